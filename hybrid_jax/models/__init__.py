@@ -1,0 +1,1 @@
+"""The networks. Flax is used here and nowhere else."""
