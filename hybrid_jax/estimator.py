@@ -1,0 +1,137 @@
+"""One forward pass over a batch: a term of the bound or of the loss for every position.
+
+This is where schedule, noise, layout, network and objective meet; training and evaluation share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from hybrid_jax import layout as layouts
+from hybrid_jax import noising, objective
+from hybrid_jax.errors import UserError
+from hybrid_jax.hyperschedule import Hyperschedule
+from hybrid_jax.layout import Layout
+from hybrid_jax.noising import Kernel
+from hybrid_jax.objective import Draw, Objective, Time
+
+
+class Network(Protocol):
+    """What the rest of the package asks of a network (see `models.transformer.Transformer`)."""
+
+    def features(
+        self, params, tokens, position, mask, level, dropout_key=None
+    ) -> jax.Array: ...
+
+    def logits(self, params, features) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A hyperschedule, a noise kernel, a layout and an objective that go together.
+
+    Attributes:
+      bos: id of the beginning-of-sequence token (shifted layouts).
+      chunk: positions of an example whose logits exist at the same time.
+    """
+
+    schedule: Hyperschedule
+    kernel: Kernel
+    layout: Layout
+    objective: Objective
+    bos: int = 0
+    chunk: int = 128
+
+    def __post_init__(self):
+        self.layout.check(self.schedule)
+        self.objective.check(self.kernel)
+        if self.chunk < 1:
+            raise UserError(f"The chunk of positions must be at least 1, but is {self.chunk}.")
+
+
+def batch_terms(
+    problem: Problem,
+    network: Network,
+    params,
+    tokens: jax.Array,
+    index: jax.Array,
+    key: jax.Array,
+    *,
+    count: int,
+    time: Time,
+    loss: bool,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Draws levels and noise, and returns the terms of every position.
+
+    Args:
+      tokens: int32 [b, L].
+      index: int32 [b], place of each example in the global batch of `count`. Noise is a function
+        of (key, index): it does not depend on devices, processes or accumulation.
+      key: one key for the whole batch.
+      time: levels drawn at the schedule's steps or inside them.
+      loss: terms of the training loss, or of the bound.
+
+    Returns:
+      float32 [b, L] in nats; the sum over an example has the bound (or loss) on −log p(x) as its
+      mean.
+    """
+    key_level, key_noise = jax.random.split(key)
+    uniforms = objective.draw_uniforms(key_level, problem.schedule, time, count, index)
+    phase, where = jax.vmap(
+        lambda u: objective.draw(problem.schedule, problem.kernel, time, u)
+    )(uniforms)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key_noise, i))(index)
+    states = jax.vmap(lambda k, x, d: noising.corrupt(problem.kernel, k, x, d.level))(
+        keys, tokens, where
+    )
+    return drawn_terms(
+        problem, network, params, tokens, states, phase, where,
+        time=time, loss=loss, dropout_key=dropout_key,
+    )  # fmt: skip
+
+
+def drawn_terms(
+    problem: Problem,
+    network: Network,
+    params,
+    tokens: jax.Array,
+    states: jax.Array,
+    phase: jax.Array,
+    where: Draw,
+    *,
+    time: Time,
+    loss: bool,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """`batch_terms` for given draws: states int32 [b, L], phase int32 [b, groups], Draw [b, L]."""
+    schedule, layout = problem.schedule, problem.layout
+    rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
+    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, problem.bos))(
+        rows, states, tokens
+    )
+    level = jax.vmap(layouts.row_levels)(rows, where.level)
+    # Windows that settle whole do not move with the phase: one mask serves the whole batch.
+    shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows
+    mask = layouts.attention_mask(layout, shared)
+    features = network.features(params, held, shared.position, mask, level, dropout_key)
+
+    source, exists = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
+    features = jnp.take_along_axis(features, source[..., None], axis=1)
+    terms = objective.position_terms(
+        problem.objective,
+        problem.kernel,
+        lambda f: network.logits(params, f),
+        features,
+        tokens,
+        states,
+        where._replace(active=where.active & exists),
+        time=time,
+        loss=loss,
+        chunk=problem.chunk,
+    )
+    return terms * schedule.phases

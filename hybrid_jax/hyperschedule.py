@@ -1,0 +1,318 @@
+"""Hyperschedules: the noise level of every position after every generation step.
+
+A hyperschedule is a table ``τ[s, i] ∈ {0 … T}``: the level of position ``i`` after ``s`` steps,
+``T`` (full noise) at ``s = 0`` and ``0`` (clean) at ``s = S``, never rising with ``s`` and settling
+from left to right (arXiv 2504.06416, section 3). At step ``s`` (the move from ``τ[s]`` to
+``τ[s + 1]``) a position is
+
+- *settled*   if its level is 0 already,
+- *worthless* if its level stays ``T``: it carries nothing, so it is not shown to the network,
+- in the *window* otherwise: ``settled(s) <= i < frontier(s + 1)``, and *active* where the level
+  changes at this step.
+
+Everything else in the package asks a hyperschedule only what the `Hyperschedule` protocol offers;
+nothing else knows which family a table belongs to. Values are plain integers held in frozen,
+hashable dataclasses; the functions of (step, position) are pure and work under jit and vmap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax.errors import UserError
+
+
+class Hyperschedule(Protocol):
+    """What a hyperschedule offers. Steps and positions are int32 arrays that broadcast."""
+
+    name: str
+
+    @property
+    def length(self) -> int:
+        """L, the number of positions."""
+
+    @property
+    def levels(self) -> int:
+        """T, the level of full noise."""
+
+    @property
+    def steps(self) -> int:
+        """S, the number of generation steps."""
+
+    @property
+    def width(self) -> int:
+        """ω, positions in the widest window."""
+
+    @property
+    def phases(self) -> int:
+        """Number of equally likely phases of a training tiling (see `tile`)."""
+
+    @property
+    def phase_groups(self) -> int:
+        """Number of phases that one example draws independently."""
+
+    @property
+    def windows(self) -> int:
+        """Most windows that one tiling holds."""
+
+    @property
+    def settles_whole(self) -> bool:
+        """Whether windows are the same at every step they live, and so settle as a whole."""
+
+    def level(self, step, position) -> jax.Array:
+        """τ[step, position], int32."""
+
+    def settled(self, step) -> jax.Array:
+        """Number of leading positions at level 0 after `step` steps, int32."""
+
+    def frontier(self, step) -> jax.Array:
+        """Number of leading positions below level T after `step` steps, int32."""
+
+    def tile(self, phase) -> tuple[jax.Array, jax.Array]:
+        """One training tiling: phase int32 [phase_groups] in [0, phases).
+
+        Returns the step at which each position is trained, int32 [L], and the step of each window,
+        int32 [windows] (a step >= S marks a window that does not exist in this tiling). For every
+        position, the sum over its active steps of any f(step, position) equals `phases` times the
+        mean over uniform phases of f at the position's step, taken as 0 where the position is not
+        active at that step.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """Each position waits at T until its start step, then falls one level a step.
+
+    ``τ[s, i] = clip(T + starts[i] − s, 0, T)``; `starts` begins at 0 and never falls. Windows at
+    the steps ``phase, phase + T, phase + 2T, …`` are disjoint and cover each position once, which
+    is what makes one training pass cover every position of an example.
+    """
+
+    name: str
+    starts: tuple[int, ...]
+    levels: int
+
+    @property
+    def length(self) -> int:
+        return len(self.starts)
+
+    @property
+    def steps(self) -> int:
+        return self.starts[-1] + self.levels
+
+    @functools.cached_property
+    def width(self) -> int:
+        starts = np.asarray(self.starts)
+        settled = np.searchsorted(starts, np.arange(self.steps) - self.levels, side="right")
+        frontier = np.searchsorted(starts, np.arange(self.steps), side="right")
+        return int((frontier - settled).max())
+
+    @property
+    def phases(self) -> int:
+        return self.levels
+
+    @property
+    def settles_whole(self) -> bool:
+        return all(start % self.levels == 0 for start in self.starts)
+
+    @property
+    def phase_groups(self) -> int:
+        # Windows that do not depend on the phase may each draw their own: lower variance.
+        return self.windows if self.settles_whole else 1
+
+    @property
+    def windows(self) -> int:
+        return -(-self.steps // self.levels)
+
+    @property
+    def _starts(self) -> np.ndarray:
+        return np.asarray(self.starts, np.int32)
+
+    def level(self, step, position) -> jax.Array:
+        start = jnp.asarray(self._starts)[position]
+        return jnp.clip(self.levels + start - step, 0, self.levels)
+
+    def settled(self, step) -> jax.Array:
+        return _count(self._starts, jnp.asarray(step) - self.levels, side="right")
+
+    def frontier(self, step) -> jax.Array:
+        return _count(self._starts, step, side="left")
+
+    def tile(self, phase) -> tuple[jax.Array, jax.Array]:
+        starts = self._starts
+        per_window = jnp.broadcast_to(phase, (self.windows,)).astype(jnp.int32)
+        # With one phase for all, the entry looked up here is the same wherever we look.
+        own = per_window[starts // self.levels]
+        step = starts + (own - starts) % self.levels
+        return step, per_window + self.levels * jnp.arange(self.windows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table given entry by entry (built by `custom`, which checks it)."""
+
+    name: str
+    rows: tuple[tuple[int, ...], ...]
+
+    @property
+    def length(self) -> int:
+        return len(self.rows[0])
+
+    @property
+    def levels(self) -> int:
+        return self.rows[0][0]
+
+    @property
+    def steps(self) -> int:
+        return len(self.rows) - 1
+
+    @functools.cached_property
+    def width(self) -> int:
+        table = np.asarray(self.rows)
+        settled = (table[:-1] == 0).sum(1)
+        frontier = (table[1:] < self.levels).sum(1)
+        return int((frontier - settled).max())
+
+    # Windows of an arbitrary table do not tile the positions: a training example gets one step.
+    @property
+    def phases(self) -> int:
+        return self.steps
+
+    @property
+    def phase_groups(self) -> int:
+        return 1
+
+    @property
+    def windows(self) -> int:
+        return 1
+
+    @property
+    def settles_whole(self) -> bool:
+        return False
+
+    def level(self, step, position) -> jax.Array:
+        return jnp.asarray(self.rows, jnp.int32)[step, position]
+
+    def settled(self, step) -> jax.Array:
+        return _count(np.count_nonzero(np.asarray(self.rows) == 0, axis=1), index=step)
+
+    def frontier(self, step) -> jax.Array:
+        below = np.count_nonzero(np.asarray(self.rows) < self.levels, axis=1)
+        return _count(below, index=step)
+
+    def tile(self, phase) -> tuple[jax.Array, jax.Array]:
+        step = jnp.asarray(phase, jnp.int32).reshape(1)
+        return jnp.broadcast_to(step, (self.length,)), step
+
+
+def _count(values: np.ndarray, bound=None, *, side: str = "left", index=None) -> jax.Array:
+    """Entries below (left) or up to (right) `bound` in a sorted array, or the entry at `index`."""
+    sorted_values = jnp.asarray(values, jnp.int32)
+    if index is not None:
+        return sorted_values[index]
+    return jnp.searchsorted(sorted_values, bound, side=side).astype(jnp.int32)
+
+
+def block(*, length: int, width: int, levels: int) -> Ramp:
+    """Blocks of ω positions, one block after the other, T steps each (block diffusion).
+
+    ``τ[s, i] = clip(T(⌊i/ω⌋ + 1) − s, 0, T)``, ``S = T⌈L/ω⌉``. The last block may be shorter.
+    """
+    _check_positive(length=length, width=width, levels=levels)
+    if width > length:
+        raise UserError(
+            f"The window width {width} does not fit a sequence of {length} positions: "
+            f"choose a width of at most {length}."
+        )
+    starts = tuple(levels * (i // width) for i in range(length))
+    return Ramp(name=f"block(ω={width}, T={levels})", starts=starts, levels=levels)
+
+
+def slide(*, length: int, width: int, levels: int) -> Ramp:
+    """A window of ω positions that moves ω/T positions a step, with a ramp of levels inside.
+
+    ``τ[s, i] = clip(T + ⌊iT/ω⌋ − s, 0, T)``, ``S = T + ⌊(L−1)T/ω⌋``.
+    """
+    _check_positive(length=length, width=width, levels=levels)
+    if width > length:
+        raise UserError(
+            f"The window width {width} does not fit a sequence of {length} positions: "
+            f"choose a width of at most {length}."
+        )
+    starts = tuple(i * levels // width for i in range(length))
+    return Ramp(name=f"slide(ω={width}, T={levels})", starts=starts, levels=levels)
+
+
+def quenched_ar(*, length: int) -> Ramp:
+    """One position after the other in one step each: autoregression (GPT)."""
+    return dataclasses.replace(block(length=length, width=1, levels=1), name="quenched AR")
+
+
+def flat(*, length: int, levels: int) -> Ramp:
+    """All positions together in T steps: masked diffusion (SEDD, MDLM)."""
+    ramp = block(length=length, width=length, levels=levels)
+    return dataclasses.replace(ramp, name=f"flat(T={levels})")
+
+
+def custom(levels_table, *, name: str = "custom") -> Table:
+    """Any table, int [S+1, L]: T at the first step, 0 at the last, never rising with the step,
+    never falling along the positions (so that text settles from left to right).
+
+    Raises:
+      UserError: naming the first offending entry.
+    """
+    table = np.asarray(levels_table)
+    if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] < 1:
+        raise UserError(
+            f"A hyperschedule table needs the shape [steps + 1, positions] with at least one step "
+            f"and one position, but this one has the shape {list(table.shape)}."
+        )
+    if not np.issubdtype(table.dtype, np.integer):
+        raise UserError(
+            f"A hyperschedule table holds whole-number levels, but this one is {table.dtype}."
+        )
+    top = int(table[0, 0])
+    if top < 1:
+        raise UserError("A hyperschedule starts at a full-noise level of at least 1.")
+    for wrong, rule in (
+        (_first(table[:1] != top), f"must start at the full-noise level {top}"),
+        (_first(table[-1:] != 0, last_row=table.shape[0] - 1), "must end at level 0"),
+        (_first(np.diff(table, axis=0) > 0, shift=(1, 0)), "must not rise from step to step"),
+        (
+            _first(np.diff(table, axis=1) < 0, shift=(0, 1)),
+            "must not be below the position to its left (text settles from left to right)",
+        ),
+    ):
+        if wrong is not None:
+            step, position = wrong
+            raise UserError(
+                f"Hyperschedule entry [step {step}, position {position}] = "
+                f"{table[step, position]} {rule}."
+            )
+    return Table(name=name, rows=tuple(tuple(int(v) for v in row) for row in table))
+
+
+def table(schedule: Hyperschedule) -> jax.Array:
+    """The whole table τ, int32 [S+1, L] ("Figure 1" of the paper)."""
+    steps = jnp.arange(schedule.steps + 1)[:, None]
+    positions = jnp.arange(schedule.length)[None, :]
+    return jax.jit(schedule.level)(steps, positions)
+
+
+def _first(wrong: np.ndarray, *, shift=(0, 0), last_row: int = 0) -> tuple[int, int] | None:
+    hits = np.argwhere(wrong)
+    if not len(hits):
+        return None
+    return int(hits[0, 0]) + shift[0] + last_row, int(hits[0, 1]) + shift[1]
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"A hyperschedule's {name} must be at least 1, but it is {value}.")

@@ -1,0 +1,258 @@
+"""The transformer: pre-norm, rotary positions, optional conditioning on the noise level.
+
+A thin Linen module (parameters and einsums) behind `Transformer`, a frozen description with three
+pure functions: `init`, `features` and `logits`. The head is apart from the body because the
+objective streams it over the vocabulary.
+
+The architecture is that of the released HDLM models (arXiv 2504.06416 section 5, after SEDD/MDLM):
+layer norm without bias, no bias in attention, bias in the MLP and the untied head, RoPE, and for
+γ-hybrids adaLN on σ = −log(1 − λ) of each row. Defaults differ only where a config says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.models import attention
+
+_LANES = 128  # output rows are padded to a multiple of the accelerators' vector width
+_TIME_FREQUENCIES = 128
+_HIGHEST_LEVEL = 1.0 - 1e-4  # of the conditioning: σ stays finite
+_BASE_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """A network over N real tokens and MASK.
+
+    Attributes:
+      tokens: N.
+      layers, width, heads: depth, model width D, attention heads.
+      mlp_ratio: MLP width over D.
+      activation: "gelu" (tanh form) or "relu2" (squared ReLU, faster on CPU).
+      condition: width of the noise-level conditioning (adaLN); 0 for none.
+      embedding_gamma: mixes token embeddings with that of MASK as e^(−γσ) (released γ-hybrids);
+        0 for none. Needs `condition`.
+      qk_norm: normalise queries and keys per head, which steadies training at high rates.
+      dropout: rate on attention and MLP outputs while training.
+      dtype: type of activations; parameters, norms, softmax and losses stay float32.
+      remat: recompute a layer's activations in the backward pass.
+      unroll: layers per iteration of the scan over layers (1: smallest program; all: fastest on
+        CPU).
+    """
+
+    tokens: int
+    layers: int
+    width: int
+    heads: int
+    mlp_ratio: int = 4
+    activation: Literal["gelu", "relu2"] = "gelu"
+    condition: int = 0
+    embedding_gamma: float = 0.0
+    qk_norm: bool = False
+    dropout: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    unroll: int = 1
+
+    def __post_init__(self):
+        for name in ("layers", "width", "heads", "mlp_ratio", "unroll"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} must be at least 1, but is {getattr(self, name)}.")
+        if self.width % (2 * self.heads):
+            raise UserError(
+                f"model.width={self.width} does not split into model.heads={self.heads} heads of "
+                "an even width: choose a multiple of twice the number of heads."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model.dropout must lie in [0, 1), but is {self.dropout}.")
+        if self.activation not in ("gelu", "relu2"):
+            raise UserError(f"model.activation must be gelu or relu2, but is {self.activation}.")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"model.dtype must be float32 or bfloat16, but is {self.dtype}.")
+        if self.embedding_gamma and not self.condition:
+            raise UserError("model.embedding_gamma needs model.condition above 0.")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding and columns of the head: N + 1, padded."""
+        return -(-(self.tokens + 1) // _LANES) * _LANES
+
+    def init(self, key: jax.Array) -> dict:
+        """Parameters as a nested dict; leaves under "layers" have a leading axis of layers."""
+        one = jnp.zeros((1, 1), jnp.int32)
+        mask = jnp.ones((1, 1, 1), bool)
+        body = _Body(self)
+        key_body, key_head = jax.random.split(key)
+        level = jnp.zeros((1, 1))
+        params = body.init(key_body, one, one, mask, level, True)["params"]
+        head = _Head(self).init(key_head, jnp.zeros((1, self.width)))["params"]
+        return {**params, "head": head}
+
+    def features(
+        self,
+        params: dict,
+        tokens: jax.Array,
+        position: jax.Array,
+        mask: jax.Array,
+        level: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """What the head reads.
+
+        Args:
+          tokens: int32 [B, R] in [0, N] (N is MASK).
+          position: int32 [B or 1, R].
+          mask: bool [B or 1, R, R], True where a query (axis 1) may attend to a key (axis 2).
+          level: float32 [B, R], noise level λ of each row; used if `condition` is set.
+          dropout_key: for training with dropout; None turns dropout off.
+
+        Returns:
+          [B, R, D] in `dtype`.
+        """
+        rngs = {} if dropout_key is None else {"dropout": dropout_key}
+        body = {name: value for name, value in params.items() if name != "head"}
+        return _Body(self).apply(
+            {"params": body}, tokens, position, mask, level, dropout_key is None, rngs=rngs
+        )
+
+    def logits(self, params: dict, features: jax.Array) -> jax.Array:
+        """Head: features [..., D] -> float32 [..., rows]; columns from N on mean nothing."""
+        return _Head(self).apply({"params": params["head"]}, features)
+
+
+class _Head(nn.Module):
+    config: Transformer
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        kernel = self.param("kernel", nn.initializers.zeros, (c.width, c.rows))
+        bias = self.param("bias", nn.initializers.zeros, (c.rows,))
+        x = x.astype(c.dtype)
+        out = jnp.einsum(
+            "...d,dv->...v", x, kernel.astype(c.dtype), preferred_element_type=jnp.float32
+        )
+        return out + bias
+
+
+class _Body(nn.Module):
+    config: Transformer
+
+    @nn.compact
+    def __call__(self, tokens, position, mask, level, deterministic):
+        c = self.config
+        table = self.param("embedding", nn.initializers.normal(_BASE_STD), (c.rows, c.width))
+        x = table[tokens]
+        condition = None
+        if c.condition:
+            sigma = -jnp.log1p(-jnp.minimum(level, _HIGHEST_LEVEL))
+            if c.embedding_gamma:
+                keep = jnp.exp(-c.embedding_gamma * sigma)[..., None]
+                x = keep * x + (1.0 - keep) * table[c.tokens]
+            condition = _LevelEmbedding(c, name="level")(sigma).astype(c.dtype)
+
+        block = nn.remat(_Block, prevent_cse=False, static_argnums=(5,)) if c.remat else _Block
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast,) * 4,
+            length=c.layers,
+            unroll=min(c.unroll, c.layers),
+        )(c, name="layers")
+        x, _ = layers(x.astype(c.dtype), position, mask, condition, deterministic)
+        return _norm(self, "norm", x, c.width)
+
+
+class _LevelEmbedding(nn.Module):
+    """Sinusoids of σ and a two-layer MLP, as in DiT; float32 [B, R] -> [B, R, condition]."""
+
+    config: Transformer
+
+    @nn.compact
+    def __call__(self, sigma):
+        exponent = jnp.arange(_TIME_FREQUENCIES, dtype=jnp.float32) / _TIME_FREQUENCIES
+        angle = sigma[..., None] * jnp.exp(-math.log(10_000.0) * exponent)
+        waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        width = self.config.condition
+        hidden = nn.silu(nn.Dense(width, name="in")(waves))
+        return nn.silu(nn.Dense(width, name="out")(hidden))
+
+
+class _Block(nn.Module):
+    config: Transformer
+
+    @nn.compact
+    def __call__(self, x, position, mask, condition, deterministic):
+        c = self.config
+        dtype = x.dtype
+        head = c.width // c.heads
+        hidden = c.mlp_ratio * c.width
+        scaled = nn.initializers.normal(_BASE_STD / math.sqrt(2 * c.layers))
+
+        modulation: list = [None] * 6
+        if condition is not None:
+            kernel = self.param("condition", nn.initializers.zeros, (c.condition, 6 * c.width))
+            bias = self.param("condition_bias", nn.initializers.zeros, (6 * c.width,))
+            modulation = jnp.split(
+                condition @ kernel.astype(dtype) + bias.astype(dtype), 6, axis=-1
+            )
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
+
+        def weight(name, shape, init=None):
+            return self.param(name, init or _fan_in(shape[0]), shape).astype(dtype)
+
+        def drop(y):
+            return nn.Dropout(c.dropout, deterministic=deterministic)(y) if c.dropout else y
+
+        def add(residual, update, gate):
+            update = drop(update)
+            # Gates start at 0 (DiT): a fresh conditioned layer is the identity.
+            return residual + (update if gate is None else gate * update)
+
+        y = _modulate(_norm(self, "norm_attention", x, c.width), shift_1, scale_1)
+        qkv = y @ weight("qkv", (c.width, 3 * c.width))
+        query, key, value = (
+            part.reshape(*part.shape[:-1], c.heads, head) for part in jnp.split(qkv, 3, axis=-1)
+        )
+        if c.qk_norm:
+            query, key = (_norm(self, n, t, head) for n, t in (("norm_q", query), ("norm_k", key)))
+        query, key = attention.rotate(query, position), attention.rotate(key, position)
+        y = attention.dense(query, key, value, mask).reshape(x.shape)
+        x = add(x, y @ weight("out", (c.width, c.width), scaled), gate_1)
+
+        y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)
+        y = y @ weight("mlp_in", (c.width, hidden))
+        y = _activation(c.activation, y + weight("mlp_in_bias", (hidden,), nn.initializers.zeros))
+        y = y @ weight("mlp_out", (hidden, c.width), scaled)
+        y = y + weight("mlp_out_bias", (c.width,), nn.initializers.zeros)
+        return add(x, y, gate_2), None
+
+
+def _fan_in(inputs: int):
+    return nn.initializers.normal(inputs**-0.5)
+
+
+def _activation(name: str, x: jax.Array) -> jax.Array:
+    return nn.gelu(x, approximate=True) if name == "gelu" else jnp.square(nn.relu(x))
+
+
+def _modulate(x, shift, scale):
+    return x if shift is None else x * (1.0 + scale) + shift
+
+
+def _norm(module: nn.Module, name: str, x: jax.Array, width: int) -> jax.Array:
+    """Layer norm without bias, in float32, back in the type of x."""
+    scale = module.param(name, nn.initializers.ones, (width,))
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + 1e-5) * scale).astype(x.dtype)

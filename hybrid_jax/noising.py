@@ -1,0 +1,326 @@
+"""Noise: how one token is corrupted at a noise level, and what undoes it.
+
+Real tokens are ``0 … N−1`` and MASK is ``N``. All four kernels have one form: a token survives
+masking with probability ``A(λ)`` and, if not masked, survives replacement by a uniform token with
+probability ``B(λ)`` (a replacement may draw the token itself; it never draws MASK). With
+``r = 1 − λ``:
+
+    absorbing   A = r,           B = 1
+    uniform     A = 1,           B = r
+    γ-hybrid    A = r^(1−γ),     B = r^γ       (arXiv 2504.06416; exp(σQ), σ = −log r, of
+                                                Q = (1−γ) Q_absorb + γ Q_uniform, which commute)
+    ε-hybrid    A = r,           B = 1 − ε for λ > 0, and 1 at λ = 0
+
+so every formula below is written once, in A and B. Between two levels ``λs < λt`` the survivals
+are the ratios ``a = A_t/A_s`` and ``b = B_t/B_s``. All closed forms stay exact in float32 when λ
+approaches 0 or 1 (differences are taken with expm1/log1p) and never build an N×N matrix.
+
+Functions are written for one token and mapped with `jax.vmap`. Noise levels are float32 scalars
+in [0, 1]; distributions are log-probabilities float32 [N + 1], MASK last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hybrid_jax.errors import UserError
+
+
+class Survival(NamedTuple):
+    """Probabilities that a token stays unmasked (A), stays itself if unmasked (B), and their
+    complements, each computed without cancellation."""
+
+    unmasked: jax.Array
+    kept: jax.Array
+    masked: jax.Array
+    replaced: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A noise process over N tokens and MASK. Build it with the functions below this class.
+
+    Attributes:
+      name: for messages and results.
+      tokens: N, the number of real tokens.
+      gamma: share γ of uniform replacement in the rate matrix, in [0, 1].
+      epsilon: probability ε of replacement on leaving level 0, in [0, 1).
+    """
+
+    name: str
+    tokens: int
+    gamma: float = 0.0
+    epsilon: float = 0.0
+
+    def __post_init__(self):
+        if self.tokens < 2:
+            raise UserError(f"A noise kernel needs at least 2 tokens, but got {self.tokens}.")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise UserError(f"gamma must lie in [0, 1], but it is {self.gamma}.")
+        if not 0.0 <= self.epsilon < 1.0:
+            raise UserError(f"epsilon must lie in [0, 1), but it is {self.epsilon}.")
+        if self.gamma and self.epsilon:
+            raise UserError("gamma and epsilon cannot both be positive: choose one hybrid.")
+
+    @property
+    def mask(self) -> int:
+        """The id of MASK."""
+        return self.tokens
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a token can become another token (and so a shown token may be wrong)."""
+        return self.gamma > 0 or self.epsilon > 0
+
+    def survival(self, level) -> Survival:
+        """A, B and complements at `level` λ (any shape, [0, 1])."""
+        return self.survival_between(jnp.zeros_like(jnp.asarray(level, jnp.float32)), level)
+
+    def survival_between(self, level_from, level_to) -> Survival:
+        """a, b and complements of the move from `level_from` < 1 up to `level_to`."""
+        low = jnp.asarray(level_from, jnp.float32)
+        high = jnp.asarray(level_to, jnp.float32)
+        log_r = jnp.log1p(-(high - low) / (1.0 - low))
+        # The powers 0 and 1 are separate cases because 0 · log 0 has no value.
+        log_unmasked = jnp.zeros_like(log_r) if self.gamma == 1 else (1 - self.gamma) * log_r
+        if self.gamma > 0:
+            log_kept = self.gamma * log_r
+        else:
+            leaves_clean = (low <= 0) & (high > 0)
+            log_kept = jnp.where(leaves_clean, jnp.log1p(-jnp.float32(self.epsilon)), 0.0)
+        return Survival(
+            unmasked=jnp.exp(log_unmasked),
+            kept=jnp.exp(log_kept),
+            masked=-jnp.expm1(log_unmasked),
+            replaced=-jnp.expm1(log_kept),
+        )
+
+
+def absorbing(*, tokens: int) -> Kernel:
+    """Masking only (MDLM, BD3-LM, and the parent of SEDD-absorb)."""
+    return Kernel(name="absorbing", tokens=tokens)
+
+
+def uniform(*, tokens: int) -> Kernel:
+    """Uniform replacement only."""
+    return Kernel(name="uniform", tokens=tokens, gamma=1.0)
+
+
+def gamma_hybrid(*, tokens: int, gamma: float) -> Kernel:
+    """γ-hybrid: masking and replacement mixed in the rate matrix."""
+    return Kernel(name=f"γ-hybrid(γ={gamma:g})", tokens=tokens, gamma=gamma)
+
+
+def epsilon_hybrid(*, tokens: int, epsilon: float) -> Kernel:
+    """ε-hybrid: a share ε of the tokens is replaced on leaving level 0; masking after that."""
+    return Kernel(name=f"ε-hybrid(ε={epsilon:g})", tokens=tokens, epsilon=epsilon)
+
+
+# ---------------------------------------------------------------------------------------------
+# Forward: from a clean token to noise.
+
+
+def corrupt(kernel: Kernel, key: jax.Array, tokens: jax.Array, level: jax.Array) -> jax.Array:
+    """Draws z ~ q(· | x) at the given levels. tokens int32 [L], level float32 [L] -> int32 [L]."""
+    key_mask, key_replace, key_token = jax.random.split(key, 3)
+    shape = jnp.shape(tokens)
+    survival = kernel.survival(level)
+    noise = jax.random.randint(key_token, shape, 0, kernel.tokens, jnp.int32)
+    replaced = jax.random.uniform(key_replace, shape) < survival.replaced
+    masked = jax.random.uniform(key_mask, shape) < survival.masked
+    return jnp.where(masked, kernel.mask, jnp.where(replaced, noise, tokens))
+
+
+def transition(kernel: Kernel, state, level_from, level_to) -> jax.Array:
+    """log q(z_t = · | z_s = state) for λs < λt, float32 [N + 1]."""
+    move = kernel.survival_between(level_from, level_to)
+    ids = jnp.arange(kernel.tokens)
+    uniform_mass = move.unmasked * move.replaced / kernel.tokens
+    to_tokens = jnp.where(ids == state, move.unmasked * move.kept, 0.0) + uniform_mass
+    from_token = jnp.append(to_tokens, move.masked)
+    from_mask = jnp.zeros(kernel.tokens + 1).at[-1].set(1.0)
+    return jnp.log(jnp.where(state == kernel.mask, from_mask, from_token))
+
+
+def marginal(kernel: Kernel, token, level) -> jax.Array:
+    """log q(z_t = · | x = token), float32 [N + 1]."""
+    return transition(kernel, token, 0.0, level)
+
+
+# ---------------------------------------------------------------------------------------------
+# Reverse: one step from level λt down to λs.
+
+
+def posterior(kernel: Kernel, token, state, level_to, level_from) -> jax.Array:
+    """log q(z_s = · | z_t = state, x = token), float32 [N + 1].
+
+    `level_to` is λs (where the step arrives), `level_from` is λt. It is the reverse step of a
+    prediction that puts all its mass on `token`.
+    """
+    certain = jnp.where(jnp.arange(kernel.tokens) == token, 0.0, -jnp.inf)
+    return reverse_mean(kernel, certain, state, level_to, level_from)
+
+
+def reveal_probability(kernel: Kernel, level_to, level_from) -> jax.Array:
+    """Probability (A_s − A_t)/(1 − A_t) that a MASK at λt shows a token at λs."""
+    low = kernel.survival(level_to)
+    move = kernel.survival_between(level_to, level_from)
+    return low.unmasked * move.masked / jnp.maximum(kernel.survival(level_from).masked, _TINY)
+
+
+class TokenStep(NamedTuple):
+    """Weights of the ways a shown token z can step down, given a draw x̂ of the clean token."""
+
+    redraw_uniform: jax.Array
+    take_clean: jax.Array
+    keep: jax.Array
+    keep_if_equal: jax.Array
+    """Extra weight of keeping z where x̂ = z."""
+
+
+def token_step(kernel: Kernel, level_to, level_from) -> TokenStep:
+    """The unnormalised weights (1−b)(1−B_s), (1−b)B_s, b(1−B_s) and N·B_t of design note
+    "reverse step": they sum to 1 − B_t, plus N·B_t where x̂ = z."""
+    low = kernel.survival(level_to)
+    move = kernel.survival_between(level_to, level_from)
+    high = kernel.survival(level_from)
+    return TokenStep(
+        redraw_uniform=move.replaced * low.replaced,
+        take_clean=move.replaced * low.kept,
+        keep=move.kept * low.replaced,
+        keep_if_equal=kernel.tokens * high.kept,
+    )
+
+
+def reverse_mean(kernel: Kernel, log_p, state, level_to, level_from) -> jax.Array:
+    """log Σ_x p(x) q(z_s = · | z_t = state, x): the step of an x0-prediction.
+
+    Args:
+      log_p: float32 [N], the predicted clean token (normalised).
+      state: int32, z_t.
+      level_to, level_from: λs < λt.
+
+    Returns:
+      float32 [N + 1].
+    """
+    low = kernel.survival(level_to)
+    reveal = reveal_probability(kernel, level_to, level_from)
+    noise = _safe_log(low.replaced / kernel.tokens)
+    shown = jnp.log(reveal) + _log_add(jnp.log(low.kept) + log_p, noise)
+    stays = low.masked / jnp.maximum(kernel.survival(level_from).masked, _TINY)
+    from_mask = jnp.append(shown, _safe_log(stays))
+    if not kernel.replaces:
+        settled = jnp.where(jnp.arange(kernel.tokens + 1) == state, 0.0, -jnp.inf)
+        return jnp.where(state == kernel.mask, from_mask, settled)
+
+    z = jnp.minimum(state, kernel.tokens - 1)
+    ids = jnp.arange(kernel.tokens)
+    weight = token_step(kernel, level_to, level_from)
+    high = kernel.survival(level_from)
+    # Normalisers of the weights, for x̂ ≠ z and for x̂ = z.
+    other = jnp.maximum(high.replaced, _TINY)
+    equal = high.replaced + weight.keep_if_equal
+    log_pz = log_p[z]
+    spread = -jnp.expm1(jnp.minimum(log_pz, 0.0)) / other + jnp.exp(log_pz) / equal
+    uniform_part = _safe_log(spread * weight.redraw_uniform / kernel.tokens)
+    clean_part = log_p + _safe_log(weight.take_clean / jnp.where(ids == z, equal, other))
+    keep_part = _log_add(
+        _safe_log(spread * weight.keep), log_pz + _safe_log(weight.keep_if_equal / equal)
+    )
+    tokens = _log_add(clean_part, uniform_part)
+    tokens = jnp.where(ids == z, _log_add(tokens, keep_part), tokens)
+    return jnp.where(state == kernel.mask, from_mask, jnp.append(tokens, -jnp.inf))
+
+
+# ---------------------------------------------------------------------------------------------
+# Scores: ratios s_y = q_t(y)/q_t(z) of the marginals, as in score entropy (SEDD).
+
+
+def score_of_mean(kernel: Kernel, log_p, state, level) -> jax.Array:
+    """log s_y of an x0-prediction: log Σ_x p(x|z) q(y|x)/q(z|x) over real tokens, float32 [N].
+
+    A prediction that is the true posterior p(x|z) gives the true ratios. The entry of `state`
+    itself is 0. `level` < 1: at full noise every ratio is 0 or 1.
+    """
+    at = kernel.survival(level)
+    noise = at.replaced / kernel.tokens
+    odds = jnp.log(at.unmasked) - jnp.log(jnp.maximum(at.masked, _TINY))
+    from_mask = odds + _log_add(jnp.log(at.kept) + log_p, _safe_log(noise))
+    if not kernel.replaces:
+        return from_mask
+    z = jnp.minimum(state, kernel.tokens - 1)
+    # D0 = (1−B)/N and D1 = D0 + B: probability of another token, and of the token itself.
+    floor = jnp.maximum(noise, _TINY)
+    up = at.kept / floor  # D1/D0 − 1
+    pz = jnp.exp(log_p[z])
+    base = -jnp.expm1(jnp.minimum(log_p[z], 0.0)) + pz * floor / (floor + at.kept)
+    ratio = base + jnp.exp(log_p) * up
+    from_token = jnp.where(jnp.arange(kernel.tokens) == z, 0.0, jnp.log(ratio))
+    return jnp.where(state == kernel.mask, from_mask, from_token)
+
+
+def true_score(kernel: Kernel, token, state, level) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """log q(y|x)/q(z|x) for the three values it takes: y = x, y = z, any other real y."""
+    at = kernel.survival(level)
+    other = at.replaced / kernel.tokens
+    same = other + at.kept
+    here = jnp.where(
+        state == kernel.mask,
+        at.masked / jnp.maximum(at.unmasked, _TINY),
+        jnp.where(state == token, same, other),
+    )
+    log_here = jnp.log(jnp.maximum(here, _TINY))
+    return (
+        jnp.log(same) - log_here,
+        jnp.zeros_like(log_here),
+        _safe_log(other) - log_here,
+    )
+
+
+def reverse_score(kernel: Kernel, log_score, state, level_to, level_from) -> jax.Array:
+    """log P(z_s = ·) of the exact Tweedie step for estimated scores, float32 [N + 1].
+
+    ``P(y) ∝ [e^{−ΔσQ} s]_y [e^{ΔσQ}]_{z,y}``; with Σ over real tokens written S, the inverse is
+    ``(1/a)[s_y/b + (1 − 1/b) S/N]`` for tokens and ``s_mask + (1 − 1/a) S`` for MASK. Estimated
+    scores can make entries negative: those are set to 0 and the rest normalised. At λ = 1 all
+    ratios are 0 or 1 and tell nothing, so scores mean those at `HIGHEST_SCORE_LEVEL` there.
+
+    Args:
+      log_score: float32 [N], log s_y over real tokens (the entry of `state` is ignored).
+    """
+    move = kernel.survival_between(level_to, jnp.minimum(level_from, HIGHEST_SCORE_LEVEL))
+    ids = jnp.arange(kernel.tokens)
+    scores = jnp.where(ids == state, 1.0, jnp.exp(log_score))
+    total = scores.sum()
+    kept = jnp.maximum(move.kept, _TINY)
+    back = (scores - move.replaced * total / kernel.tokens) / kept  # times a, which cancels
+    is_mask = state == kernel.mask
+    noise = move.replaced / kernel.tokens
+    to_state = jnp.where(is_mask, move.masked, noise + jnp.where(ids == state, move.kept, 0.0))
+    tokens = back * to_state
+    stays = jnp.where(is_mask, move.unmasked - move.masked * total, 0.0)
+    weights = jnp.maximum(jnp.append(tokens, stays), 0.0)
+    return _safe_log(weights / jnp.maximum(weights.sum(), _TINY))
+
+
+HIGHEST_SCORE_LEVEL = 1.0 - 1e-4
+"""Scores at higher noise levels are read as scores at this one."""
+
+_TINY = 1e-30  # below every probability that float32 levels can produce
+
+
+def _log_add(x, y):
+    """log(e^x + e^y), with zero, not undefined, gradients where both are −inf."""
+    some = (x > -jnp.inf) | (y > -jnp.inf)
+    both = jnp.logaddexp(jnp.where(some, x, 0.0), jnp.where(some, y, 0.0))
+    return jnp.where(some, both, -jnp.inf)
+
+
+def _safe_log(x):
+    """log with log 0 = −inf and a zero, not undefined, gradient there."""
+    positive = x > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
