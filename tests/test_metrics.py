@@ -1,0 +1,217 @@
+"""Estimates, the log of metrics, and the progress line."""
+
+import io
+import json
+import logging
+import math
+import os
+import struct
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.metrics import (
+    MetricsWriter,
+    Progress,
+    bits_per_byte,
+    format_seconds,
+    mean_and_standard_error,
+    perplexity,
+)
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def events_of(workdir):
+    """Scalars and session starts in TensorBoard's files, by the record format of TFRecord:
+    length, its checksum, data, its checksum."""
+    events = []
+    for file in sorted((workdir / "tensorboard").iterdir()):
+        content, at = file.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            events.append(Event.FromString(content[at + 12 : at + 12 + length]))
+            at += 12 + length + 4
+    scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
+    return scalars, [e.step for e in events if e.HasField("session_log")]
+
+
+def test_writes_lines_and_scalars(tmp_path):
+    with MetricsWriter(tmp_path / "run", resume_step=0) as writer:
+        writer.write(1, "train", {"loss": np.float32(2.5), "rate": 1})
+        writer.write(2, "valid", {"loss": 2.25})
+        assert len(lines_of(tmp_path / "run")) == 2  # while the run goes on
+    assert lines_of(tmp_path / "run") == [
+        {"step": 1, "kind": "train", "loss": 2.5, "rate": 1.0},
+        {"step": 2, "kind": "valid", "loss": 2.25},
+    ]
+    scalars, starts = events_of(tmp_path / "run")
+    assert scalars == [(1, "train/loss", 2.5), (1, "train/rate", 1.0), (2, "valid/loss", 2.25)]
+    assert starts == []
+
+
+def test_values_that_are_not_finite(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), MetricsWriter(tmp_path, resume_step=0) as writer:
+        writer.write(1, "train", {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.0})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    line = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert line == {"step": 1, "kind": "train", "a": "nan", "b": "inf", "c": "-inf", "d": 1.0}
+    assert float(line["c"]) == -math.inf
+    assert events_of(tmp_path)[0] == [(1, "train/d", 1.0)]
+    assert caplog.text == ""
+
+
+def test_resuming_drops_what_will_be_logged_again(tmp_path):
+    with MetricsWriter(tmp_path, resume_step=0) as writer:
+        for step in (10, 20, 30):
+            writer.write(step, "train", {"loss": step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 15, "ki')  # cut off by a kill
+    with MetricsWriter(tmp_path, resume_step=20) as writer:
+        assert [line["step"] for line in lines_of(tmp_path)] == [10, 20]
+        writer.write(30, "train", {"loss": -30})
+    assert [line["loss"] for line in lines_of(tmp_path)] == [10, 20, -30]
+    scalars, starts = events_of(tmp_path)
+    assert starts == [21]  # TensorBoard drops earlier events of step 21 and later
+    assert len(scalars) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_a_cut_off_character_is_dropped_with_its_line(tmp_path):
+    whole = b'{"step": 1, "kind": "train"}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(whole + '{"step": 2, "kind": "ε'.encode()[:-1])
+    MetricsWriter(tmp_path, resume_step=5).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+def test_mistakes(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1}\nnot JSON\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"Line 2 of .*metrics\.jsonl is not a line of metrics"):
+        MetricsWriter(tmp_path, resume_step=5)
+    with pytest.raises(UserError, match=r"Cannot write .*metrics\.jsonl/metrics\.jsonl \("):
+        MetricsWriter(log, resume_step=0)
+    with (
+        MetricsWriter(tmp_path / "new", resume_step=0) as writer,
+        pytest.raises(ValueError, match="called step"),
+    ):
+        writer.write(1, "train", {"step": 2})
+
+
+class Clock:
+    """A clock that stands still unless moved."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_progress_lines_leave_out_the_compilation():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(total=100, tokens_per_step=500, stream=stream, clock=clock) as progress:
+        clock.now = 60.0  # compilation
+        progress.update(1, {"loss": 9.0})
+        clock.now = 70.0
+        progress.update(21, {"loss": 5.43219})
+        clock.now = 110.0
+        progress.update(100, {})
+    assert stream.getvalue().splitlines() == [
+        "step 1/100  loss 9  elapsed 1m 0s",
+        "step 21/100  loss 5.432  1k tokens/s  elapsed 1m 10s  ETA 40s",
+        "step 100/100  990 tokens/s  elapsed 1m 50s  ETA 0s",
+    ]
+
+
+def test_progress_interval_and_resumed_start():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(total=6, start=2, interval=10.0, stream=stream, clock=clock) as progress:
+        for step, clock.now in ((3, 1.0), (4, 5.0), (5, 12.0), (6, 13.0)):
+            progress.update(step, {})
+    assert stream.getvalue().splitlines() == [
+        "step 3/6  elapsed 1s",
+        "step 5/6  0.182 steps/s  elapsed 12s  ETA 6s",
+        "step 6/6  0.25 steps/s  elapsed 13s  ETA 0s",
+    ]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_progress_bar_on_a_terminal():
+    clock = Clock()
+    controller, terminal = os.openpty()
+    with open(terminal, "w") as stream:
+        with Progress(total=10, stream=stream, clock=clock) as progress:
+            progress.update(1, {"loss": 3.0})
+            clock.now = 2.0
+            progress.update(5, {"loss": 2.0})
+        stream.flush()
+        shown = os.read(controller, 1 << 16).decode()
+    os.close(controller)
+    assert "50%" in shown
+    assert "5/10, loss 2, 2 steps/s, elapsed 2s, ETA 2s" in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (7.4, "7s"),
+        (59.6, "1m 0s"),
+        (80, "1m 20s"),
+        (3600, "1h 0m"),
+        (7384, "2h 3m"),
+        (2 * 86400 + 3 * 3600 + 59, "2d 3h"),
+        (math.inf, "unknown"),
+    ],
+)
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_mean_and_standard_error():
+    mean, error = mean_and_standard_error(np.array([1.0, 2.0, 3.0, 6.0]))
+    assert mean == 3.0
+    assert error == pytest.approx(np.std([1, 2, 3, 6], ddof=1) / 2)
+    equal = mean_and_standard_error(np.array([1.0, 2.0, 3.0, 6.0]), np.full(4, 7.0))
+    assert equal == pytest.approx((mean, error))
+    one = mean_and_standard_error(np.array([2.0]), np.array([5.0]))
+    assert one[0] == 2.0
+    assert math.isnan(one[1])
+
+
+def test_weighted_standard_error_is_the_spread_over_repetitions():
+    """Records of random length, whose values depend on the length."""
+    rng = np.random.default_rng(0)
+    estimates, errors = [], []
+    for _ in range(4000):
+        weights = rng.integers(1, 50, size=200).astype(float)
+        values = 3 + weights / 50 + rng.normal(size=200) / np.sqrt(weights)
+        mean, error = mean_and_standard_error(values, weights)
+        estimates.append(mean)
+        errors.append(error)
+    assert np.mean(errors) == pytest.approx(np.std(estimates), rel=0.05)
+
+
+def test_mistakes_in_averages():
+    with pytest.raises(UserError, match="no records"):
+        mean_and_standard_error(np.zeros(0))
+    with pytest.raises(UserError, match="no records"):
+        mean_and_standard_error(np.ones(2), np.zeros(2))
+    with pytest.raises(ValueError, match="must be equal"):
+        mean_and_standard_error(np.ones(2), np.ones(3))
+    with pytest.raises(ValueError, match="negative"):
+        mean_and_standard_error(np.ones(2), np.array([2.0, -1.0]))
+
+
+def test_perplexity_and_bits_per_byte():
+    assert perplexity(math.log(20), 0.01) == pytest.approx((20.0, 0.2))
+    assert perplexity(1000.0, 0.1) == (math.inf, math.inf)
+    assert bits_per_byte(4 * math.log(2), 2.0) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="greater than 0"):
+        bits_per_byte(1.0, 0.0)
