@@ -302,7 +302,9 @@ def reverse_score(kernel: Kernel, log_score, state, level_to, level_from) -> jax
     noise = move.replaced / kernel.tokens
     to_state = jnp.where(is_mask, move.masked, noise + jnp.where(ids == state, move.kept, 0.0))
     tokens = back * to_state
-    stays = jnp.where(is_mask, move.unmasked - move.masked * total, 0.0)
+    # Data holds no MASK, whatever the estimates say.
+    may_stay = is_mask & (jnp.asarray(level_to) > 0)
+    stays = jnp.where(may_stay, move.unmasked - move.masked * total, 0.0)
     weights = jnp.maximum(jnp.append(tokens, stays), 0.0)
     return _safe_log(weights / jnp.maximum(weights.sum(), _TINY))
 

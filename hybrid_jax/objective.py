@@ -18,6 +18,7 @@ are computed again in the backward pass.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -30,7 +31,7 @@ from hybrid_jax.hyperschedule import Hyperschedule
 from hybrid_jax.noising import Kernel
 
 Time = Literal["discrete", "continuous"]
-Parameterisation = Literal["mean", "score"]
+Parameterisation = Literal["mean", "context", "score"]
 
 # Continuous levels stay this far inside (0, 1): float32 cannot tell them from the ends beyond it.
 _MARGIN = 1e-6
@@ -41,8 +42,12 @@ class Objective:
     """What the network's output means, and what it is trained on.
 
     Attributes:
-      parameterisation: "mean": logits of the clean token (x0-prediction). "score": log-ratios of
-        the noisy marginals (SEDD).
+      parameterisation: what the logits are.
+        "mean": of the clean token given everything shown (x0-prediction).
+        "context": of the clean token given its context; what the shown token z itself tells is
+        known exactly and added here, p(x | z) ∝ p(x | context) q(z | x), so that masked and shown
+        positions ask the same of the network. (For absorbing noise this is MDLM's carry-over.)
+        "score": log-ratios of the noisy marginals (SEDD).
       loss: "bound": the bound of `time`. "weighted_cross_entropy": the ε-hybrid loss of the paper,
         masked positions weigh 1/λ, replaced ones λ_w(1−ε)/(1−λ), kept ones λ_w ε/(1−λ).
       time: levels of the training loss, "discrete" (the schedule's own) or "continuous" (drawn
@@ -58,14 +63,16 @@ class Objective:
     def check(self, kernel: Kernel) -> None:
         """Raises UserError for combinations without meaning."""
         for value, known in (
-            (self.parameterisation, ("mean", "score")),
+            (self.parameterisation, typing.get_args(Parameterisation)),
             (self.loss, ("bound", "weighted_cross_entropy")),
-            (self.time, ("discrete", "continuous")),
+            (self.time, typing.get_args(Time)),
         ):
             if value not in known:
                 raise UserError(f"objective: {value!r} is not one of {', '.join(known)}.")
         if self.loss == "weighted_cross_entropy" and self.parameterisation == "score":
-            raise UserError("The weighted cross-entropy needs parameterisation=mean.")
+            raise UserError(
+                "The weighted cross-entropy needs objective.parameterisation=mean or context."
+            )
         if kernel.epsilon and self.time == "continuous" and self.loss == "bound":
             raise UserError(
                 "ε-hybrid noise jumps on leaving level 0, so its bound has no continuous form: "
@@ -174,29 +181,34 @@ def _window_index(schedule: Hyperschedule, step: jax.Array) -> jax.Array:
 # Terms of one position. logits are float32 [V >= N]; tokens and levels are scalars.
 
 
-def log_prediction(objective: Objective, kernel: Kernel, logits, level) -> jax.Array:
+def log_prediction(objective: Objective, kernel: Kernel, logits, state, level) -> jax.Array:
     """Reads the network's output, float32 [N]: log p of the clean token, or log-scores.
 
     Scores are scaled as in SEDD: a constant output means that every token is as likely as noise of
     this level makes it.
     """
     real = logits[: kernel.tokens].astype(jnp.float32)
-    if objective.parameterisation == "mean":
-        return jax.nn.log_softmax(real)
-    inside = jnp.clip(level, _MARGIN, 1.0 - _MARGIN)
-    odds = jnp.log(inside) - jnp.log1p(-inside)  # log(e^σ − 1)
-    return real - odds - jnp.log(jnp.float32(kernel.tokens))
+    if objective.parameterisation == "score":
+        inside = jnp.clip(level, _MARGIN, 1.0 - _MARGIN)
+        odds = jnp.log(inside) - jnp.log1p(-inside)  # log(e^σ − 1)
+        return real - odds - jnp.log(jnp.float32(kernel.tokens))
+    if objective.parameterisation == "context" and kernel.replaces:
+        at = kernel.survival(level)
+        # log q(z | x = z) − log q(z | x ≠ z); MASK matches no token and tells nothing.
+        evidence = jnp.log1p(kernel.tokens * at.kept / jnp.maximum(at.replaced, _MARGIN**2))
+        real = real + jnp.where(jnp.arange(kernel.tokens) == state, evidence, 0.0)
+    return jax.nn.log_softmax(real)
 
 
 def reverse_step(
     objective: Objective, kernel: Kernel, logits, state, level_to, level_from
 ) -> jax.Array:
     """log p_θ(z_s = · | z_t) of the network's output, float32 [N + 1]."""
-    if objective.parameterisation == "mean":
-        prediction = log_prediction(objective, kernel, logits, level_from)
+    if objective.parameterisation != "score":
+        prediction = log_prediction(objective, kernel, logits, state, level_from)
         return noising.reverse_mean(kernel, prediction, state, level_to, level_from)
     level_from = jnp.minimum(level_from, noising.HIGHEST_SCORE_LEVEL)
-    prediction = log_prediction(objective, kernel, logits, level_from)
+    prediction = log_prediction(objective, kernel, logits, state, level_from)
     return noising.reverse_score(kernel, prediction, state, level_to, level_from)
 
 
@@ -204,9 +216,9 @@ def discrete_term(
     objective: Objective, kernel: Kernel, logits, token, state, level, level_next
 ) -> jax.Array:
     """KL( q(z_s | z_t, x) ‖ p_θ(z_s | z_t) ) of one position in nats."""
-    if objective.parameterisation == "mean" and not kernel.replaces:
+    if objective.parameterisation != "score" and not kernel.replaces:
         # Absorbing noise: (λ_t − λ_s)/λ_t · (−log p(x)) where the token is masked.
-        prediction = log_prediction(objective, kernel, logits, level)
+        prediction = log_prediction(objective, kernel, logits, state, level)
         reveal = noising.reveal_probability(kernel, level_next, level)
         return jnp.where(state == kernel.mask, -reveal * prediction[token], 0.0)
     true = noising.posterior(kernel, token, state, level_next, level)
@@ -223,12 +235,12 @@ def continuous_term(objective: Objective, kernel: Kernel, logits, token, state, 
     ``φ(d) = e^d − 1 − d``, times 1 − γ where the position is masked and γ/N (y ≠ z) where it shows
     a token, times dσ/dλ = 1/(1 − λ). True scores make its integral the entropy of the data.
     """
-    prediction = log_prediction(objective, kernel, logits, level)
+    prediction = log_prediction(objective, kernel, logits, state, level)
     masked = state == kernel.mask
     at = kernel.survival(level)
-    if objective.parameterisation == "mean" and not kernel.replaces:
+    if objective.parameterisation != "score" and not kernel.replaces:
         return jnp.where(masked, -prediction[token] / at.masked, 0.0)
-    if objective.parameterisation == "mean":
+    if objective.parameterisation != "score":
         score = noising.score_of_mean(kernel, prediction, state, level)
     else:
         score = prediction
@@ -259,7 +271,7 @@ def weighted_cross_entropy(
     objective: Objective, kernel: Kernel, logits, token, state, level
 ) -> jax.Array:
     """The ε-hybrid training loss of the paper for one position, per dλ."""
-    prediction = log_prediction(objective, kernel, logits, level)
+    prediction = log_prediction(objective, kernel, logits, state, level)
     clean = jnp.maximum(1.0 - level, _MARGIN)
     shown = objective.shown_weight / clean
     weight = jnp.where(

@@ -1,0 +1,35 @@
+# make run    venv + install + train the small γ-hybrid on the embedded corpus
+# make test   venv + install + the test suite
+# Choose an interpreter with PYTHON=python3.12, and a place for the environment with VENV=folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/gamma_hybrid
+
+.PHONY: run test lint clean
+
+run: $(VENV)/installed
+	$(BIN)/python -m hybrid_jax.main --config=configs/gamma_hybrid.py --workdir=$(WORKDIR)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/installed-dev: setup.py | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

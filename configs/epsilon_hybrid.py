@@ -1,0 +1,19 @@
+"""ε-hybrid: a share ε of the tokens is replaced at random, masking after that; trained on the
+paper's weighted cross-entropy, reported by the absorbing bound (as in the paper).
+
+    python -m hybrid_jax.main --config=configs/epsilon_hybrid.py
+
+Cost and result of ``tiny``: see RESULT_TINY. ``base`` is the paper's flat schedule with ε = 0.01.
+"""
+
+from hybrid_jax.presets import sized
+
+
+def get_config(size: str = "tiny"):
+    config = sized("epsilon_hybrid", size)
+    config.noise.kernel = "epsilon"
+    config.noise.epsilon = 0.01
+    config.objective.loss = "weighted_cross_entropy"
+    config.objective.time = "continuous"
+    config.evaluation.kernel = "absorbing"
+    return config

@@ -1,0 +1,17 @@
+"""MDLM: masking, all positions together (flat), cross-entropy weighted by 1/λ.
+
+    python -m hybrid_jax.main --config=configs/mdlm.py
+
+Cost and result of ``tiny``: see RESULT_TINY. Sahoo et al. 2024, arXiv 2406.07524.
+"""
+
+from hybrid_jax.presets import sized
+
+
+def get_config(size: str = "tiny"):
+    config = sized("mdlm", size)
+    config.schedule.family = "flat"
+    config.schedule.levels = config.data.length
+    config.noise.kernel = "absorbing"
+    config.objective.time = "continuous"
+    return config

@@ -1,0 +1,19 @@
+"""SEDD-absorb: masking, all positions together (flat), score entropy on ratios of marginals.
+
+    python -m hybrid_jax.main --config=configs/sedd.py
+
+Cost and result of ``tiny``: see RESULT_TINY. Lou et al. 2024, arXiv 2310.16834. The network is told σ.
+"""
+
+from hybrid_jax.presets import sized
+
+
+def get_config(size: str = "tiny"):
+    config = sized("sedd", size)
+    config.schedule.family = "flat"
+    config.schedule.levels = config.data.length
+    config.noise.kernel = "absorbing"
+    config.objective.parameterisation = "score"
+    config.objective.time = "continuous"
+    config.model.condition = 32 if size == "tiny" else 128
+    return config

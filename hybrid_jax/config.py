@@ -1,0 +1,297 @@
+"""Experiments as data: typed sections, checked, and built into the objects that do the work.
+
+A config file in `configs/` returns an `ml_collections.ConfigDict`, whose fields the command line can
+override; `Experiment.from_config` turns it into frozen dataclasses and refuses unknown names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from typing import Literal
+
+import ml_collections
+
+from hybrid_jax import hyperschedule, noising
+from hybrid_jax.errors import UserError
+from hybrid_jax.estimator import Problem
+from hybrid_jax.hyperschedule import Hyperschedule
+from hybrid_jax.layout import Layout
+from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.noising import Kernel
+from hybrid_jax.objective import Bound, Objective, Time
+from hybrid_jax.optim import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text, and how it becomes records (see `hybrid_jax.data.prepare`).
+
+    Attributes:
+      source, valid_source: where documents come from; a share of `source` is held out when
+        `valid_source` is empty.
+      tokenizer: "sentencepiece", "byte" or "gpt2:FOLDER".
+      vocab_size: of a trained tokenizer.
+      length: L, tokens of a record.
+      dir: folder of prepared records; empty for one under `data/` named after these settings.
+    """
+
+    source: str = "pydocs"
+    valid_source: str = ""
+    tokenizer: str = "sentencepiece"
+    vocab_size: int = 512
+    length: int = 64
+    dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """A hyperschedule family and its ω and T (ignored where the family fixes them)."""
+
+    family: Literal["quenched_ar", "flat", "block", "slide"] = "block"
+    width: int = 16
+    levels: int = 16
+
+    def build(self, length: int) -> Hyperschedule:
+        """The hyperschedule over `length` positions."""
+        match self.family:
+            case "quenched_ar":
+                return hyperschedule.quenched_ar(length=length)
+            case "flat":
+                return hyperschedule.flat(length=length, levels=self.levels)
+            case "block":
+                return hyperschedule.block(length=length, width=self.width, levels=self.levels)
+            case "slide":
+                return hyperschedule.slide(length=length, width=self.width, levels=self.levels)
+        raise UserError(
+            f"schedule.family must be quenched_ar, flat, block or slide, but is {self.family}."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """A noise kernel; gamma and epsilon belong to the kernels of these names."""
+
+    kernel: Literal["absorbing", "uniform", "gamma", "epsilon"] = "absorbing"
+    gamma: float = 0.01
+    epsilon: float = 0.01
+
+    def build(self, tokens: int) -> Kernel:
+        """The kernel over N = `tokens` real tokens."""
+        match self.kernel:
+            case "absorbing":
+                return noising.absorbing(tokens=tokens)
+            case "uniform":
+                return noising.uniform(tokens=tokens)
+            case "gamma":
+                return noising.gamma_hybrid(tokens=tokens, gamma=self.gamma)
+            case "epsilon":
+                return noising.epsilon_hybrid(tokens=tokens, epsilon=self.epsilon)
+        raise UserError(
+            f"noise.kernel must be absorbing, uniform, gamma or epsilon, but is {self.kernel}."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Size and form of the transformer (see `models.transformer.Transformer`)."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 2
+    mlp_ratio: int = 4
+    activation: Literal["gelu", "relu2"] = "gelu"
+    condition: int = 0
+    embedding_gamma: float = 0.0
+    qk_norm: bool = False
+    dropout: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    unroll: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training run.
+
+    Attributes:
+      steps: optimiser steps.
+      batch_size: examples per step, over all devices and all accumulation rounds.
+      accumulation: rounds a step is split into, to fit memory; results do not depend on it.
+      ema_decay: of the averaged parameters, which are evaluated and sampled.
+      log_every, eval_every, checkpoint_every: steps.
+      keep: checkpoints kept.
+      loss_chunk: positions of an example whose logits exist at once.
+      seed: of parameters, data order and noise.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    accumulation: int = 1
+    ema_decay: float = 0.999
+    log_every: int = 50
+    eval_every: int = 500
+    checkpoint_every: int = 500
+    keep: int = 3
+    loss_chunk: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulation", "log_every", "eval_every",
+                     "checkpoint_every", "keep", "loss_chunk"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} must be at least 1, but is {getattr(self, name)}.")
+        if self.batch_size % self.accumulation:
+            raise UserError(
+                f"train.batch_size={self.batch_size} is not divisible by "
+                f"train.accumulation={self.accumulation}: choose a multiple."
+            )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise UserError(f"train.ema_decay must lie in [0, 1), but is {self.ema_decay}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The reported bound.
+
+    Attributes:
+      kernel: "own": the noise of training; "absorbing": of the same network under masking alone
+        (what the paper reports for ε-hybrid).
+      time: "discrete" or "continuous" (see `objective`).
+      records: validation records while training; 0 for all.
+      final_records: validation records at the end; 0 for all.
+      draws: draws of levels and noise for each record at the end.
+      batch_size: examples per evaluation batch.
+    """
+
+    kernel: Literal["own", "absorbing"] = "own"
+    time: Time = "continuous"
+    records: int = 256
+    final_records: int = 0
+    draws: int = 4
+    batch_size: int = 64
+
+    def __post_init__(self):
+        if self.kernel not in ("own", "absorbing"):
+            raise UserError(f"evaluation.kernel must be own or absorbing, but is {self.kernel}.")
+        if self.draws < 1 or self.batch_size < 1 or self.records < 0 or self.final_records < 0:
+            raise UserError("evaluation: draws and batch_size must be at least 1, records 0 or more.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Samples shown at the end of a run."""
+
+    count: int = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that defines a run."""
+
+    name: str
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    noise: NoiseConfig = NoiseConfig()
+    layout: Layout = Layout()
+    objective: Objective = Objective()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+    def network(self, tokens: int) -> Transformer:
+        """The transformer for N = `tokens` real tokens."""
+        return Transformer(tokens=tokens, **dataclasses.asdict(self.model))
+
+    def problem(self, tokens: int, bos: int) -> Problem:
+        """Schedule, noise, layout and objective for N = `tokens` real tokens."""
+        return Problem(
+            schedule=self.schedule.build(self.data.length),
+            kernel=self.noise.build(tokens),
+            layout=self.layout,
+            objective=self.objective,
+            bos=bos,
+            chunk=self.train.loss_chunk,
+        )
+
+    def bound(self, tokens: int) -> Bound:
+        """The bound that this experiment reports."""
+        kernel = self.noise.build(tokens)
+        if self.evaluation.kernel == "absorbing":
+            kernel = noising.absorbing(tokens=tokens)
+        return Bound(kernel=kernel, time=self.evaluation.time)
+
+    def to_config(self) -> ml_collections.ConfigDict:
+        """As a ConfigDict, for config files and the command line."""
+        return ml_collections.ConfigDict(dataclasses.asdict(self))
+
+    def to_json(self) -> str:
+        """As JSON text, the content of a workdir's config.json."""
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_config(cls, values: typing.Mapping) -> Experiment:
+        """From nested names and values (ConfigDict or dict).
+
+        Raises:
+          UserError: for an unknown name (with the nearest one), a wrong type or a bad value.
+        """
+        if isinstance(values, ml_collections.ConfigDict):
+            values = values.to_dict()
+        experiment = _build(cls, values, "config")
+        # Whatever does not go together shows here, before any work: N = 2 stands for any size.
+        experiment.problem(tokens=2, bos=0)
+        experiment.network(tokens=2)
+        if experiment.bound(tokens=2).kernel.epsilon and experiment.evaluation.time != "discrete":
+            raise UserError(
+                "The ε-hybrid's own bound has no continuous form: choose evaluation.time=discrete "
+                "or evaluation.kernel=absorbing."
+            )
+        return experiment
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """A hint naming the nearest known name, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+
+
+def _build(cls, values: typing.Mapping, path: str):
+    hints = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"{path}.{name} is not a setting: {nearest(name, fields)}")
+        hint = hints[name]
+        where = f"{path}.{name}"
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, typing.Mapping):
+                raise UserError(f"{where} is a section, not a value.")
+            arguments[name] = _build(hint, value, where)
+        else:
+            arguments[name] = _checked(value, hint, where)
+    return cls(**arguments)
+
+
+def _checked(value, hint, where: str):
+    if typing.get_origin(hint) is Literal:
+        known = typing.get_args(hint)
+        if value not in known:
+            raise UserError(f"{where}={value!r} is not one of {', '.join(map(str, known))}.")
+        return value
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where}={value!r} should be of type {hint.__name__}.")
+    return value

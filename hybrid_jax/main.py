@@ -1,0 +1,68 @@
+"""Trains an experiment, then evaluates it and shows samples.
+
+    python -m hybrid_jax.main --config=configs/gamma_hybrid.py
+    python -m hybrid_jax.main --config=configs/mdlm.py:small --workdir=runs/mdlm \\
+        --config.train.steps=20000
+
+Running it again with the same workdir continues from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from hybrid_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:SIZE.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME if not given.")
+
+
+def main(argv: list[str]) -> int:
+    """Command line; returns the exit status."""
+    try:
+        _parse(argv)
+        run_experiment()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run_experiment() -> None:
+    """The experiment named by the flags, from text to samples."""
+    # JAX and friends start slowly, so they are imported after the flags have been checked.
+    from hybrid_jax import report, train, workdir
+    from hybrid_jax.config import Experiment
+
+    experiment = Experiment.from_config(_CONFIG.value)
+    folder = Path(_WORKDIR.value or f"runs/{experiment.name}")
+    run = train.open_run(experiment)
+    workdir.claim(folder, experiment)
+    print(report.introduction(run, folder), flush=True)
+    state = train.train(run, folder)
+    report.finish(run, folder, state)
+
+
+def _parse(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, ValueError, FileNotFoundError) as error:
+        # Overrides of unknown settings surface as AttributeError or KeyError.
+        message = " ".join(str(error).replace("\\n", " ").split()).strip("\"'")
+        raise UserError(f"{message.rstrip('.')} (see --help).") from error
+    if len(rest) > 1:
+        raise UserError(f"Unexpected argument {rest[1]!r}: settings are given as --config.NAME=VALUE.")
+    if _CONFIG.value is None:
+        raise UserError("Say what to train, for example --config=configs/gamma_hybrid.py.")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,75 @@
+"""A run's folder: it belongs to one experiment and says so in config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hybrid_jax.checkpoint import write_atomic
+from hybrid_jax.config import Experiment
+from hybrid_jax.errors import UserError
+
+# Settings that may differ when a run is continued: they change how long it trains and what it
+# prints, not what it is.
+_FREE = (
+    "name",
+    "data.dir",
+    "evaluation",
+    "sampling",
+    "model.remat",
+    "model.unroll",
+    "train.accumulation",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "train.keep",
+    "train.log_every",
+    "train.loss_chunk",
+    "train.steps",
+)
+
+
+def claim(workdir: Path, experiment: Experiment) -> None:
+    """Makes `workdir` the experiment's, or checks that it already is.
+
+    Raises:
+      UserError: if it holds another experiment (naming the first difference), or cannot be written.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        there = load(workdir)
+        for name, old, new in _differences(_plain(there), _plain(experiment)):
+            if not any(name == free or name.startswith(f"{free}.") for free in _FREE):
+                raise UserError(
+                    f"{workdir} holds a run with {name}={old!r}, not {new!r}: choose another "
+                    "--workdir, or the settings of that run."
+                )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, experiment.to_json())
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror}.") from error
+
+
+def load(workdir: Path) -> Experiment:
+    """The experiment of a workdir. Raises UserError if there is none."""
+    path = workdir / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{workdir} holds no run: there is no config.json in it.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    return Experiment.from_config(values)
+
+
+def _plain(experiment: Experiment) -> dict:
+    return json.loads(experiment.to_json())
+
+
+def _differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    for name in new:
+        if isinstance(new[name], Mapping):
+            yield from _differences(old[name], new[name], f"{prefix}{name}.")
+        elif old[name] != new[name]:
+            yield f"{prefix}{name}", old[name], new[name]
