@@ -223,13 +223,25 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows ``step``, the values, speed, elapsed time and estimated time left."""
+    def note(self, text: str) -> None:
+        """Shows a line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def update(self, step: int, values: Mapping[str, float]) -> float:
+        """Shows ``step``, the values, speed, elapsed time and estimated time left.
+
+        Returns:
+          steps per second since the first call; NaN at the first.
+        """
         now = self._clock()
         if self._first is None:
             self._first = (step, now)
         parts = [f"{name} {value:.4g}" for name, value in values.items()]
         first_step, first_time = self._first
+        rate = math.nan
         if step > first_step and now > first_time:
             rate = (step - first_step) / (now - first_time)
             if self._tokens_per_step:
@@ -247,6 +259,7 @@ class Progress:
         elif step >= self._total or now - self._shown >= self._interval:
             self._shown = now
             print(f"step {step}/{self._total}  " + "  ".join(parts), file=self._stream, flush=True)
+        return rate
 
     def close(self) -> None:
         """Leaves the bar on the screen and ends its line; may be called again."""

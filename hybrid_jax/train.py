@@ -102,15 +102,10 @@ def open_run(experiment: Experiment) -> Run:
 def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Card]:
     """The folder of the experiment's records and its card; prepares them if they are missing."""
     data = experiment.data
-    out = Path(data.dir) if data.dir else prepare.default_dir(dataclasses.asdict(data))
-    card = prepare.ensure_prepared(
-        source=data.source,
-        valid_source=data.valid_source or None,
-        tokenizer=data.tokenizer,
-        vocab_size=data.vocab_size,
-        length=data.length,
-        out=out,
-    )
+    settings = dataclasses.asdict(data)
+    del settings["dir"]
+    out = Path(data.dir) if data.dir else prepare.default_dir(**settings)
+    card = prepare.ensure_prepared(**settings, out=out)
     return out, card
 
 
@@ -201,9 +196,11 @@ def train(run: Run, workdir: Path, *, say: Callable[[str], None] = print) -> Tra
         step_fn = jax.jit(functools.partial(train_step, run), donate_argnums=0)
         saved = start
         pending: list[dict[str, jax.Array]] = []
-        with MetricsWriter(workdir, resume_step=start) as writer, Progress(
-            total=config.steps, start=start, unit_per_step=config.batch_size * run.card.length
-        ) as progress:
+        tokens = config.batch_size * run.card.length
+        with (
+            MetricsWriter(workdir, resume_step=start) as writer,
+            Progress(total=config.steps, start=start, tokens_per_step=tokens) as progress,
+        ):
             for step, batch in stream.iterate(start):
                 state, metrics = step_fn(state, batch["tokens"], batch["index"])
                 pending.append(metrics)
@@ -216,8 +213,8 @@ def train(run: Run, workdir: Path, *, say: Callable[[str], None] = print) -> Tra
                     values = _collect(pending, done, saved, run.experiment)
                     pending = []
                     values["learning_rate"] = float(learning_rate(step))
-                    writer.write(done, "train", values)
-                    progress.update(done, values)
+                    speed = progress.update(done, values) * tokens
+                    writer.write(done, "train", {**values, "tokens_per_second": speed})
                 if saves:
                     saver.save(done, state)
                     saved = done
