@@ -9,10 +9,11 @@ Running it again with the same workdir continues from the newest checkpoint.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from hybrid_jax.errors import UserError
@@ -43,6 +44,7 @@ def run_experiment() -> None:
 
     experiment = Experiment.from_config(_CONFIG.value)
     folder = Path(_WORKDIR.value or f"runs/{experiment.name}")
+    workdir.check(folder, experiment)
     run = train.open_run(experiment)
     workdir.claim(folder, experiment)
     print(report.introduction(run, folder), flush=True)
@@ -52,14 +54,22 @@ def run_experiment() -> None:
 
 def _parse(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
+    for argument in argv:
+        name, _, value = argument.lstrip("-").partition("=")
+        if name == "config" and not Path(value.rpartition(".py")[0] + ".py").is_file():
+            raise UserError(f"There is no config file {value!r}: see the folder configs/.")
+    app.define_help_flags()
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, FileNotFoundError) as error:
-        # Overrides of unknown settings surface as AttributeError or KeyError.
-        message = " ".join(str(error).replace("\\n", " ").split()).strip("\"'")
-        raise UserError(f"{message.rstrip('.')} (see --help).") from error
+    except (AttributeError, KeyError) as error:
+        # An override of a setting that does not exist; the text ends in the nearest one.
+        words = re.findall(r"[\w.]+", str(error).replace("\\n", " ").replace("\\'", " "))
+        hint = f": did you mean {words[4]}?" if words[1:4] == ["Did", "you", "mean"] else "."
+        raise UserError(f"There is no setting {words[0]}{hint}") from error
+    except (flags.Error, ValueError) as error:
+        raise UserError(f"{' '.join(str(error).split()).rstrip('.')} (see --help).") from error
     if len(rest) > 1:
-        raise UserError(f"Unexpected argument {rest[1]!r}: settings are given as --config.NAME=VALUE.")
+        raise UserError(f"Unexpected argument {rest[1]!r}: write settings as --config.NAME=VALUE.")
     if _CONFIG.value is None:
         raise UserError("Say what to train, for example --config=configs/gamma_hybrid.py.")
 

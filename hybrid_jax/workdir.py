@@ -10,6 +10,8 @@ from hybrid_jax.checkpoint import write_atomic
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
 
+_FILE = "config.json"
+
 # Settings that may differ when a run is continued: they change how long it trains and what it
 # prints, not what it is.
 _FREE = (
@@ -29,31 +31,31 @@ _FREE = (
 )
 
 
-def claim(workdir: Path, experiment: Experiment) -> None:
-    """Makes `workdir` the experiment's, or checks that it already is.
+def check(workdir: Path, experiment: Experiment) -> None:
+    """Raises UserError if `workdir` holds another experiment, naming the first difference."""
+    if not (workdir / _FILE).exists():
+        return
+    for name, old, new in _differences(_plain(load(workdir)), _plain(experiment)):
+        if not any(name == free or name.startswith(f"{free}.") for free in _FREE):
+            raise UserError(
+                f"{workdir} holds a run with {name}={old!r}, not {new!r}: choose another "
+                "--workdir, or the settings of that run."
+            )
 
-    Raises:
-      UserError: if it holds another experiment (naming the first difference), or cannot be written.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        there = load(workdir)
-        for name, old, new in _differences(_plain(there), _plain(experiment)):
-            if not any(name == free or name.startswith(f"{free}.") for free in _FREE):
-                raise UserError(
-                    f"{workdir} holds a run with {name}={old!r}, not {new!r}: choose another "
-                    "--workdir, or the settings of that run."
-                )
+
+def claim(workdir: Path, experiment: Experiment) -> None:
+    """Makes `workdir` the experiment's. Raises UserError as `check`, or if it cannot be written."""
+    check(workdir, experiment)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, experiment.to_json())
+        write_atomic(workdir / _FILE, experiment.to_json())
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be written: {error.strerror}.") from error
 
 
 def load(workdir: Path) -> Experiment:
     """The experiment of a workdir. Raises UserError if there is none."""
-    path = workdir / "config.json"
+    path = workdir / _FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -75,10 +75,10 @@ def _pieces(document: str) -> Iterator[str]:
 def _pydocs(argument: str) -> Iterator[str]:
     if argument:
         raise UserError(f"The source pydocs takes no argument, but got {argument!r}.")
-    for name in sorted(topics):
-        yield topics[name].strip() + "\n"
+    # Some topics go by several names, and some modules are copies.
+    seen = {topics[name].strip() + "\n" for name in topics}
+    yield from sorted(seen)
     root = Path(sysconfig.get_paths()["stdlib"])
-    seen: set[str] = set()
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(set(subfolders) - _SKIPPED_FOLDERS)
         for file in sorted(files):

@@ -57,7 +57,11 @@ class SentencePiece:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> SentencePiece:
-        """BPE with byte fallback: every text comes back exactly. Same texts, same model."""
+        """BPE with byte fallback; the same texts give the same model.
+
+        Every text comes back exactly, but for the character "▁" (U+2581), which SentencePiece
+        itself uses for the space.
+        """
         buffer = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
