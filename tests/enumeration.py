@@ -1,0 +1,116 @@
+"""Brute force shared by the tests: dense rate matrices, Bayes by enumeration, a tiny network.
+
+Everything here is written from the definitions, in float64 and with no regard for cost, so that it
+has nothing in common with the closed forms of the package. Distributions have N + 1 entries, MASK
+last; matrices are [from, to].
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from hybrid_jax import noising
+
+# Many small programs, each run once or twice: compiling them is most of the time they take.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+
+
+def kernels(tokens):
+    """One kernel of each kind, and γ on both sides of one half."""
+    return {
+        "absorbing": noising.absorbing(tokens=tokens),
+        "uniform": noising.uniform(tokens=tokens),
+        "gamma .1": noising.gamma_hybrid(tokens=tokens, gamma=0.1),
+        "gamma .7": noising.gamma_hybrid(tokens=tokens, gamma=0.7),
+        "epsilon": noising.epsilon_hybrid(tokens=tokens, epsilon=0.2),
+    }
+
+
+def all_sequences(symbols, length):
+    """Every sequence of ids below `symbols`, int32 [symbols ** length, length]."""
+    return np.array(list(itertools.product(range(symbols), repeat=length)), np.int32)
+
+
+def dense_transition(kernel, level_from, level_to):
+    """q(z_t | z_s) as the exponential of the kernel's rate matrix, [N + 1, N + 1]."""
+    n = kernel.tokens
+    absorb = np.zeros((n + 1, n + 1))
+    absorb[:n, :n] -= np.eye(n)
+    absorb[:n, n] = 1.0
+    replace = np.zeros((n + 1, n + 1))
+    replace[:n, :n] = np.full((n, n), 1.0 / n) - np.eye(n)
+    sigma = noise_time(level_to) - noise_time(level_from)
+    rate = (1.0 - kernel.gamma) * absorb + kernel.gamma * replace
+    move = scipy.linalg.expm(sigma * rate)
+    if kernel.epsilon and level_from == 0 and level_to > 0:
+        jump = np.eye(n + 1)
+        jump[:n, :n] = (1.0 - kernel.epsilon) * np.eye(n) + kernel.epsilon / n
+        move = jump @ move
+    return move
+
+
+def noise_time(level):
+    """σ = −log(1 − λ), with a stand-in for infinity at which every power of e^−σ has vanished."""
+    return -np.log(max(1.0 - level, 1e-300))
+
+
+def dense_posterior(kernel, level_to, level_from):
+    """q(z_s | z_t, x) by Bayes' rule, [x, z_t, z_s]; nan where z_t cannot come from x."""
+    before = dense_transition(kernel, 0.0, level_to)[: kernel.tokens]
+    step = dense_transition(kernel, level_to, level_from)
+    joint = np.einsum("xs,st->xts", before, step)
+    total = joint.sum(-1, keepdims=True)
+    return np.where(total > 1e-25, joint / np.where(total > 0, total, 1.0), np.nan)
+
+
+def data_posterior(kernel, data, level):
+    """p(x | z) for data distribution [N], [z, x]; nan where z is impossible."""
+    joint = (data[:, None] * dense_transition(kernel, 0.0, level)[: kernel.tokens]).T
+    total = joint.sum(-1, keepdims=True)
+    return np.where(total > 1e-25, joint / np.where(total > 0, total, 1.0), np.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A small network whose output is an arbitrary function of what each row is shown.
+
+    Two rounds of gathering over the rows that the mask lets a row see, each from its token, its
+    position and its noise level: a wrong mask, position or level changes the output, also when
+    only a row that is seen by a seen row is wrong.
+    """
+
+    tokens: int
+    length: int
+    width: int = 8
+    strength: float = 1.0
+
+    def init(self, key):
+        keys = iter(jax.random.split(key, 6))
+        w = self.width
+        shapes = {
+            "token": (self.tokens + 1, w),
+            "position": (self.length + 1, w),
+            "level": (w,),
+            "gather": (w, w),
+            "again": (w, w),
+            "head": (w, self.tokens + 1),
+        }
+        return {
+            name: self.strength * jax.random.normal(next(keys), shape)
+            for name, shape in shapes.items()
+        }
+
+    def features(self, params, tokens, position, mask, level, dropout_key=None):
+        held = params["token"][tokens] + params["position"][position + 1]
+        held = jnp.tanh(held + level[..., None] * params["level"])
+        seen = mask.astype(jnp.float32)
+        once = jnp.tanh(held + seen @ held @ params["gather"])
+        return jnp.tanh(once + seen @ once @ params["again"])
+
+    def logits(self, params, features):
+        return features @ params["head"]
