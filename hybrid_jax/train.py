@@ -169,7 +169,7 @@ def train_step(
         ema=optim.ema_update(state.ema, params, config.ema_decay, state.step),
         optimizer=optimizer,
     )
-    return new, {"loss": value, "grad_norm": optax.global_norm(gradient)}
+    return new, {"loss": value, "grad_norm": optax.tree.norm(gradient)}
 
 
 def train(run: Run, workdir: Path, *, say: Callable[[str], None] = print) -> TrainState:
@@ -258,11 +258,12 @@ def _collect(pending, done: int, saved: int, experiment: Experiment) -> dict[str
     """Means of the metrics since the last call, refused if any is not finite."""
     fetched = jax.device_get(pending)
     for offset, values in enumerate(fetched):
-        if not all(math.isfinite(value) for value in values.values()):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
             step = done - len(fetched) + offset + 1
             kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved"
             raise UserError(
-                f"The loss or its gradient became {float(values['loss'])} at step {step}; {kept}: "
+                f"{bad[0]} became {float(values[bad[0]])} at step {step}; {kept}: "
                 f"lower optimizer.learning_rate (now {experiment.optimizer.learning_rate:g})."
             )
     return {name: float(np.mean([v[name] for v in fetched])) for name in fetched[0]}

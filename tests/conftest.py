@@ -1,20 +1,24 @@
-"""Settings shared by all tests: several CPU devices, strict promotion, and the paths of
-optional reference material."""
+"""Settings shared by all tests: several CPU devices, cheap compilations, and the paths of optional
+reference material."""
 
 import os
 from pathlib import Path
 
-# The package's `main` keeps third-party start-up chatter down in the same way.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compilation takes most of the time of these tests, and their programs are small.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_dtype_promotion", "standard")
-jax.config.update("jax_numpy_rank_promotion", "allow")
+REPOSITORY = Path(__file__).resolve().parents[1]
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".pytest_cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+SHARED = REPOSITORY.parent / "shared"
 
 
 def optional_folder(path: Path) -> Path:

@@ -259,7 +259,7 @@ def _write_split(
     if not records:
         raise UserError(
             f"The {split} part of the source has {tokens} tokens, too few for one record of "
-            f"{length}: use more text or a smaller length."
+            f"{length}: use more text, a smaller length, or a valid_source of its own."
         )
     for number, path in enumerate(shards):
         path.rename(shard_path(folder, split, number, len(shards)))
