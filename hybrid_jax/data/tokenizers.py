@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 import tiktoken
-import tiktoken.load
 
 from hybrid_jax.errors import UserError
 
@@ -143,10 +142,9 @@ class GPT2:
                     f"The gpt2 tokenizer needs {' and '.join(self._files)} in {folder}: "
                     f"{file} is missing."
                 )
-        encoder, merges = (folder / file for file in self._files)
         try:
-            ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(str(merges), str(encoder))
-        except (ValueError, KeyError, AssertionError) as error:
+            ranks = _gpt2_ranks(*((folder / file).read_text("utf-8") for file in self._files))
+        except (ValueError, KeyError) as error:
             raise UserError(f"The files of GPT-2's tokenizer in {folder} are damaged.") from error
         self.bos = self.eos = len(ranks)
         self.vocab_size = len(ranks) + 1
@@ -174,6 +172,30 @@ class GPT2:
     @classmethod
     def load(cls, folder: Path) -> GPT2:
         return cls(folder)
+
+
+def _gpt2_ranks(encoder: str, merges: str) -> dict[bytes, int]:
+    """Byte strings to ids, from the text of encoder.json and vocab.bpe.
+
+    Both files spell bytes as printable characters: a byte that is one stands for itself, the
+    others follow from U+0100 on. Ids are the ranks of the merges, which is checked.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable}
+    byte_of |= {chr(256 + place): byte for place, byte in enumerate(others)}
+
+    def to_bytes(spelled: str) -> bytes:
+        return bytes(byte_of[character] for character in spelled)
+
+    ids = json.loads(encoder)
+    del ids["<|endoftext|>"]
+    ranks = {to_bytes(token): rank for token, rank in ids.items()}
+    pairs = [line.split() for line in merges.split("\n")[1:] if line]
+    for rank, (left, right) in enumerate(pairs, start=256):
+        if ranks[to_bytes(left) + to_bytes(right)] != rank:
+            raise ValueError(f"merge {rank} is not token {rank}")
+    return ranks
 
 
 _KINDS = {kind.name: kind for kind in (SentencePiece, Bytes, GPT2)}

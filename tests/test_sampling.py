@@ -1,0 +1,64 @@
+"""Generated text follows the sampler's exact distribution, not only its shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumeration import all_sequences, kernels
+from scipy.stats import chisquare
+from test_bound import LENGTH, problem_of, reader, sampler_distribution
+
+from hybrid_jax.sampling.loop import generate
+
+DRAWS = 100_000
+
+
+def generated(problem, network, params, *, tokens=None, frozen=None, count=DRAWS, seed=5):
+    shape = (count, LENGTH)
+    tokens = jnp.zeros(shape, jnp.int32) if tokens is None else jnp.broadcast_to(tokens, shape)
+    frozen = jnp.zeros(shape, bool) if frozen is None else jnp.broadcast_to(frozen, shape)
+    return np.asarray(generate(problem, network, params, jax.random.key(seed), tokens, frozen))
+
+
+@pytest.mark.parametrize(
+    ("schedule_name", "kernel_name", "alignment", "parameterisation"),
+    [
+        ("quenched AR", "absorbing", "shifted", "mean"),
+        ("flat", "gamma .1", "aligned", "mean"),
+        ("block", "epsilon", "aligned", "context"),
+        ("slide", "gamma .7", "shifted", "context"),
+        ("custom", "uniform", "aligned", "mean"),
+        ("slow slide", "absorbing", "aligned", "mean"),
+        ("block", "absorbing", "shifted", "score"),
+        ("flat", "gamma .1", "aligned", "score"),
+    ],
+)
+def test_generated_text_has_the_enumerated_distribution(
+    schedule_name, kernel_name, alignment, parameterisation
+):
+    problem = problem_of(
+        schedule_name, kernels(2)[kernel_name], alignment, parameterisation=parameterisation
+    )
+    network, params = reader(2)
+    exact = sampler_distribution(problem, network, params)
+    data = all_sequences(2, LENGTH)
+    expected = exact[tuple(data.T)] * DRAWS
+    drawn = generated(problem, network, params)
+    assert drawn.max() < 2, "MASK is left"
+    counts = np.bincount(drawn @ (1 << np.arange(LENGTH)[::-1]), minlength=2**LENGTH)
+    likely = expected > 5
+    assert counts[~likely].sum() <= expected[~likely].sum() + 20
+    scale = counts[likely].sum() / expected[likely].sum()
+    assert chisquare(counts[likely], expected[likely] * scale).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("kernel_name", ["absorbing", "gamma .7", "uniform"])
+def test_frozen_tokens_never_change(kernel_name):
+    problem = problem_of("slide", kernels(2)[kernel_name], "aligned")
+    network, params = reader(2)
+    given = jnp.asarray([0, 1, 0])
+    frozen = jnp.asarray([False, True, False])
+    drawn = generated(problem, network, params, tokens=given, frozen=frozen, count=500)
+    assert (drawn[:, 1] == 1).all()
+    assert drawn[:, 0].std() > 0
+    assert drawn.max() < 2
