@@ -105,7 +105,7 @@ def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Card]:
     settings = dataclasses.asdict(data)
     del settings["dir"]
     out = Path(data.dir) if data.dir else prepare.default_dir(**settings)
-    card = prepare.ensure_prepared(**settings, out=out)
+    card = prepare.prepare(**settings, out=out)
     return out, card
 
 

@@ -1,52 +1,124 @@
-"""Records to batches. A batch is a function of (seed, step), on any number of processes."""
+"""Records to batches. A batch is a pure function of (seed, step), for any number of processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grain
 import numpy as np
 
-from hybrid_jax.data.prepare import Card, shard_path
+from hybrid_jax.data.card import Card
 from hybrid_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+_STEPS = 1 << 62  # more than any run takes
 
 
 class Records:
-    """One split of a prepared folder; `records[i]` is int32 [L]."""
+    """One split of a prepared folder, opened and compared with its card.
+
+    Attributes:
+      card: of the folder.
+
+    Args:
+      folder: prepared by `prepare.prepare`.
+      split: "train" or "valid".
+
+    Raises:
+      UserError: if the folder holds no prepared data, or files are missing or damaged.
+    """
 
     def __init__(self, folder: str | Path, split: str):
-        card = Card.load(Path(folder))
-        described = card.train if split == "train" else card.valid
-        paths = [
-            shard_path(Path(folder), split, n, described.shards) for n in range(described.shards)
-        ]
-        for path in paths:
+        self.card = Card.load(folder)
+        self._split = self.card.split(split)
+        self._folder = folder
+        self._dtype = np.dtype(self.card.dtype).newbyteorder("<")
+        paths = [Path(folder) / shard.name for shard in self._split.shards]
+        for path, shard in zip(paths, self._split.shards, strict=True):
             if not path.is_file():
-                raise UserError(f"{path} is missing: delete {folder} and prepare the data again.")
-        self.length = card.length
-        self._dtype = np.dtype(card.dtype)
-        self._source = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
-        if len(self._source) != described.records:
-            raise UserError(
-                f"{folder} has {len(self._source)} {split} records, but its card says "
-                f"{described.records}: delete it and prepare the data again."
-            )
+                raise self._damaged(f"{path.name} is missing")
+            # A cut file is found here, and not days later in the middle of an epoch.
+            if path.stat().st_size != shard.bytes:
+                raise self._damaged(f"{path.name} has not the size that the card says")
+        try:
+            self._source = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+            found = len(self._source)
+        except RuntimeError as error:
+            raise self._damaged("a file is no ArrayRecord") from error
+        if found != self._split.records:
+            raise self._damaged(f"there are {found} records, but the card says {len(self)}")
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._split.records
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return np.frombuffer(self._source[index], self._dtype).astype(np.int32)
+    def read(self, numbers: Sequence[int]) -> np.ndarray:
+        """Records by number, 0 ... len-1, as int32 [n, L].
+
+        Raises:
+          UserError: if the files are damaged.
+        """
+        length = self.card.length
+        try:
+            data = self._source.__getitems__([int(number) for number in numbers])
+        except RuntimeError as error:
+            raise self._damaged("a record cannot be read") from error
+        if any(len(record) != length * self._dtype.itemsize for record in data):
+            raise self._damaged(f"a record has not {length} tokens")
+        tokens = np.frombuffer(b"".join(data), self._dtype).reshape(len(data), length)
+        return tokens.astype(np.int32)
+
+    def verify(self) -> None:
+        """Reads everything. Raises UserError unless it is what was prepared, to the last bit."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self), 1024):
+            block = self.read(range(start, min(start + 1024, len(self))))
+            digest.update(block.astype(self._dtype).tobytes())
+        if digest.hexdigest() != self._split.sha256:
+            raise self._damaged("the records are not those of the card")
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(
+            f"The prepared data in {self._folder} are damaged ({what}): delete the folder and "
+            "prepare them again."
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Order:
+    """Which record stands at each place of an endless sequence of epochs."""
+
+    records: int
+    seed: int | None
+
+    @functools.cached_property
+    def dataset(self) -> grain.MapDataset:
+        numbers = grain.MapDataset.range(self.records)
+        if self.seed is not None:
+            # Grain shuffles epoch e of seed s with s + e: neighbouring seeds would share epochs.
+            mixed = np.random.SeedSequence(self.seed).generate_state(1)[0]
+            numbers = numbers.shuffle(seed=int(mixed))
+        return numbers.repeat()
 
 
 class Stream:
-    """Endless shuffled training batches, each epoch in a new order.
+    """Endless training batches; every epoch takes every record once, in an order of its own.
 
-    Process p of P gets the rows [p·B/P, (p+1)·B/P) of the global batch, which is how a batch
+    Process p of P gets the rows p·B/P ... (p+1)·B/P - 1 of the global batch, which is how a batch
     sharded over the devices of consecutive processes lies.
+
+    Args:
+      records: the split to train on; may be fewer than a batch.
+      batch_size: B, rows of the global batch.
+      seed: of the order, 0 or more.
+      shuffle: False for the order of the records in every epoch.
+      process_index, process_count: p and P.
+
+    Raises:
+      UserError: if B is no positive multiple of P, or the seed is negative.
     """
 
     def __init__(
@@ -55,46 +127,67 @@ class Stream:
         *,
         batch_size: int,
         seed: int,
+        shuffle: bool = True,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        if batch_size % process_count:
+        if batch_size < 1 or batch_size % process_count:
             raise UserError(
-                f"The batch of {batch_size} does not divide among {process_count} processes: "
-                f"choose a multiple of {process_count}."
+                f"batch_size={batch_size} does not divide among {process_count} processes: choose "
+                f"a positive multiple of {process_count}."
             )
-        self._global = batch_size
-        self._local = batch_size // process_count
-        self._start = process_index * self._local
-        self._shuffled = grain.MapDataset.source(records).shuffle(seed=seed).repeat()
+        if seed < 0:
+            raise UserError(f"The seed of the data must be 0 or more, but is {seed}.")
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index {process_index} is not below {process_count}")
+        local = batch_size // process_count
+        self._records = records
+        self._batch_size = batch_size
+        self._rows = np.arange(local, dtype=np.int32) + np.int32(process_index * local)
+        self._order = _Order(records=len(records), seed=seed if shuffle else None).dataset
 
     def batch_at(self, step: int) -> Batch:
-        """The batch of one step: "tokens" int32 [b, L] and "index" int32 [b], the place of each
-        row in the global batch."""
-        first = step * self._global + self._start
-        rows = [self._shuffled[first + offset] for offset in range(self._local)]
-        index = np.arange(self._start, self._start + self._local, dtype=np.int32)
-        return {"tokens": np.stack(rows), "index": index}
+        """The batch of a step, 0 or more.
 
-    def iterate(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """(step, `batch_at(step)`) from `start` on, read ahead in the background."""
-        steps = grain.MapDataset.range(start, 2**62).map(self.batch_at)
-        ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8))
-        for offset, batch in enumerate(ahead):
-            yield start + offset, batch
+        Returns:
+          "tokens" int32 [B/P, L], and "index" int32 [B/P], each row's place in the global batch.
+        """
+        if step < 0:
+            raise ValueError(f"step is {step}; it must be 0 or more")
+        first = step * self._batch_size
+        numbers = [self._order[first + int(row)] for row in self._rows]
+        return {"tokens": self._records.read(numbers), "index": self._rows.copy()}
+
+    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Yields (step, batch_at(step)) from `start_step` on without end, read ahead by threads."""
+        steps = grain.MapDataset.range(start_step, _STEPS).map(self.batch_at)
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+        yield from enumerate(steps.to_iter_dataset(options), start=start_step)
 
 
 def evaluation_batches(
-    records: Records, batch_size: int, *, limit: int | None = None
+    records: Records, batch_size: int, limit: int | None = None
 ) -> Iterator[Batch]:
-    """Every record once, in order: "tokens" int32 [B, L] and "valid" bool [B].
+    """Yields every record once, in order, in batches of one shape.
 
-    The last batch is filled up with its first row, marked as not valid, so that no record is
-    dropped and all batches have one shape. `limit` stops after that many records.
+    Args:
+      batch_size: B.
+      limit: if given, only the first `limit` records.
+
+    Yields:
+      "tokens" int32 [B, L] and "valid" bool [B]: False marks the rows that fill the last batch.
+
+    Raises:
+      UserError: if `batch_size` or `limit` is below 1.
     """
     total = len(records) if limit is None else min(limit, len(records))
-    for first in range(0, total, batch_size):
-        rows = [records[i] for i in range(first, min(first + batch_size, total))]
-        valid = np.arange(batch_size) < len(rows)
-        rows += [rows[0]] * (batch_size - len(rows))
-        yield {"tokens": np.stack(rows), "valid": valid}
+    if batch_size < 1 or total < 1:
+        raise UserError(
+            f"Evaluation needs a batch_size and a limit of at least 1, but got {batch_size} and "
+            f"{limit}."
+        )
+    for start in range(0, total, batch_size):
+        places = np.arange(start, start + batch_size)
+        # The filling repeats the last record, which is sure to be one a model can read.
+        tokens = records.read(np.minimum(places, total - 1).tolist())
+        yield {"tokens": tokens, "valid": places < total}

@@ -3,312 +3,265 @@
     python -m hybrid_jax.data.prepare --source=pydocs --tokenizer=sentencepiece \\
         --vocab_size=512 --length=64 --out=data/pydocs
 
-Documents, each followed by the end-of-sequence token, run on from record to record; what does not
-fill a last record is dropped and counted. The folder holds ArrayRecord shards of both splits, the
-tokenizer, and `card.json`, which says what is in it. It appears whole or not at all.
+Documents, each followed by eos, run on from record to record. The folder holds ArrayRecord shards
+of both splits, the tokenizer, and `card.json`. It appears whole or not at all.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
-import itertools
 import json
-import os
 import re
-import shutil
 import sys
-import uuid
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from array_record.python import array_record_module
 from tqdm import tqdm
 
-from hybrid_jax.data import sources, tokenizers
-from hybrid_jax.data.tokenizers import Tokenizer
+from hybrid_jax.data import splits
+from hybrid_jax.data.card import CARD, FORMAT, Card
+from hybrid_jax.data.packing import RecordWriter, token_dtype
+from hybrid_jax.data.tokenizer_protocol import Tokenizer
+from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.errors import UserError
 
-FORMAT = 1
-_TEXTS_AT_ONCE = 64
-_SHARD_BYTES = 64 * 2**20
+VALID_EVERY = 20
+SHARD_RECORDS = 1 << 16
+_BATCH_CHARACTERS = 1 << 20
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Split:
-    """What a split holds.
-
-    Attributes:
-      documents, text_bytes: documents and their size in UTF-8.
-      tokens: of all documents, end-of-sequence tokens included.
-      records, dropped_tokens: what became of them.
-      shards: number of files.
-      sha256: of all records in order.
-    """
-
-    documents: int
-    text_bytes: int
-    tokens: int
-    records: int
-    dropped_tokens: int
-    shards: int
-    sha256: str
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of text per token, end-of-sequence tokens counted as tokens without text."""
-        return self.text_bytes / self.tokens
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Card:
-    """What a folder of records holds, and how it was made."""
-
-    format: int
-    source: str
-    valid_source: str
-    tokenizer: str
-    tokenizer_sha256: str
-    vocab_size: int
-    bos: int
-    eos: int
-    length: int
-    dtype: str
-    settings: dict
-    train: Split
-    valid: Split
-
-    @classmethod
-    def load(cls, folder: Path) -> Card:
-        """Reads card.json. UserError if there is none, or it is of another format."""
-        path = Path(folder) / "card.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            splits = {name: Split(**values.pop(name)) for name in ("train", "valid")}
-            card = cls(**values, **splits)
-        except FileNotFoundError as error:
-            raise UserError(f"{folder} holds no prepared data: there is no card.json.") from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged: delete the folder and prepare again.") from error
-        if card.format != FORMAT:
-            raise UserError(f"{path} is of format {card.format}, not {FORMAT}: prepare again.")
-        return card
-
-
-def check_tokenizer(card: Card, tokenizer: Tokenizer) -> None:
-    """Raises UserError if `tokenizer` is not the one that made the records of `card`."""
-    if card.tokenizer_sha256 != tokenizer.fingerprint:
-        raise UserError(
-            f"The tokenizer {tokenizer.name} ({tokenizer.fingerprint[:12]}) did not make this data, "
-            f"which was prepared with {card.tokenizer} ({card.tokenizer_sha256[:12]}): "
-            "prepare the data again."
-        )
-
-
-def default_dir(
-    *, source: str, valid_source: str, tokenizer: str, vocab_size: int, length: int
-) -> Path:
-    """A folder under data/ named after the settings."""
-    settings = _settings(source, valid_source, tokenizer, vocab_size, length)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    words = re.sub(r"[^A-Za-z0-9]+", "-", source)[:24].strip("-")
-    kind = tokenizer.partition(":")[0]
-    return Path("data") / f"{words}-{kind}{vocab_size}-L{length}-{digest}"
-
-
-def ensure_prepared(
+def prepare(
     *,
     source: str,
     tokenizer: str,
     vocab_size: int,
     length: int,
-    out: str | os.PathLike[str],
+    out: str | Path,
     valid_source: str = "",
+    valid_every: int = VALID_EVERY,
+    shard_records: int = SHARD_RECORDS,
 ) -> Card:
-    """Prepares `out`, or returns its card if it already holds just this.
+    """Prepares the folder `out`, or returns its card if it was prepared with these settings.
+
+    Equal settings and texts give equal files. A run that fails leaves no folder behind; two that
+    run at once do not harm each other.
 
     Args:
-      source, valid_source: see `sources.documents`; part of `source` is held out if `valid_source`
-        is empty.
-      tokenizer: see `tokenizers.make_tokenizer`.
-      vocab_size: of a trained tokenizer (the others have their own).
-      length: tokens of a record.
+      source: text, see `sources.documents`.
+      tokenizer: "sentencepiece", "byte" or "gpt2:FOLDER", see `tokenizers.make_tokenizer`.
+      vocab_size: N of a "sentencepiece" tokenizer; ignored by the others.
+      length: L, tokens of a record.
+      out: folder to make.
+      valid_source: text to validate on; if empty, every `valid_every`-th piece of `source`.
+      valid_every: see `splits.held_out`; ignored if there is a `valid_source`.
+      shard_records: records of a file.
 
     Raises:
-      UserError: for bad input, too little text, or an `out` that holds something else.
+      UserError: for bad settings or text, too little text for one record in both splits, or an
+        `out` that holds something else or cannot be written.
     """
+    settings = _settings(source, tokenizer, vocab_size, length, valid_source, valid_every)
+    settings["shard_records"] = shard_records
+    least = {"length": 1, "shard_records": 1} | ({} if valid_source else {"valid_every": 2})
+    for name, value in least.items():
+        if settings[name] < value:
+            raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
     out = Path(out)
-    if length < 2:
-        raise UserError(f"Records need a length of at least 2 tokens, but got {length}.")
-    settings = _settings(source, valid_source, tokenizer, vocab_size, length)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        card = Card.load(out)
-        for name, value in settings.items():
-            if card.settings.get(name) != value:
-                raise UserError(
-                    f"{out} was prepared with {name}={card.settings.get(name)!r}, not {value!r}: "
-                    "choose another folder, or delete this one."
-                )
+    if card := _existing(out, settings):
         return card
-    partial = out.with_name(f"{out.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
-        partial.mkdir(parents=True)
-        card = _write(partial, settings)
-        if out.is_dir():
-            out.rmdir()  # it was empty
-        partial.rename(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+            folder = Path(temporary) / "data"
+            folder.mkdir()
+            card = _build(folder, settings, vocab_size)
+            try:
+                folder.rename(out)
+            except OSError:
+                # Another process may have been faster.
+                if there := _existing(out, settings):
+                    return there
+                raise
     except OSError as error:
-        raise UserError(f"Cannot prepare {out}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
     return card
 
 
-def _settings(source, valid_source, tokenizer, vocab_size, length) -> dict:
-    return {
+def default_dir(
+    *, source: str, valid_source: str, tokenizer: str, vocab_size: int, length: int
+) -> Path:
+    """A relative folder, data/NAME, that differs for settings that prepare different data."""
+    settings = _settings(source, tokenizer, vocab_size, length, valid_source, VALID_EVERY)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    words = re.sub(r"[^A-Za-z0-9]+", "-", f"{source}-{tokenizer}")[:40].strip("-")
+    return Path("data") / f"{words}-{length}-{digest}"
+
+
+def check_tokenizer(card: Card, tokenizer: Tokenizer) -> None:
+    """Checks that `tokenizer` made the data of `card`. Raises UserError if it did not."""
+    if card.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"The tokenizer ({tokenizer.name}, {tokenizer.fingerprint[:12]}) does not match the "
+            f"prepared data ({card.tokenizer_name}, {card.fingerprint[:12]}): use the tokenizer in "
+            "the folder of the data."
+        )
+
+
+def _settings(source, tokenizer, vocab_size, length, valid_source, valid_every) -> dict:
+    """The settings that matter, under their names in the card."""
+    settings = {
         "source": source,
         "valid_source": valid_source,
+        "valid_every": 0 if valid_source else valid_every,
         "tokenizer": tokenizer,
-        "vocab_size": vocab_size,
         "length": length,
-        # The text of this source is the interpreter's own.
-        "python": ".".join(map(str, sys.version_info[:3])) if source == "pydocs" else "",
     }
+    return settings | ({"vocab_size": vocab_size} if tokenizer == "sentencepiece" else {})
 
 
-def _write(folder: Path, settings: dict) -> Card:
-    source, valid_source = settings["source"], settings["valid_source"]
-    length = settings["length"]
-
-    def texts(split: str) -> Iterator[str]:
-        if valid_source:
-            return sources.documents(source if split == "train" else valid_source)
-        return sources.split(source, held_out=split == "valid")
-
-    tokenizer = tokenizers.make_tokenizer(
-        settings["tokenizer"], texts("train"), settings["vocab_size"]
-    )
-    tokenizer.save(folder)
-    # MASK, one past the last token, must fit as well.
-    dtype = np.uint16 if tokenizer.vocab_size < 2**16 else np.uint32
-    splits = {
-        split: _write_split(folder, split, texts(split), tokenizer, length, dtype)
-        for split in ("train", "valid")
-    }
-    card = Card(
-        format=FORMAT,
-        source=source,
-        valid_source=valid_source,
-        tokenizer=tokenizer.name,
-        tokenizer_sha256=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        bos=tokenizer.bos,
-        eos=tokenizer.eos,
-        length=length,
-        dtype=np.dtype(dtype).name,
-        settings=settings,
-        **splits,
-    )
-    (folder / "card.json").write_text(
-        json.dumps(dataclasses.asdict(card), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+def _existing(out: Path, settings: Mapping) -> Card | None:
+    """The card in `out`; None if there is nothing; UserError if it holds something else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not (out / CARD).exists():
+        raise UserError(f"{out} exists but holds no prepared data: choose another folder.")
+    card = Card.load(out)
+    for name, value in settings.items():
+        if getattr(card, name) != value:
+            raise UserError(
+                f"{out} was prepared with {name}={getattr(card, name)!r}, not {value!r}: choose "
+                "another folder, or delete this one."
+            )
     return card
 
 
-def _write_split(
-    folder: Path, split: str, texts: Iterable[str], tokenizer: Tokenizer, length: int, dtype
-) -> Split:
-    documents = text_bytes = tokens = records = 0
-    digest = hashlib.sha256()
-    rest = np.zeros(0, dtype)
-    record_bytes = length * np.dtype(dtype).itemsize
-    per_shard = max(1, _SHARD_BYTES // record_bytes)
-    shards: list[Path] = []
-    writer = None
-    bar = tqdm(desc=f"preparing {split}", unit="B", unit_scale=True, disable=None, leave=False)
-    with bar:
-        for batch in _batched(texts, _TEXTS_AT_ONCE):
-            sizes = [len(text.encode()) for text in batch]
-            pieces = [rest]
-            for ids in tokenizer.encode(batch):
-                pieces += [ids.astype(dtype), np.asarray([tokenizer.eos], dtype)]
-            packed = np.concatenate(pieces)
-            documents += len(batch)
-            text_bytes += sum(sizes)
-            tokens += len(packed) - len(rest)
-            whole = len(packed) // length
-            for record in packed[: whole * length].reshape(whole, length):
-                if records % per_shard == 0:
-                    if writer is not None:
-                        writer.close()
-                    shards.append(folder / f"{split}-{len(shards):05d}")
-                    # Grain reads single records at random: groups of one.
-                    writer = array_record_module.ArrayRecordWriter(
-                        str(shards[-1]), "group_size:1,uncompressed"
-                    )
-                raw = record.tobytes()
-                digest.update(raw)
-                writer.write(raw)
-                records += 1
-            rest = packed[whole * length :]
-            bar.update(sum(sizes))
-    if writer is not None:
-        writer.close()
-    if not records:
-        raise UserError(
-            f"The {split} part of the source has {tokens} tokens, too few for one record of "
-            f"{length}: use more text, a smaller length, or a valid_source of its own."
-        )
-    for number, path in enumerate(shards):
-        path.rename(shard_path(folder, split, number, len(shards)))
-    return Split(
-        documents=documents,
-        text_bytes=text_bytes,
-        tokens=tokens,
-        records=records,
-        dropped_tokens=len(rest),
-        shards=len(shards),
-        sha256=digest.hexdigest(),
+def _build(folder: Path, settings: Mapping, vocab_size: int) -> Card:
+    source, valid_source = settings["source"], settings["valid_source"]
+    held_out: frozenset[bytes] = frozenset()
+    if not valid_source:
+        held_out = splits.held_out(source, every=settings["valid_every"])
+    training = (
+        piece
+        for is_held_out, pieces in splits.passages(source, held_out=held_out)
+        if not is_held_out
+        for piece in pieces
     )
+    tokenizer = make_tokenizer(settings["tokenizer"], training, vocab_size=vocab_size)
+    tokenizer.save(folder)
+
+    def writer(split: str) -> RecordWriter:
+        return RecordWriter(
+            folder,
+            split,
+            length=settings["length"],
+            eos=tokenizer.eos,
+            token_bytes=tokenizer.token_bytes,
+            shard_records=settings["shard_records"],
+        )
+
+    with writer("train") as train, writer("valid") as valid:
+        _write(splits.passages(source, held_out=held_out), tokenizer, train, valid)
+        if valid_source:
+            _write(splits.passages(valid_source), tokenizer, valid, valid)
+        parts = {"train": train.finish(), "valid": valid.finish()}
+    for name, split in parts.items():
+        if not split.records:
+            advice = "" if valid_source else " or a valid_source"
+            raise UserError(
+                f"The {name} split has {split.tokens} tokens, too few for one record of "
+                f"{settings['length']}: use more text, a smaller length{advice}."
+            )
+    values: dict[str, Any] = {
+        **settings,
+        "format": FORMAT,
+        "tokenizer_name": tokenizer.name,
+        "fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        "bos": tokenizer.bos,
+        "eos": tokenizer.eos,
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+    }
+    card = Card(**values, train=parts["train"], valid=parts["valid"])
+    card.save(folder)
+    return card
 
 
-def shard_path(folder: Path, split: str, number: int, shards: int) -> Path:
-    """Path of a shard file."""
-    return Path(folder) / f"{split}-{number:05d}-of-{shards:05d}.array_record"
+def _write(
+    passages: Iterator[tuple[bool, list[str]]],
+    tokenizer: Tokenizer,
+    train: RecordWriter,
+    valid: RecordWriter,
+) -> None:
+    """Encodes passages in batches and adds each to the writer of its split."""
+    # disable=None: the bar is for terminals, a log has no use for it.
+    with tqdm(desc="preparing", unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        for batch in _batches(passages):
+            encoded = tokenizer.encode_batch([piece for _, piece, _ in batch])
+            for (is_held_out, piece, ends), ids in zip(batch, encoded, strict=True):
+                size = len(piece.encode("utf-8"))
+                (valid if is_held_out else train).add(ids, text_bytes=size, ends=ends)
+                bar.update(size)
 
 
-def _batched(items: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
-    iterator = iter(items)
-    while batch := tuple(itertools.islice(iterator, size)):
-        yield batch
+def _batches(
+    passages: Iterator[tuple[bool, list[str]]],
+) -> Iterator[list[tuple[bool, str, bool]]]:
+    """Lists of (held out?, piece, last of its passage?), each of about `_BATCH_CHARACTERS`."""
+    batch: list[tuple[bool, str, bool]] = []
+    characters = 0
+    for is_held_out, pieces in passages:
+        for number, piece in enumerate(pieces, start=1):
+            batch.append((is_held_out, piece, number == len(pieces)))
+            characters += len(piece)
+            if characters >= _BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    yield batch
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hybrid_jax.data.prepare",
+        description="Packs text into fixed-length token records for training.",
+    )
+    add = parser.add_argument
+    add("--source", required=True, help="pydocs, or files:PATTERN[,PATTERN...] (.txt or .jsonl, "
+        "plain or .gz, .xz, .zst)")  # fmt: skip
+    add("--valid_source", default="", help="text to validate on (default: a part of the source)")
+    add("--valid_every", type=int, default=VALID_EVERY, metavar="K",
+        help="else hold out every K-th piece (default: %(default)s)")  # fmt: skip
+    add("--tokenizer", default="sentencepiece", help="sentencepiece (trained on the source), byte, "
+        "or gpt2:FOLDER (default: %(default)s)")  # fmt: skip
+    add("--vocab_size", type=int, default=8192, metavar="N",
+        help="tokens of sentencepiece (default: %(default)s)")  # fmt: skip
+    add("--length", type=int, default=1024, metavar="L",
+        help="tokens of a record (default: %(default)s)")  # fmt: skip
+    add("--shard_records", type=int, default=SHARD_RECORDS, metavar="R",
+        help="records of a file (default: %(default)s)")  # fmt: skip
+    add("--out", required=True, metavar="DIR", help="folder to make")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hybrid_jax.data.prepare", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--source", required=True, help="pydocs or files:PATTERN[,PATTERN…]")
-    parser.add_argument("--valid_source", default="", help="held-out text (default: 1/20 of source)")
-    parser.add_argument("--tokenizer", default="sentencepiece",
-                        help="sentencepiece, byte or gpt2:FOLDER")  # fmt: skip
-    parser.add_argument("--vocab_size", type=int, default=512, help="of a trained tokenizer")
-    parser.add_argument("--length", type=int, default=64, help="tokens of a record")
-    parser.add_argument("--out", required=True, help="folder to make")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        card = ensure_prepared(**vars(options))
+        card = prepare(**vars(options))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     for name in ("train", "valid"):
-        split: Split = getattr(card, name)
+        split = card.split(name)
         print(
             f"{name}: {split.documents:,} documents, {split.text_bytes:,} bytes, "
-            f"{split.tokens:,} tokens ({split.bytes_per_token:.2f} bytes each), "
-            f"{split.records:,} records of {card.length}"
+            f"{split.records:,} records of {card.length} tokens "
+            f"({split.bytes_per_token:.2f} bytes each), {split.dropped_tokens:,} tokens dropped"
         )
     return 0
 

@@ -1,0 +1,131 @@
+"""Documents to fixed-length records in ArrayRecord shards."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from array_record.python import array_record_module
+
+from hybrid_jax.data.card import Shard, Split
+
+_FLUSH = 1 << 20  # tokens gathered before records are cut from them
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest little-endian type that holds the tokens and MASK, ids 0 ... vocab_size."""
+    return np.dtype("<u2" if vocab_size < 1 << 16 else "<u4")
+
+
+class RecordWriter:
+    """Writes one split: tokens run on from record to record, and the last few are dropped.
+
+    A context manager, which closes the open file; `finish` returns the description.
+
+    Args:
+      folder: existing folder for the shards.
+      split: "train" or "valid", the beginning of their names.
+      length: L, tokens of a record.
+      eos: id put after each document.
+      token_bytes: int32 [N], see `Tokenizer.token_bytes`.
+      shard_records: records of every shard but the last.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        *,
+        length: int,
+        eos: int,
+        token_bytes: np.ndarray,
+        shard_records: int,
+    ):
+        self._folder, self._split = folder, split
+        self._length, self._shard_records = length, shard_records
+        self._token_bytes = token_bytes
+        self._dtype = token_dtype(len(token_bytes))
+        self._end = np.array([eos], self._dtype)
+        self._pending: list[np.ndarray] = []
+        self._pending_tokens = 0
+        self._documents = self._text_bytes = self._tokens = self._kept_bytes = 0
+        self._digest = hashlib.sha256()
+        self._records: list[int] = []  # of each shard so far
+        self._file: array_record_module.ArrayRecordWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._close()
+
+    def add(self, ids: np.ndarray, *, text_bytes: int, ends: bool) -> None:
+        """Appends a part of a document.
+
+        Args:
+          ids: integer [n].
+          text_bytes: UTF-8 bytes of the part.
+          ends: whether the document ends with it.
+        """
+        parts = [ids.astype(self._dtype)] + [self._end] * ends
+        self._pending += parts
+        size = len(ids) + ends
+        self._pending_tokens += size
+        self._tokens += size
+        self._documents += ends
+        self._text_bytes += text_bytes
+        if self._pending_tokens >= max(_FLUSH, self._length):
+            self._flush()
+
+    def finish(self) -> Split:
+        """Writes the last whole records, closes and names the files, and describes the split."""
+        self._flush()
+        self._close()
+        names = [f"{self._split}-{n:05d}-of-{len(self._records):05d}.array_record"
+                 for n in range(len(self._records))]  # fmt: skip
+        for number, name in enumerate(names):
+            self._path(number).rename(self._folder / name)
+        return Split(
+            documents=self._documents,
+            text_bytes=self._text_bytes,
+            tokens=self._tokens,
+            records=sum(self._records),
+            dropped_tokens=self._pending_tokens,
+            kept_bytes=self._kept_bytes,
+            sha256=self._digest.hexdigest(),
+            shards=tuple(
+                Shard(name=name, records=records, bytes=(self._folder / name).stat().st_size)
+                for name, records in zip(names, self._records, strict=True)
+            ),
+        )
+
+    def _flush(self) -> None:
+        tokens = np.concatenate([np.zeros(0, self._dtype), *self._pending])
+        kept = len(tokens) // self._length * self._length
+        self._pending, self._pending_tokens = [tokens[kept:].copy()], len(tokens) - kept
+        self._kept_bytes += int(self._token_bytes[tokens[:kept]].sum(dtype=np.int64))
+        for record in tokens[:kept].reshape(-1, self._length):
+            self._write(record.tobytes())
+
+    def _write(self, record: bytes) -> None:
+        if self._file is None or self._records[-1] == self._shard_records:
+            self._close()
+            # Groups of one record, because training reads single records at random places.
+            self._file = array_record_module.ArrayRecordWriter(
+                str(self._path(len(self._records))), "group_size:1,uncompressed"
+            )
+            self._records.append(0)
+        self._file.write(record)
+        self._digest.update(record)
+        self._records[-1] += 1
+
+    def _path(self, number: int) -> Path:
+        # Until all are written their number, which is part of the name, is not known.
+        return self._folder / f"{self._split}-{number:05d}.array_record"
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,105 @@
+"""What every tokenizer is, and what the implementations share.
+
+Real tokens are 0 ... N-1 for N = `vocab_size`. MASK, id N, belongs to the noise: no tokenizer
+produces it, and `decode` shows it as a text of the caller's choice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hybrid_jax.errors import UserError
+
+DESCRIPTOR = "tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """What every tokenizer is.
+
+    Attributes:
+      name: its kind, "sentencepiece", "byte" or "gpt2".
+      vocab_size: N, the number of real tokens.
+      bos, eos: ids put before a text and after a document; they may be the same.
+      fingerprint: SHA-256, hexadecimal, of all that defines text ↔ ids.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos(self) -> int: ...
+    @property
+    def eos(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        """int32 [N]: bytes of UTF-8 text that each token stands for; 0 for special tokens.
+
+        Summed over `encode(text)` they are the length of the text in bytes.
+        """
+        ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32 [n], without bos and eos; `decode` gives the text back exactly."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of each text, on all processors."""
+        ...
+
+    def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
+        """The text of ids in 0 ... N.
+
+        Special tokens give no text, MASK gives `mask_text`; bytes that are not UTF-8 together give
+        U+FFFD.
+
+        Raises:
+          UserError: for an id outside 0 ... N.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the files that `load_tokenizer` reads into an existing folder."""
+        ...
+
+
+def write_descriptor(folder: Path, tokenizer: Tokenizer) -> None:
+    """Writes the file by which `load_tokenizer` recognises a tokenizer."""
+    values = {
+        "name": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "bos": tokenizer.bos,
+        "eos": tokenizer.eos,
+        "fingerprint": tokenizer.fingerprint,
+    }
+    (folder / DESCRIPTOR).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def decode_runs(
+    ids: Iterable[int], vocab_size: int, mask_text: str, decode: Callable[[list[int]], str]
+) -> str:
+    """Decodes the runs of real tokens between MASKs and puts `mask_text` for each MASK.
+
+    Raises:
+      UserError: for an id outside 0 ... vocab_size.
+    """
+    checked = [int(i) for i in ids]
+    for i in checked:
+        if not 0 <= i <= vocab_size:
+            raise UserError(
+                f"Token id {i} is outside this tokenizer's 0 ... {vocab_size - 1}: it comes from "
+                "another tokenizer."
+            )
+    return "".join(
+        mask_text * len(list(run)) if masked else decode(list(run))
+        for masked, run in itertools.groupby(checked, lambda i: i == vocab_size)
+    )

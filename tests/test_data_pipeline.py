@@ -1,0 +1,239 @@
+"""Batches: addressed by step, shared among processes, and every record in its turn."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from hybrid_jax.data import prepare
+from hybrid_jax.data.pipeline import Records, Stream, evaluation_batches
+from hybrid_jax.errors import UserError
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """37 different training records in shards of 10, and 3 to validate on."""
+    root = tmp_path_factory.mktemp("data")
+    for name, count in (("train", 37), ("valid", 3)):
+        texts = [f"{n:03d} {name:<11s}" for n in range(count)]
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (root / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    prepare.prepare(
+        source=f"files:{root}/train.jsonl",
+        valid_source=f"files:{root}/valid.jsonl",
+        tokenizer="byte",
+        vocab_size=0,
+        length=LENGTH,
+        shard_records=10,
+        out=root / "out",
+    )
+    return root / "out"
+
+
+@pytest.fixture(scope="module")
+def records(folder) -> Records:
+    return Records(folder, "train")
+
+
+def numbers(tokens: np.ndarray) -> list[int]:
+    """Which record each row is: their texts begin with it."""
+    return [int(bytes(row[:3].astype(np.uint8))) for row in tokens]
+
+
+def taken(stream: Stream, steps) -> list[int]:
+    return [n for step in steps for n in numbers(stream.batch_at(step)["tokens"])]
+
+
+def test_records_are_read_in_the_order_asked_for(records):
+    assert len(records) == 37
+    tokens = records.read([36, 0, 10, 0])
+    assert (tokens.shape, tokens.dtype) == ((4, LENGTH), np.int32)
+    assert numbers(tokens) == [36, 0, 10, 0]
+    assert tokens[0].tolist() == [*b"036 train      ", 257]
+    records.verify()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("start", [0, 5, 1000, 10**12])
+def test_iterating_from_any_step_gives_the_batches_of_the_steps(records, start, shuffle):
+    stream = Stream(records, batch_size=6, seed=3, shuffle=shuffle)
+    fresh = Stream(records, batch_size=6, seed=3, shuffle=shuffle)
+    seen = list(itertools.islice(stream.iterate(start), 20))
+    assert [step for step, _ in seen] == list(range(start, start + 20))
+    for step, batch in seen:
+        expected = fresh.batch_at(step)
+        assert batch.keys() == expected.keys() == {"tokens", "index"}
+        for name in batch:
+            assert batch[name].dtype == np.int32
+            np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def test_steps_may_come_in_any_order(records):
+    stream = Stream(records, batch_size=4, seed=0)
+    forward = [stream.batch_at(step)["tokens"] for step in range(12)]
+    for step in reversed(range(12)):
+        np.testing.assert_array_equal(stream.batch_at(step)["tokens"], forward[step])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_one_global_batch(records, count, shuffle):
+    def part(index: int, total: int) -> Stream:
+        return Stream(
+            records, batch_size=6, seed=1, shuffle=shuffle, process_index=index, process_count=total
+        )
+
+    whole = part(0, 1)
+    assert whole.batch_at(0)["index"].tolist() == [0, 1, 2, 3, 4, 5]
+    iterators = [part(index, count).iterate(40) for index in range(count)]
+    for step in range(40, 50):
+        batches = [next(iterator)[1] for iterator in iterators]
+        assert all(len(batch["tokens"]) == 6 // count for batch in batches)
+        for name, expected in whole.batch_at(step).items():
+            joined = np.concatenate([batch[name] for batch in batches])
+            np.testing.assert_array_equal(joined, expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 37, 74, 100])
+def test_every_epoch_takes_every_record_once_in_a_new_order(records, batch_size):
+    stream = Stream(records, batch_size=batch_size, seed=0)
+    places = taken(stream, range(-(-37 * 4 // batch_size)))[: 37 * 4]
+    epochs = [tuple(places[start : start + 37]) for start in range(0, 37 * 4, 37)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(37))
+    assert len({*epochs, tuple(range(37))}) == 5
+
+
+def test_seeds_share_no_epoch(records):
+    orders = set()
+    for seed in range(6):
+        places = taken(Stream(records, batch_size=37, seed=seed), range(6))
+        orders |= {tuple(places[start : start + 37]) for start in range(0, len(places), 37)}
+    assert len(orders) == 36
+
+
+def test_without_shuffling_records_come_in_order(records):
+    places = taken(Stream(records, batch_size=5, seed=0, shuffle=False), range(15))
+    assert places == [n % 37 for n in range(75)]
+
+
+def test_fewer_records_than_a_batch(folder):
+    stream = Stream(Records(folder, "valid"), batch_size=8, seed=0)
+    places = taken(stream, range(6))
+    for start in range(0, 48, 3):
+        assert sorted(places[start : start + 3]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"batch_size": 6, "process_count": 4},
+            "batch_size=6 does not divide among 4 processes: choose a positive multiple of 4.",
+        ),
+        (
+            {"batch_size": 0},
+            "batch_size=0 does not divide among 1 processes: choose a positive multiple of 1.",
+        ),
+        ({"batch_size": 1, "seed": -1}, "The seed of the data must be 0 or more, but is -1."),
+    ],
+)
+def test_impossible_streams(records, arguments, message):
+    with pytest.raises(UserError) as caught:
+        Stream(records, **{"seed": 0, **arguments})
+    assert str(caught.value) == message
+
+
+def test_programming_errors(records, folder):
+    with pytest.raises(ValueError, match="process_index 2"):
+        Stream(records, batch_size=2, seed=0, process_index=2, process_count=2)
+    with pytest.raises(ValueError, match="step is -1"):
+        Stream(records, batch_size=2, seed=0).batch_at(-1)
+    with pytest.raises(ValueError, match="not 'test'"):
+        Records(folder, "test")
+
+
+# Evaluation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 37, 50])
+@pytest.mark.parametrize("limit", [None, 1, 12, 37, 1000])
+def test_evaluation_takes_every_record_once(records, batch_size, limit):
+    batches = list(evaluation_batches(records, batch_size, limit=limit))
+    total = min(limit or 37, 37)
+    assert len(batches) == -(-total // batch_size)
+    for batch in batches:
+        assert (batch["tokens"].shape, batch["tokens"].dtype) == ((batch_size, LENGTH), np.int32)
+        assert (batch["valid"].shape, batch["valid"].dtype) == ((batch_size,), bool)
+    assert all(batch["valid"].all() for batch in batches[:-1])
+    seen = [n for batch in batches for n in numbers(batch["tokens"][batch["valid"]])]
+    assert seen == list(range(total))
+
+
+@pytest.mark.parametrize(("batch_size", "limit"), [(0, None), (4, 0)])
+def test_impossible_evaluation(records, batch_size, limit):
+    with pytest.raises(UserError, match=f"but got {batch_size} and {limit}"):
+        next(evaluation_batches(records, batch_size, limit))
+
+
+# Damage --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A copy of the folder, to be damaged."""
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+FIRST = "train-00000-of-00004.array_record"
+
+
+def test_missing_and_cut_files_are_found_when_opening(copied):
+    path = copied / FIRST
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=f"{FIRST} has not the size that the card says"):
+        Records(copied, "train")
+    path.write_bytes(b"\0" * len(content))
+    with pytest.raises(UserError, match="are damaged"):
+        Records(copied, "train")
+    path.unlink()
+    with pytest.raises(UserError) as caught:
+        Records(copied, "train")
+    assert str(caught.value) == (
+        f"The prepared data in {copied} are damaged ({FIRST} is missing): delete the folder and "
+        "prepare them again."
+    )
+    Records(copied, "valid").verify()
+
+
+def test_files_that_contradict_the_card_are_found(copied):
+    card = json.loads((copied / "card.json").read_text(encoding="utf-8"))
+    for changes, message in [
+        ({"length": LENGTH + 1}, "a record has not 17 tokens"),
+        ({"train": {**card["train"], "records": 38}}, "there are 37 records, but the card says 38"),
+        ({"train": {**card["train"], "sha256": "0"}}, "the records are not those of the card"),
+    ]:
+        (copied / "card.json").write_text(json.dumps({**card, **changes}), encoding="utf-8")
+        with pytest.raises(UserError) as caught:
+            Records(copied, "train").verify()
+        assert message in str(caught.value)
+
+
+def test_damage_inside_a_file_surfaces_while_training(copied):
+    path = copied / FIRST
+    content = bytearray(path.read_bytes())
+    place = content.index(b"t\0r\0a\0i\0n\0")  # the text of some record, two bytes a token
+    content[place] ^= 1
+    path.write_bytes(content)
+    records = Records(copied, "train")
+    with pytest.raises(UserError, match="a record cannot be read"):
+        records.verify()
+    stream = Stream(records, batch_size=37, seed=0)
+    with pytest.raises(UserError, match="a record cannot be read"):
+        next(stream.iterate())

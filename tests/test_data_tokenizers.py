@@ -1,0 +1,228 @@
+"""Tokenizers: exact round trips, known ids, and tokenizers read back from folders."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiktoken.load
+
+from hybrid_jax.data import gpt2, sentencepiece_bpe, tokenizers
+from hybrid_jax.errors import UserError
+
+CORPUS = [f"Document {n} tells of {n * n} hares, {n % 7} foxes and a river.\n" for n in range(90)]
+TEXTS = [
+    "",
+    " ",
+    "plain words",
+    "  leading,  double  and trailing  ",
+    "tab\tnewline\n\n\r\n    indented",
+    "naïve façade 日本語 한국어 🙂 e\u0301 \u00a0\u3000\ufeff",
+    "▁ the ▁▁ mark ▁ of spaces▁",
+    "<s> </s> <unk> <pad> <0x0A> <|endoftext|> [MASK]",
+    "nul \0 and \x7f",
+]
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "byte", "gpt2"])
+def tokenizer(request) -> tokenizers.Tokenizer:
+    if request.param == "gpt2":
+        return make(f"gpt2:{request.getfixturevalue('shared_data') / 'gpt2'}")
+    return make(request.param)
+
+
+def make(spec: str, texts=CORPUS, vocab_size: int = 320) -> tokenizers.Tokenizer:
+    return tokenizers.make_tokenizer(spec, texts, vocab_size=vocab_size)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32
+    assert ids.ndim == 1
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes[ids].sum() == len(text.encode())
+    assert not np.isin(ids, [tokenizer.bos, tokenizer.eos]).any()
+    assert np.all((ids >= 0) & (ids < tokenizer.vocab_size))
+
+
+def test_parts_decode_as_one(tokenizer):
+    ids = np.concatenate([tokenizer.encode(text) for text in TEXTS])
+    assert tokenizer.decode(ids) == "".join(TEXTS)
+
+
+def test_batches_are_encoded_as_single_texts(tokenizer):
+    for text, ids in zip(TEXTS, tokenizer.encode_batch(TEXTS), strict=True):
+        np.testing.assert_array_equal(ids, tokenizer.encode(text))
+        assert ids.dtype == np.int32
+
+
+def test_special_tokens_and_mask(tokenizer):
+    mask = tokenizer.vocab_size
+    first, second = tokenizer.encode("ab"), tokenizer.encode("cd")
+    ids = [tokenizer.bos, mask, *first, mask, mask, *second, tokenizer.eos]
+    assert tokenizer.decode(ids) == "abcd"
+    assert tokenizer.decode(np.array(ids), mask_text="_") == "_ab__cd"
+    assert tokenizer.token_bytes.shape == (tokenizer.vocab_size,)
+    assert tokenizer.token_bytes[[tokenizer.bos, tokenizer.eos]].tolist() == [0, 0]
+
+
+def test_bytes_that_are_no_text_are_replaced(tokenizer):
+    ids = tokenizer.encode("\u2603")  # three bytes, more than one token in each of these
+    assert len(ids) > 1
+    assert set(tokenizer.decode(ids[:1])) == {"\ufffd"}
+    mask = tokenizer.vocab_size
+    assert tokenizer.decode([*ids[:1], mask, *tokenizer.encode("a")], mask_text="_") == "\ufffd_a"
+
+
+@pytest.mark.parametrize("offset", [1, 1000])
+def test_ids_above_mask_are_refused(tokenizer, offset):
+    with pytest.raises(UserError) as caught:
+        tokenizer.decode([0, tokenizer.vocab_size + offset])
+    assert str(caught.value) == (
+        f"Token id {tokenizer.vocab_size + offset} is outside this tokenizer's "
+        f"0 ... {tokenizer.vocab_size - 1}: it comes from another tokenizer."
+    )
+    with pytest.raises(UserError, match="Token id -1 is outside"):
+        tokenizer.decode([-1])
+
+
+def test_saved_and_loaded(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    again = tokenizers.load_tokenizer(tmp_path)
+    for name in ("name", "vocab_size", "bos", "eos", "fingerprint"):
+        assert getattr(again, name) == getattr(tokenizer, name)
+    for text in TEXTS:
+        np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
+
+
+def test_byte_tokenizer():
+    byte = make("byte")
+    assert (byte.vocab_size, byte.bos, byte.eos) == (258, 256, 257)
+    assert byte.encode("aé").tolist() == [97, 0xC3, 0xA9]
+
+
+def test_sentencepiece_is_reproducible_and_of_the_size_asked_for():
+    first, second = make("sentencepiece"), make("sentencepiece")
+    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint != make("sentencepiece", ["other words ", *CORPUS]).fingerprint
+    assert (first.vocab_size, first.bos, first.eos) == (320, 1, 2)
+    assert len(first.encode(CORPUS[0])) < len(CORPUS[0]) / 2
+
+
+def test_sentencepiece_learns_indentation():
+    texts = ["if x:\n        return y\n" * 50]
+    assert len(make("sentencepiece", texts, 290).encode("        ")) < 8
+
+
+def test_sentencepiece_reads_no_more_than_it_needs():
+    read = []
+    texts = (read.append(text) or text for text in CORPUS)
+    sentencepiece_bpe.train(texts, vocab_size=300, training_bytes=3000)
+    assert 3000 < sum(map(len, read)) < 3200
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size", "message"),
+    [
+        (CORPUS, 50_000, "vocab_size=50000 is more than this text supports: choose at most "),
+        (CORPUS, 100, "vocab_size=100 is too small for the bytes and characters of this text: "),
+        ([], 300, "There is no text to train a tokenizer on: use more text."),
+    ],
+)
+def test_sentencepiece_needs_a_possible_size(texts, vocab_size, message):
+    with pytest.raises(UserError) as caught:
+        make("sentencepiece", texts, vocab_size)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_advised_sizes_are_possible():
+    for asked in (50_000, 100):
+        with pytest.raises(UserError) as caught:
+            make("sentencepiece", CORPUS, asked)
+        advised = int(str(caught.value).split("choose at ")[1].split(",")[0].split()[1].strip("."))
+        assert make("sentencepiece", CORPUS, advised).vocab_size == advised
+
+
+def test_gpt2_ids_are_the_published_ones(shared_data):
+    known = make(f"gpt2:{shared_data / 'gpt2'}")
+    assert (known.vocab_size, known.bos, known.eos) == (50257, 50256, 50256)
+    assert known.encode("Hello world").tolist() == [15496, 995]
+    assert known.encode("I've  seen 3 <|endoftext|>").tolist()[:5] == [40, 1053, 220, 1775, 513]
+
+
+def test_gpt2_ranks_are_those_of_tiktokens_own_reader(shared_data, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # this reader leaves copies behind otherwise
+    files = [shared_data / "gpt2" / name for name in (gpt2.MERGES, gpt2.ENCODER)]
+    expected = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*map(str, files))
+    loaded = gpt2.load(shared_data / "gpt2")
+    assert loaded._encoding._mergeable_ranks == expected
+
+
+def test_gpt2_leaves_no_cache(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    make(f"gpt2:{shared_data / 'gpt2'}").encode("text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gpt2_needs_both_files(shared_data, tmp_path):
+    shutil.copy(shared_data / "gpt2" / "encoder.json", tmp_path)
+    with pytest.raises(UserError) as caught:
+        make(f"gpt2:{tmp_path}")
+    assert str(caught.value) == (
+        f"The GPT-2 tokenizer needs the files encoder.json and vocab.bpe in {tmp_path}: "
+        f"{tmp_path}/vocab.bpe: No such file or directory."
+    )
+    merges = (shared_data / "gpt2" / "vocab.bpe").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "vocab.bpe").write_text("\n".join(merges[:-1]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="damaged or do not belong together"):
+        make(f"gpt2:{tmp_path}")
+    (tmp_path / "encoder.json").write_text("[1, 2]", encoding="utf-8")
+    with pytest.raises(UserError, match="damaged or do not belong together"):
+        make(f"gpt2:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("words", "Unknown tokenizer 'words': choose sentencepiece, byte or gpt2:FOLDER."),
+        ("byte:x", "Unknown tokenizer 'byte:x': choose sentencepiece, byte or gpt2:FOLDER."),
+        (
+            "gpt2",
+            "The gpt2 tokenizer needs a folder with encoder.json and vocab.bpe: write gpt2:FOLDER.",
+        ),
+    ],
+)
+def test_unknown_tokenizers(spec, message):
+    with pytest.raises(UserError) as caught:
+        make(spec)
+    assert str(caught.value) == message
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        tokenizers.load_tokenizer(tmp_path)
+    make("sentencepiece").save(tmp_path)
+    model = tmp_path / "sentencepiece.model"
+    whole = model.read_bytes()
+    for content, message in [
+        (whole[: len(whole) // 2], "is damaged"),
+        (b"", "is damaged"),
+        (whole.replace(b"hares", b"harps"), "are not those that"),
+    ]:
+        assert hashlib.sha256(content).digest() != hashlib.sha256(whole).digest()
+        model.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            tokenizers.load_tokenizer(tmp_path)
+    model.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        tokenizers.load_tokenizer(tmp_path)
+    for text, message in [
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        (json.dumps({"name": "words", "fingerprint": ""}), "unknown tokenizer, 'words'"),
+    ]:
+        (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=message):
+            tokenizers.load_tokenizer(tmp_path)
