@@ -178,7 +178,9 @@ class EvaluationConfig:
         if self.kernel not in ("own", "absorbing"):
             raise UserError(f"evaluation.kernel must be own or absorbing, but is {self.kernel}.")
         if self.draws < 1 or self.batch_size < 1 or self.records < 0 or self.final_records < 0:
-            raise UserError("evaluation: draws and batch_size must be at least 1, records 0 or more.")
+            raise UserError(
+                "evaluation: draws and batch_size must be at least 1, records 0 or more."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,7 @@ from hybrid_jax.objective import Draw, Objective, Time
 class Network(Protocol):
     """What the rest of the package asks of a network (see `models.transformer.Transformer`)."""
 
-    def features(
-        self, params, tokens, position, mask, level, dropout_key=None
-    ) -> jax.Array: ...
+    def features(self, params, tokens, position, mask, level, dropout_key=None) -> jax.Array: ...
 
     def logits(self, params, features) -> jax.Array: ...
 
@@ -82,9 +80,9 @@ def batch_terms(
     """
     key_level, key_noise = jax.random.split(key)
     uniforms = objective.draw_uniforms(key_level, problem.schedule, time, count, index)
-    phase, where = jax.vmap(
-        lambda u: objective.draw(problem.schedule, problem.kernel, time, u)
-    )(uniforms)
+    phase, where = jax.vmap(lambda u: objective.draw(problem.schedule, problem.kernel, time, u))(
+        uniforms
+    )
     keys = jax.vmap(lambda i: jax.random.fold_in(key_noise, i))(index)
     states = jax.vmap(lambda k, x, d: noising.corrupt(problem.kernel, k, x, d.level))(
         keys, tokens, where
@@ -111,9 +109,7 @@ def drawn_terms(
     """`batch_terms` for given draws: states int32 [b, L], phase int32 [b, groups], Draw [b, L]."""
     schedule, layout = problem.schedule, problem.layout
     rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
-    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, problem.bos))(
-        rows, states, tokens
-    )
+    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, problem.bos))(rows, states, tokens)
     level = jax.vmap(layouts.row_levels)(rows, where.level)
     # Windows that settle whole do not move with the phase: one mask serves the whole batch.
     shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows

@@ -31,7 +31,9 @@ from hybrid_jax.errors import UserError
 class Hyperschedule(Protocol):
     """What a hyperschedule offers. Steps and positions are int32 arrays that broadcast."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For messages and results."""
 
     @property
     def length(self) -> int:
@@ -149,7 +151,7 @@ class Ramp:
         per_window = jnp.broadcast_to(phase, (self.windows,)).astype(jnp.int32)
         # With one phase for all, the entry looked up here is the same wherever we look.
         own = per_window[starts // self.levels]
-        step = starts + (own - starts) % self.levels
+        step = jnp.asarray(starts + (own - starts) % self.levels)
         return step, per_window + self.levels * jnp.arange(self.windows)
 
 

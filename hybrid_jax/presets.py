@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_collections
 
 from hybrid_jax.config import (
@@ -22,14 +24,13 @@ from hybrid_jax.config import (
 from hybrid_jax.errors import UserError
 from hybrid_jax.optim import OptimizerConfig
 
-_SIZES = {
-    "tiny": {
-        "data": DataConfig(source="pydocs", tokenizer="sentencepiece", vocab_size=512, length=64),
-        "schedule": ScheduleConfig(family="block", width=8, levels=8),
-        "model": ModelConfig(
-            layers=4, width=128, heads=2, activation="relu2", qk_norm=True, unroll=4
-        ),
-        "optimizer": OptimizerConfig(
+_SIZES: dict[str, Experiment] = {
+    "tiny": Experiment(
+        name="",
+        data=DataConfig(source="pydocs", tokenizer="sentencepiece", vocab_size=512, length=64),
+        schedule=ScheduleConfig(family="block", width=8, levels=8),
+        model=ModelConfig(layers=4, width=128, heads=2, activation="relu2", qk_norm=True, unroll=4),
+        optimizer=OptimizerConfig(
             name="muon",
             learning_rate=0.01,
             warmup_steps=20,
@@ -37,7 +38,7 @@ _SIZES = {
             final_fraction=0.05,
             beta2=0.95,
         ),
-        "train": TrainConfig(
+        train=TrainConfig(
             steps=700,
             batch_size=32,
             ema_decay=0.98,
@@ -46,20 +47,21 @@ _SIZES = {
             checkpoint_every=350,
             loss_chunk=64,
         ),
-        "evaluation": EvaluationConfig(records=128, final_records=512, draws=4, batch_size=32),
-    },
-    "small": {
-        "data": DataConfig(
+        evaluation=EvaluationConfig(records=128, final_records=512, draws=4, batch_size=32),
+    ),
+    "small": Experiment(
+        name="",
+        data=DataConfig(
             source="files:data/text/*.txt",
             tokenizer="sentencepiece",
             vocab_size=16_384,
             length=512,
         ),
-        "schedule": ScheduleConfig(family="block", width=16, levels=16),
-        "model": ModelConfig(
+        schedule=ScheduleConfig(family="block", width=16, levels=16),
+        model=ModelConfig(
             layers=8, width=512, heads=8, qk_norm=True, dtype="bfloat16", remat=False
         ),
-        "optimizer": OptimizerConfig(
+        optimizer=OptimizerConfig(
             name="muon",
             learning_rate=3e-3,
             warmup_steps=500,
@@ -67,7 +69,7 @@ _SIZES = {
             final_fraction=0.05,
             beta2=0.95,
         ),
-        "train": TrainConfig(
+        train=TrainConfig(
             steps=20_000,
             batch_size=64,
             ema_decay=0.9995,
@@ -75,20 +77,21 @@ _SIZES = {
             eval_every=2_000,
             checkpoint_every=2_000,
         ),
-        "evaluation": EvaluationConfig(records=512, draws=4, batch_size=64),
-    },
-    "base": {
-        "data": DataConfig(
+        evaluation=EvaluationConfig(records=512, draws=4, batch_size=64),
+    ),
+    "base": Experiment(
+        name="",
+        data=DataConfig(
             source="files:data/openwebtext/*.jsonl.zst",
             tokenizer="gpt2:data/gpt2",
             vocab_size=50_257,
             length=1024,
         ),
-        "schedule": ScheduleConfig(family="flat", width=1024, levels=1024),
-        "model": ModelConfig(
+        schedule=ScheduleConfig(family="flat", width=1024, levels=1024),
+        model=ModelConfig(
             layers=12, width=768, heads=12, dropout=0.1, dtype="bfloat16", remat=True
         ),
-        "optimizer": OptimizerConfig(
+        optimizer=OptimizerConfig(
             name="adamw",
             learning_rate=3e-4,
             warmup_steps=10_000,
@@ -97,7 +100,7 @@ _SIZES = {
             beta2=0.95,
             weight_decay=0.1,
         ),
-        "train": TrainConfig(
+        train=TrainConfig(
             steps=1_000_000,
             batch_size=512,
             ema_decay=0.9999,
@@ -105,8 +108,8 @@ _SIZES = {
             eval_every=10_000,
             checkpoint_every=5_000,
         ),
-        "evaluation": EvaluationConfig(records=1024, draws=1, batch_size=64),
-    },
+        evaluation=EvaluationConfig(records=1024, draws=1, batch_size=64),
+    ),
 }
 
 
@@ -119,4 +122,4 @@ def sized(name: str, size: str) -> ml_collections.ConfigDict:
     if size not in _SIZES:
         raise UserError(f"{name} has no size {size!r}: {nearest(size, _SIZES)}")
     suffix = "" if size == "tiny" else f"-{size}"
-    return Experiment(name=f"{name}{suffix}", **_SIZES[size]).to_config()
+    return dataclasses.replace(_SIZES[size], name=f"{name}{suffix}").to_config()

@@ -69,7 +69,9 @@ def _plain(experiment: Experiment) -> dict:
     return json.loads(experiment.to_json())
 
 
-def _differences(old: Mapping, new: Mapping, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+def _differences(
+    old: Mapping, new: Mapping, prefix: str = ""
+) -> Iterator[tuple[str, object, object]]:
     for name in new:
         if isinstance(new[name], Mapping):
             yield from _differences(old[name], new[name], f"{prefix}{name}.")

@@ -52,9 +52,7 @@ def test_one_training_step_of_every_config_has_its_shapes(name, size):
     experiment = Experiment.from_config(config(name, size))
     run = abstract_run(experiment)
     state = jax.eval_shape(run.init)
-    batch = jax.ShapeDtypeStruct(
-        (experiment.train.batch_size, experiment.data.length), jnp.int32
-    )
+    batch = jax.ShapeDtypeStruct((experiment.train.batch_size, experiment.data.length), jnp.int32)
     index = jax.ShapeDtypeStruct((experiment.train.batch_size,), jnp.int32)
     new, metrics = jax.eval_shape(functools.partial(train.train_step, run), state, batch, index)
     assert jax.tree.all(

@@ -162,7 +162,7 @@ def test_what_is_there_is_reused(story, tmp_path):
     card = prepare.prepare(**settings(write_story(copy, STORY)), out=out)
     copy.unlink()  # without its text, nothing could be prepared
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert prepare.ensure_prepared(**settings(f"files:{copy}", vocab_size=7), out=out) == card
+    assert prepare.prepare(**settings(f"files:{copy}", vocab_size=7), out=out) == card
     assert Card.load(out) == card
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
 

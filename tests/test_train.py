@@ -146,7 +146,9 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(experiment, tmp_pat
     wild = replaced(wild, "train", steps=40, checkpoint_every=1, log_every=1, eval_every=100)
     with pytest.raises(UserError, match=r"became (nan|inf) at step \d+; the checkpoint of"):
         trained(wild, tmp_path)
-    last = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    last = max(
+        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
+    )
     lines = [line for line in metrics(tmp_path) if line["kind"] == "train"]
     assert all(isinstance(line["loss"], float) for line in lines)
     assert last == lines[-1]["step"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import flax.linen as nn
 import jax
@@ -119,13 +119,14 @@ class Transformer:
         """
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         body = {name: value for name, value in params.items() if name != "head"}
-        return _Body(self).apply(
+        out = _Body(self).apply(
             {"params": body}, tokens, position, mask, level, dropout_key is None, rngs=rngs
         )
+        return cast(jax.Array, out)
 
     def logits(self, params: dict, features: jax.Array) -> jax.Array:
         """Head: features [..., D] -> float32 [..., rows]; columns from N on mean nothing."""
-        return _Head(self).apply({"params": params["head"]}, features)
+        return cast(jax.Array, _Head(self).apply({"params": params["head"]}, features))
 
 
 class _Head(nn.Module):
