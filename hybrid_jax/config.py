@@ -1,7 +1,7 @@
 """Experiments as data: typed sections, checked, and built into the objects that do the work.
 
-A config file in `configs/` returns an `ml_collections.ConfigDict`, whose fields the command line can
-override; `Experiment.from_config` turns it into frozen dataclasses and refuses unknown names.
+A config file in `configs/` returns an `ml_collections.ConfigDict`, whose fields the command line
+can override; `Experiment.from_config` turns it into frozen dataclasses and refuses unknown names.
 """
 
 from __future__ import annotations

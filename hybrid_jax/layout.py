@@ -233,7 +233,7 @@ def row_levels(rows: Rows, level: jax.Array) -> jax.Array:
 
 
 def predictors(rows: Rows, length: int) -> tuple[jax.Array, jax.Array]:
-    """For each position, the row that predicts it: int32 [L], and whether there is one, bool [L]."""
+    """The row that predicts each position, int32 [L], and whether there is one, bool [L]."""
     slot = jnp.where(rows.valid & (rows.target >= 0), rows.target, length)
     index = jnp.full(length, -1).at[slot].set(jnp.arange(slot.shape[0]), mode="drop")
     return jnp.maximum(index, 0), index >= 0

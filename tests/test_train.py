@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hybrid_jax import report, train, workdir
+from hybrid_jax.checkpoint import latest_step
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -146,9 +147,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(experiment, tmp_pat
     wild = replaced(wild, "train", steps=40, checkpoint_every=1, log_every=1, eval_every=100)
     with pytest.raises(UserError, match=r"became (nan|inf) at step \d+; the checkpoint of"):
         trained(wild, tmp_path)
-    last = max(
-        int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()
-    )
+    last = latest_step(tmp_path / "checkpoints")
     lines = [line for line in metrics(tmp_path) if line["kind"] == "train"]
     assert all(isinstance(line["loss"], float) for line in lines)
     assert last == lines[-1]["step"]
