@@ -13,7 +13,6 @@ older one has been restored. Nothing is deleted because it could not be read.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ import orbax.checkpoint as ocp
 from etils import epath  # a dependency of Orbax, in whose interface it is
 from jax.experimental import multihost_utils
 
+from hybrid_jax.atomic import one_line, unwritable
 from hybrid_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Checkpointer:
                 probe.write_bytes(b"probe")
                 probe.unlink()
             except OSError as error:
-                raise _unwritable(self.directory, error) from error
+                raise unwritable(self.directory, error) from error
         # Orbax's own read_only only turns off the same settings, and warns of it.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
@@ -120,7 +120,7 @@ class Checkpointer:
         try:
             saved = self._manager.save(step, args=args)
         except OSError as error:
-            raise _unwritable(self.directory, error) from error
+            raise unwritable(self.directory, error) from error
         if not saved:
             newest = self._manager.latest_step()
             raise RuntimeError(f"Orbax skipped the checkpoint of step {step}; newest is {newest}")
@@ -130,7 +130,7 @@ class Checkpointer:
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:  # TensorStore makes a full disk a ValueError
-            raise _unwritable(self.directory, error) from error
+            raise unwritable(self.directory, error) from error
 
     def close(self) -> None:
         """Waits for the running save, then releases Orbax's threads. Raises as `wait` does."""
@@ -249,7 +249,7 @@ class Checkpointer:
             handler.close()
         # All processes must take the same branch: what follows communicates.
         if not _all_processes(cause is None):
-            reason = _one_line(cause) if cause else "another process could not read it"
+            reason = one_line(cause) if cause else "another process could not read it"
             raise DamagedCheckpointError(where, f"cannot read its {item} ({reason})") from cause
         return restored
 
@@ -264,7 +264,7 @@ class Checkpointer:
                     target.parent.mkdir(exist_ok=True)
                     source.rename(target)
                 except OSError as error:
-                    raise _unwritable(self.directory, error) from error
+                    raise unwritable(self.directory, error) from error
                 logger.warning("Moved the damaged checkpoint %s to %s.", source, target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("hybrid_jax quarantine")
@@ -275,27 +275,6 @@ def latest_step(directory: str | os.PathLike[str]) -> int | None:
     """The newest listed step in a checkpoint folder, or None. Only lists the folder."""
     names = os.listdir(directory) if os.path.isdir(directory) else []
     return max((int(name) for name in names if name.isdecimal()), default=None)
-
-
-def write_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a UTF-8 text file so that readers see the old content or the new, never a part.
-
-    Raises `UserError` if the file cannot be written, naming the path and the cause.
-    """
-    path = Path(path)
-    # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            temporary.unlink()
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -382,18 +361,3 @@ def _all_processes(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
-
-
-def _one_line(error: BaseException) -> str:
-    while error.__cause__ is not None:  # Orbax wraps the reason in pages of settings
-        error = error.__cause__
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"…{line[-200:]}"  # TensorStore puts the cause last
-
-
-def _unwritable(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"Cannot write {path} ({_one_line(error)}); "
-        "make it writable, free space there, or name another working directory."
-    )

@@ -15,7 +15,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from hybrid_jax.checkpoint import write_atomic
+from hybrid_jax.atomic import write_atomic
 from hybrid_jax.errors import UserError
 
 

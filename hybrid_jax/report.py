@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_jax import train
-from hybrid_jax.checkpoint import write_atomic
+from hybrid_jax.atomic import write_atomic
 from hybrid_jax.sampling.loop import generate
 
 

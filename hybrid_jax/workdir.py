@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hybrid_jax.checkpoint import write_atomic
+from hybrid_jax.atomic import unwritable, write_atomic
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
 
 _FILE = "config.json"
 
 # Settings that may differ when a run is continued: they change how long it trains and what it
-# prints, not what it is.
+# prints, not what it is (more steps also stretch the learning-rate schedule).
 _FREE = (
     "name",
     "data.dir",
@@ -48,9 +48,9 @@ def claim(workdir: Path, experiment: Experiment) -> None:
     check(workdir, experiment)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomic(workdir / _FILE, experiment.to_json())
     except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be written: {error.strerror}.") from error
+        raise unwritable(workdir, error) from error
+    write_atomic(workdir / _FILE, experiment.to_json())
 
 
 def load(workdir: Path) -> Experiment:

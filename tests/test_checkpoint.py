@@ -12,12 +12,12 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from hybrid_jax.atomic import write_atomic
 from hybrid_jax.checkpoint import (
     Checkpointer,
     DamagedCheckpointError,
     checksums,
     latest_step,
-    write_atomic,
 )
 from hybrid_jax.errors import UserError
 

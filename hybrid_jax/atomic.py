@@ -1,0 +1,48 @@
+"""Small files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from hybrid_jax.errors import UserError
+
+
+def write_atomic(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a UTF-8 text file so that readers see the old content or the new, never a part.
+
+    Raises `UserError` if the file cannot be written, naming the path and the cause.
+    """
+    path = Path(path)
+    # In the same folder, because a rename is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
+
+
+def unwritable(path: Path, error: Exception) -> UserError:
+    """The error to raise when `path` could not be written."""
+    return UserError(
+        f"Cannot write {path} ({one_line(error)}); "
+        "make it writable, free space there, or name another working directory."
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """The root cause of an error in a line of at most 200 characters."""
+    while error.__cause__ is not None:  # Orbax wraps the reason in pages of settings
+        error = error.__cause__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else f"…{line[-200:]}"  # TensorStore puts the cause last
