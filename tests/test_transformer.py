@@ -1,0 +1,281 @@
+"""The transformer: parity with the released implementation, and what may influence what."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumeration import quick_jit
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.models import attention
+from hybrid_jax.models.transformer import Transformer
+
+SMALL = Transformer(tokens=11, layers=2, width=16, heads=2, condition=6)
+BATCH, ROWS = 2, 5
+
+
+# ---------------------------------------------------------------------------------------------
+# Parity with the released implementation (torch; weights are [out, in]).
+
+BLOCK_WEIGHTS = {
+    "norm_attention": "norm1.weight",
+    "norm_mlp": "norm2.weight",
+    "qkv": "attn_qkv.weight",
+    "out": "attn_out.weight",
+    "mlp_in": "mlp.0.weight",
+    "mlp_in_bias": "mlp.0.bias",
+    "mlp_out": "mlp.2.weight",
+    "mlp_out_bias": "mlp.2.bias",
+    "condition": "adaLN_modulation.weight",
+    "condition_bias": "adaLN_modulation.bias",
+}
+
+
+def released_parameters(path, network):
+    """The parameters of a released checkpoint under our names and shapes."""
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+    weights = load_file(path / "model.safetensors")
+
+    def one(suffix):
+        (name,) = (name for name in weights if name.endswith(suffix))
+        return weights[name].T
+
+    def stacked(suffix):
+        return np.stack([one(f"blocks.{layer}.{suffix}") for layer in range(network.layers)])
+
+    def padded(x, axis):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, network.rows - x.shape[axis])
+        return np.pad(x, widths)
+
+    conditional = {"condition", "condition_bias"} if not network.condition else set()
+    params = {
+        "embedding": padded(one("vocab_embed.embedding").T, 0),
+        "layers": {
+            ours: stacked(theirs)
+            for ours, theirs in BLOCK_WEIGHTS.items()
+            if ours not in conditional
+        },
+        "norm": one("output_layer.norm_final.weight"),
+        "head": {
+            "kernel": padded(one("output_layer.linear.weight"), 1),
+            "bias": padded(one("output_layer.linear.bias"), 0),
+        },
+    }
+    if network.condition:
+        params["level"] = {
+            ours: {
+                "kernel": one(f"sigma_map.mlp.{theirs}.weight"),
+                "bias": one(f"sigma_map.mlp.{theirs}.bias"),
+            }
+            for ours, theirs in (("in", 0), ("out", 2))
+        }
+    return jax.tree.map(jnp.asarray, params)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["epsilon", "gamma"])
+def test_released_models_give_the_same_output(reference, kind, masked):
+    path = reference / f"hdlm-tiny-{kind}"
+    gamma = {"condition": 16, "embedding_gamma": 0.1} if kind == "gamma" else {}
+    network = Transformer(tokens=63, layers=2, width=64, heads=4, **gamma)
+    params = released_parameters(path, network)
+    with np.load(path / "io.npz") as released:
+        values = dict(released)
+    tokens = jnp.asarray(values["tokens"], jnp.int32)
+    rows = tokens.shape[1]
+    mask = values["attend"] if masked else np.ones((rows, rows), bool)
+    sigma = values.get("sigma", np.zeros(tokens.shape))
+    level = jnp.asarray(-np.expm1(-sigma), jnp.float32)
+    mask = jnp.asarray(mask)[None]
+    found = logits(network, params, tokens, jnp.arange(rows)[None], mask, level)[..., :64]
+    if kind == "gamma":
+        found = found - np.log(np.expm1(sigma))[..., None] - np.log(63)
+    wanted = values[("log_score" if kind == "gamma" else "logits") + "_masked" * masked]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------
+# Values.
+
+
+@functools.cache
+def inputs():
+    """Parameters with every path switched on, and tokens, positions, mask and levels."""
+    leaves, tree = jax.tree.flatten(jax.jit(SMALL.init)(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [
+        leaf + 0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    params = jax.tree.unflatten(tree, noisy)
+    tokens = jax.random.randint(jax.random.key(2), (BATCH, ROWS), 0, 12, jnp.int32)
+    mask = jnp.tril(jnp.ones((BATCH, ROWS, ROWS), bool))
+    level = jax.random.uniform(jax.random.key(3), (BATCH, ROWS))
+    return params, tokens, jnp.arange(ROWS)[None], mask, level
+
+
+@functools.partial(quick_jit, static_argnums=0)
+def logits(network, params, tokens, position, mask, level):
+    return network.logits(params, network.features(params, tokens, position, mask, level))
+
+
+@functools.partial(quick_jit, static_argnums=0)
+def features(network, params, *rest):
+    return network.features(params, *rest)
+
+
+@functools.partial(quick_jit, static_argnums=0)
+def loss_gradient(network, params, *rest):
+    def loss(params):
+        return jnp.sum(jnp.sin(network.logits(params, network.features(params, *rest))))
+
+    return jax.value_and_grad(loss)(params)
+
+
+@pytest.mark.parametrize("change", [{"unroll": 2}, {"remat": True}])
+def test_execution_choices_change_neither_values_nor_gradients(change):
+    value, gradient = loss_gradient(SMALL, *inputs())
+    other = dataclasses.replace(SMALL, **change)
+    other_value, other_gradient = loss_gradient(other, *inputs())
+    np.testing.assert_allclose(other_value, value, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4 * float(jnp.abs(a).max()))
+
+
+def test_hidden_rows_cannot_influence_what_a_row_says():
+    """To the last bit, through all layers."""
+    params, tokens, position, mask, level = inputs()
+    before = logits(SMALL, params, tokens, position, mask, level)
+    for row in range(ROWS):
+        changed = tokens.at[:, row].set((tokens[:, row] + 1) % 11)
+        other_level = level.at[:, row].add(-0.5 * level[:, row])
+        after = logits(SMALL, params, changed, position, mask, other_level)
+        np.testing.assert_array_equal(after[:, :row], before[:, :row])
+        # What may look at the row does change.
+        assert np.all(np.any(after[:, row:] != before[:, row:], axis=-1))
+
+
+def test_a_row_does_not_depend_on_its_neighbours_in_the_batch():
+    params, tokens, position, mask, level = inputs()
+    whole = logits(SMALL, params, tokens, position, mask, level)
+    alone = logits(SMALL, params, tokens[1:], position, mask[1:], level[1:])
+    np.testing.assert_allclose(alone, whole[1:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_with_nothing_to_attend_to_stays_finite():
+    params, tokens, position, mask, level = inputs()
+    blind = mask.at[:, 2].set(False)
+    assert np.all(np.isfinite(logits(SMALL, params, tokens, position, blind, level)))
+    _, gradient = loss_gradient(SMALL, params, tokens, position, blind, level)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
+def test_bfloat16_activations_stay_close_to_float32():
+    params, *rest = inputs()
+    exact = logits(SMALL, params, *rest)
+    rounded = logits(dataclasses.replace(SMALL, dtype="bfloat16"), params, *rest)
+    assert rounded.dtype == jnp.float32
+    error = jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact)
+    assert 1e-6 < error < 3e-2
+
+
+def test_positions_matter_only_relative_to_one_another():
+    params, tokens, position, mask, level = inputs()
+    here = logits(SMALL, params, tokens, position, mask, level)
+    there = logits(SMALL, params, tokens, position + 37, mask, level)
+    np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-4)
+    stretched = logits(SMALL, params, tokens, 2 * position, mask, level)
+    assert jnp.abs(stretched - here).max() > 1e-2
+
+
+def test_rotation_keeps_lengths_and_turns_by_position():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8))
+    turned = attention.rotate(x, jnp.array([[0, 1, 2, 500]]))
+    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+    norms = [jnp.linalg.norm(y, axis=-1) for y in (turned, x)]
+    np.testing.assert_allclose(*norms, rtol=1e-5)
+    # The fastest pair (the first of each half) turns by one radian a position.
+    pair = x[0, 1, 0, 0] + 1j * x[0, 1, 0, 4]
+    wanted = pair * np.exp(1j)
+    np.testing.assert_allclose(turned[0, 1, 0, 0], wanted.real, rtol=1e-5)
+    np.testing.assert_allclose(turned[0, 1, 0, 4], wanted.imag, rtol=1e-5)
+
+
+def test_dense_attention_is_a_softmax_over_what_is_visible():
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 4, 1, 6))
+    mask = np.tri(4, dtype=bool)[None]
+    found = attention.dense(query, key, value, mask)[0, :, 0]
+    for row in range(4):
+        scores = np.asarray(key[0, : row + 1, 0] @ query[0, row, 0]) / np.sqrt(6)
+        weights = np.exp(scores) / np.exp(scores).sum()
+        wanted = weights @ np.asarray(value[0, : row + 1, 0])
+        np.testing.assert_allclose(found[row], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_fresh_conditioned_layer_is_the_identity():
+    """Gates start at 0: whatever the other rows hold, the output is the row's own."""
+    params = jax.jit(SMALL.init)(jax.random.key(0))
+    _, tokens, position, mask, level = inputs()
+    among_others = features(SMALL, params, tokens, position, mask, level)
+    only_itself = jnp.broadcast_to(jnp.eye(ROWS, dtype=bool), mask.shape)
+    alone = features(SMALL, params, tokens, position, only_itself, level)
+    np.testing.assert_array_equal(among_others, alone)
+
+
+def test_levels_matter_only_to_conditioned_networks():
+    params, tokens, position, mask, level = inputs()
+    here = logits(SMALL, params, tokens, position, mask, level)
+    assert np.any(logits(SMALL, params, tokens, position, mask, level / 2) != here)
+    plain = dataclasses.replace(SMALL, condition=0)
+    plain_params = jax.jit(plain.init)(jax.random.key(0))
+    found = [features(plain, plain_params, tokens, position, mask, x) for x in (level, level / 2)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_full_noise_is_a_level_like_any_other():
+    """σ = −log(1 − λ) is infinite there; the network must not be."""
+    params, tokens, position, mask, level = inputs()
+    found = logits(SMALL, params, tokens, position, mask, jnp.ones_like(level))
+    assert np.all(np.isfinite(found))
+
+
+def test_dropout_acts_only_with_a_key():
+    network = dataclasses.replace(SMALL, dropout=0.5)
+    params, *rest = inputs()
+    np.testing.assert_array_equal(features(network, params, *rest), features(SMALL, params, *rest))
+    noisy = [features(network, params, *rest, jax.random.key(i)) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert np.any(noisy[0] != noisy[2])
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(11, 128), (127, 128), (128, 256), (50_257, 50_304)])
+def test_vocabulary_has_room_for_mask_and_is_padded(tokens, rows):
+    assert Transformer(tokens=tokens, layers=1, width=4, heads=1).rows == rows
+
+
+def test_parameters_have_padded_rows_and_stacked_layers():
+    shapes = jax.tree.map(jnp.shape, jax.eval_shape(SMALL.init, jax.random.key(0)))
+    assert shapes["embedding"] == (128, 16)
+    assert shapes["head"]["kernel"] == (16, 128)
+    assert shapes["layers"]["qkv"] == (2, 16, 48)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 0}, "model.layers must be at least 1"),
+        ({"unroll": 0}, "model.unroll must be at least 1"),
+        ({"heads": 16}, "heads of an even width"),
+        ({"heads": 3}, "does not split"),
+        ({"dropout": 1.0}, "model.dropout must lie in"),
+        ({"activation": "tanh"}, "model.activation must be gelu or relu2"),
+        ({"dtype": "float16"}, "model.dtype must be float32 or bfloat16"),
+        ({"condition": 0, "embedding_gamma": 0.1}, "needs model.condition"),
+    ],
+)
+def test_networks_without_meaning_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SMALL, **change)
