@@ -213,8 +213,10 @@ def train(run: Run, workdir: Path, *, say: Callable[[str], None] = print) -> Tra
                     values = _collect(pending, done, saved, run.experiment)
                     pending = []
                     values["learning_rate"] = float(learning_rate(step))
-                    speed = progress.update(done, values) * tokens
-                    writer.write(done, "train", {**values, "tokens_per_second": speed})
+                    steps_per_second = progress.update(done, values)
+                    if math.isfinite(steps_per_second):
+                        values["tokens_per_second"] = steps_per_second * tokens
+                    writer.write(done, "train", values)
                 if saves:
                     saver.save(done, state)
                     saved = done
