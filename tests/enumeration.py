@@ -36,6 +36,7 @@ def all_sequences(symbols, length):
     return np.array(list(itertools.product(range(symbols), repeat=length)), np.int32)
 
 
+@functools.cache
 def dense_transition(kernel, level_from, level_to):
     """q(z_t | z_s) as the exponential of the kernel's rate matrix, [N + 1, N + 1]."""
     n = kernel.tokens
@@ -89,8 +90,8 @@ class Reader:
     width: int = 8
     strength: float = 1.0
 
-    def init(self, key):
-        keys = iter(jax.random.split(key, 6))
+    def init(self, seed):
+        draw = np.random.default_rng(seed).normal
         w = self.width
         shapes = {
             "token": (self.tokens + 1, w),
@@ -101,11 +102,11 @@ class Reader:
             "head": (w, self.tokens + 1),
         }
         return {
-            name: self.strength * jax.random.normal(next(keys), shape)
-            for name, shape in shapes.items()
+            name: np.float32(self.strength * draw(size=shape)) for name, shape in shapes.items()
         }
 
     def features(self, params, tokens, position, mask, level, dropout_key=None):
+        params = jax.tree.map(jnp.asarray, params)
         held = params["token"][tokens] + params["position"][position + 1]
         held = jnp.tanh(held + level[..., None] * params["level"])
         seen = mask.astype(jnp.float32)

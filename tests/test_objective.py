@@ -1,0 +1,651 @@
+"""Terms of the bound against brute force, and the training estimator against the whole bound."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumeration import (
+    Reader,
+    all_sequences,
+    data_posterior,
+    dense_posterior,
+    dense_transition,
+    kernels,
+    quick_jit,
+)
+
+from hybrid_jax import estimator, hyperschedule, noising, objective
+from hybrid_jax.errors import UserError
+from hybrid_jax.estimator import Problem
+from hybrid_jax.layout import Layout
+from hybrid_jax.objective import Draw, Objective
+
+TOKENS = 5
+DATA = np.array([0.55, 0.2, 0.12, 0.1, 0.03])
+OTHER = np.array([0.1, 0.3, 0.2, 0.15, 0.25])  # a wrong belief about the data
+ENTROPY = -np.sum(DATA * np.log(DATA))
+KERNELS = kernels(TOKENS)
+STATES = np.arange(TOKENS + 1)
+
+
+def posterior_of(kernel, prior, level):
+    """p(x | z) of a prior [N] at one level, [z, x]; uniform where z is impossible."""
+    return np.nan_to_num(data_posterior(kernel, prior, level), nan=1.0 / TOKENS)
+
+
+def log_scores_of(kernel, prior, level):
+    """log q_t(y)/q_t(z) over real tokens for a prior, [z, y]."""
+    mixed = prior @ dense_transition(kernel, 0.0, level)[:-1]
+    mixed = np.log(np.maximum(mixed, 1e-30))
+    return mixed[None, :-1] - mixed[:, None]
+
+
+def logits_of(parameterisation, kernel, prior, level):
+    """What a network must output, [z, N], to hold exactly this belief about the clean token."""
+    if parameterisation == "mean":
+        return np.log(np.maximum(posterior_of(kernel, prior, level), 1e-30))
+    if parameterisation == "context":
+        return np.broadcast_to(np.log(prior), (TOKENS + 1, TOKENS))
+    odds = np.log(level) - np.log1p(-level)
+    return log_scores_of(kernel, prior, level) + odds + np.log(TOKENS)
+
+
+# Terms for all pairs of level, state and clean token at once: [levels, z, x].
+
+
+def continuous_terms(goal, kernel, logits, levels):
+    term = functools.partial(objective.continuous_term, goal, kernel)
+    over_tokens = jax.vmap(term, (None, 0, None, None))
+    over_states = jax.vmap(over_tokens, (0, None, 0, None))
+    tokens, states = jnp.arange(kernel.tokens), jnp.arange(kernel.tokens + 1)
+    return jax.vmap(over_states, (0, None, None, 0))(logits, tokens, states, levels)
+
+
+def discrete_terms(goal, kernel, logits, levels, levels_next):
+    term = functools.partial(objective.discrete_term, goal, kernel)
+    over_tokens = jax.vmap(term, (None, 0, None, None, None))
+    over_states = jax.vmap(over_tokens, (0, None, 0, None, None))
+    tokens, states = jnp.arange(kernel.tokens), jnp.arange(kernel.tokens + 1)
+    return jax.vmap(over_states, (0, None, None, 0, 0))(logits, tokens, states, levels, levels_next)
+
+
+run_continuous = quick_jit(continuous_terms, static_argnums=(0, 1))
+run_discrete = quick_jit(discrete_terms, static_argnums=(0, 1))
+
+
+def expectation(kernel, terms, levels):
+    """E over x ~ data and z ~ q(· | x) of terms [levels, z, x], for each level."""
+    chance = np.stack([dense_transition(kernel, 0.0, t)[:-1] for t in levels])
+    joint = DATA[None, :, None] * chance
+    terms = np.asarray(terms, np.float64).transpose(0, 2, 1)
+    return np.sum(np.where(joint > 0, joint * np.where(joint > 0, terms, 0.0), 0.0), axis=(1, 2))
+
+
+def continuous_bound(goal, kernel, logits_at, nodes=600):
+    """∫ dλ of the expected term over (0, 1), for one position on its own.
+
+    λ = 3t² − 2t³ spreads the nodes out where the integrand is steep, at both ends.
+    """
+    t = (np.arange(nodes) + 0.5) / nodes
+    levels = np.float64(np.float32(3 * t**2 - 2 * t**3))
+    weight = 6 * t * (1 - t) / nodes
+    logits = jnp.asarray(np.stack([logits_at(level) for level in levels]), jnp.float32)
+    terms = run_continuous(goal, kernel, logits, jnp.asarray(levels, jnp.float32))
+    return np.sum(weight * expectation(kernel, terms, levels))
+
+
+def discrete_bound(goal, kernel, logits_at, steps):
+    """Σ over T equal steps of the expected term, for one position on its own."""
+    levels = np.arange(1, steps + 1) / steps
+    logits = jnp.asarray(np.stack([logits_at(level) for level in levels]), jnp.float32)
+    low = jnp.asarray(levels - 1 / steps, jnp.float32)
+    terms = run_discrete(goal, kernel, logits, jnp.asarray(levels, jnp.float32), low)
+    return np.sum(expectation(kernel, terms, levels))
+
+
+# ---------------------------------------------------------------------------------------------
+# One position: what the bound must be.
+
+
+@pytest.mark.parametrize(
+    ("gamma", "parameterisation"),
+    [
+        *((gamma, "mean") for gamma in (0.0, 0.01, 0.05, 0.1, 0.5, 1.0)),
+        *((gamma, "score") for gamma in (0.0, 0.1, 1.0)),
+    ],
+)
+def test_score_entropy_of_true_scores_integrates_to_the_entropy_of_the_data(
+    gamma, parameterisation
+):
+    kernel = noising.gamma_hybrid(tokens=TOKENS, gamma=gamma)
+    found = continuous_bound(
+        Objective(parameterisation=parameterisation),
+        kernel,
+        lambda level: logits_of(parameterisation, kernel, DATA, level),
+    )
+    assert found == pytest.approx(ENTROPY, rel=1e-3)
+
+
+@pytest.mark.parametrize("parameterisation", ["mean", "context"])
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+def test_discrete_bound_of_a_wrong_belief_is_its_cross_entropy(kernel, parameterisation):
+    """One belief about the clean token makes one joint model: every chain pays the same for it."""
+    found = discrete_bound(
+        Objective(parameterisation=parameterisation),
+        kernel,
+        lambda level: logits_of(parameterisation, kernel, OTHER, level),
+        steps=5,
+    )
+    assert found == pytest.approx(-np.sum(DATA * np.log(OTHER)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameterisation"),
+    [("absorbing", "score"), ("uniform", "mean"), ("gamma .1", "mean"), ("gamma .1", "score")],
+)
+def test_discrete_bound_tends_to_the_continuous_one(name, parameterisation):
+    """For a network whose belief depends on the level, so that the number of steps matters."""
+    kernel = KERNELS[name]
+    goal = Objective(parameterisation=parameterisation)
+
+    def logits_at(level):
+        belief = DATA ** (1 - level) * OTHER**level
+        # Scores tell nothing at full noise itself, and are read just below it.
+        reading = noising.HIGHEST_SCORE_LEVEL if level == 1 else level
+        return logits_of(parameterisation, kernel, belief / belief.sum(), reading)
+
+    limit = continuous_bound(goal, kernel, logits_at)
+    gaps = [abs(discrete_bound(goal, kernel, logits_at, steps) - limit) for steps in (4, 200)]
+    assert gaps[0] > 3e-3
+    assert gaps[1] < 2e-3 * limit
+
+
+# ---------------------------------------------------------------------------------------------
+# One term.
+
+
+def dense_reverse_score(kernel, log_score, low, high):
+    """The Tweedie step [z, z_s] from a dense matrix inverse, clamped and normalised."""
+    high = min(high, noising.HIGHEST_SCORE_LEVEL)
+    move = dense_transition(kernel, low, high)
+    step = np.zeros((TOKENS + 1, TOKENS + 1))
+    for z in STATES:
+        scores = np.append(np.exp(log_score[z]), 1.0 if z == TOKENS else 0.0)
+        scores[z] = 1.0
+        back = scores @ np.linalg.inv(move)
+        if low == 0:
+            back[-1] = 0.0  # data holds no MASK
+        step[z] = np.maximum(back * move[:, z], 0.0)
+    return step / np.maximum(step.sum(1, keepdims=True), 1e-300)
+
+
+@pytest.mark.parametrize("parameterisation", ["mean", "score"])
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+def test_discrete_term_is_the_divergence_of_two_dense_reverse_steps(kernel, parameterisation):
+    goal = Objective(parameterisation=parameterisation)
+    pairs = [(0.0, 0.4), (0.3, 0.5), (0.6, 1.0), (0.0, 1.0)]
+    noise = np.random.default_rng(0).normal(size=(TOKENS + 1, TOKENS)) * 0.3
+    lows, highs = (np.array(ends) for ends in zip(*pairs, strict=True))
+    read = np.minimum(highs, noising.HIGHEST_SCORE_LEVEL)
+    logits = np.stack([logits_of(parameterisation, kernel, OTHER, t) + noise for t in read])
+    found = run_discrete(
+        goal, kernel, *(jnp.asarray(x, jnp.float32) for x in (logits, highs, lows))
+    )
+    for i, (low, high) in enumerate(pairs):
+        true = dense_posterior(kernel, low, high)
+        if parameterisation == "mean":
+            p = np.exp(logits[i]) / np.exp(logits[i]).sum(1, keepdims=True)
+            # Where z cannot come from x, no posterior is defined (absorbing: z is x, or MASK).
+            guess = np.einsum("zx,xzs->zs", p, np.nan_to_num(true))
+        else:
+            odds = np.log(read[i]) - np.log1p(-read[i])
+            guess = dense_reverse_score(kernel, logits[i] - odds - np.log(TOKENS), low, high)
+        for x in range(TOKENS):
+            for z in STATES:
+                q = true[x, z]
+                if np.isnan(q).any() or (z < TOKENS and not kernel.replaces):
+                    continue
+                some = q > 1e-12
+                if np.any(guess[z, some] == 0):  # clamped: the step is held impossible
+                    assert found[i, z, x] == np.inf
+                    continue
+                wanted = np.sum(q[some] * (np.log(q[some]) - np.log(guess[z, some])))
+                # The inverse of almost full noise multiplies float32 errors of scores by 1e4.
+                close = pytest.approx(wanted, rel=1e-2, abs=2e-5)
+                assert found[i, z, x] == close, (i, z, x)
+
+
+def test_absorbing_continuous_term_is_the_weighted_cross_entropy_of_masked_tokens():
+    kernel, logits = KERNELS["absorbing"], jnp.log(jnp.asarray(OTHER, jnp.float32))
+    term = functools.partial(objective.continuous_term, Objective(), kernel, logits, 2)
+    assert term(kernel.mask, 0.25) == pytest.approx(-np.log(OTHER[2]) / 0.25, rel=1e-5)
+    assert term(2, 0.25) == 0
+
+
+def test_context_parameterisation_adds_what_the_shown_token_tells():
+    for kernel in KERNELS.values():
+        wanted = posterior_of(kernel, OTHER, 0.3)
+        for state in STATES[:-1] if kernel.gamma == 1 else STATES:
+            if state < TOKENS and not kernel.replaces:
+                continue
+            log_p = objective.log_prediction(
+                Objective(parameterisation="context"),
+                kernel,
+                jnp.log(jnp.asarray(OTHER, jnp.float32)),
+                state,
+                0.3,
+            )
+            np.testing.assert_allclose(np.exp(log_p), wanted[state], rtol=1e-4)
+
+
+def test_padded_logits_change_nothing():
+    """Columns from N on belong to MASK and padding."""
+    kernel = KERNELS["gamma .1"]
+    logits = jnp.log(jnp.asarray(OTHER, jnp.float32))
+    padded = jnp.concatenate([logits, jnp.full(3, 50.0)])
+    for parameterisation in ("mean", "context", "score"):
+        read = functools.partial(
+            objective.log_prediction, Objective(parameterisation=parameterisation), kernel
+        )
+        np.testing.assert_array_equal(read(padded, 1, 0.4), read(logits, 1, 0.4))
+
+
+def test_weighted_cross_entropy_follows_the_formula():
+    """Masked tokens weigh 1/λ, replaced ones λ_w (1 − ε)/(1 − λ), kept ones λ_w ε/(1 − λ)."""
+    kernel = noising.epsilon_hybrid(tokens=TOKENS, epsilon=0.1)
+    goal = Objective(loss="weighted_cross_entropy", shown_weight=2.0)
+    logits = jnp.log(jnp.asarray(OTHER, jnp.float32))
+    term = functools.partial(objective.weighted_cross_entropy, goal, kernel, logits, 3)
+    surprise = -np.log(OTHER[3])
+    assert term(kernel.mask, 0.2) == pytest.approx(surprise / 0.2, rel=1e-5)
+    assert term(1, 0.2) == pytest.approx(surprise * 2.0 * 0.9 / 0.8, rel=1e-5)
+    assert term(3, 0.2) == pytest.approx(surprise * 2.0 * 0.1 / 0.8, rel=1e-5)
+
+
+LEVELS = jnp.array([1e-6, 0.5, 1.0 - 1e-6])
+WILD = jnp.array([[[30.0, -30.0, 0.0, 5.0, 1.0]] * (TOKENS + 1)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameterisation"),
+    [
+        *((name, "mean") for name in ("absorbing", "uniform", "gamma .1", "epsilon")),
+        *((name, "score") for name in ("absorbing", "uniform", "gamma .1", "epsilon")),
+        ("gamma .1", "context"),
+    ],
+)
+def test_gradients_of_the_terms_are_finite_at_the_ends_of_the_scale(name, parameterisation):
+    """For states that can occur; scores so wild that a step becomes impossible are left out."""
+    kernel, goal = KERNELS[name], Objective(parameterisation=parameterisation)
+    mild = WILD / (30.0 if parameterisation == "score" else 1.0)
+    possible = jnp.asarray(
+        np.stack([dense_transition(kernel, 0.0, float(t))[:-1].T > 0 for t in LEVELS])
+    )
+    mean = lambda terms: jnp.mean(jnp.where(possible, terms, 0.0))  # noqa: E731
+
+    @quick_jit
+    def gradients(logits):
+        to_clean = jnp.zeros(3)
+        found = [
+            jax.grad(lambda x: mean(discrete_terms(goal, kernel, x, LEVELS, to_clean)))(logits),
+            jax.grad(lambda x: mean(discrete_terms(goal, kernel, x, LEVELS, LEVELS / 2)))(logits),
+        ]
+        if not kernel.epsilon:
+            found.append(
+                jax.grad(lambda x: mean(continuous_terms(goal, kernel, x, LEVELS)))(logits)
+            )
+        return found
+
+    for gradient in gradients(mild):
+        gradient = gradient[np.any(possible, axis=-1)]
+        assert np.all(np.isfinite(gradient))
+        assert np.any(gradient != 0)
+
+
+# ---------------------------------------------------------------------------------------------
+# The training estimator against the bound it estimates.
+
+LENGTH = 3
+UNEVEN = hyperschedule.custom([[4, 4, 4], [2, 4, 4], [2, 3, 4], [0, 3, 3], [0, 1, 1], [0, 0, 0]])
+SCHEDULES = {
+    "flat": hyperschedule.flat(length=LENGTH, levels=3),
+    "block": hyperschedule.block(length=LENGTH, width=2, levels=2),
+    "slide": hyperschedule.slide(length=LENGTH, width=2, levels=2),
+    "custom": UNEVEN,
+}
+TEXT = jnp.array([1, 0, 1], jnp.int32)
+
+
+@functools.cache
+def reader(tokens, length=LENGTH):
+    network = Reader(tokens=tokens, length=length, strength=0.25)
+    return network, network.init(seed=4)
+
+
+def problem_of(schedule, kernel, alignment="aligned", **objective_settings):
+    return Problem(
+        schedule=schedule,
+        kernel=kernel,
+        layout=Layout(alignment=alignment),
+        objective=Objective(**objective_settings),
+        bos=0,
+    )
+
+
+def expected_terms(problem, phase, where, time):
+    """E over noisy sequences of the terms of TEXT, each sequence by its exact probability."""
+    kernel = problem.kernel
+    network, params = reader(kernel.tokens)
+    states = jnp.asarray(all_sequences(kernel.tokens + 1, LENGTH))
+    n = len(states)
+    terms = estimator.drawn_terms(
+        problem,
+        network,
+        params,
+        jnp.broadcast_to(TEXT, (n, LENGTH)),
+        states,
+        jnp.broadcast_to(phase, (n, problem.schedule.phase_groups)),
+        jax.tree.map(lambda x: jnp.broadcast_to(x, (n, LENGTH)), where),
+        time=time,
+        loss=False,
+    ).sum(1)
+    log_q = jax.vmap(lambda x, t: noising.marginal(kernel, x, t))(TEXT, where.level)
+    chance = jnp.exp(log_q[jnp.arange(LENGTH), states].sum(1))
+    return jnp.sum(jnp.where(chance > 0, chance * terms, 0.0))
+
+
+def enumerated(problem, time, nodes=24):
+    """The bound on −log p(TEXT): all phases and noisy sequences, nothing of `objective.draw`.
+
+    In continuous time a whole step is integrated with the plain measure dλ; near λ = 1 the nodes
+    v = w³ keep up with the integrand.
+    """
+    schedule = problem.schedule
+    position = jnp.arange(LENGTH)
+    if time == "continuous":
+        w, weight = np.polynomial.legendre.leggauss(nodes)
+        w, weight = (w + 1) / 2, weight / 2
+        places, weights = np.maximum(w**3, 1e-6), weight * 3 * w**2
+    else:
+        places, weights = np.zeros(1), np.ones(1)
+
+    def at(phase, place):
+        step, _ = schedule.tile(phase)
+        now = schedule.level(step, position) / schedule.levels
+        after = schedule.level(step + 1, position) / schedule.levels
+        where = Draw(now - place * (now - after), after, now - after, now != after)
+        return expected_terms(problem, phase, where, time)
+
+    phases = jnp.repeat(jnp.arange(schedule.phases)[:, None], schedule.phase_groups, axis=1)
+    run = quick_jit(jax.vmap(jax.vmap(at, (None, 0)), (0, None)))
+    values = np.asarray(run(phases, jnp.asarray(places, jnp.float32)), np.float64)
+    return float(np.mean(values @ weights))
+
+
+def estimated(problem, time, *, draws=128, batch=512):
+    """Mean of the training estimator over independent batches, and its standard error."""
+    network, params = reader(problem.kernel.tokens)
+
+    def one(key):
+        terms = estimator.batch_terms(
+            problem,
+            network,
+            params,
+            jnp.broadcast_to(TEXT, (batch, LENGTH)),
+            jnp.arange(batch),
+            key,
+            count=batch,
+            time=time,
+            loss=False,
+        )
+        return terms.sum(1).mean()
+
+    run = quick_jit(lambda keys: jax.lax.map(one, keys))
+    means = np.asarray(run(jax.random.split(jax.random.key(11), draws)), np.float64)
+    return means.mean(), means.std(ddof=1) / np.sqrt(draws)
+
+
+@pytest.mark.parametrize(
+    ("schedule_name", "kernel_name", "alignment", "time"),
+    [
+        ("block", "epsilon", "shifted", "discrete"),
+        ("custom", "gamma .1", "aligned", "discrete"),
+        ("slide", "absorbing", "shifted", "continuous"),
+    ],
+)
+def test_training_estimates_the_bound(schedule_name, kernel_name, alignment, time):
+    problem = problem_of(SCHEDULES[schedule_name], kernels(2)[kernel_name], alignment)
+    bound = enumerated(problem, time)
+    mean, error = estimated(problem, time)
+    assert error < 0.01 * bound
+    assert abs(mean - bound) < 4 * error + 1e-3 * bound
+
+
+def test_levels_drawn_inside_steps_stand_for_the_whole_step():
+    """Averaging over the uniforms themselves: the density of the pushed-away place is made good.
+
+    The context parameterisation, because a mean that ignores z costs ∫ dλ/λ at λ → 0.
+    """
+    kernel = kernels(2)["gamma .7"]
+    problem = problem_of(SCHEDULES["block"], kernel, parameterisation="context")
+    schedule = problem.schedule
+
+    def at(u):
+        phase, where = objective.draw(
+            schedule, kernel, "continuous", jnp.broadcast_to(u, schedule.phase_groups)
+        )
+        return expected_terms(problem, phase, where, "continuous")
+
+    uniforms = (jnp.arange(200) + 0.5) / 200
+    drawn = quick_jit(jax.vmap(at))(uniforms).mean()
+    assert drawn == pytest.approx(enumerated(problem, "continuous"), rel=1e-2)
+
+
+def test_continuous_absorbing_bound_of_a_blind_network_is_its_cross_entropy():
+    """∫ dλ P(masked) / λ = 1 for each position: any masked diffusion pays what it says."""
+    problem = problem_of(hyperschedule.flat(length=LENGTH, levels=4), noising.absorbing(tokens=2))
+    network, params = reader(2)
+    blind = {name: np.zeros_like(value) for name, value in params.items()}
+    logits = jnp.array([0.3, -0.8, 0.0])
+
+    class Blind(Reader):
+        def logits(self, params, features):
+            return jnp.broadcast_to(logits, (*features.shape[:-1], 3))
+
+    network = Blind(**dataclasses.asdict(network))
+    terms = quick_jit(
+        lambda key: estimator.batch_terms(
+            problem, network, blind, jnp.broadcast_to(TEXT, (20_000, LENGTH)),
+            jnp.arange(20_000), key, count=20_000, time="continuous", loss=True,
+        ).sum(1)
+    )(jax.random.key(0))  # fmt: skip
+    wanted = -float(jax.nn.log_softmax(logits[:2])[TEXT].sum())
+    error = float(terms.std()) / np.sqrt(len(terms))
+    assert error < 0.02 * wanted
+    assert abs(float(terms.mean()) - wanted) < 4 * error
+
+
+def test_weighted_cross_entropy_is_what_the_loss_estimates_for_epsilon():
+    """Its expectation for a blind network: both weights integrate to multiples of −log p."""
+    kernel = noising.epsilon_hybrid(tokens=2, epsilon=0.2)
+    problem = problem_of(
+        hyperschedule.flat(length=LENGTH, levels=4),
+        kernel,
+        loss="weighted_cross_entropy",
+        time="continuous",
+    )
+    network, params = reader(2)
+    blind = {name: np.zeros_like(value) for name, value in params.items()}
+    terms = quick_jit(
+        lambda key: estimator.batch_terms(
+            problem, network, blind, jnp.broadcast_to(TEXT, (20_000, LENGTH)),
+            jnp.arange(20_000), key, count=20_000, time="continuous", loss=True,
+        ).sum(1)
+    )(jax.random.key(0))  # fmt: skip
+    # Masked: ∫ λ/λ = 1. Shown: replaced by another token ε/2, weight 1 − ε; kept 1 − ε/2, weight ε.
+    wanted = LENGTH * np.log(2) * (1 + 0.1 * 0.8 + 0.9 * 0.2)
+    error = float(terms.std()) / np.sqrt(len(terms))
+    assert error < 0.02 * wanted
+    assert abs(float(terms.mean()) - wanted) < 4 * error
+
+
+# ---------------------------------------------------------------------------------------------
+# Draws.
+
+
+@pytest.mark.parametrize("name", ["flat", "block", "slide", "custom"])
+def test_uniforms_of_a_batch_lie_one_in_each_stratum(name):
+    schedule, count = SCHEDULES[name], 50
+    key = jax.random.key(1)
+    drawn = objective.draw_uniforms(key, schedule, "discrete", count, jnp.arange(count))
+    total = count * schedule.phase_groups
+    assert drawn.shape == (count, schedule.phase_groups)
+    np.testing.assert_array_equal(np.sort(np.floor(drawn * total).ravel()), np.arange(total))
+
+
+def test_uniforms_of_each_example_are_uniform():
+    """Moments of one example over many keys, at 5 standard errors."""
+    draw = lambda k: objective.draw_uniforms(  # noqa: E731
+        k, SCHEDULES["block"], "continuous", 4, jnp.array([2])
+    )
+    drawn = np.asarray(quick_jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 20_000)))
+    for group in range(2):
+        u = drawn[:, 0, group]
+        assert abs(u.mean() - 0.5) < 5 * np.sqrt(1 / 12 / len(u))
+        assert abs((u**2).mean() - 1 / 3) < 5 * np.sqrt(4 / 45 / len(u))
+
+
+def test_uniforms_of_some_examples_are_those_of_the_whole_batch():
+    """Whoever asks for an example gets the same draw: noise does not depend on devices."""
+    key = jax.random.key(3)
+    draw = functools.partial(objective.draw_uniforms, key, SCHEDULES["block"], "discrete", 16)
+    some = jnp.array([3, 11, 12])
+    np.testing.assert_array_equal(draw(some), draw(jnp.arange(16))[some])
+
+
+def test_terms_follow_the_global_index_of_an_example():
+    """The same for everything that is drawn, the noisy tokens included."""
+    problem = problem_of(SCHEDULES["slide"], KERNELS["gamma .7"])
+    network, params = reader(TOKENS)
+    tokens = jax.random.randint(jax.random.key(5), (8, LENGTH), 0, TOKENS, jnp.int32)
+    run = quick_jit(
+        lambda tokens, index: estimator.batch_terms(
+            problem, network, params, tokens, index, jax.random.key(6),
+            count=8, time="discrete", loss=False,
+        )
+    )  # fmt: skip
+    whole = run(tokens, jnp.arange(8))
+    other = jnp.array([6, 1, 3, 0, 2, 7, 5, 4])
+    np.testing.assert_allclose(run(tokens[other], other), whole[other], rtol=1e-5, atol=1e-6)
+
+
+def test_continuous_levels_lie_inside_the_step_that_the_uniform_picks():
+    schedule, kernel = SCHEDULES["slide"], KERNELS["gamma .7"]
+    position = jnp.arange(LENGTH)
+    for u in (0.0, 0.2, 0.49, 0.51, 0.999):
+        phase, where = objective.draw(schedule, kernel, "continuous", jnp.array([u]))
+        assert phase[0] == int(2 * u)
+        step, _ = schedule.tile(phase)
+        now, after = (schedule.level(step + i, position) / schedule.levels for i in (0, 1))
+        assert np.all(where.level <= now)
+        assert np.all(where.level >= after)
+        assert np.all((where.level > 0) & (where.level < 1))
+
+
+def test_inactive_positions_contribute_nothing():
+    """Neither to values nor, through whatever the network shows there, to gradients."""
+    problem = problem_of(UNEVEN, KERNELS["gamma .1"])
+    count, width = LENGTH, TOKENS + 1
+    active = jnp.array([[True, False, True]])
+    where = Draw(
+        level=jnp.array([[0.75, 0.0, 0.9]]),
+        level_next=jnp.array([[0.5, 0.0, 0.25]]),
+        measure=jnp.array([[0.25, 0.0, 0.65]]),
+        active=active,
+    )
+    tokens = jnp.array([[1, 2, 3]])
+    states = jnp.array([[4, 2, TOKENS]])
+
+    def terms(features, time):
+        return objective.position_terms(
+            problem.objective, problem.kernel, lambda f: f, features, tokens, states, where,
+            time=time, loss=False, chunk=2,
+        )  # fmt: skip
+
+    features = jax.random.normal(jax.random.key(0), (1, count, width))
+    for time in ("discrete", "continuous"):
+        run = quick_jit(lambda f: jax.vjp(functools.partial(terms, time=time), f))  # noqa: B023
+        found, pull = run(features)
+        assert np.all((found != 0) == active)
+        (gradient,) = pull(jnp.ones_like(found))
+        assert np.all(np.isfinite(gradient))
+        assert np.all(np.any(gradient != 0, axis=-1) == active)
+
+
+@pytest.mark.parametrize("time", ["discrete", "continuous"])
+def test_chunks_change_neither_values_nor_gradients(time):
+    problem = problem_of(SCHEDULES["flat"], KERNELS["gamma .7"])
+    key_tokens, key_states, key_level, *keys = jax.random.split(jax.random.key(5), 5)
+    tokens = jax.random.randint(key_tokens, (2, 5), 0, TOKENS, jnp.int32)
+    states = jax.random.randint(key_states, (2, 5), 0, TOKENS + 1, jnp.int32)
+    level = jax.random.uniform(key_level, (2, 5), minval=0.1, maxval=0.9)
+    where = Draw(level, level / 2, level / 2, tokens >= 0)
+    features, head = (
+        jax.random.normal(k, shape)
+        for k, shape in zip(keys, [(2, 5, 3), (3, TOKENS + 1)], strict=True)
+    )
+
+    def run(chunk):
+        def loss(inputs):
+            features, head = inputs
+            terms = objective.position_terms(
+                problem.objective, problem.kernel, lambda f: f @ head, features, tokens, states,
+                where, time=time, loss=False, chunk=chunk,
+            )  # fmt: skip
+            return terms.sum(), terms
+
+        (_, terms), gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))((features, head))
+        return terms, *gradients
+
+    # In chunks of 2, the 5 positions are padded to 6.
+    for whole, chunked in zip(run(128), run(2), strict=True):
+        scale = float(jnp.abs(whole).max())
+        np.testing.assert_allclose(chunked, whole, rtol=1e-4, atol=1e-5 * scale)
+
+
+# ---------------------------------------------------------------------------------------------
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("settings", "kernel", "message"),
+    [
+        ({"parameterisation": "noise"}, "absorbing", "'noise' is not one of"),
+        ({"loss": "mse"}, "absorbing", "'mse' is not one of bound, weighted_cross_entropy"),
+        ({"time": "never"}, "absorbing", "'never' is not one of discrete, continuous"),
+        (
+            {"loss": "weighted_cross_entropy", "parameterisation": "score"},
+            "epsilon",
+            "weighted cross-entropy needs",
+        ),
+        ({"time": "continuous"}, "epsilon", "no continuous form"),
+    ],
+)
+def test_objectives_without_meaning_are_refused(settings, kernel, message):
+    with pytest.raises(UserError, match=message):
+        problem_of(SCHEDULES["flat"], KERNELS[kernel], **settings)
+
+
+def test_problem_refuses_an_empty_chunk():
+    problem = problem_of(SCHEDULES["flat"], KERNELS["absorbing"])
+    with pytest.raises(UserError, match="chunk of positions must be at least 1"):
+        dataclasses.replace(problem, chunk=0)
+
+
+def test_problem_refuses_a_layout_that_does_not_serve_its_schedule():
+    problem = problem_of(SCHEDULES["slide"], KERNELS["absorbing"])
+    with pytest.raises(UserError, match="windows that settle whole"):
+        dataclasses.replace(problem, layout=Layout(context="block_causal"))
