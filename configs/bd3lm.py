@@ -2,8 +2,8 @@
 
     python -m hybrid_jax.main --config=configs/bd3lm.py
 
-Cost and result of ``tiny``: see RESULT_TINY. Arriola et al. 2025, arXiv 2503.09573; ``base`` has
-blocks of 16.
+Cost of ``tiny``: about that of ``gamma_hybrid``. No full run has been recorded yet. Arriola et al.
+2025, arXiv 2503.09573; ``base`` has blocks of 16.
 """
 
 from hybrid_jax.presets import sized

@@ -3,7 +3,7 @@ schedules between autoregression and diffusion.
 
     python -m hybrid_jax.main --config=configs/slide.py
 
-Cost and result of ``tiny``: see RESULT_TINY.
+Cost of ``tiny``: about that of ``gamma_hybrid``. No full run has been recorded yet.
 """
 
 from hybrid_jax.presets import sized
