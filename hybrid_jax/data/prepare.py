@@ -72,6 +72,7 @@ def prepare(
     out = Path(out)
     if card := _existing(out, settings):
         return card
+    makes_parent = not out.parent.exists()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
@@ -87,6 +88,10 @@ def prepare(
                 raise
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
+    finally:
+        # A failure leaves no empty folder behind.
+        if makes_parent and out.parent.is_dir() and not any(out.parent.iterdir()):
+            out.parent.rmdir()
     return card
 
 
