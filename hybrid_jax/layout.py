@@ -130,7 +130,7 @@ def training_rows(layout: Layout, schedule: Hyperschedule, phase: jax.Array) -> 
     plain = layout.plain(schedule)
     clean = Rows(
         noisy=jnp.zeros_like(clean_position, bool),
-        first=first[jnp.maximum(clean_position, 0)],
+        first=_before_all(clean_position, first[jnp.maximum(clean_position, 0)]),
         position=clean_position,
         target=clean_position + 1 if plain else jnp.full_like(clean_position, NO_TARGET),
         valid=jnp.ones_like(clean_position, bool),
@@ -192,11 +192,17 @@ def generation_rows(layout: Layout, schedule: Hyperschedule, step: jax.Array) ->
     settled_first = _window_start(schedule, jnp.maximum(position, 0))
     return Rows(
         noisy=noisy,
-        first=jnp.where(noisy, settled, settled_first),
+        first=jnp.where(noisy, settled, _before_all(position, settled_first)),
         position=position,
         target=jnp.where(noisy & (position + shift < frontier), position + shift, NO_TARGET),
         valid=position < jnp.where(noisy, frontier, settled),
     )
+
+
+def _before_all(position: jax.Array, first: jax.Array) -> jax.Array:
+    """Puts the beginning-of-sequence token in a window of its own, before all others: in the first
+    window, block-causal context would let it see the tokens that it helps to predict."""
+    return jnp.where(position < 0, -1, first)
 
 
 def _window_start(schedule: Hyperschedule, position: jax.Array) -> jax.Array:

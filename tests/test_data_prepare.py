@@ -220,9 +220,14 @@ def test_an_interruption_leaves_nothing(story, tmp_path):
     """SIGINT while the text comes from a pipe that stalls: certain to strike in the middle."""
     fifo = tmp_path / "slow.txt"
     os.mkfifo(fifo)
+    # A test run in the background of a shell ignores SIGINT, and so would its children.
+    listening = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('hybrid_jax.data.prepare', run_name='__main__', alter_sys=True)"
+    )
     process = subprocess.Popen(
-        [*COMMAND, f"--source={story}", f"--valid_source=files:{fifo}", "--tokenizer=byte",
-         "--length=32", f"--out={tmp_path}/out"],
+        [sys.executable, "-c", listening, f"--source={story}", f"--valid_source=files:{fifo}",
+         "--tokenizer=byte", "--length=32", f"--out={tmp_path}/out"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with process, open(fifo, "w", encoding="utf-8") as pipe:  # opens when the other side reads
