@@ -150,7 +150,10 @@ def test_progress_bar_on_a_terminal():
             clock.now = 2.0
             progress.update(5, {"loss": 2.0})
         stream.flush()
-        shown = os.read(controller, 1 << 16).decode()
+        read = b""
+        while not read.endswith(b"\n"):  # a terminal passes on pieces
+            read += os.read(controller, 1 << 16)
+        shown = read.decode()
     os.close(controller)
     assert "50%" in shown
     assert "5/10, loss 2, 2 steps/s, elapsed 2s, ETA 2s" in shown
