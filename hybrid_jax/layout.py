@@ -100,9 +100,14 @@ def may_attend(layout: Layout, query: Rows, key: Rows) -> jax.Array:
 
 
 def attention_mask(layout: Layout, rows: Rows) -> jax.Array:
-    """`may_attend` for all pairs of rows: fields [R] -> bool [R, R] (query, key)."""
-    query = jax.tree.map(lambda x: x[..., :, None], rows)
-    key = jax.tree.map(lambda x: x[..., None, :], rows)
+    """`may_attend` for all pairs of rows: fields [..., R] -> bool [..., R, R] (query, key)."""
+    return masks_between(layout, rows, rows)
+
+
+def masks_between(layout: Layout, queries: Rows, keys: Rows) -> jax.Array:
+    """`may_attend` for all pairs: fields [..., R] and [..., R'] -> bool [..., R, R']."""
+    query = jax.tree.map(lambda x: x[..., :, None], queries)
+    key = jax.tree.map(lambda x: x[..., None, :], keys)
     return may_attend(layout, query, key)
 
 
@@ -189,7 +194,7 @@ def generation_rows(layout: Layout, schedule: Hyperschedule, step: jax.Array) ->
     position = jnp.where(noisy, index - 2 * shift, index - shift)
     # Windows that settle whole are the same at every step they live, so a settled position's own
     # window is the one that was open when it settled: that is what training showed.
-    settled_first = _window_start(schedule, jnp.maximum(position, 0))
+    settled_first = window_start(schedule, jnp.maximum(position, 0))
     return Rows(
         noisy=noisy,
         first=jnp.where(noisy, settled, _before_all(position, settled_first)),
@@ -199,17 +204,79 @@ def generation_rows(layout: Layout, schedule: Hyperschedule, step: jax.Array) ->
     )
 
 
+def query_rows(
+    layout: Layout,
+    schedule: Hyperschedule,
+    step: jax.Array,
+    slot: jax.Array,
+    count: jax.Array,
+    capacity: int,
+    *,
+    window: bool = True,
+) -> Rows:
+    """Rows that a sampler with a cache feeds at one step: those of `generation_rows` that are new.
+
+    First `count` clean rows for the cache's slots from `slot` on (slots are filled in the order of
+    `context_rows`), in `capacity` rows; then, if `window`, the leading row of shifted layouts and
+    the window. Worthless positions have no rows. step, slot, count: int32 scalars.
+    """
+    shift = int(layout.alignment == "shifted")
+    number = jnp.arange(capacity)
+    clean = _clean_rows(layout, schedule, slot + number, number < count)
+    if not window or layout.plain(schedule):
+        return clean
+    settled = schedule.settled(step)
+    frontier = schedule.frontier(step + 1)
+    position = settled + jnp.arange(-shift, schedule.width)
+    follows = position + shift
+    noisy = Rows(
+        noisy=jnp.ones_like(position, bool),
+        first=jnp.full_like(position, settled),
+        position=position,
+        target=jnp.where(follows < frontier, follows, NO_TARGET),
+        valid=position < frontier,
+    )
+    return concatenate(clean, noisy)
+
+
+def context_rows(layout: Layout, schedule: Hyperschedule, slots: int, filled: jax.Array) -> Rows:
+    """The rows that a cache of `slots` slots holds, of which the first `filled` are valid."""
+    slot = jnp.arange(slots)
+    return _clean_rows(layout, schedule, slot, slot < filled)
+
+
+def context_slots(layout: Layout, schedule: Hyperschedule) -> int:
+    """Slots that a cache needs: one for each clean row that a window may see."""
+    return settled_before_last_step(schedule) + int(layout.alignment == "shifted")
+
+
+def _clean_rows(
+    layout: Layout, schedule: Hyperschedule, slot: jax.Array, valid: jax.Array
+) -> Rows:
+    """Settled rows; slot 0 is the beginning-of-sequence token in shifted layouts."""
+    position = slot - int(layout.alignment == "shifted")
+    follows = position + 1 if layout.plain(schedule) else jnp.full_like(position, NO_TARGET)
+    return Rows(
+        noisy=jnp.zeros_like(position, bool),
+        first=_before_all(position, window_start(schedule, jnp.maximum(position, 0))),
+        position=position,
+        target=follows,
+        valid=valid,
+    )
+
+
 def _before_all(position: jax.Array, first: jax.Array) -> jax.Array:
     """Puts the beginning-of-sequence token in a window of its own, before all others: in the first
     window, block-causal context would let it see the tokens that it helps to predict."""
     return jnp.where(position < 0, -1, first)
 
 
-def _window_start(schedule: Hyperschedule, position: jax.Array) -> jax.Array:
+def window_start(schedule: Hyperschedule, position: jax.Array) -> jax.Array:
     """First position of the window that `position` is in just before it settles."""
-    steps = jnp.arange(schedule.steps + 1)
-    settling_step = jnp.searchsorted(schedule.settled(steps), position, side="right") - 1
-    return schedule.settled(settling_step)
+    with jax.ensure_compile_time_eval():
+        settled = schedule.settled(jnp.arange(schedule.steps + 1))
+    settling_step = jnp.searchsorted(settled, position, side="right") - 1
+    return settled[settling_step]
 
 
 def is_active(schedule: Hyperschedule, step, position) -> jax.Array:

@@ -7,11 +7,12 @@ import textwrap
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from hybrid_jax import train
 from hybrid_jax.atomic import write_atomic
-from hybrid_jax.sampling.loop import generate
+from hybrid_jax.sampling import prompts
+from hybrid_jax.sampling.loop import Sampler, generate
+from hybrid_jax.sampling.rules import Ancestral
 
 
 def introduction(run: train.Run, workdir: Path) -> str:
@@ -57,13 +58,8 @@ def sample_texts(run: train.Run, params, count: int) -> list[str]:
     """Text generated from nothing with the ancestral rule."""
     if not count:
         return []
-    shape = (count, run.problem.schedule.length)
-    tokens = generate(
-        run.problem,
-        run.network,
-        params,
-        run.key(train.SAMPLING),
-        jnp.zeros(shape, jnp.int32),
-        jnp.zeros(shape, bool),
-    )
-    return [run.tokenizer.decode(row) for row in jax.device_get(tokens)]
+    given = prompts.nothing(count, run.problem.schedule.length)
+    keys = jax.random.split(run.key(train.SAMPLING), count)
+    sampler = Sampler(problem=run.problem, network=run.network)
+    texts = generate(sampler, Ancestral(), params, keys, given)
+    return [run.tokenizer.decode(row) for row in jax.device_get(texts.tokens)]

@@ -113,5 +113,20 @@ class Reader:
         once = jnp.tanh(held + seen @ held @ params["gather"])
         return jnp.tanh(once + seen @ once @ params["again"])
 
+    def empty_cache(self, batch, slots):
+        """What seen rows are read by, before each of the two rounds."""
+        return jnp.zeros((2, batch, 1, slots, self.width))
+
+    def extend(self, params, cache, tokens, position, mask, level):
+        params = jax.tree.map(jnp.asarray, params)
+        seen = mask.astype(jnp.float32)
+        held = params["token"][tokens] + params["position"][position + 1]
+        held = jnp.tanh(held + level[..., None] * params["level"])
+        first = jnp.concatenate([cache[0, :, 0], held], axis=1)
+        once = jnp.tanh(held + seen @ first @ params["gather"])
+        second = jnp.concatenate([cache[1, :, 0], once], axis=1)
+        new = jnp.stack([held, once])[:, :, None]
+        return jnp.tanh(once + seen @ second @ params["again"]), new
+
     def logits(self, params, features):
         return features @ params["head"]

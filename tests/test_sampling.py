@@ -1,23 +1,24 @@
 """Generated text follows the sampler's exact distribution, not only its shape."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumeration import all_sequences, kernels
 from scipy.stats import chisquare
 from test_bound import LENGTH, problem_of, reader, sampler_distribution
 
-from hybrid_jax.sampling.loop import generate
+from hybrid_jax.sampling import prompts
+from hybrid_jax.sampling.loop import Sampler, generate
+from hybrid_jax.sampling.rules import Ancestral
 
 DRAWS = 100_000
 
 
-def generated(problem, network, params, *, tokens=None, frozen=None, count=DRAWS, seed=5):
-    shape = (count, LENGTH)
-    tokens = jnp.zeros(shape, jnp.int32) if tokens is None else jnp.broadcast_to(tokens, shape)
-    frozen = jnp.zeros(shape, bool) if frozen is None else jnp.broadcast_to(frozen, shape)
-    return np.asarray(generate(problem, network, params, jax.random.key(seed), tokens, frozen))
+def generated(problem, network, params, *, rule=Ancestral(), row=(), count=DRAWS, seed=5):
+    given = prompts.build([row] * count, length=LENGTH, tokens=problem.kernel.tokens)
+    keys = jax.random.split(jax.random.key(seed), count)
+    sampler = Sampler(problem=problem, network=network)
+    return np.asarray(generate(sampler, rule, params, keys, given).tokens)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +57,7 @@ def test_generated_text_has_the_enumerated_distribution(
 def test_frozen_tokens_never_change(kernel_name):
     problem = problem_of("slide", kernels(2)[kernel_name], "aligned")
     network, params = reader(2)
-    given = jnp.asarray([0, 1, 0])
-    frozen = jnp.asarray([False, True, False])
-    drawn = generated(problem, network, params, tokens=given, frozen=frozen, count=500)
+    drawn = generated(problem, network, params, row=[prompts.GAP, 1], count=500)
     assert (drawn[:, 1] == 1).all()
     assert drawn[:, 0].std() > 0
     assert drawn.max() < 2

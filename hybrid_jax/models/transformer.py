@@ -1,8 +1,8 @@
 """The transformer: pre-norm, rotary positions, optional conditioning on the noise level.
 
-A thin Linen module (parameters and einsums) behind `Transformer`, a frozen description with three
-pure functions: `init`, `features` and `logits`. The head is apart from the body because the
-objective streams it over the vocabulary.
+A thin Linen module (parameters and einsums) behind `Transformer`, a frozen description with pure
+functions: `init`; `features`, and `extend`, the same on top of a cache; `logits`. The head is apart
+from the body because the objective streams it over the vocabulary.
 
 The architecture is that of the released HDLM models (arXiv 2504.06416 section 5, after SEDD/MDLM):
 layer norm without bias, no bias in attention, bias in the MLP and the untied head, RoPE, and for
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import attention
+from hybrid_jax.models.cache import Cache
 
 _LANES = 128  # output rows are padded to a multiple of the accelerators' vector width
 _TIME_FREQUENCIES = 128
@@ -92,7 +93,7 @@ class Transformer:
         body = _Body(self)
         key_body, key_head = jax.random.split(key)
         level = jnp.zeros((1, 1))
-        params = body.init(key_body, one, one, mask, level, True)["params"]
+        params = body.init(key_body, None, one, one, mask, level, True)["params"]
         head = _Head(self).init(key_head, jnp.zeros((1, self.width)))["params"]
         return {**params, "head": head}
 
@@ -118,15 +119,46 @@ class Transformer:
           [B, R, D] in `dtype`.
         """
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        body = {name: value for name, value in params.items() if name != "head"}
         out = _Body(self).apply(
-            {"params": body}, tokens, position, mask, level, dropout_key is None, rngs=rngs
+            _body(params), None, tokens, position, mask, level, dropout_key is None, rngs=rngs
         )
         return cast(jax.Array, out)
+
+    def empty_cache(self, batch: int, slots: int) -> Cache:
+        """A cache for `slots` rows of each of `batch` examples, in `dtype`."""
+        shape = (self.layers, batch, self.heads, slots, self.width // self.heads)
+        return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+
+    def extend(
+        self,
+        params: dict,
+        cache: Cache,
+        tokens: jax.Array,
+        position: jax.Array,
+        mask: jax.Array,
+        level: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        """`features` of new rows that may also attend to cached ones.
+
+        Args:
+          cache: M slots for each example.
+          mask: bool [B or 1, R, M + R], cached rows first.
+          tokens, position, level: of the R new rows, as for `features`.
+
+        Returns:
+          features [B, R, D], and what the new rows would put in the cache ([layers, B, H, R, K];
+          `cache.commit` writes those that are final).
+        """
+        out = _Body(self).apply(_body(params), cache, tokens, position, mask, level, True)
+        return cast(tuple[jax.Array, Cache], out)
 
     def logits(self, params: dict, features: jax.Array) -> jax.Array:
         """Head: features [..., D] -> float32 [..., rows]; columns from N on mean nothing."""
         return cast(jax.Array, _Head(self).apply({"params": params["head"]}, features))
+
+
+def _body(params: dict) -> dict:
+    return {"params": {name: value for name, value in params.items() if name != "head"}}
 
 
 class _Head(nn.Module):
@@ -148,7 +180,7 @@ class _Body(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, tokens, position, mask, level, deterministic):
+    def __call__(self, cache, tokens, position, mask, level, deterministic):
         c = self.config
         table = self.param("embedding", nn.initializers.normal(_BASE_STD), (c.rows, c.width))
         x = table[tokens]
@@ -160,17 +192,18 @@ class _Body(nn.Module):
                 x = keep * x + (1.0 - keep) * table[c.tokens]
             condition = _LevelEmbedding(c, name="level")(sigma).astype(c.dtype)
 
-        block = nn.remat(_Block, prevent_cse=False, static_argnums=(5,)) if c.remat else _Block
+        block = nn.remat(_Block, prevent_cse=False, static_argnums=(6,)) if c.remat else _Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast,) * 4,
+            in_axes=(0, *(nn.broadcast,) * 4),
             length=c.layers,
             unroll=min(c.unroll, c.layers),
         )(c, name="layers")
-        x, _ = layers(x.astype(c.dtype), position, mask, condition, deterministic)
-        return _norm(self, "norm", x, c.width)
+        x, new = layers(x.astype(c.dtype), cache, position, mask, condition, deterministic)
+        x = _norm(self, "norm", x, c.width)
+        return x if cache is None else (x, new)
 
 
 class _LevelEmbedding(nn.Module):
@@ -192,7 +225,7 @@ class _Block(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, x, position, mask, condition, deterministic):
+    def __call__(self, x, cached, position, mask, condition, deterministic):
         c = self.config
         dtype = x.dtype
         head = c.width // c.heads
@@ -227,7 +260,7 @@ class _Block(nn.Module):
         if c.qk_norm:
             query, key = (_norm(self, n, t, head) for n, t in (("norm_q", query), ("norm_k", key)))
         query, key = attention.rotate(query, position), attention.rotate(key, position)
-        y = attention.dense(query, key, value, mask).reshape(x.shape)
+        y = attention.dense(query, key, value, mask, cached).reshape(x.shape)
         x = add(x, y @ weight("out", (c.width, c.width), scaled), gate_1)
 
         y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)
@@ -235,7 +268,9 @@ class _Block(nn.Module):
         y = _activation(c.activation, y + weight("mlp_in_bias", (hidden,), nn.initializers.zeros))
         y = y @ weight("mlp_out", (hidden, c.width), scaled)
         y = y + weight("mlp_out_bias", (c.width,), nn.initializers.zeros)
-        return add(x, y, gate_2), None
+        # What stays in the cache; training has none, and keeps nothing.
+        new = None if cached is None else Cache(key.swapaxes(-3, -2), value.swapaxes(-3, -2))
+        return add(x, y, gate_2), new
 
 
 def _fan_in(inputs: int):

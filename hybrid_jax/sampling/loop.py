@@ -1,73 +1,498 @@
-"""Generation: one compiled loop over the steps of a hyperschedule."""
+"""Generation: one compiled loop for every hyperschedule, alignment, kernel and rule.
+
+Every text (row of the batch) has its own step, key and place in the cache, so that prompts of
+different lengths share a batch, adaptive rules move on where they can, and no text depends on its
+neighbours. In each round of the loop a text
+
+1. feeds the network what is new: settled tokens that are not in the cache yet, and the window,
+   which may look at the cache. Settled tokens are fed once, in the round after they settled, and
+   need no round of their own; worthless positions are never fed;
+2. commits keys and values of the settled tokens;
+3. lets the rule update the active positions of the window;
+4. moves on to the next step that has anything to do: steps at which only given tokens are active
+   are left out.
+
+So a round costs what the window costs, and not what the text costs. A text whose settled tokens do
+not fit the round (after a jump over given tokens) spends rounds on feeding them alone.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from hybrid_jax import layout as layouts
+from hybrid_jax.errors import UserError
 from hybrid_jax.estimator import Network, Problem
-from hybrid_jax.sampling import rules
+from hybrid_jax.hyperschedule import Hyperschedule
+from hybrid_jax.models import cache as caches
+from hybrid_jax.sampling.prompts import Prompts
+from hybrid_jax.sampling.rules import Rule, Window
 
 
-class Generation(NamedTuple):
-    """State of the loop. step int32 scalar, tokens int32 [B, L]."""
+class CachingNetwork(Network, Protocol):
+    """A network that can be fed a part of the rows (see `models.transformer.Transformer`)."""
 
-    step: jax.Array
+    def empty_cache(self, batch: int, slots: int) -> Any: ...
+
+    def extend(self, params, cache, tokens, position, mask, level) -> tuple[jax.Array, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """What generation is compiled for.
+
+    Attributes:
+      problem: schedule, noise, layout and objective; the schedule may differ in its levels from
+        the one trained on.
+      eos: a text ends where this token has settled behind the last given one; None: texts go on.
+      cached: False computes every row anew in every round: the same result, at the cost of the
+        whole text. For comparison.
+      prefill: most prompt tokens fed at a time before the loop starts.
+    """
+
+    problem: Problem
+    network: CachingNetwork
+    eos: int | None = None
+    cached: bool = True
+    prefill: int = 256
+
+    @functools.cached_property
+    def slots(self) -> int:
+        """Cache slots of a text."""
+        return layouts.context_slots(self.problem.layout, self.problem.schedule)
+
+    @functools.cached_property
+    def capacity(self) -> int:
+        """Settled tokens that a round can feed beside the window: those of one step."""
+        schedule = self.problem.schedule
+        with jax.ensure_compile_time_eval():
+            settled = schedule.settled(jnp.arange(schedule.steps))
+            most = int(jnp.max(jnp.diff(settled), initial=0))
+        return min(max(most, 1), self.slots)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["tokens", "frozen", "keys", "confidence", "step", "sweep", "filled", "cache",
+                 "following", "calls", "corrections"],
+    meta_fields=[],
+)  # fmt: skip
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """State of the loop.
+
+    Attributes:
+      tokens: int32 [B, L], MASK where nothing is shown yet.
+      frozen: bool [B, L], given tokens.
+      keys: typed keys [B].
+      confidence: float32 [B, L], see `rules.Window`.
+      step: int32 [B], the step to do next; S when the text is done.
+      sweep: int32 [B], closing sweeps done at this step, plus one; 0 before its update.
+      filled: int32 [B], slots filled in the cache.
+      cache: of the network.
+      following: int32 [B, S + 1], the first step from each on that has anything to do.
+      calls: int32 [B], rounds of the network that the text took part in.
+      corrections: int32 [B], shown tokens that were replaced or masked again.
+    """
+
     tokens: jax.Array
+    frozen: jax.Array
+    keys: jax.Array
+    confidence: jax.Array
+    step: jax.Array
+    sweep: jax.Array
+    filled: jax.Array
+    cache: Any
+    following: jax.Array
+    calls: jax.Array
+    corrections: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+class Generated(NamedTuple):
+    """Texts.
+
+    Attributes:
+      tokens: int32 [B, L] without MASK; behind `length` the beginning-of-sequence token.
+      length: int32 [B], tokens of each text, an ending eos included.
+      calls, corrections: int32 [B], see `Generation`.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    calls: jax.Array
+    corrections: jax.Array
+
+
 def generate(
-    problem: Problem,
-    network: Network,
-    params,
-    key: jax.Array,
-    tokens: jax.Array,
-    frozen: jax.Array,
-) -> jax.Array:
-    """Generates with the ancestral rule, computing every row anew at every step.
+    sampler: Sampler, rule: Rule, params, keys: jax.Array, prompts: Prompts
+) -> Generated:
+    """Generates texts from start to end.
 
     Args:
-      tokens: int32 [B, L]; read only where frozen.
-      frozen: bool [B, L], given tokens, which never change.
+      keys: typed keys [B], one for each text; its result depends on its own key and prompt alone.
+      prompts: given tokens, built by `prompts.build`.
+
+    Raises:
+      UserError: if rule, noise and settings do not go together.
+    """
+    check(sampler, rule)
+    return _generate(sampler, rule, params, keys, prompts)
+
+
+def check(sampler: Sampler, rule: Rule) -> None:
+    """Raises UserError for a rule or setting that cannot work."""
+    rule.check(sampler.problem.kernel, sampler.problem.objective)
+    if sampler.prefill < 1:
+        raise UserError(f"prefill must be at least 1, but is {sampler.prefill}.")
+    if sampler.eos is not None and not 0 <= sampler.eos < sampler.problem.kernel.tokens:
+        raise UserError(
+            f"The end token {sampler.eos} is not one of the {sampler.problem.kernel.tokens} tokens."
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _generate(sampler, rule, params, keys, prompts):
+    state = start(sampler, params, keys, prompts)
+    rounds = jnp.iinfo(jnp.int32).max
+    return finish(sampler, prompts, advance(sampler, rule, params, state, rounds))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def start(sampler: Sampler, params, keys: jax.Array, prompts: Prompts) -> Generation:
+    """The state before the first step: full noise, given tokens, and long prompts in the cache."""
+    problem = sampler.problem
+    kernel, schedule = problem.kernel, problem.schedule
+    batch, length = prompts.tokens.shape
+    key_noise, key_mask, key_steps = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys),
+                                                  1, 0)  # fmt: skip
+
+    def noise(key_noise, key_mask):
+        # MASK, or uniform tokens for a kernel that never masks.
+        token = jax.random.randint(key_noise, (length,), 0, kernel.tokens, jnp.int32)
+        masked = jax.random.uniform(key_mask, (length,)) < kernel.survival(1.0).masked
+        return jnp.where(masked, kernel.mask, token)
+
+    zero = jnp.zeros(batch, jnp.int32)
+    following = _following(schedule, ~prompts.frozen & _wanted(prompts))
+    state = Generation(
+        tokens=jnp.where(prompts.frozen, prompts.tokens, jax.vmap(noise)(key_noise, key_mask)),
+        frozen=prompts.frozen,
+        keys=key_steps,
+        confidence=jnp.where(prompts.frozen, 1.0, 0.0),
+        step=following[:, 0],
+        sweep=zero,
+        filled=zero,
+        cache=sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None,
+        following=following,
+        calls=zero,
+        corrections=zero,
+    )
+    if not sampler.cached or not sampler.slots:
+        return state
+    # Windows must be fed whole where their rows see one another.
+    chunk = min(max(sampler.prefill, schedule.width), sampler.slots)
+
+    def feed(state):
+        _, new, count = _show_new(sampler, params, state, chunk, window=False)
+        return _commit(sampler, state, new, count)
+
+    def waits(state):
+        return jnp.any(_pending(sampler, state) > sampler.capacity)
+
+    return jax.lax.while_loop(waits, feed, state)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def advance(
+    sampler: Sampler, rule: Rule, params, state: Generation, rounds: jax.Array | int
+) -> Generation:
+    """Runs the loop until all texts are done, but at most `rounds` rounds. Donates `state`."""
+    steps = sampler.problem.schedule.steps
+
+    def goes_on(carry):
+        left, state = carry
+        return (left > 0) & jnp.any(state.step < steps)
+
+    def round_(carry):
+        left, state = carry
+        return left - 1, _round(sampler, rule, params, state)
+
+    return jax.lax.while_loop(goes_on, round_, (jnp.asarray(rounds, jnp.int32), state))[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
+    """The texts of a state that is done."""
+    position = jnp.arange(state.tokens.shape[1])
+    length = prompts.stop
+    if sampler.eos is not None:
+        ends = _ends(sampler, state.tokens, state.frozen)
+        first = jnp.argmax(ends, axis=1)
+        length = jnp.where(ends.any(1), jnp.minimum(first + 1, length), length)
+    tokens = jnp.where(position < length[:, None], state.tokens, sampler.problem.bos)
+    return Generated(tokens, length, state.calls, state.corrections)
+
+
+# ---------------------------------------------------------------------------------------------
+# One round.
+
+
+def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generation:
+    schedule, kernel = sampler.problem.schedule, sampler.problem.kernel
+    live = state.step < schedule.steps
+    features, ready, fed = _show(sampler, params, state)
+    step = jnp.minimum(state.step, schedule.steps - 1)
+
+    place = schedule.settled(step)[:, None] + jnp.arange(schedule.width)
+    inside = place < schedule.frontier(step + 1)[:, None]
+    at = jnp.minimum(place, schedule.length - 1)
+    level = schedule.level(step[:, None], at) / schedule.levels
+    level_next = schedule.level(step[:, None] + 1, at) / schedule.levels
+    frozen = jnp.take_along_axis(state.frozen, at, axis=1)
+    changes = inside & (level != level_next)
+    active = changes & ~frozen & (live & ready)[:, None]
+    window = Window(
+        tokens=jnp.take_along_axis(state.tokens, at, axis=1),
+        # Inactive positions get levels at which no formula divides by zero.
+        level=jnp.where(changes, level, 0.5),
+        level_next=jnp.where(changes, level_next, 0.0),
+        active=active,
+        confidence=jnp.take_along_axis(state.confidence, at, axis=1),
+    )
+    keys = jax.vmap(lambda k, s, n: jax.random.fold_in(jax.random.fold_in(k, s), n))(
+        state.keys, step, state.sweep
+    )
+    key_read, key_move = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    reading = _read(sampler, rule, params, key_read, features, window, at)
+    moved, confidence = jax.vmap(functools.partial(rule.move, kernel))(key_move, window, reading)
+
+    closing = active & (window.level_next <= 0)
+    if rule.sweeps:
+        sweeping = (state.sweep > 0)[:, None]
+        again, sure = jax.vmap(functools.partial(rule.sweep, kernel))(
+            key_move, window._replace(active=closing), reading
+        )
+        moved = jnp.where(sweeping, again, moved)
+        confidence = jnp.where(sweeping, sure, confidence)
+        active = jnp.where(sweeping, closing, active)
+    moved = jnp.where(active, moved, window.tokens)
+    changed = active & (moved != window.tokens)
+    corrected = changed & (window.tokens != kernel.mask)
+
+    row = jnp.arange(at.shape[0])[:, None]
+    put = jnp.where(active, at, schedule.length)  # the others go nowhere
+    fed = dataclasses.replace(
+        fed,
+        tokens=state.tokens.at[row, put].set(moved, mode="drop"),
+        confidence=state.confidence.at[row, put].set(confidence, mode="drop"),
+        calls=state.calls + live,
+        corrections=state.corrections + corrected.sum(1, dtype=jnp.int32),
+    )
+
+    target = step + 1
+    if rule.adaptive:
+        unsure = inside & (moved == kernel.mask)
+        target = jnp.where(unsure.any(1), target, _next_opening(schedule)[step])
+    target = jnp.take_along_axis(state.following, target[:, None], axis=1)[:, 0]
+    stays = ~(live & ready)
+    sweep = state.sweep
+    if rule.sweeps:
+        more = jnp.where(sweep == 0, closing.any(1), changed.any(1) & (sweep < rule.sweeps))
+        sweep = jnp.where(stays, sweep, jnp.where(more, sweep + 1, 0))
+        stays |= more
+    step = jnp.where(stays, state.step, target)
+    if sampler.eos is not None:
+        settled = jnp.arange(schedule.length) < schedule.settled(step)[:, None]
+        over = jnp.any(settled & _ends(sampler, fed.tokens, fed.frozen), axis=1)
+        step = jnp.where(over, schedule.steps, step)
+    return dataclasses.replace(fed, step=step, sweep=sweep)
+
+
+def _read(sampler, rule, params, key, features, window: Window, at):
+    """The rule's readings of the window, [B, W]; logits exist for `problem.chunk` positions a time.
+
+    Each position has a key of its own, so that nothing depends on how positions are grouped.
+    """
+    problem = sampler.problem
+    keys = jax.vmap(lambda k, p: jax.vmap(lambda i: jax.random.fold_in(k, i))(p))(key, at)
+    one = jax.vmap(jax.vmap(functools.partial(rule.read, problem.kernel, problem.objective)))
+
+    def chunk(inputs):
+        feature, keys, *rest = inputs
+        return one(keys, sampler.network.logits(params, feature), *rest)
+
+    inputs = (features, keys, window.tokens, window.level, window.level_next)
+    width = at.shape[1]
+    size = min(problem.chunk, width)
+    chunks = -(-width // size)
+    if chunks == 1:
+        return chunk(inputs)
+    # The last chunk is filled with positions that were read already.
+    index = jnp.minimum(jnp.arange(chunks * size), width - 1).reshape(chunks, size)
+    parts = jax.lax.map(lambda i: chunk(jax.tree.map(lambda x: x[:, i], inputs)), index)
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], chunks * size, *x.shape[3:])[:, :width],
+        parts,
+    )
+
+
+def _show(sampler: Sampler, params, state: Generation):
+    """Feeds the network.
 
     Returns:
-      int32 [B, L] without MASK.
+      features [B, W, D] that predict the window; whether the window was shown, bool [B]; the state
+      with a longer cache.
     """
-    schedule, kernel, layout = problem.schedule, problem.kernel, problem.layout
-    position = jnp.arange(schedule.length)
-    key_steps, key_noise, key_mask = jax.random.split(key, 3)
-    # Full noise: MASK, or uniform tokens for a kernel that never masks.
-    noise = jax.random.randint(key_noise, tokens.shape, 0, kernel.tokens, jnp.int32)
-    masked = jax.random.uniform(key_mask, tokens.shape) < kernel.survival(1.0).masked
-    start = jnp.where(masked, kernel.mask, noise)
+    if not sampler.cached:
+        features = _show_all(sampler, params, state)
+        return features, jnp.ones(state.step.shape, bool), state
+    if not sampler.slots:
+        features, _, _ = _show_new(sampler, params, state, 0)
+        return features, jnp.ones(state.step.shape, bool), state
 
-    def move(state: Generation) -> Generation:
-        step = state.step
-        rows = layouts.generation_rows(layout, schedule, step)
-        level = schedule.level(step, position) / schedule.levels
-        level_next = schedule.level(step + 1, position) / schedule.levels
-        held = jax.vmap(lambda z: layouts.row_tokens(rows, z, z, problem.bos))(state.tokens)
-        row_level = jnp.broadcast_to(layouts.row_levels(rows, level), held.shape)
-        mask = layouts.attention_mask(layout, rows)[None]
-        features = network.features(params, held, rows.position[None], mask, row_level)
-        source, exists = layouts.predictors(rows, schedule.length)
-        logits = network.logits(params, features[:, source])
-        moved = rules.ancestral(
-            kernel,
-            problem.objective,
-            jax.random.fold_in(key_steps, step),
-            state.tokens,
-            logits,
-            level,
-            level_next,
-            exists & (level != level_next) & ~frozen,
-        )
-        return Generation(step + 1, moved)
+    capacity = sampler.capacity
+    pending = _pending(sampler, state)
+    ready = pending <= capacity
+    if sampler.problem.layout.plain(sampler.problem.schedule):
+        features, new, count = _show_new(sampler, params, state, capacity)
+        return features, ready, _commit(sampler, state, new, count)
 
-    first = Generation(jnp.int32(0), jnp.where(frozen, tokens, start))
-    return jax.lax.while_loop(lambda g: g.step < schedule.steps, move, first).tokens
+    def narrow(state):
+        features, _, _ = _show_new(sampler, params, state, 0)
+        shapes = jax.eval_shape(wide, state)[1]
+        return features, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def wide(state):
+        return _show_new(sampler, params, state, capacity)[:2]
+
+    # Most rounds have nothing to commit. The cache itself stays outside: branches would copy it.
+    features, new = jax.lax.cond(jnp.any(pending > 0), wide, narrow, state)
+    count = _feedable(sampler, state, capacity)
+    return features, ready, _commit(sampler, state, new, count)
+
+
+def _show_new(sampler: Sampler, params, state: Generation, capacity: int, *, window: bool = True):
+    """Feeds up to `capacity` settled tokens of each text that are not cached, and the window.
+
+    Returns:
+      features [B, W, D] (None without `window`), what the settled rows put in the cache, and how
+      many of them count, int32 [B].
+    """
+    problem, network = sampler.problem, sampler.network
+    schedule, layout = problem.schedule, problem.layout
+    count = _feedable(sampler, state, capacity)
+    step = jnp.minimum(state.step, schedule.steps - 1)
+
+    def rows_of(step, slot, count):
+        return layouts.query_rows(layout, schedule, step, slot, count, capacity, window=window)
+
+    rows = jax.vmap(rows_of)(step, state.filled, count)
+    context = jax.vmap(lambda n: layouts.context_rows(layout, schedule, sampler.slots, n))(
+        state.filled
+    )
+    held = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, problem.bos))(rows, state.tokens)
+    level = schedule.level(step[:, None], jnp.maximum(rows.position, 0)) / schedule.levels
+    mask = layouts.masks_between(layout, rows, jax.vmap(layouts.concatenate)(context, rows))
+    features, new = network.extend(
+        params, state.cache, held, rows.position, mask, jnp.where(rows.holds_noise, level, 0.0)
+    )
+    new = jax.tree.map(lambda x: x[..., :capacity, :], new)
+    if not window:
+        return None, new, count
+    if layout.plain(schedule):
+        # The row of the newest settled token predicts the window's only one.
+        newest = jnp.maximum(count - 1, 0)[:, None, None]
+        return jnp.take_along_axis(features, newest, axis=1), new, count
+    # Aligned, the window's own rows; shifted, from the row in front of it on.
+    return features[:, capacity : capacity + schedule.width], new, count
+
+
+def _show_all(sampler: Sampler, params, state: Generation) -> jax.Array:
+    """Feeds everything that is visible at each text's step; features [B, W, D] of the window."""
+    problem = sampler.problem
+    schedule, layout = problem.schedule, problem.layout
+    step = jnp.minimum(state.step, schedule.steps - 1)
+    rows = jax.vmap(lambda s: layouts.generation_rows(layout, schedule, s))(step)
+    held = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, problem.bos))(rows, state.tokens)
+    level = schedule.level(step[:, None], jnp.maximum(rows.position, 0)) / schedule.levels
+    mask = layouts.attention_mask(layout, rows)
+    features = sampler.network.features(
+        params, held, rows.position, mask, jnp.where(rows.holds_noise, level, 0.0)
+    )
+    source, _ = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
+    place = schedule.settled(step)[:, None] + jnp.arange(schedule.width)
+    at = jnp.minimum(place, schedule.length - 1)
+    return jnp.take_along_axis(
+        features, jnp.take_along_axis(source, at, axis=1)[..., None], axis=1
+    )
+
+
+def _pending(sampler: Sampler, state: Generation) -> jax.Array:
+    """Settled tokens of each text that are not in the cache yet; none of a text that is done."""
+    schedule, layout = sampler.problem.schedule, sampler.problem.layout
+    settled = schedule.settled(state.step) + int(layout.alignment == "shifted")
+    return jnp.where(state.step < schedule.steps, settled - state.filled, 0)
+
+
+def _feedable(sampler: Sampler, state: Generation, capacity: int) -> jax.Array:
+    """How many settled tokens of each text a round with `capacity` rows for them feeds."""
+    schedule, layout = sampler.problem.schedule, sampler.problem.layout
+    pending = _pending(sampler, state)
+    count = jnp.minimum(pending, capacity)
+    if layout.context == "block_causal":
+        # Rows see their whole window, so windows are fed whole.
+        shift = int(layout.alignment == "shifted")
+        end = state.filled + count - shift
+        whole = layouts.window_start(schedule, jnp.clip(end, 0, schedule.length - 1))
+        count = jnp.where(pending > capacity, whole + shift - state.filled, count)
+    return count
+
+
+def _commit(sampler: Sampler, state: Generation, new, count: jax.Array) -> Generation:
+    capacity = jax.tree.leaves(new)[0].shape[-2]
+    number = jnp.arange(capacity)
+    slot = jnp.where(number < count[:, None], state.filled[:, None] + number, sampler.slots)
+    return dataclasses.replace(
+        state, cache=caches.commit(state.cache, new, slot), filled=state.filled + count
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Which steps have anything to do.
+
+
+def _wanted(prompts: Prompts) -> jax.Array:
+    return jnp.arange(prompts.tokens.shape[1]) < prompts.stop[:, None]
+
+
+def _following(schedule: Hyperschedule, open_: jax.Array) -> jax.Array:
+    """The first step from each on at which an open position is active: bool [B, L] -> [B, S + 1].
+
+    S where there is none.
+    """
+    steps = jnp.arange(schedule.steps)
+    active = layouts.is_active(schedule, steps[:, None], jnp.arange(schedule.length))
+    useful = jnp.einsum("sl,bl->bs", active.astype(jnp.float32), open_.astype(jnp.float32)) > 0
+    ends = jnp.full((open_.shape[0], 1), schedule.steps)
+    own = jnp.concatenate([jnp.where(useful, steps, schedule.steps), ends], axis=1)
+    return jax.lax.cummin(own, axis=1, reverse=True).astype(jnp.int32)
+
+
+def _next_opening(schedule: Hyperschedule) -> jax.Array:
+    """For each step, the next one that shows a new position, int32 [S]; S where none does."""
+    with jax.ensure_compile_time_eval():
+        steps = jnp.arange(schedule.steps)
+        grows = schedule.frontier(steps + 1) > schedule.frontier(steps)
+        own = jnp.append(jnp.where(grows, steps, schedule.steps), schedule.steps)
+        return jax.lax.cummin(own, reverse=True)[1:].astype(jnp.int32)
+
+
+def _ends(sampler: Sampler, tokens: jax.Array, frozen: jax.Array) -> jax.Array:
+    """Where a text may end: eos behind its last given token, bool [B, L]."""
+    given_from_here = jax.lax.cummax(frozen.astype(jnp.int32), axis=1, reverse=True)
+    return (tokens == sampler.eos) & (given_from_here == 0)

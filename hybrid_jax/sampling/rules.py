@@ -1,84 +1,404 @@
-"""Update rules: what happens to the active positions in one generation step.
+"""Update rules: what happens to the window in one generation step.
 
-A rule is a pure function of (key, tokens, logits, levels, active) and knows nothing of the loop
-around it. Whether a masked token is revealed at all is always drawn apart from which token it
-becomes: probabilities close to 1 do not survive inside a draw over a large vocabulary.
+A rule is a frozen dataclass with two pure functions. `read` does the vocabulary-sized work of one
+position; `move` turns the readings of a window into its next tokens, and may weigh positions
+against one another. Rules know nothing of the loop, the cache or the schedule. Whether a token is
+revealed, redrawn or masked again is always drawn apart from which token it becomes: probabilities
+close to 1 do not survive inside a draw over a large vocabulary.
+
+Numbers of a rule (η, thresholds, temperature) are traced: changing them compiles nothing anew.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from hybrid_jax import noising, objective
+from hybrid_jax.errors import UserError
 from hybrid_jax.noising import Kernel
 from hybrid_jax.objective import Objective
 from hybrid_jax.sampling.categorical import sample_categorical
+from hybrid_jax.sampling.warp import Warp
 
 
-def ancestral(
-    kernel: Kernel,
-    goal: Objective,
-    key: jax.Array,
-    tokens: jax.Array,
-    logits: jax.Array,
-    level: jax.Array,
-    level_next: jax.Array,
-    active: jax.Array,
-) -> jax.Array:
-    """The reverse step of the kernel itself, exact if the network's prediction is.
+class Window(NamedTuple):
+    """The window of one text before a step; fields [W].
 
-    Args:
-      tokens: int32 [..., L], z_t.
-      logits: float [..., L, V], output of the network for each position.
-      level, level_next: float32, λ_t > λ_s where `active`; broadcast against tokens.
-      active: bool, positions that move; the others are returned as they are.
-
-    Returns:
-      int32 [..., L], z_s.
+    Attributes:
+      tokens: int32, z_t.
+      level, level_next: float32, λ_t > λ_s where active (0.5 and 0 elsewhere).
+      active: bool, positions that may move: their level changes, and they are not given.
+      confidence: float32, the probability that each shown token had when it was drawn.
     """
-    level = jnp.broadcast_to(jnp.where(active, level, 0.5), tokens.shape)
-    level_next = jnp.broadcast_to(jnp.where(active, level_next, 0.0), tokens.shape)
-    rule = _from_score if goal.parameterisation == "score" else _from_mean
-    moved = rule(kernel, goal, key, tokens, logits, level, level_next)
-    return jnp.where(active, moved, tokens)
+
+    tokens: jax.Array
+    level: jax.Array
+    level_next: jax.Array
+    active: jax.Array
+    confidence: jax.Array
 
 
-def _from_mean(kernel, goal, key, tokens, logits, level, level_next):
-    key_clean, key_reveal, key_noise, key_token, key_choice = jax.random.split(key, 5)
-    shape = tokens.shape
+class Prediction(NamedTuple):
+    """What the network says of one position, reduced over the vocabulary.
 
-    def predict(logit, state, at):
-        return objective.log_prediction(goal, kernel, logit, state, at)
+    Attributes:
+      token: int32, x̂ ~ p after temperature, top-k and top-p.
+      probability: float32, p(x̂) of the plain p.
+      current: float32, p(z) of the token shown now; of MASK, 0.
+      entropy: float32, of the plain p, nats.
+    """
 
-    log_p = jnp.vectorize(predict, signature="(v),(),()->(n)")(logits, tokens, level)
-    clean = sample_categorical(key_clean, log_p)
-    noise = jax.random.randint(key_token, shape, 0, kernel.tokens, jnp.int32)
-    after = kernel.survival(level_next)
-
-    shown = jnp.where(jax.random.uniform(key_noise, shape) < after.replaced, noise, clean)
-    reveal = noising.reveal_probability(kernel, level_next, level)
-    revealed = jax.random.uniform(key_reveal, shape) < reveal
-    from_mask = jnp.where(revealed, shown, tokens)
-    if not kernel.replaces:
-        return jnp.where(tokens == kernel.mask, from_mask, tokens)
-
-    weight = noising.token_step(kernel, level_next, level)
-    keep = weight.keep + jnp.where(clean == tokens, weight.keep_if_equal, 0.0)
-    total = keep + weight.take_clean + weight.redraw_uniform
-    choice = jax.random.uniform(key_choice, shape) * total
-    moved = jnp.where(choice < keep + weight.take_clean, clean, noise)
-    from_token = jnp.where(choice < keep, tokens, moved)
-    return jnp.where(tokens == kernel.mask, from_mask, from_token)
+    token: jax.Array
+    probability: jax.Array
+    current: jax.Array
+    entropy: jax.Array
 
 
-def _from_score(kernel, goal, key, tokens, logits, level, level_next):
-    key_reveal, key_token = jax.random.split(key)
+class Rule(Protocol):
+    """What the loop asks of a rule.
 
-    def one(logit, state, low, high):
-        return objective.reverse_step(goal, kernel, logit, state, low, high)
+    Attributes:
+      adaptive: whether a text moves on as soon as its window holds no MASK.
+      sweeps: most closing sweeps (see `ACS`).
+    """
 
-    log_step = jnp.vectorize(one, signature="(v),(),(),()->(n)")(logits, tokens, level_next, level)
-    stays = jax.random.uniform(key_reveal, tokens.shape) < jnp.exp(log_step[..., -1])
-    drawn = sample_categorical(key_token, log_step[..., :-1])
-    return jnp.where(stays, kernel.mask, drawn)
+    @property
+    def adaptive(self) -> bool: ...
+    @property
+    def sweeps(self) -> int: ...
+
+    def check(self, kernel: Kernel, goal: Objective) -> None:
+        """Raises UserError for settings without meaning, or a kernel it does not go with."""
+
+    def read(self, kernel: Kernel, goal: Objective, key, logits, state, level, level_next) -> Any:
+        """Work of one position: logits [V], scalars -> a pytree of scalars."""
+
+    def move(self, kernel: Kernel, key, window: Window, reading) -> tuple[jax.Array, jax.Array]:
+        """One step: readings with a leading axis [W] -> tokens int32 [W] and confidence [W].
+
+        What it says of inactive positions is ignored.
+        """
+
+
+def predict(
+    kernel: Kernel, goal: Objective, warp: Warp, key, logits, state, level
+) -> Prediction:
+    """The prediction of the clean token of one position: logits [V], scalars -> scalars."""
+    if goal.parameterisation == "score":
+        # The step to level 0 of the scores is their prediction of the clean token.
+        log_p = objective.reverse_step(goal, kernel, logits, state, 0.0, level)[:-1]
+    else:
+        log_p = objective.log_prediction(goal, kernel, logits, state, level)
+    token = sample_categorical(key, warp(log_p))
+    p = jnp.exp(log_p)
+    shown = state != kernel.mask
+    return Prediction(
+        token=token,
+        probability=p[token],
+        current=jnp.where(shown, p[jnp.where(shown, state, 0)], 0.0),
+        entropy=-jnp.sum(jnp.where(p > 0, p * log_p, 0.0)),
+    )
+
+
+def _read_prediction(rule, kernel, goal, key, logits, state, level, level_next) -> Prediction:
+    """`Rule.read` of the rules that need nothing but the prediction of the clean token."""
+    return predict(kernel, goal, rule.warp, key, logits, state, level)
+
+
+def _rule(*, data: tuple[str, ...], meta: tuple[str, ...] = ()):
+    """A frozen dataclass and pytree whose `data` fields are traced and `meta` fields static."""
+
+    def decorate(cls):
+        frozen = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        return jax.tree_util.register_dataclass(frozen, [*data, "warp"], list(meta))
+
+    return decorate
+
+
+@_rule(data=())
+class Ancestral:
+    """The reverse step of the noise kernel itself, exact if the network's prediction is.
+
+    A score-predicting network takes the Tweedie step of its scores, unless a warp asks for its p.
+    """
+
+    warp: Warp = Warp()
+    adaptive: ClassVar[bool] = False
+    sweeps: ClassVar[int] = 0
+
+    def check(self, kernel: Kernel, goal: Objective) -> None:
+        self.warp.check()
+
+    def read(self, kernel, goal, key, logits, state, level, level_next):
+        if goal.parameterisation != "score" or not self.warp.idle:
+            return predict(kernel, goal, self.warp, key, logits, state, level)
+        key_reveal, key_token = jax.random.split(key)
+        log_step = objective.reverse_step(goal, kernel, logits, state, level_next, level)
+        stays = jax.random.uniform(key_reveal) < jnp.exp(log_step[-1])
+        drawn = jnp.where(stays, kernel.mask, sample_categorical(key_token, log_step[:-1]))
+        return drawn, jnp.exp(log_step[drawn])
+
+    def move(self, kernel, key, window, reading):
+        if not isinstance(reading, Prediction):
+            return reading
+        tokens, level, level_next = window.tokens, window.level, window.level_next
+        key_reveal, key_noise, key_token, key_choice = jax.random.split(key, 4)
+        shape = tokens.shape
+        clean = reading.token
+        noise = jax.random.randint(key_token, shape, 0, kernel.tokens, jnp.int32)
+        after = kernel.survival(level_next)
+
+        shown = jnp.where(jax.random.uniform(key_noise, shape) < after.replaced, noise, clean)
+        reveal = noising.reveal_probability(kernel, level_next, level)
+        revealed = jax.random.uniform(key_reveal, shape) < reveal
+        from_mask = jnp.where(revealed, shown, tokens)
+        if not kernel.replaces:
+            moved = jnp.where(tokens == kernel.mask, from_mask, tokens)
+            return _confident(window, reading, moved)
+
+        weight = noising.token_step(kernel, level_next, level)
+        keep = weight.keep + jnp.where(clean == tokens, weight.keep_if_equal, 0.0)
+        total = keep + weight.take_clean + weight.redraw_uniform
+        choice = jax.random.uniform(key_choice, shape) * total
+        moved = jnp.where(choice < keep + weight.take_clean, clean, noise)
+        from_token = jnp.where(choice < keep, tokens, moved)
+        return _confident(
+            window, reading, jnp.where(tokens == kernel.mask, from_mask, from_token)
+        )
+
+
+@_rule(data=("eta",), meta=("guidance", "sweeps"))
+class ACS:
+    """The adaptive correction sampler (arXiv 2504.06416 section 4.3).
+
+    MASK is revealed as x̂ ~ p with the kernel's probability, (λ_t − λ_s)/λ_t for ε-hybrids. A shown
+    token of the active window is drawn again from p with probability η λ_s/λ_t. η = 0 never
+    corrects: the usual sampler of masked diffusion, which the paper calls original.
+
+    Attributes:
+      eta: η in [0, 1].
+      guidance: "uniform": as above. "confidence": the same expected number of corrections, spent
+        in proportion to 1 − p(z), where the model doubts what is shown.
+      sweeps: before positions settle, up to so many further calls draw each of them again with
+        probability η, until a sweep changes nothing.
+    """
+
+    eta: float | jax.Array = 0.25
+    guidance: Literal["uniform", "confidence"] = "uniform"
+    sweeps: int = 0
+    warp: Warp = Warp()
+    adaptive: ClassVar[bool] = False
+
+    def check(self, kernel: Kernel, goal: Objective) -> None:
+        self.warp.check()
+        _check_share("eta", self.eta)
+        _check_masks(kernel, "acs")
+        if self.guidance not in ("uniform", "confidence"):
+            raise UserError(f"guidance must be uniform or confidence, but is {self.guidance}.")
+        if self.sweeps < 0:
+            raise UserError(f"sweeps must be 0 or more, but is {self.sweeps}.")
+        if self.sweeps and self.eta == 0:
+            raise UserError("Closing sweeps correct with probability eta, which is 0: raise eta.")
+        if self.eta > 0 and not kernel.replaces:
+            raise UserError(
+                f"Rule acs corrects shown tokens, which a model of {kernel.name} noise has never "
+                "learnt to judge: choose rule remdm, or eta=0, or a hybrid model."
+            )
+
+    read = _read_prediction
+
+    def move(self, kernel, key, window, reading):
+        return self._correct(kernel, key, window, reading, window.level_next / window.level)
+
+    def sweep(self, kernel, key, window, reading):
+        """A closing sweep: as `move`, for positions that are about to settle."""
+        return self._correct(kernel, key, window, reading, jnp.ones_like(window.level))
+
+    def _correct(self, kernel, key, window, reading, ratio):
+        key_reveal, key_redraw = jax.random.split(key)
+        shown = window.active & (window.tokens != kernel.mask)
+        chance = jnp.where(shown, self.eta * ratio, 0.0)
+        if self.guidance == "confidence":
+            doubt = jnp.where(shown, 1.0 - reading.current, 0.0)
+            chance = proportional_chances(doubt, chance.sum())
+        redraw = jax.random.uniform(key_redraw, chance.shape) < chance
+        reveal = noising.reveal_probability(kernel, window.level_next, window.level)
+        revealed = jax.random.uniform(key_reveal, chance.shape) < reveal
+        moves = jnp.where(window.tokens == kernel.mask, revealed, redraw)
+        return _drawn_where(moves, window, reading)
+
+
+@_rule(data=("eta",), meta=("strategy",))
+class ReMDM:
+    """Remasking (Wang et al. 2025, arXiv 2503.00307): shown tokens may become MASK again.
+
+    With A the probability of being unmasked and σ ≤ σ_max = min(1, (1 − A_s)/A_t): a shown token is
+    masked with probability σ, MASK is revealed as x̂ ~ p with probability
+    (A_s − (1 − σ) A_t)/(1 − A_t), which keeps every marginal.
+
+    Attributes:
+      eta: η in [0, 1].
+      strategy: "cap": σ = min(η, σ_max). "rescale": σ = η σ_max. "confidence": σ = η σ_max times
+        the softmax, over the shown tokens of the window, of minus the probability that each had
+        when it was drawn; 0 for MASK.
+    """
+
+    eta: float | jax.Array = 0.02
+    strategy: Literal["cap", "rescale", "confidence"] = "cap"
+    warp: Warp = Warp()
+    adaptive: ClassVar[bool] = False
+    sweeps: ClassVar[int] = 0
+
+    def check(self, kernel: Kernel, goal: Objective) -> None:
+        self.warp.check()
+        _check_share("eta", self.eta)
+        _check_masks(kernel, "remdm")
+        if self.strategy not in ("cap", "rescale", "confidence"):
+            raise UserError(
+                f"strategy must be cap, rescale or confidence, but is {self.strategy}."
+            )
+
+    read = _read_prediction
+
+    def move(self, kernel, key, window, reading):
+        key_reveal, key_mask = jax.random.split(key)
+        before = kernel.survival(window.level)
+        after = kernel.survival(window.level_next)
+        most = jnp.minimum(1.0, after.masked / jnp.maximum(before.unmasked, 1e-30))
+        masked = window.tokens == kernel.mask
+        if self.strategy == "cap":
+            sigma = jnp.minimum(self.eta, most)
+        elif self.strategy == "rescale":
+            sigma = self.eta * most
+        else:
+            shown = window.active & ~masked
+            doubt = jnp.where(shown, -window.confidence, -jnp.inf)
+            share = jnp.exp(doubt - jax.nn.logsumexp(jnp.where(shown.any(), doubt, 0.0)))
+            sigma = self.eta * most * share
+        # A_s − A_t, without cancellation, and what remasking takes away.
+        gained = noising.reveal_probability(kernel, window.level_next, window.level)
+        reveal = gained + sigma * before.unmasked / before.masked
+        revealed = jax.random.uniform(key_reveal, sigma.shape) < reveal
+        forgets = ~masked & (jax.random.uniform(key_mask, sigma.shape) < sigma)
+        tokens, confidence = _drawn_where(masked & revealed, window, reading)
+        return jnp.where(forgets, kernel.mask, tokens), confidence
+
+
+@_rule(data=("threshold",))
+class Threshold:
+    """Reveals every x̂ ~ p with p(x̂) above a threshold (Fast-dLLM, arXiv 2505.22618), and always as
+    many of the likeliest as keep pace with the schedule. Shown tokens stay.
+
+    Attributes:
+      threshold: in [0, 1]; 1 leaves the schedule's own number a step.
+    """
+
+    threshold: float | jax.Array = 0.9
+    warp: Warp = Warp()
+    adaptive: ClassVar[bool] = True
+    sweeps: ClassVar[int] = 0
+
+    def check(self, kernel: Kernel, goal: Objective) -> None:
+        self.warp.check()
+        _check_share("threshold", self.threshold)
+        _check_masks(kernel, "threshold")
+
+    read = _read_prediction
+
+    def move(self, kernel, key, window, reading):
+        masked = window.active & (window.tokens == kernel.mask)
+        rank = _rank(-reading.probability, masked)
+        reveal = (reading.probability > self.threshold) | (rank < _quota(window, masked))
+        return _drawn_where(masked & (reveal | (window.level_next <= 0)), window, reading)
+
+
+@_rule(data=("bound",))
+class EntropyBound:
+    """Reveals the surest positions together as long as the entropies of all but the most uncertain
+    of them add up to at most a bound (arXiv 2505.24857), which limits what is lost by drawing them
+    independently; and always as many as keep pace with the schedule. Shown tokens stay.
+
+    Attributes:
+      bound: in nats, 0 or more.
+    """
+
+    bound: float | jax.Array = 0.5
+    warp: Warp = Warp()
+    adaptive: ClassVar[bool] = True
+    sweeps: ClassVar[int] = 0
+
+    def check(self, kernel: Kernel, goal: Objective) -> None:
+        self.warp.check()
+        if not self.bound >= 0:
+            raise UserError(f"bound must be 0 nats or more, but is {self.bound}.")
+        _check_masks(kernel, "entropy")
+
+    read = _read_prediction
+
+    def move(self, kernel, key, window, reading):
+        masked = window.active & (window.tokens == kernel.mask)
+        rank = _rank(reading.entropy, masked)
+        rising = jnp.sort(jnp.where(masked, reading.entropy, jnp.inf))
+        # The most uncertain member of a set is its last: what counts is the sum before it.
+        before = jnp.cumsum(rising) - rising
+        reveal = (before[rank] <= self.bound) | (rank < _quota(window, masked))
+        return _drawn_where(masked & (reveal | (window.level_next <= 0)), window, reading)
+
+
+def greedy() -> Threshold:
+    """The likeliest tokens of the surest positions, the schedule's own number a step."""
+    return Threshold(threshold=1.0, warp=Warp(temperature=0.0))
+
+
+def proportional_chances(weight: jax.Array, expected: jax.Array) -> jax.Array:
+    """Probabilities min(1, c·weight) that add up to `expected`, float32 [W].
+
+    `weight` >= 0. Where fewer than `expected` weights are positive, those get 1.
+    """
+    falling = -jnp.sort(-weight)
+    # With the k largest at 1, c shares what is left among the others; k is right once that c
+    # brings none of them above 1.
+    rest = jnp.flip(jnp.cumsum(jnp.flip(falling)))
+    k = jnp.arange(weight.shape[0])
+    scale = jnp.maximum(expected - k, 0.0) / jnp.maximum(rest, 1e-30)
+    fits = scale * falling <= 1.0 + 1e-6
+    return jnp.minimum(1.0, scale[jnp.argmax(fits)] * weight)
+
+
+def _drawn_where(moves, window, reading):
+    tokens = jnp.where(moves, reading.token, window.tokens)
+    return tokens, jnp.where(moves, reading.probability, window.confidence)
+
+
+def _confident(window, reading, tokens):
+    """Tokens, with the confidence of those that are new (of random ones, that of x̂)."""
+    return tokens, jnp.where(tokens != window.tokens, reading.probability, window.confidence)
+
+
+def _rank(cost, candidates):
+    """Place of each candidate by rising cost, 0 first; others come after all candidates."""
+    order = jnp.argsort(jnp.where(candidates, cost, jnp.inf))
+    return jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
+
+
+def _quota(window, masked):
+    """Reveals needed so that no more MASKs are left than the schedule expects, at least one."""
+    expected = jnp.sum(jnp.where(window.active, window.level_next, 0.0))
+    # Levels are fractions in float32: 3 · (1/3) should count as 1.
+    return jnp.maximum(1, masked.sum() - jnp.floor(expected + 1e-4).astype(jnp.int32))
+
+
+def _check_share(name: str, value) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} must lie in [0, 1], but is {value}.")
+
+
+def _check_masks(kernel: Kernel, rule: str) -> None:
+    if kernel.gamma == 1:
+        raise UserError(
+            f"Rule {rule} works on MASK, which {kernel.name} noise never shows: choose ancestral."
+        )

@@ -1,0 +1,85 @@
+"""Given tokens: prompts, and texts with gaps to fill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from hybrid_jax.errors import UserError
+
+GAP = -1
+"""In a row of ids: a token to be generated."""
+
+
+class Prompts(NamedTuple):
+    """What is given of each text of a batch.
+
+    Attributes:
+      tokens: int32 [B, L]; read only where frozen.
+      frozen: bool [B, L], given tokens: they never change.
+      stop: int32 [B], tokens wanted: the text is done once all before that have settled.
+    """
+
+    tokens: jax.Array | np.ndarray
+    frozen: jax.Array | np.ndarray
+    stop: jax.Array | np.ndarray
+
+
+def nothing(batch: int, length: int) -> Prompts:
+    """Texts generated from nothing."""
+    return build([[]] * batch, length=length, tokens=1)
+
+
+def build(
+    rows: Sequence[Sequence[int]],
+    *,
+    length: int,
+    tokens: int,
+    stop: Sequence[int] | int | None = None,
+) -> Prompts:
+    """Prompts of any lengths, as one batch.
+
+    Args:
+      rows: for each text its first tokens, ids or `GAP`.
+      length: L, positions of the schedule.
+      tokens: N, number of real tokens.
+      stop: tokens wanted of each text, given ones included; None for L.
+
+    Raises:
+      UserError: if a prompt leaves no room, has nothing to generate, or holds an unknown id.
+    """
+    batch = len(rows)
+    if not batch:
+        raise UserError("There are no prompts: give at least one, which may be empty.")
+    stops = np.broadcast_to(length if stop is None else np.asarray(stop), batch).astype(np.int32)
+    given = np.zeros((batch, length), np.int32)
+    frozen = np.zeros((batch, length), bool)
+    for number, (row, wanted) in enumerate(zip(rows, stops, strict=True)):
+        ids = np.asarray(row, np.int64).reshape(-1)
+        name = f"Prompt {number + 1}" if batch > 1 else "The prompt"
+        if not 1 <= wanted <= length:
+            raise UserError(
+                f"{name} asks for a text of {wanted} tokens, but the model writes 1 to {length}."
+            )
+        if len(ids) > wanted:
+            raise UserError(
+                f"{name} has {len(ids)} tokens, which does not fit a text of {wanted}: shorten it"
+                + (", or ask for a longer text." if wanted < length else ".")
+            )
+        unknown = ids[(ids != GAP) & ((ids < 0) | (ids >= tokens))]
+        if len(unknown):
+            raise UserError(
+                f"{name} holds the token id {unknown[0]}, which is outside 0 … {tokens - 1}: it "
+                "comes from another tokenizer, or is MASK."
+            )
+        if len(ids) == wanted and not np.any(ids == GAP):
+            raise UserError(
+                f"{name} fills all {wanted} tokens and leaves nothing to generate: shorten it, or "
+                "put a gap into it."
+            )
+        given[number, : len(ids)] = np.where(ids == GAP, 0, ids)
+        frozen[number, : len(ids)] = ids != GAP
+    return Prompts(given, frozen, stops)
