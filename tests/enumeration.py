@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from hybrid_jax import noising
+from hybrid_jax import layout, noising
 
 # Many small programs, each run once or twice: compiling them is most of the time they take.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
@@ -34,6 +34,28 @@ def kernels(tokens):
 def all_sequences(symbols, length):
     """Every sequence of ids below `symbols`, int32 [symbols ** length, length]."""
     return np.array(list(itertools.product(range(symbols), repeat=length)), np.int32)
+
+
+def all_logits(problem, network, params):
+    """What the network says at every step of every state, seen whole: [S, states, L, V].
+
+    States are all sequences of tokens and MASK, in the order of `all_sequences`.
+    """
+    schedule = problem.schedule
+    position = jnp.arange(schedule.length)
+    states = jnp.asarray(all_sequences(problem.kernel.tokens + 1, schedule.length))
+
+    def at(step):
+        rows = layout.generation_rows(problem.layout, schedule, step)
+        level = schedule.level(step, position) / schedule.levels
+        held = jax.vmap(lambda z: layout.row_tokens(rows, z, z, problem.bos))(states)
+        row_level = jnp.broadcast_to(layout.row_levels(rows, level), held.shape)
+        mask = layout.attention_mask(problem.layout, rows)[None]
+        features = network.features(params, held, rows.position[None], mask, row_level)
+        source, _ = layout.predictors(rows, schedule.length)
+        return network.logits(params, features[:, source])
+
+    return quick_jit(jax.vmap(at))(jnp.arange(schedule.steps))
 
 
 @functools.cache

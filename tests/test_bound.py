@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import Reader, all_sequences, kernels, quick_jit
+from enumeration import Reader, all_logits, all_sequences, kernels, quick_jit
 
-from hybrid_jax import estimator, hyperschedule, layout, noising, objective
+from hybrid_jax import estimator, hyperschedule, noising, objective
 from hybrid_jax.estimator import Problem
 from hybrid_jax.layout import Layout
 from hybrid_jax.models.transformer import Transformer
@@ -58,18 +58,11 @@ def sampler_distribution(problem, network, params):
     schedule, kernel = problem.schedule, problem.kernel
     states = all_sequences(kernel.tokens + 1, LENGTH)
 
-    def moves(step):
+    def moves(step, logits):
         """P(next token | state) for every state and position: [states, L, N + 1]."""
-        rows = layout.generation_rows(problem.layout, schedule, step)
         level = schedule.level(step, POSITIONS) / schedule.levels
         after = schedule.level(step + 1, POSITIONS) / schedule.levels
         active = level != after
-        held = jax.vmap(lambda z: layout.row_tokens(rows, z, z, problem.bos))(jnp.asarray(states))
-        row_level = jnp.broadcast_to(layout.row_levels(rows, level), held.shape)
-        mask = layout.attention_mask(problem.layout, rows)[None]
-        features = network.features(params, held, rows.position[None], mask, row_level)
-        source, _ = layout.predictors(rows, LENGTH)
-        logits = network.logits(params, features[:, source])
         one = functools.partial(objective.reverse_step, problem.objective, kernel)
         log_next = jax.vmap(jax.vmap(one), (0, 0, None, None))(
             logits,
@@ -80,7 +73,8 @@ def sampler_distribution(problem, network, params):
         stay = jax.nn.one_hot(jnp.asarray(states), kernel.tokens + 1)
         return jnp.where(active[None, :, None], jnp.exp(log_next), stay)
 
-    chances = quick_jit(jax.vmap(moves))(jnp.arange(schedule.steps))
+    logits = all_logits(problem, network, params)
+    chances = quick_jit(jax.vmap(moves))(jnp.arange(schedule.steps), logits)
     start = np.exp(np.asarray(noising.marginal(kernel, 0, 1.0), np.float64))
     mass = np.einsum("a,b,c->abc", start, start, start)
     for chance in np.asarray(chances, np.float64):

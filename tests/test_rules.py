@@ -1,0 +1,234 @@
+"""Every update rule against its definition, by enumeration.
+
+For two tokens and three positions the distribution of generated texts is computed from the rules'
+definitions, written here a second time and in another way: all draws of the network's predictions
+and all choices of what is revealed, redrawn or masked again, step after step, with what the network
+says taken from rows that show the whole text. 100,000 texts of the compiled, cached loop must agree.
+"""
+
+import collections
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumeration import all_logits, all_sequences, kernels
+from scipy.stats import chisquare
+from test_bound import LENGTH, problem_of, reader
+
+from hybrid_jax import hyperschedule
+from hybrid_jax.errors import UserError
+from hybrid_jax.objective import Objective
+from hybrid_jax.sampling import prompts, rules
+from hybrid_jax.sampling.loop import Sampler, generate
+from hybrid_jax.sampling.rules import ACS, Ancestral, EntropyBound, ReMDM, Threshold
+from hybrid_jax.sampling.warp import Warp
+
+N = 2
+MASK = N
+DRAWS = 100_000
+
+# ---------------------------------------------------------------------------------------------
+# Definitions. Each gives, for one state of a window and one draw x̂ of all its predictions, what
+# may happen to each active position: lists of (probability, token, confidence).
+
+
+def unmasked(kernel, level):
+    return (1.0 - level) ** (1.0 - kernel.gamma)
+
+
+def reveal_chance(kernel, now, after):
+    return (unmasked(kernel, after) - unmasked(kernel, now)) / (1.0 - unmasked(kernel, now))
+
+
+def maybe(chance, new, old):
+    assert -1e-9 < chance < 1 + 1e-9
+    return [(chance, *new), (1.0 - chance, *old)]
+
+
+def acs(rule, kernel, at, sweep=False):
+    ratio = {i: 1.0 if sweep else at.after[i] / at.now[i] for i in at.active}
+    shown = [i for i in at.active if at.tokens[i] != MASK]
+    chance = {i: rule.eta * ratio[i] for i in shown}
+    if rule.guidance == "confidence":
+        chance = spread({i: 1.0 - at.p[i][at.tokens[i]] for i in shown}, sum(chance.values()))
+    options = {}
+    for i in at.active:
+        old, new = (at.tokens[i], at.confidence[i]), (at.drawn[i], at.p[i][at.drawn[i]])
+        masked = at.tokens[i] == MASK
+        reveal = reveal_chance(kernel, at.now[i], at.after[i]) if masked else chance[i]
+        options[i] = maybe(reveal, new, old)
+    return options
+
+
+def spread(weights, expected):
+    """min(1, c w) for the c at which they add up to `expected`, found by bisection."""
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        c = (low + high) / 2
+        low, high = (low, c) if sum(min(1, c * w) for w in weights.values()) > expected else (c, high)
+    return {i: min(1.0, low * w) for i, w in weights.items()}
+
+
+def remdm(rule, kernel, at):
+    shown = [i for i in at.active if at.tokens[i] != MASK]
+    options = {}
+    for i in at.active:
+        before, after = unmasked(kernel, at.now[i]), unmasked(kernel, at.after[i])
+        most = min(1.0, (1.0 - after) / before) if before else 1.0
+        if rule.strategy == "cap":
+            sigma = min(rule.eta, most)
+        elif rule.strategy == "rescale":
+            sigma = rule.eta * most
+        else:
+            total = sum(np.exp(-at.confidence[j]) for j in shown)
+            sigma = rule.eta * most * np.exp(-at.confidence[i]) / total if i in shown else 0.0
+        old, new = (at.tokens[i], at.confidence[i]), (at.drawn[i], at.p[i][at.drawn[i]])
+        if i in shown:
+            options[i] = maybe(sigma, (MASK, at.confidence[i]), old)
+        else:
+            options[i] = maybe((after - (1 - sigma) * before) / (1 - before), new, old)
+    return options
+
+
+def fixed(at, revealed):
+    return {
+        i: [(1.0, at.drawn[i], at.p[i][at.drawn[i]])]
+        if i in revealed
+        else [(1.0, at.tokens[i], at.confidence[i])]
+        for i in at.active
+    }
+
+
+def quota(at, masked):
+    """The fewest reveals after which no more are masked than the schedule expects."""
+    expected = sum(at.after[i] for i in at.active)
+    return max(1, next(n for n in range(LENGTH + 1) if len(masked) - n <= expected + 1e-6))
+
+
+def threshold(rule, kernel, at):
+    masked = [i for i in at.active if at.tokens[i] == MASK]
+    surest = sorted(masked, key=lambda i: -at.p[i][at.drawn[i]])
+    revealed = {i for i in masked if at.p[i][at.drawn[i]] > rule.threshold or at.after[i] == 0}
+    return fixed(at, revealed | set(surest[: quota(at, masked)]))
+
+
+def entropy_bound(rule, kernel, at):
+    masked = [i for i in at.active if at.tokens[i] == MASK]
+    entropy = {i: -sum(q * np.log(q) for q in at.p[i]) for i in masked}
+    surest = sorted(masked, key=entropy.get)
+    sets = [surest[:n] for n in range(len(masked) + 1)]
+    fits = [s for s in sets if sum(map(entropy.get, s)) - max(map(entropy.get, s), default=0)
+            <= rule.bound]  # fmt: skip
+    revealed = {i for i in masked if at.after[i] == 0}
+    return fixed(at, revealed | set(fits[-1]) | set(surest[: quota(at, masked)]))
+
+
+DEFINITIONS = {
+    ACS: acs,
+    ReMDM: remdm,
+    Threshold: threshold,
+    EntropyBound: entropy_bound,
+}
+
+Moment = collections.namedtuple("Moment", "tokens confidence drawn p now after active")
+
+
+def text_distribution(problem, network, params, rule):
+    """Exact distribution of generated texts, {text: probability}."""
+    schedule, kernel = problem.schedule, problem.kernel
+    table = np.asarray(hyperschedule.table(schedule))
+    levels = table / schedule.levels
+    states = {tuple(state): k for k, state in enumerate(all_sequences(N + 1, LENGTH))}
+    logits = np.asarray(all_logits(problem, network, params), np.float64)[..., :N]
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    remembers = isinstance(rule, ReMDM)  # nothing else looks at the confidences
+    place = (0, 0, (MASK,) * LENGTH, (0.0,) * LENGTH)
+    mass = {place: 1.0}
+    texts = collections.Counter()
+    while mass:
+        # The earliest step first: everything that leads to a state comes before it.
+        place = min(mass, key=lambda key: key[:2])
+        chance = mass.pop(place)
+        step, sweep, tokens, confidence = place
+        if step == schedule.steps:
+            texts[tokens] += chance
+            continue
+        now, after = levels[step], levels[step + 1]
+        active = [i for i in range(LENGTH) if now[i] != after[i]]
+        closing = [i for i in active if after[i] == 0]
+        if sweep:
+            active = closing
+        here = p[step, states[tokens]]
+        for drawn in itertools.product(range(N), repeat=len(active)):
+            drawn = dict(zip(active, drawn, strict=True))
+            weight = chance * np.prod([here[i][x] for i, x in drawn.items()])
+            at = Moment(tokens, confidence, drawn, here, now, after, active)
+            extra = {"sweep": True} if sweep else {}
+            options = DEFINITIONS[type(rule)](rule, kernel, at, **extra)
+            for choice in itertools.product(*options.values()):
+                moved, sure = list(tokens), list(confidence)
+                for i, (_, token, confident) in zip(options, choice, strict=True):
+                    moved[i] = token
+                    sure[i] = float(confident) if remembers else 0.0
+                part = weight * np.prod([c for c, _, _ in choice])
+                if part == 0:
+                    continue
+                following = (step + 1, 0)
+                if rule.adaptive:
+                    window = [i for i in range(LENGTH) if now[i] > 0 and table[step + 1, i] < table[0, i]]
+                    if all(moved[i] != MASK for i in window):
+                        begun = (table < table[0]).sum(1)
+                        opens = [s for s in range(step + 1, schedule.steps) if begun[s + 1] > begun[s]]
+                        following = (opens[0] if opens else schedule.steps, 0)
+                if rule.sweeps and closing:
+                    again = sweep == 0 or (tuple(moved) != tokens and sweep < rule.sweeps)
+                    if again:
+                        following = (step, sweep + 1)
+                key = (*following, tuple(moved), tuple(sure))
+                mass[key] = mass.get(key, 0.0) + part
+    return texts
+
+
+def generated_counts(problem, network, params, rule):
+    keys = jax.random.split(jax.random.key(5), DRAWS)
+    given = prompts.nothing(DRAWS, LENGTH)
+    sampler = Sampler(problem=problem, network=network)
+    texts = np.asarray(generate(sampler, rule, params, keys, given).tokens)
+    assert texts.max() < N, "MASK is left"
+    return np.bincount(texts @ (1 << np.arange(LENGTH)[::-1]), minlength=N**LENGTH)
+
+
+RULES = {
+    "acs": ("epsilon", ACS(eta=0.7)),
+    "acs, confidence": ("gamma .1", ACS(eta=0.9, guidance="confidence")),
+    "acs, sweeps": ("epsilon", ACS(eta=0.5, sweeps=2)),
+    "remdm, cap": ("absorbing", ReMDM(eta=0.3, strategy="cap")),
+    "remdm, rescale": ("gamma .1", ReMDM(eta=0.6, strategy="rescale")),
+    "remdm, confidence": ("absorbing", ReMDM(eta=1.0, strategy="confidence")),
+    "threshold": ("absorbing", Threshold(threshold=0.8)),
+    "entropy": ("epsilon", EntropyBound(bound=0.4)),
+}
+SCHEDULES = ["quenched AR", "flat", "block", "slow slide", "custom"]
+CASES = [
+    (schedule, rule, ["aligned", "shifted"][(i + j) % 2])
+    for i, schedule in enumerate(SCHEDULES)
+    for j, rule in enumerate(RULES)
+]
+
+
+@pytest.mark.parametrize(("schedule_name", "rule_name", "alignment"), CASES)
+def test_texts_follow_the_definition_of_the_rule(schedule_name, rule_name, alignment):
+    kernel_name, rule = RULES[rule_name]
+    problem = problem_of(schedule_name, kernels(N)[kernel_name], alignment)
+    network, params = reader(N)
+    exact = text_distribution(problem, network, params, rule)
+    assert sum(exact.values()) == pytest.approx(1.0, abs=1e-9)
+    expected = np.array([exact[tuple(text)] for text in all_sequences(N, LENGTH)]) * DRAWS
+    counts = generated_counts(problem, network, params, rule)
+    likely = expected > 5
+    assert counts[~likely].sum() <= expected[~likely].sum() + 20
+    scale = counts[likely].sum() / expected[likely].sum()
+    assert chisquare(counts[likely], expected[likely] * scale).pvalue > 1e-5
