@@ -24,6 +24,9 @@ from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.noising import Kernel
 from hybrid_jax.objective import Bound, Objective, Time
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.sampling import rules
+from hybrid_jax.sampling.rules import Rule
+from hybrid_jax.sampling.warp import Warp
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,9 +188,43 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Samples shown at the end of a run."""
+    """How text is generated: at the end of a run, and by `hybrid_jax.generate` unless told else.
+
+    Attributes:
+      count: samples shown at the end of a run.
+      rule: name of an update rule (see `sampling.rules`).
+      eta, guidance, sweeps, strategy, threshold, bound: of the rules that have them; None for the
+        rule's own default.
+      temperature, top_k, top_p: of the distribution that tokens are drawn from; None for none.
+      eos: "continue": texts go on behind an end-of-document token; "stop": they end there.
+    """
 
     count: int = 4
+    rule: str = "ancestral"
+    eta: float | None = None
+    guidance: str | None = None
+    sweeps: int | None = None
+    strategy: str | None = None
+    threshold: float | None = None
+    bound: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    eos: Literal["continue", "stop"] = "continue"
+
+    def __post_init__(self):
+        if self.count < 0:
+            raise UserError(f"sampling.count must be 0 or more, but is {self.count}.")
+        if self.eos not in ("continue", "stop"):
+            raise UserError(f"sampling.eos must be continue or stop, but is {self.eos}.")
+
+    def build(self) -> Rule:
+        """The rule. Raises UserError for a setting that it does not have."""
+        settings = dataclasses.asdict(self)
+        for name in ("count", "eos"):
+            del settings[name]
+        warp = Warp(**{name: settings.pop(name) for name in ("temperature", "top_k", "top_p")})
+        return rules.make(settings.pop("rule"), warp=warp, **settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,7 +284,8 @@ class Experiment:
             values = values.to_dict()
         experiment = _build(cls, values, "config")
         # Whatever does not go together shows here, before any work: N = 2 stands for any size.
-        experiment.problem(tokens=2, bos=0)
+        problem = experiment.problem(tokens=2, bos=0)
+        experiment.sampling.build().check(problem.kernel, problem.objective)
         experiment.network(tokens=2)
         if experiment.bound(tokens=2).kernel.epsilon and experiment.evaluation.time != "discrete":
             raise UserError(

@@ -46,7 +46,7 @@ def run_experiment() -> None:
     folder = Path(_WORKDIR.value or f"runs/{experiment.name}")
     workdir.check(folder, experiment)
     run = train.open_run(experiment)
-    workdir.claim(folder, experiment)
+    workdir.claim(folder, experiment, run.tokenizer)
     print(report.introduction(run, folder), flush=True)
     state = train.train(run, folder)
     report.finish(run, folder, state)

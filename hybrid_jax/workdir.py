@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hybrid_jax.atomic import unwritable, write_atomic
 from hybrid_jax.config import Experiment
+from hybrid_jax.data import tokenizers
+from hybrid_jax.data.tokenizers import Tokenizer
 from hybrid_jax.errors import UserError
 
 _FILE = "config.json"
+_TOKENIZER = "tokenizer"
 
 # Settings that may differ when a run is continued: they change how long it trains and what it
 # prints, not what it is (more steps also stretch the learning-rate schedule).
@@ -43,13 +47,27 @@ def check(workdir: Path, experiment: Experiment) -> None:
             )
 
 
-def claim(workdir: Path, experiment: Experiment) -> None:
-    """Makes `workdir` the experiment's. Raises UserError as `check`, or if it cannot be written."""
+def claim(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Makes `workdir` the experiment's, with a copy of its tokenizer: what is needed to generate.
+
+    Raises UserError as `check`, if it cannot be written, or if it holds another tokenizer.
+    """
     check(workdir, experiment)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if not (workdir / _TOKENIZER).exists():
+            # Under another name until it is whole.
+            part = workdir / f".{_TOKENIZER}.{uuid.uuid4().hex}"
+            part.mkdir()
+            tokenizer.save(part)
+            part.rename(workdir / _TOKENIZER)
     except OSError as error:
         raise unwritable(workdir, error) from error
+    if load_tokenizer(workdir).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{workdir} holds a run with another tokenizer than that of the prepared data: choose "
+            "another --workdir, or the data of that run."
+        )
     write_atomic(workdir / _FILE, experiment.to_json())
 
 
@@ -63,6 +81,16 @@ def load(workdir: Path) -> Experiment:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     return Experiment.from_config(values)
+
+
+def load_tokenizer(workdir: Path) -> Tokenizer:
+    """The tokenizer of a workdir. Raises UserError if there is none, or it is damaged."""
+    folder = workdir / _TOKENIZER
+    if not folder.is_dir():
+        raise UserError(
+            f"{workdir} holds no tokenizer: run the training command with this --workdir once more."
+        )
+    return tokenizers.load_tokenizer(folder)
 
 
 def _plain(experiment: Experiment) -> dict:

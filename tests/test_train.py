@@ -58,8 +58,9 @@ def replaced(experiment: Experiment, section: str, **values) -> Experiment:
 
 
 def trained(experiment: Experiment, folder) -> train.TrainState:
-    workdir.claim(folder, experiment)
-    return train.train(train.open_run(experiment), folder, say=lambda _: None)
+    run = train.open_run(experiment)
+    workdir.claim(folder, experiment, run.tokenizer)
+    return train.train(run, folder, say=lambda _: None)
 
 
 def metrics(folder) -> list[dict]:
@@ -154,7 +155,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(experiment, tmp_pat
 
 
 def test_workdir_of_another_experiment_is_refused(experiment, tmp_path):
-    workdir.claim(tmp_path, experiment)
+    workdir.claim(tmp_path, experiment, train.open_run(experiment).tokenizer)
     with pytest.raises(UserError, match=r"noise\.gamma=0\.05, not 0\.2"):
         workdir.check(tmp_path, replaced(experiment, "noise", gamma=0.2))
     assert workdir.load(tmp_path) == experiment

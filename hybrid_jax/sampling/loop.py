@@ -245,7 +245,7 @@ def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
 def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generation:
     schedule, kernel = sampler.problem.schedule, sampler.problem.kernel
     live = state.step < schedule.steps
-    features, ready, fed = _show(sampler, params, state)
+    features, ready, fed = show(sampler, params, state)
     step = jnp.minimum(state.step, schedule.steps - 1)
 
     place = schedule.settled(step)[:, None] + jnp.arange(schedule.width)
@@ -305,6 +305,8 @@ def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generatio
         more = jnp.where(sweep == 0, closing.any(1), changed.any(1) & (sweep < rule.sweeps))
         sweep = jnp.where(stays, sweep, jnp.where(more, sweep + 1, 0))
         stays |= more
+        # What stays is fed alike again: plain autoregression predicts from its newest settled row.
+        fed = dataclasses.replace(fed, filled=jnp.where(more, state.filled, fed.filled))
     step = jnp.where(stays, state.step, target)
     if sampler.eos is not None:
         settled = jnp.arange(schedule.length) < schedule.settled(step)[:, None]
@@ -341,8 +343,8 @@ def _read(sampler, rule, params, key, features, window: Window, at):
     )
 
 
-def _show(sampler: Sampler, params, state: Generation):
-    """Feeds the network.
+def show(sampler: Sampler, params, state: Generation):
+    """Feeds the network with what is new to it, or with everything if not `sampler.cached`.
 
     Returns:
       features [B, W, D] that predict the window; whether the window was shown, bool [B]; the state
@@ -385,7 +387,9 @@ def _show_new(sampler: Sampler, params, state: Generation, capacity: int, *, win
     """
     problem, network = sampler.problem, sampler.network
     schedule, layout = problem.schedule, problem.layout
-    count = _feedable(sampler, state, capacity)
+    # In plain autoregression the newest settled token predicts the next, so it is fed in its round.
+    spare = int(not window and layout.plain(schedule))
+    count = _feedable(sampler, state, capacity, spare)
     step = jnp.minimum(state.step, schedule.steps - 1)
 
     def rows_of(step, slot, count):
@@ -439,10 +443,10 @@ def _pending(sampler: Sampler, state: Generation) -> jax.Array:
     return jnp.where(state.step < schedule.steps, settled - state.filled, 0)
 
 
-def _feedable(sampler: Sampler, state: Generation, capacity: int) -> jax.Array:
-    """How many settled tokens of each text a round with `capacity` rows for them feeds."""
+def _feedable(sampler: Sampler, state: Generation, capacity: int, spare: int = 0) -> jax.Array:
+    """How many settled tokens of each text, but the `spare` last, `capacity` rows can feed."""
     schedule, layout = sampler.problem.schedule, sampler.problem.layout
-    pending = _pending(sampler, state)
+    pending = jnp.maximum(_pending(sampler, state) - spare, 0)
     count = jnp.minimum(pending, capacity)
     if layout.context == "block_causal":
         # Rows see their whole window, so windows are fed whole.

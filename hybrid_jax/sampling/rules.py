@@ -84,6 +84,9 @@ class Rule(Protocol):
         """
 
 
+_PLAIN = Warp()
+
+
 def predict(
     kernel: Kernel, goal: Objective, warp: Warp, key, logits, state, level
 ) -> Prediction:
@@ -126,7 +129,7 @@ class Ancestral:
     A score-predicting network takes the Tweedie step of its scores, unless a warp asks for its p.
     """
 
-    warp: Warp = Warp()
+    warp: Warp = _PLAIN
     adaptive: ClassVar[bool] = False
     sweeps: ClassVar[int] = 0
 
@@ -190,7 +193,7 @@ class ACS:
     eta: float | jax.Array = 0.25
     guidance: Literal["uniform", "confidence"] = "uniform"
     sweeps: int = 0
-    warp: Warp = Warp()
+    warp: Warp = _PLAIN
     adaptive: ClassVar[bool] = False
 
     def check(self, kernel: Kernel, goal: Objective) -> None:
@@ -249,7 +252,7 @@ class ReMDM:
 
     eta: float | jax.Array = 0.02
     strategy: Literal["cap", "rescale", "confidence"] = "cap"
-    warp: Warp = Warp()
+    warp: Warp = _PLAIN
     adaptive: ClassVar[bool] = False
     sweeps: ClassVar[int] = 0
 
@@ -298,7 +301,7 @@ class Threshold:
     """
 
     threshold: float | jax.Array = 0.9
-    warp: Warp = Warp()
+    warp: Warp = _PLAIN
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
@@ -327,7 +330,7 @@ class EntropyBound:
     """
 
     bound: float | jax.Array = 0.5
-    warp: Warp = Warp()
+    warp: Warp = _PLAIN
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
@@ -402,3 +405,36 @@ def _check_masks(kernel: Kernel, rule: str) -> None:
         raise UserError(
             f"Rule {rule} works on MASK, which {kernel.name} noise never shows: choose ancestral."
         )
+
+
+_NAMED: dict[str, type] = {
+    "ancestral": Ancestral,
+    "acs": ACS,
+    "remdm": ReMDM,
+    "threshold": Threshold,
+    "entropy": EntropyBound,
+}
+NAMES = (*_NAMED, "greedy")
+
+
+def make(name: str, *, warp: Warp = _PLAIN, **settings: Any) -> Rule:
+    """The rule of a name, with those settings that are not None.
+
+    Raises:
+      UserError: for an unknown name, or a setting that belongs to another rule.
+    """
+    if name not in NAMES:
+        raise UserError(f"There is no rule {name!r}: choose one of {', '.join(NAMES)}.")
+    given = {key: value for key, value in settings.items() if value is not None}
+    if name == "greedy" and warp.temperature is not None:
+        given["temperature"] = warp.temperature  # it has its own
+    kind = _NAMED.get(name)
+    own = {field.name for field in dataclasses.fields(kind)} - {"warp"} if kind else set()
+    for key in given:
+        if key not in own:
+            users = [n for n, k in _NAMED.items() if key in {f.name for f in dataclasses.fields(k)}]
+            belongs = f"it belongs to {' and '.join(users)}" if users else "it takes the likeliest token"
+            raise UserError(f"Rule {name} has no {key}: {belongs}; leave it out.")
+    if kind is None:
+        return dataclasses.replace(greedy(), warp=dataclasses.replace(warp, temperature=0.0))
+    return kind(warp=warp, **given)

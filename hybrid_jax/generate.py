@@ -1,0 +1,359 @@
+"""Generates text with a trained model.
+
+    python -m hybrid_jax.generate --workdir=runs/gamma_hybrid --prompt="The function returns"
+    python -m hybrid_jax.generate --workdir=runs/epsilon_hybrid --rule=acs --eta=0.5 --watch
+    python -m hybrid_jax.generate --workdir=runs/mdlm --infill="The {{3}} returns {{5}}."
+
+A text depends on the seed, its number and its prompt; not on the batch it is generated in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hybrid_jax import trained
+from hybrid_jax.atomic import write_atomic
+from hybrid_jax.config import SamplingConfig
+from hybrid_jax.data.tokenizers import Tokenizer
+from hybrid_jax.errors import UserError
+from hybrid_jax.metrics import Progress
+from hybrid_jax.sampling import loop, prompts, rules
+from hybrid_jax.sampling.loop import Sampler
+from hybrid_jax.sampling.prompts import GAP
+from hybrid_jax.sampling.rules import Rule
+from hybrid_jax.trained import Trained
+from hybrid_jax.watch import Watch
+
+_WARP = ("temperature", "top_k", "top_p")
+_SETTINGS = ("eta", "guidance", "sweeps", "strategy", "threshold", "bound", *_WARP)
+_FRAMES = 100  # of the progress bar, for each batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One text to generate.
+
+    Attributes:
+      prompt: what it was asked with, for the record.
+      ids: its first tokens, ids or `GAP`.
+      stop: tokens wanted, given ones included.
+    """
+
+    prompt: str
+    ids: list[int]
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """One generated text.
+
+    Attributes:
+      number: its place among all.
+      text: given and generated, without special tokens.
+      tokens: the same as ids.
+      calls: of the network that it took.
+      corrections: shown tokens that were replaced or masked again on the way.
+    """
+
+    number: int
+    prompt: str
+    text: str
+    tokens: list[int]
+    calls: int
+    corrections: int
+
+
+def generate(
+    sampler: Sampler,
+    rule: Rule,
+    params: Any,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    *,
+    seed: int,
+    batch_size: int,
+    watch: float | None = None,
+) -> tuple[list[Text], float]:
+    """Generates all requests, batch by batch, showing progress on standard error.
+
+    Args:
+      watch: show the first text of each batch in the terminal, with so many seconds a frame.
+
+    Returns:
+      the texts, and the seconds that they took without compilation.
+    """
+    loop.check(sampler, rule)
+    schedule = sampler.problem.schedule
+    texts: list[Text] = []
+    seconds, rounds_done = 0.0, 0
+    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
+    progress: Any = contextlib.nullcontext()
+    if watch is None:
+        progress = Progress(total=len(batches) * _FRAMES, interval=5.0)
+    with progress:
+        for number, batch in enumerate(batches):
+            # The last batch is filled up, so that all have one shape and compile once.
+            filled = [*batch, *[batch[-1]] * (batch_size - len(batch))]
+            given = prompts.build(
+                [request.ids for request in filled],
+                length=schedule.length,
+                tokens=sampler.problem.kernel.tokens,
+                stop=[request.stop for request in filled],
+            )
+            numbers = number * batch_size + np.arange(batch_size)
+            keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(numbers)
+            if not number:  # compile everything before the clock starts
+                state = loop.start(sampler, params, keys, given)
+                state = loop.advance(sampler, rule, params, state, 0)
+                jax.block_until_ready(loop.finish(sampler, given, state))
+            begun = time.monotonic()
+            state = loop.start(sampler, params, keys, given)
+            with _watching(tokenizer, given, watch) as screen:
+                for state, share, done in _advance(sampler, rule, params, state, screen):
+                    if watch is None and not done:
+                        rounds = int(share * _FRAMES)
+                        progress.update(number * _FRAMES + rounds, {"texts": len(texts)})
+            result = jax.device_get(loop.finish(sampler, given, state))
+            seconds += time.monotonic() - begun
+            rounds_done += int(result.calls.max())
+            for row, request in enumerate(batch):
+                ids = [int(i) for i in result.tokens[row, : result.length[row]]]
+                texts.append(
+                    Text(
+                        number=len(texts),
+                        prompt=request.prompt,
+                        text=tokenizer.decode(ids),
+                        tokens=ids,
+                        calls=int(result.calls[row]),
+                        corrections=int(result.corrections[row]),
+                    )
+                )
+            if watch is None:
+                progress.update((number + 1) * _FRAMES, {"texts": len(texts)})
+    return texts, seconds
+
+
+def _watching(tokenizer, given, watch: float | None):
+    if watch is None:
+        return contextlib.nullcontext()
+    return Watch(tokenizer, np.asarray(given.frozen[0]), delay=watch)
+
+
+def _advance(sampler, rule, params, state, screen: Watch | None) -> Iterator[tuple[Any, float, bool]]:
+    """Runs a batch in pieces: yields (state, share of the steps done, whether it is done)."""
+    schedule = sampler.problem.schedule
+    settled = np.asarray(schedule.settled(np.arange(schedule.steps + 1)))
+    frontier = np.asarray(schedule.frontier(np.arange(schedule.steps + 1)))
+    first = int(np.min(state.step))
+    piece = 1 if screen else max(1, (schedule.steps - first) // _FRAMES)
+    rounds = 0
+    while True:
+        steps = np.asarray(state.step)
+        if screen:
+            now = int(steps[0])
+            status = (
+                f"step {now}/{schedule.steps}, call {int(state.calls[0])}, "
+                f"{int(state.corrections[0])} corrections"
+            )
+            screen.show(np.asarray(state.tokens[0]), int(settled[now]), int(frontier[now]), status)
+        done = bool((steps >= schedule.steps).all())
+        share = (steps.min() - first) / max(1, schedule.steps - first)
+        yield state, float(share), done
+        if done:
+            return
+        state = loop.advance(sampler, rule, params, state, piece)
+        rounds += piece
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line.
+
+
+def read_requests(options: argparse.Namespace, tokenizer: Tokenizer, length: int) -> list[Request]:
+    """What to generate. Raises UserError for prompts that cannot be read or do not fit."""
+    wanted = length if options.length is None else options.length
+    if not 1 <= wanted <= length:
+        raise UserError(f"--length={wanted} is outside 1 … {length}, what this model writes.")
+    texts = list(options.prompt or [])
+    if options.prompt_file:
+        texts += _lines(options.prompt_file)
+    requests = [
+        Request(prompt=text, ids=[int(i) for i in tokenizer.encode(text)], stop=wanted)
+        for text in texts
+    ]
+    for text in options.infill or []:
+        ids = _with_gaps(text, tokenizer)
+        requests.append(Request(prompt=text, ids=ids, stop=max(1, len(ids))))
+    if not requests:
+        requests = [Request(prompt="", ids=[], stop=wanted)]
+    # Checked here, all at once, before anything is compiled.
+    prompts.build(
+        [request.ids for request in requests],
+        length=length,
+        tokens=tokenizer.vocab_size,
+        stop=[min(request.stop, length) for request in requests],
+    )
+    return [request for request in requests for _ in range(options.num_samples)]
+
+
+def _lines(file: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The prompts in {file} cannot be read: {error}.") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"There are no prompts in {file}: write one a line.")
+    return lines
+
+
+def _with_gaps(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a text in which ``{{n}}`` stands for n tokens to fill."""
+    parts = re.split(r"\{\{(\d+)\}\}", text)
+    if len(parts) == 1:
+        raise UserError(
+            f"--infill={text!r} has no gap: write {{{{5}}}} where 5 tokens are to be filled in."
+        )
+    ids: list[int] = []
+    for i, part in enumerate(parts):
+        ids += [GAP] * int(part) if i % 2 else [int(token) for token in tokenizer.encode(part)]
+    return ids
+
+
+def choose_sampling(options: argparse.Namespace, trained_with: SamplingConfig) -> SamplingConfig:
+    """The experiment's settings, with those of the command line; another rule starts afresh."""
+    given = {name: getattr(options, name) for name in (*_SETTINGS, "eos")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.rule is not None and options.rule != trained_with.rule:
+        return SamplingConfig(rule=options.rule, **{"eos": trained_with.eos, **given})
+    return dataclasses.replace(trained_with, **given)
+
+
+def build_sampler(model: Trained, sampling: SamplingConfig, levels: int | None) -> Sampler:
+    """A sampler of the model; `levels` for another number of steps a window."""
+    problem = model.problem
+    if levels is not None:
+        if model.experiment.schedule.family == "quenched_ar":
+            raise UserError("--levels changes the steps of a window, and this model has none.")
+        schedule = dataclasses.replace(model.experiment.schedule, levels=levels)
+        problem = dataclasses.replace(
+            problem, schedule=schedule.build(problem.schedule.length)
+        )
+    eos = model.tokenizer.eos if sampling.eos == "stop" else None
+    return Sampler(problem=problem, network=model.network, eos=eos)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Generates what the options ask for, prints it and writes the record."""
+    for name in ("num_samples", "batch_size"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be at least 1, but is {getattr(options, name)}.")
+    if options.watch is not None and not sys.stdout.isatty():
+        raise UserError("--watch needs a terminal, and standard output is none: leave it out.")
+    model = trained.load(options.workdir, step=options.step)
+    sampling = choose_sampling(options, model.experiment.sampling)
+    rule = sampling.build()
+    sampler = build_sampler(model, sampling, options.levels)
+    loop.check(sampler, rule)
+    requests = read_requests(options, model.tokenizer, sampler.problem.schedule.length)
+    texts, seconds = generate(
+        sampler,
+        rule,
+        model.params,
+        model.tokenizer,
+        requests,
+        seed=options.seed,
+        batch_size=min(options.batch_size, len(requests)),
+        watch=options.watch,
+    )
+    if options.out:
+        settings = {
+            "workdir": str(options.workdir),
+            "step": model.step,
+            "seed": options.seed,
+            "schedule": sampler.problem.schedule.name,
+            "noise": sampler.problem.kernel.name,
+            "sampling": {k: v for k, v in dataclasses.asdict(sampling).items() if k != "count"},
+        }
+        lines = [json.dumps({**dataclasses.asdict(text), **settings}, ensure_ascii=False)
+                 for text in texts]  # fmt: skip
+        write_atomic(options.out, "\n".join(lines) + "\n")
+    for text in texts:
+        print(f"--- text {text.number + 1} of {len(texts)} ---")
+        print(text.text)
+    made = sum(
+        len(text.tokens) - sum(i != GAP for i in request.ids)
+        for text, request in zip(texts, requests, strict=True)
+    )
+    print(
+        f"{made} tokens in {seconds:.2f} s without compilation: {made / seconds:.1f} tokens/s; "
+        f"{np.mean([t.calls for t in texts]):.1f} calls and "
+        f"{np.mean([t.corrections for t in texts]):.1f} corrections a text "
+        f"({sampling.rule}, {sampler.problem.schedule.name})",
+        file=sys.stderr,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hybrid_jax.generate", description="Generates text with a trained model."
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
+    add("--step", type=int, help="checkpoint to use (default: the newest)")
+    add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
+    add("--prompt_file", metavar="FILE", help="prompts, one a line; - for standard input")
+    add("--infill", action="append", metavar="TEXT",
+        help="text with gaps, {{5}} for 5 tokens; may be repeated")  # fmt: skip
+    add("--num_samples", type=int, default=1, metavar="K", help="texts for each prompt")
+    add("--batch_size", type=int, default=8, metavar="B", help="texts at a time")
+    add("--length", type=int, metavar="N",
+        help="tokens of a text, the prompt included (default: the model's)")  # fmt: skip
+    add("--levels", type=int, metavar="T", help="steps of a window (default: as trained)")
+    add("--rule", choices=rules.NAMES, help="update rule (default: the experiment's)")
+    add("--eta", type=float, help="strength of acs and remdm, 0 to 1")
+    add("--guidance", help="of acs: uniform or confidence")
+    add("--sweeps", type=int, help="of acs: most closing sweeps")
+    add("--strategy", help="of remdm: cap, rescale or confidence")
+    add("--threshold", type=float, help="of threshold: probability above which to reveal")
+    add("--bound", type=float, help="of entropy: nats to spend on revealing together")
+    add("--temperature", type=float, help="below 1 for likelier tokens, 0 for the likeliest")
+    add("--top_k", type=int, help="draw from the k likeliest tokens")
+    add("--top_p", type=float, help="draw from the likeliest tokens of this total probability")
+    add("--eos", choices=("continue", "stop"), help="what the end-of-document token means")
+    add("--seed", type=int, default=0)
+    add("--out", metavar="FILE", help="JSON lines with tokens, settings and counts")
+    add("--watch", type=float, nargs="?", const=0.05, metavar="SECONDS",
+        help="show the first text of each batch while it is generated")  # fmt: skip
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    options = _parser().parse_args(argv)
+    try:
+        run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

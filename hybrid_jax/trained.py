@@ -1,0 +1,69 @@
+"""A trained model, opened from its workdir. Nothing else is needed: no data, no configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hybrid_jax import workdir as workdirs
+from hybrid_jax.checkpoint import Checkpointer
+from hybrid_jax.config import Experiment
+from hybrid_jax.data.tokenizers import Tokenizer
+from hybrid_jax.errors import UserError
+from hybrid_jax.estimator import Problem
+from hybrid_jax.models.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network with its parameters, and what it was trained for.
+
+    Attributes:
+      params: the averaged parameters (EMA), which are the ones to evaluate and sample.
+      step: updates made.
+    """
+
+    experiment: Experiment
+    tokenizer: Tokenizer
+    network: Transformer
+    problem: Problem
+    params: Any
+    step: int
+
+
+def load(workdir: str | Path, *, step: int | None = None) -> Trained:
+    """Opens a workdir; safe beside a training that writes to it.
+
+    Args:
+      step: of the checkpoint; None for the newest that is intact.
+
+    Raises:
+      UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
+    """
+    workdir = Path(workdir)
+    experiment = workdirs.load(workdir)
+    tokenizer = workdirs.load_tokenizer(workdir)
+    network = experiment.network(tokenizer.vocab_size)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(network.init, jax.random.key(0)),
+    )
+    folder = workdir / "checkpoints"
+    with Checkpointer(folder, read_only=True) as saver:
+        found = saver.restore_partial(step, {"ema": params})
+    if found is None:
+        raise UserError(
+            f"{folder} holds no checkpoint yet: wait for the training's first, or run it longer."
+        )
+    return Trained(
+        experiment=experiment,
+        tokenizer=tokenizer,
+        network=network,
+        problem=experiment.problem(tokenizer.vocab_size, tokenizer.bos),
+        params=found[1]["ema"],
+        step=found[0],
+    )

@@ -1,0 +1,490 @@
+"""The cached loop against full recomputation, and what may influence a text: its own key and
+prompt, and nothing else."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumeration import Reader, kernels, quick_jit
+
+from hybrid_jax import hyperschedule
+from hybrid_jax.errors import UserError
+from hybrid_jax.estimator import Problem
+from hybrid_jax.layout import Layout
+from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.objective import Objective
+from hybrid_jax.sampling import loop, prompts, rules
+from hybrid_jax.sampling.loop import Sampler, generate
+from hybrid_jax.sampling.prompts import GAP
+from hybrid_jax.sampling.rules import ACS, Ancestral, EntropyBound, ReMDM, Threshold
+from hybrid_jax.sampling.warp import Warp
+
+N, LENGTH = 13, 12
+
+SCHEDULES = {
+    "quenched AR": hyperschedule.quenched_ar(length=LENGTH),
+    "flat": hyperschedule.flat(length=LENGTH, levels=5),
+    "block": hyperschedule.block(length=LENGTH, width=5, levels=3),
+    "slide": hyperschedule.slide(length=LENGTH, width=4, levels=6),
+    "fast slide": hyperschedule.slide(length=LENGTH, width=4, levels=2),
+    "custom": hyperschedule.custom(
+        [[3] * 12, [2] * 4 + [3] * 8, [0] * 3 + [2] + [3] * 8, [0] * 4 + [1] * 3 + [2] + [3] * 4,
+         [0] * 8 + [1] * 3 + [2], [0] * 8 + [1] * 4, [0] * 12]
+    ),
+}  # fmt: skip
+LAYOUTS = {
+    "aligned": Layout(),
+    "shifted": Layout(alignment="shifted"),
+    "aligned, block-causal": Layout(context="block_causal"),
+    "shifted, block-causal": Layout(alignment="shifted", context="block_causal"),
+    "causal window": Layout(alignment="shifted", causal_window=True),
+}
+RULES = {
+    "ancestral": Ancestral(),
+    "acs": ACS(eta=0.8, sweeps=2),
+    "acs, confidence": ACS(eta=0.5, guidance="confidence", warp=Warp(temperature=0.7)),
+    "remdm": ReMDM(eta=0.4, strategy="confidence", warp=Warp(top_k=5, top_p=0.9)),
+    "threshold": Threshold(threshold=0.3),
+    "entropy": EntropyBound(bound=2.0),
+    "greedy": rules.greedy(),
+}
+# Prompts of several lengths, one of them with gaps, and windows that need nothing at all.
+ROWS = [
+    [],
+    [3],
+    [1, 2, 3, 4, 5, 6, 7],
+    [4, GAP, GAP, 6, 7, 8, 9, 1, 2, 3, GAP],
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+    [GAP, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, GAP],
+]
+
+
+def problem_of(schedule, how, kernel="gamma .7", **settings):
+    return Problem(
+        schedule=SCHEDULES[schedule],
+        kernel=kernels(N)[kernel],
+        layout=LAYOUTS[how],
+        objective=Objective(**settings),
+        bos=2,
+        chunk=3,
+    )
+
+
+@functools.cache
+def transformer(**settings):
+    """A small transformer with large random weights."""
+    network = Transformer(tokens=N, layers=2, width=16, heads=2, condition=6, qk_norm=True)
+    network = dataclasses.replace(network, **settings)
+    leaves, tree = jax.tree.flatten(jax.jit(network.init)(jax.random.key(7)))
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    wild = [x + 0.4 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return network, jax.tree.unflatten(tree, wild)
+
+
+@functools.cache
+def reader():
+    network = Reader(tokens=N, length=LENGTH)
+    return network, network.init(seed=3)
+
+
+def given(rows=ROWS, **settings):
+    return prompts.build(rows, length=LENGTH, tokens=N, **settings)
+
+
+def keys_of(count, seed=0):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def served(schedule, how):
+    """Whether the schedule and the layout go together."""
+    return "block-causal" not in how or SCHEDULES[schedule].settles_whole
+
+
+PAIRS = [
+    *((schedule, how) for schedule in SCHEDULES for how in ("aligned", "shifted")),
+    ("block", "aligned, block-causal"),
+    ("block", "shifted, block-causal"),
+    ("slide", "causal window"),
+]
+# Every rule under every schedule, in alternating layouts.
+CASES = [
+    (schedule, hows[(i + j) % len(hows)], rule)
+    for i, schedule in enumerate(SCHEDULES)
+    if schedule != "fast slide"
+    for hows in [[how for how in LAYOUTS if served(schedule, how)]]
+    for j, rule in enumerate(RULES)
+]
+
+# ---------------------------------------------------------------------------------------------
+# The cache.
+
+
+@pytest.mark.parametrize(("schedule", "how"), PAIRS)
+def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, how):
+    network, params = transformer()
+    cached = Sampler(problem=problem_of(schedule, how), network=network, prefill=1)
+    whole = dataclasses.replace(cached, cached=False)
+    rule = Ancestral()
+
+    @quick_jit
+    def compare(state):
+        features, ready, _ = loop.show(cached, params, state)
+        wanted, _, _ = loop.show(whole, params, state)
+        step = jnp.minimum(state.step, cached.problem.schedule.steps - 1)
+        place = cached.problem.schedule.settled(step)[:, None] + jnp.arange(features.shape[1])
+        inside = place < cached.problem.schedule.frontier(step + 1)[:, None]
+        counts = inside & (ready & (state.step < cached.problem.schedule.steps))[:, None]
+        difference = network.logits(params, features) - network.logits(params, wanted)
+        scale = jnp.abs(network.logits(params, wanted)).max()
+        return jnp.where(counts[..., None], jnp.abs(difference), 0.0).max(), scale, counts.sum()
+
+    state = loop.start(cached, params, keys_of(len(ROWS)), given())
+    compared = 0
+    for _ in range(100):
+        if np.all(state.step == cached.problem.schedule.steps):
+            break
+        worst, scale, count = compare(state)
+        assert worst < 1e-5 * max(1.0, scale)
+        compared += int(count)
+        state = loop.advance(cached, rule, params, state, 1)
+    assert np.all(state.step == cached.problem.schedule.steps)
+    assert compared > LENGTH * len(ROWS) / 3
+
+
+@pytest.mark.parametrize(("schedule", "how", "rule"), CASES)
+def test_cached_texts_are_those_of_full_recomputation(schedule, how, rule):
+    """For the same keys, to the last token; no MASK is left, and given tokens stand."""
+    network, params = transformer()
+    cached = Sampler(problem=problem_of(schedule, how), network=network, prefill=3)
+    keys = keys_of(len(ROWS), seed=len(rule))
+    texts = generate(cached, RULES[rule], params, keys, given())
+    whole = generate(dataclasses.replace(cached, cached=False), RULES[rule], params, keys, given())
+    np.testing.assert_array_equal(texts.tokens, whole.tokens)
+    np.testing.assert_array_equal(texts.corrections, whole.corrections)
+    assert texts.tokens.max() < N
+    np.testing.assert_array_equal(texts.tokens[given().frozen], given().tokens[given().frozen])
+
+
+@pytest.mark.parametrize(("schedule", "how"), [("slide", "shifted"), ("block", "aligned")])
+def test_a_score_network_is_cached_alike(schedule, how):
+    network, params = reader()
+    problem = problem_of(schedule, how, parameterisation="score")
+    cached = Sampler(problem=problem, network=network)
+    for rule in (Ancestral(), ACS(eta=0.5), Ancestral(warp=Warp(temperature=0.5))):
+        texts, whole = (
+            generate(sampler, rule, params, keys_of(6), given())
+            for sampler in (cached, dataclasses.replace(cached, cached=False))
+        )
+        np.testing.assert_array_equal(texts.tokens, whole.tokens)
+        assert texts.tokens.max() < N
+
+
+def test_a_text_does_not_depend_on_how_its_prompt_was_fed():
+    network, params = transformer()
+    problem = problem_of("block", "shifted, block-causal")
+    results = [
+        generate(Sampler(problem=problem, network=network, prefill=size), ACS(), params,
+                 keys_of(6), given()).tokens
+        for size in (1, 6, 256)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_bfloat16_caches_hold_bfloat16():
+    network, params = transformer(dtype="bfloat16")
+    sampler = Sampler(problem=problem_of("block", "aligned"), network=network)
+    state = loop.start(sampler, params, keys_of(6), given())
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.cache)} == {jnp.dtype(jnp.bfloat16)}
+    assert generate(sampler, ACS(), params, keys_of(6), given()).tokens.max() < N
+
+
+# ---------------------------------------------------------------------------------------------
+# What a text depends on.
+
+
+@pytest.mark.parametrize(
+    ("schedule", "how", "rule"),
+    [
+        ("quenched AR", "shifted", "ancestral"),
+        ("block", "aligned", "acs"),
+        ("block", "aligned", "remdm"),
+        ("block", "shifted", "threshold"),
+        ("slide", "shifted", "acs, confidence"),
+        ("slide", "aligned", "entropy"),
+        ("custom", "shifted", "greedy"),
+    ],
+)
+def test_a_text_alone_is_the_text_in_a_batch(schedule, how, rule):
+    network, params = transformer()
+    sampler = Sampler(problem=problem_of(schedule, how), network=network)
+    keys = keys_of(len(ROWS))
+    together = generate(sampler, RULES[rule], params, keys, given())
+    for row in (2, 3):
+        alone = generate(sampler, RULES[rule], params, keys[row : row + 1], given([ROWS[row]]))
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+        assert alone.corrections[0] == together.corrections[row]
+
+
+def test_texts_differ_by_their_keys():
+    network, params = reader()
+    sampler = Sampler(problem=problem_of("block", "aligned"), network=network)
+    one = generate(sampler, Ancestral(), params, keys_of(6), given()).tokens
+    two = generate(sampler, Ancestral(), params, keys_of(6, seed=1), given()).tokens
+    assert np.all(np.any(one != two, axis=1)[:3])
+
+
+def test_one_compilation_serves_all_prompts_keys_and_numbers():
+    network, params = reader()
+    sampler = Sampler(problem=problem_of("slide", "shifted"), network=network)
+    chex.clear_trace_counter()
+
+    def whole(rule, params, keys, given):
+        return loop._generate.__wrapped__(sampler, rule, params, keys, given)
+
+    run = jax.jit(chex.assert_max_traces(whole, n=1))
+    for seed, (eta, temperature, rows) in enumerate(
+        [(0.2, 1.0, ROWS), (0.9, 0.3, ROWS[::-1]), (1.0, 0.0, [[]] * len(ROWS))]
+    ):
+        rule = ACS(eta=eta, warp=Warp(temperature=temperature))
+        run(rule, params, keys_of(len(ROWS), seed), given(rows))
+
+
+# ---------------------------------------------------------------------------------------------
+# GPT.
+
+
+def plain_gpt_decode(network, params, bos, prompt, length):
+    """Greedy decoding with a key-value cache, written out in numpy: tokens and all logits."""
+    p = jax.tree.map(np.asarray, params)
+    heads, width = network.heads, network.width
+    head = width // heads
+    keys = [[] for _ in range(network.layers)]
+    values = [[] for _ in range(network.layers)]
+
+    def norm(x, scale):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale
+
+    def turn(x, position):
+        half = head // 2
+        angle = position * 10_000.0 ** (-np.arange(half) / half)
+        a, b = x[..., :half], x[..., half:]
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle),
+                               a * np.sin(angle) + b * np.cos(angle)], -1)  # fmt: skip
+
+    def feed(token, position):
+        x = p["embedding"][token].astype(np.float64)
+        for n in range(network.layers):
+            w = {name: value[n] for name, value in p["layers"].items()}
+            q, k, v = np.split(norm(x, w["norm_attention"]) @ w["qkv"], 3)
+            q, k, v = (part.reshape(heads, head) for part in (q, k, v))
+            keys[n].append(turn(norm(k, w["norm_k"]), position))
+            values[n].append(v)
+            q = turn(norm(q, w["norm_q"]), position)
+            scores = np.einsum("hk,mhk->hm", q, np.stack(keys[n])) / np.sqrt(head)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            x = x + np.einsum("hm,mhk->hk", weights, np.stack(values[n])).reshape(-1) @ w["out"]
+            y = norm(x, w["norm_mlp"]) @ w["mlp_in"] + w["mlp_in_bias"]
+            y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+            x = x + y @ w["mlp_out"] + w["mlp_out_bias"]
+        return norm(x, p["norm"]) @ p["head"]["kernel"] + p["head"]["bias"]
+
+    text, logits = [], []
+    for position in range(length):
+        said = feed(text[-1] if text else bos, position - 1)[: network.tokens]
+        logits.append(said)
+        given = position < len(prompt)
+        text.append(prompt[position] if given else int(said.argmax()))
+    return text, np.stack(logits)
+
+
+def test_shifted_autoregression_is_a_plain_gpt_decode():
+    network, params = transformer(condition=0)
+    problem = problem_of("quenched AR", "shifted", "absorbing")
+    sampler = Sampler(problem=problem, network=network, prefill=4)
+    rows = [[], [3, 1, 4, 1, 5], [2] * 11]
+    texts = generate(sampler, rules.greedy(), params, keys_of(3), given(rows))
+    for row, text in zip(rows, texts.tokens, strict=True):
+        wanted, _ = plain_gpt_decode(network, params, problem.bos, row, LENGTH)
+        np.testing.assert_array_equal(text, wanted)
+    # One call a new token, and rounds that only feed a prompt are none of them.
+    np.testing.assert_array_equal(texts.calls, [LENGTH - len(row) for row in rows])
+
+    state = loop.start(sampler, params, keys_of(3), given(rows))
+    _, logits = plain_gpt_decode(network, params, problem.bos, [], LENGTH)
+    for position in range(LENGTH):
+        features, _, _ = loop.show(sampler, params, state)
+        said = network.logits(params, features)[0, 0, :N]
+        np.testing.assert_allclose(said, logits[position], rtol=1e-4, atol=1e-4)
+        state = loop.advance(sampler, rules.greedy(), params, state, 1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Calls, ends, and what is left out.
+
+
+def calls(schedule, rule, rows, how="aligned", **settings):
+    network, params = reader()
+    sampler = Sampler(problem=problem_of(schedule, how), network=network)
+    return generate(sampler, rule, params, keys_of(len(rows)), given(rows, **settings)).calls
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_text_from_nothing_takes_one_call_a_step(schedule):
+    np.testing.assert_array_equal(calls(schedule, Ancestral(), [[]]), SCHEDULES[schedule].steps)
+
+
+def test_steps_that_move_nothing_are_left_out():
+    """Blocks of 5, 5 and 2 positions, three steps each."""
+    rows = [[1] * 5, [1] * 6, [1] * 10, [1] * 4 + [GAP] + [1] * 7, [GAP] + [1] * 10]
+    # The last has two gaps with a given block between them, which takes one round to be fed.
+    np.testing.assert_array_equal(calls("block", Ancestral(), rows), [6, 6, 3, 3, 3 + 1 + 3])
+
+
+def test_a_text_stops_where_it_was_asked_to():
+    network, params = reader()
+    sampler = Sampler(problem=problem_of("block", "aligned"), network=network)
+    texts = generate(sampler, Ancestral(), params, keys_of(3), given([[], [1], []], stop=[5, 6, 12]))
+    np.testing.assert_array_equal(texts.length, [5, 6, 12])
+    np.testing.assert_array_equal(texts.calls, [3, 6, 9])
+    assert np.all(texts.tokens[0, 5:] == sampler.problem.bos)
+
+
+def test_a_text_ends_at_eos_behind_the_last_given_token():
+    network, params = reader()
+    eos = 5
+    sampler = Sampler(problem=problem_of("block", "aligned"), network=network, eos=eos)
+    rows = [[GAP, GAP, eos, GAP, 1]] * 64 + [[]] * 64
+    texts = generate(sampler, Ancestral(), params, keys_of(128), given(rows))
+    on = generate(dataclasses.replace(sampler, eos=None), Ancestral(), params, keys_of(128),
+                  given(rows))  # fmt: skip
+    ended = 0
+    for row, text, length, used in zip(rows, texts.tokens, texts.length, texts.calls, strict=True):
+        tail = np.asarray(text[len(row) :])
+        where = np.flatnonzero(tail == eos)
+        if len(where):
+            ended += 1
+            assert length == len(row) + where[0] + 1
+            assert np.all(text[length:] == sampler.problem.bos)
+            assert used == 3 * (-(-int(length) // 5))
+        else:
+            assert length == LENGTH
+    assert 10 < ended < 128
+    for text, other, length in zip(texts.tokens, on.tokens, texts.length, strict=True):
+        np.testing.assert_array_equal(text[:length], other[:length])
+
+
+def test_adaptive_rules_move_on_early_and_keep_pace_at_the_latest():
+    rows = [[]] * 4
+    np.testing.assert_array_equal(calls("block", Threshold(threshold=0.0), rows), 3)
+    np.testing.assert_array_equal(calls("flat", EntropyBound(bound=1e9), rows), 1)
+    np.testing.assert_array_equal(calls("quenched AR", Threshold(threshold=0.0), rows), LENGTH)
+    # At least one token a step: the last block has two.
+    slow = calls("block", Threshold(threshold=1.0), rows)
+    np.testing.assert_array_equal(slow, 3 + 3 + 2)
+    some = calls("flat", Threshold(threshold=0.5), rows)
+    assert np.all((some >= 1) & (some <= 5))
+
+
+def test_closing_sweeps_are_counted_and_end_when_nothing_changes():
+    rows = [[]] * 16
+    none = calls("block", ACS(eta=1.0), rows)
+    few = calls("block", ACS(eta=1.0, sweeps=2), rows)
+    np.testing.assert_array_equal(none, 9)
+    assert np.all((few > 9) & (few <= 9 + 3 * 2))
+    # A greedy network that has settled on something says it again, and the sweeps end.
+    cold = calls("block", ACS(eta=1.0, sweeps=50, warp=Warp(temperature=0.0)), rows)
+    assert np.all(cold < 9 + 3 * 50)
+
+
+def test_corrections_are_counted():
+    network, params = reader()
+    sampler = Sampler(problem=problem_of("flat", "aligned", "epsilon"), network=network)
+    state = loop.start(sampler, params, keys_of(50), given([[]] * 50))
+    seen = np.zeros(50, int)
+    for _ in range(5):
+        before = np.asarray(state.tokens)
+        state = loop.advance(sampler, ACS(eta=0.9), params, state, 1)
+        after = np.asarray(state.tokens)
+        seen += ((before != N) & (before != after)).sum(1)
+    np.testing.assert_array_equal(state.corrections, seen)
+    assert seen.sum() > 50
+
+
+def test_corrected_frozen_tokens_would_be_seen():
+    """Every rule that may change shown tokens does so here, but never the given ones."""
+    network, params = reader()
+    sampler = Sampler(problem=problem_of("flat", "aligned"), network=network)
+    rows = [[7, GAP] * 6] * 50
+    for rule in (Ancestral(), ACS(eta=1.0, sweeps=3), ReMDM(eta=1.0, strategy="rescale")):
+        texts = generate(sampler, rule, params, keys_of(50), given(rows))
+        assert texts.corrections.sum() > 0
+        assert np.all(texts.tokens[:, ::2] == 7)
+
+
+# ---------------------------------------------------------------------------------------------
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("rows", "stop", "message"),
+    [
+        ([], None, "no prompts"),
+        ([[1] * 13], None, "has 13 tokens, which does not fit a text of 12: shorten it"),
+        ([[1] * 8], 6, "has 8 tokens, which does not fit a text of 6.*ask for a longer"),
+        ([[1] * 12], None, "leaves nothing to generate"),
+        ([[], [1, 13]], None, "Prompt 2 holds the token id 13, which is outside 0 … 12"),
+        ([[1, -2]], None, "token id -2"),
+        ([[1]], 13, "asks for a text of 13 tokens, but the model writes 1 to 12"),
+        ([[1]], 0, "asks for a text of 0 tokens"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(rows, stop, message):
+    with pytest.raises(UserError, match=message):
+        given(rows, stop=stop)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kernel", "message"),
+    [
+        (ACS(eta=1.2), "epsilon", r"eta must lie in \[0, 1\], but is 1.2"),
+        (ACS(eta=-0.1), "epsilon", "eta must lie in"),
+        (ACS(), "absorbing", "never learnt to judge: choose rule remdm"),
+        (ACS(), "uniform", "works on MASK"),
+        (ACS(guidance="doubt"), "epsilon", "guidance must be"),
+        (ACS(sweeps=-1), "epsilon", "sweeps must be 0 or more"),
+        (ACS(eta=0.0, sweeps=2), "epsilon", "raise eta"),
+        (ReMDM(eta=2.0), "absorbing", "eta must lie in"),
+        (ReMDM(strategy="loop"), "absorbing", "strategy must be"),
+        (ReMDM(), "uniform", "works on MASK"),
+        (Threshold(threshold=1.5), "absorbing", "threshold must lie in"),
+        (Threshold(), "uniform", "works on MASK"),
+        (EntropyBound(bound=-1.0), "absorbing", "bound must be 0 nats or more"),
+        (EntropyBound(), "uniform", "works on MASK"),
+        (Ancestral(warp=Warp(temperature=-1.0)), "absorbing", "temperature must be 0 or more"),
+        (Ancestral(warp=Warp(top_k=0)), "absorbing", "top_k must be at least 1"),
+        (Ancestral(warp=Warp(top_p=0.0)), "absorbing", r"top_p must lie in \(0, 1\]"),
+    ],
+)
+def test_rules_that_cannot_work_are_refused(rule, kernel, message):
+    network, params = reader()
+    sampler = Sampler(problem=problem_of("block", "aligned", kernel), network=network)
+    with pytest.raises(UserError, match=message):
+        generate(sampler, rule, params, keys_of(1), given([[]]))
+
+
+def test_masked_noise_may_use_the_original_sampler():
+    ACS(eta=0.0).check(kernels(N)["absorbing"], Objective())
+
+
+def test_samplers_without_meaning_are_refused():
+    network, _ = reader()
+    sampler = Sampler(problem=problem_of("block", "aligned"), network=network)
+    for change, message in (({"prefill": 0}, "prefill must be"), ({"eos": N}, "end token 13")):
+        with pytest.raises(UserError, match=message):
+            loop.check(dataclasses.replace(sampler, **change), Ancestral())
