@@ -30,7 +30,7 @@ from hybrid_jax.data.tokenizers import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.metrics import Progress
 from hybrid_jax.sampling import loop, prompts, rules
-from hybrid_jax.sampling.loop import Sampler
+from hybrid_jax.sampling.loop import Generation, Sampler
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.rules import Rule
 from hybrid_jax.trained import Trained
@@ -98,7 +98,7 @@ def generate(
     loop.check(sampler, rule)
     schedule = sampler.problem.schedule
     texts: list[Text] = []
-    seconds, rounds_done = 0.0, 0
+    seconds = 0.0
     batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
     progress: Any = contextlib.nullcontext()
     if watch is None:
@@ -122,13 +122,13 @@ def generate(
             begun = time.monotonic()
             state = loop.start(sampler, params, keys, given)
             with _watching(tokenizer, given, watch) as screen:
-                for state, share, done in _advance(sampler, rule, params, state, screen):
-                    if watch is None and not done:
-                        rounds = int(share * _FRAMES)
-                        progress.update(number * _FRAMES + rounds, {"texts": len(texts)})
+                for piece, share in _pieces(sampler, rule, params, state, screen):
+                    state = piece
+                    if watch is None:
+                        place = number * _FRAMES + int(share * (_FRAMES - 1))
+                        progress.update(place, {"texts": len(texts)})
             result = jax.device_get(loop.finish(sampler, given, state))
             seconds += time.monotonic() - begun
-            rounds_done += int(result.calls.max())
             for row, request in enumerate(batch):
                 ids = [int(i) for i in result.tokens[row, : result.length[row]]]
                 texts.append(
@@ -152,14 +152,15 @@ def _watching(tokenizer, given, watch: float | None):
     return Watch(tokenizer, np.asarray(given.frozen[0]), delay=watch)
 
 
-def _advance(sampler, rule, params, state, screen: Watch | None) -> Iterator[tuple[Any, float, bool]]:
-    """Runs a batch in pieces: yields (state, share of the steps done, whether it is done)."""
+def _pieces(
+    sampler: Sampler, rule: Rule, params: Any, state: Generation, screen: Watch | None
+) -> Iterator[tuple[Generation, float]]:
+    """Runs a batch in pieces: yields the state and the share of its steps that is done."""
     schedule = sampler.problem.schedule
     settled = np.asarray(schedule.settled(np.arange(schedule.steps + 1)))
     frontier = np.asarray(schedule.frontier(np.arange(schedule.steps + 1)))
     first = int(np.min(state.step))
     piece = 1 if screen else max(1, (schedule.steps - first) // _FRAMES)
-    rounds = 0
     while True:
         steps = np.asarray(state.step)
         if screen:
@@ -169,13 +170,10 @@ def _advance(sampler, rule, params, state, screen: Watch | None) -> Iterator[tup
                 f"{int(state.corrections[0])} corrections"
             )
             screen.show(np.asarray(state.tokens[0]), int(settled[now]), int(frontier[now]), status)
-        done = bool((steps >= schedule.steps).all())
-        share = (steps.min() - first) / max(1, schedule.steps - first)
-        yield state, float(share), done
-        if done:
+        yield state, float((steps.min() - first) / max(1, schedule.steps - first))
+        if (steps >= schedule.steps).all():
             return
         state = loop.advance(sampler, rule, params, state, piece)
-        rounds += piece
 
 
 # ---------------------------------------------------------------------------------------------
@@ -249,9 +247,7 @@ def build_sampler(model: Trained, sampling: SamplingConfig, levels: int | None) 
         if model.experiment.schedule.family == "quenched_ar":
             raise UserError("--levels changes the steps of a window, and this model has none.")
         schedule = dataclasses.replace(model.experiment.schedule, levels=levels)
-        problem = dataclasses.replace(
-            problem, schedule=schedule.build(problem.schedule.length)
-        )
+        problem = dataclasses.replace(problem, schedule=schedule.build(problem.schedule.length))
     eos = model.tokenizer.eos if sampling.eos == "stop" else None
     return Sampler(problem=problem, network=model.network, eos=eos)
 

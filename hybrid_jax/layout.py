@@ -250,9 +250,7 @@ def context_slots(layout: Layout, schedule: Hyperschedule) -> int:
     return settled_before_last_step(schedule) + int(layout.alignment == "shifted")
 
 
-def _clean_rows(
-    layout: Layout, schedule: Hyperschedule, slot: jax.Array, valid: jax.Array
-) -> Rows:
+def _clean_rows(layout: Layout, schedule: Hyperschedule, slot: jax.Array, valid: jax.Array) -> Rows:
     """Settled rows; slot 0 is the beginning-of-sequence token in shifted layouts."""
     position = slot - int(layout.alignment == "shifted")
     follows = position + 1 if layout.plain(schedule) else jnp.full_like(position, NO_TARGET)

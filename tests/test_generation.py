@@ -349,7 +349,9 @@ def test_steps_that_move_nothing_are_left_out():
 def test_a_text_stops_where_it_was_asked_to():
     network, params = reader()
     sampler = Sampler(problem=problem_of("block", "aligned"), network=network)
-    texts = generate(sampler, Ancestral(), params, keys_of(3), given([[], [1], []], stop=[5, 6, 12]))
+    texts = generate(
+        sampler, Ancestral(), params, keys_of(3), given([[], [1], []], stop=[5, 6, 12])
+    )
     np.testing.assert_array_equal(texts.length, [5, 6, 12])
     np.testing.assert_array_equal(texts.calls, [3, 6, 9])
     assert np.all(texts.tokens[0, 5:] == sampler.problem.bos)

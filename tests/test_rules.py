@@ -3,15 +3,14 @@
 For two tokens and three positions the distribution of generated texts is computed from the rules'
 definitions, written here a second time and in another way: all draws of the network's predictions
 and all choices of what is revealed, redrawn or masked again, step after step, with what the network
-says taken from rows that show the whole text. 100,000 texts of the compiled, cached loop must agree.
+says taken from rows that show the whole text. 100,000 texts of the compiled, cached loop must
+agree.
 """
 
 import collections
-import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumeration import all_logits, all_sequences, kernels
@@ -19,12 +18,9 @@ from scipy.stats import chisquare
 from test_bound import LENGTH, problem_of, reader
 
 from hybrid_jax import hyperschedule
-from hybrid_jax.errors import UserError
-from hybrid_jax.objective import Objective
-from hybrid_jax.sampling import prompts, rules
+from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import Sampler, generate
-from hybrid_jax.sampling.rules import ACS, Ancestral, EntropyBound, ReMDM, Threshold
-from hybrid_jax.sampling.warp import Warp
+from hybrid_jax.sampling.rules import ACS, EntropyBound, ReMDM, Threshold
 
 N = 2
 MASK = N
@@ -68,7 +64,9 @@ def spread(weights, expected):
     low, high = 0.0, 1e9
     for _ in range(200):
         c = (low + high) / 2
-        low, high = (low, c) if sum(min(1, c * w) for w in weights.values()) > expected else (c, high)
+        low, high = (
+            (low, c) if sum(min(1, c * w) for w in weights.values()) > expected else (c, high)
+        )
     return {i: min(1.0, low * w) for i, w in weights.items()}
 
 
@@ -178,10 +176,14 @@ def text_distribution(problem, network, params, rule):
                     continue
                 following = (step + 1, 0)
                 if rule.adaptive:
-                    window = [i for i in range(LENGTH) if now[i] > 0 and table[step + 1, i] < table[0, i]]
+                    window = [
+                        i for i in range(LENGTH) if now[i] > 0 and table[step + 1, i] < table[0, i]
+                    ]
                     if all(moved[i] != MASK for i in window):
                         begun = (table < table[0]).sum(1)
-                        opens = [s for s in range(step + 1, schedule.steps) if begun[s + 1] > begun[s]]
+                        opens = [
+                            s for s in range(step + 1, schedule.steps) if begun[s + 1] > begun[s]
+                        ]
                         following = (opens[0] if opens else schedule.steps, 0)
                 if rule.sweeps and closing:
                     again = sweep == 0 or (tuple(moved) != tokens and sweep < rule.sweeps)

@@ -128,9 +128,7 @@ class Generated(NamedTuple):
     corrections: jax.Array
 
 
-def generate(
-    sampler: Sampler, rule: Rule, params, keys: jax.Array, prompts: Prompts
-) -> Generated:
+def generate(sampler: Sampler, rule: Rule, params, keys: jax.Array, prompts: Prompts) -> Generated:
     """Generates texts from start to end.
 
     Args:
@@ -178,12 +176,13 @@ def start(sampler: Sampler, params, keys: jax.Array, prompts: Prompts) -> Genera
         return jnp.where(masked, kernel.mask, token)
 
     zero = jnp.zeros(batch, jnp.int32)
-    following = _following(schedule, ~prompts.frozen & _wanted(prompts))
+    frozen = jnp.asarray(prompts.frozen)
+    following = _following(schedule, ~frozen & _wanted(prompts))
     state = Generation(
-        tokens=jnp.where(prompts.frozen, prompts.tokens, jax.vmap(noise)(key_noise, key_mask)),
-        frozen=prompts.frozen,
+        tokens=jnp.where(frozen, prompts.tokens, jax.vmap(noise)(key_noise, key_mask)),
+        frozen=frozen,
         keys=key_steps,
-        confidence=jnp.where(prompts.frozen, 1.0, 0.0),
+        confidence=jnp.where(frozen, 1.0, 0.0),
         step=following[:, 0],
         sweep=zero,
         filled=zero,
@@ -229,7 +228,7 @@ def advance(
 def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
     """The texts of a state that is done."""
     position = jnp.arange(state.tokens.shape[1])
-    length = prompts.stop
+    length = jnp.asarray(prompts.stop)
     if sampler.eos is not None:
         ends = _ends(sampler, state.tokens, state.frozen)
         first = jnp.argmax(ends, axis=1)
@@ -256,6 +255,12 @@ def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generatio
     frozen = jnp.take_along_axis(state.frozen, at, axis=1)
     changes = inside & (level != level_next)
     active = changes & ~frozen & (live & ready)[:, None]
+    closing = active & (schedule.level(step[:, None] + 1, at) == 0)
+    if rule.sweeps:
+        # A closing sweep is a step that goes nowhere: λ_s = λ_t.
+        sweeping = (state.sweep > 0)[:, None]
+        active = jnp.where(sweeping, closing, active)
+        level_next = jnp.where(sweeping, level, level_next)
     window = Window(
         tokens=jnp.take_along_axis(state.tokens, at, axis=1),
         # Inactive positions get levels at which no formula divides by zero.
@@ -270,16 +275,6 @@ def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generatio
     key_read, key_move = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     reading = _read(sampler, rule, params, key_read, features, window, at)
     moved, confidence = jax.vmap(functools.partial(rule.move, kernel))(key_move, window, reading)
-
-    closing = active & (window.level_next <= 0)
-    if rule.sweeps:
-        sweeping = (state.sweep > 0)[:, None]
-        again, sure = jax.vmap(functools.partial(rule.sweep, kernel))(
-            key_move, window._replace(active=closing), reading
-        )
-        moved = jnp.where(sweeping, again, moved)
-        confidence = jnp.where(sweeping, sure, confidence)
-        active = jnp.where(sweeping, closing, active)
     moved = jnp.where(active, moved, window.tokens)
     changed = active & (moved != window.tokens)
     corrected = changed & (window.tokens != kernel.mask)
@@ -431,9 +426,7 @@ def _show_all(sampler: Sampler, params, state: Generation) -> jax.Array:
     source, _ = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
     place = schedule.settled(step)[:, None] + jnp.arange(schedule.width)
     at = jnp.minimum(place, schedule.length - 1)
-    return jnp.take_along_axis(
-        features, jnp.take_along_axis(source, at, axis=1)[..., None], axis=1
-    )
+    return jnp.take_along_axis(features, jnp.take_along_axis(source, at, axis=1)[..., None], axis=1)
 
 
 def _pending(sampler: Sampler, state: Generation) -> jax.Array:

@@ -12,6 +12,7 @@ Numbers of a rule (η, thresholds, temperature) are traced: changing them compil
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
@@ -87,9 +88,7 @@ class Rule(Protocol):
 _PLAIN = Warp()
 
 
-def predict(
-    kernel: Kernel, goal: Objective, warp: Warp, key, logits, state, level
-) -> Prediction:
+def predict(kernel: Kernel, goal: Objective, warp: Warp, key, logits, state, level) -> Prediction:
     """The prediction of the clean token of one position: logits [V], scalars -> scalars."""
     if goal.parameterisation == "score":
         # The step to level 0 of the scores is their prediction of the clean token.
@@ -112,17 +111,12 @@ def _read_prediction(rule, kernel, goal, key, logits, state, level, level_next) 
     return predict(kernel, goal, rule.warp, key, logits, state, level)
 
 
-def _rule(*, data: tuple[str, ...], meta: tuple[str, ...] = ()):
-    """A frozen dataclass and pytree whose `data` fields are traced and `meta` fields static."""
-
-    def decorate(cls):
-        frozen = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-        return jax.tree_util.register_dataclass(frozen, [*data, "warp"], list(meta))
-
-    return decorate
-
-
-@_rule(data=())
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["warp"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestral:
     """The reverse step of the noise kernel itself, exact if the network's prediction is.
 
@@ -169,14 +163,17 @@ class Ancestral:
         choice = jax.random.uniform(key_choice, shape) * total
         moved = jnp.where(choice < keep + weight.take_clean, clean, noise)
         from_token = jnp.where(choice < keep, tokens, moved)
-        return _confident(
-            window, reading, jnp.where(tokens == kernel.mask, from_mask, from_token)
-        )
+        return _confident(window, reading, jnp.where(tokens == kernel.mask, from_mask, from_token))
 
 
-@_rule(data=("eta",), meta=("guidance", "sweeps"))
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["eta", "warp"],
+    meta_fields=["guidance", "sweeps"],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ACS:
-    """The adaptive correction sampler (arXiv 2504.06416 section 4.3).
+    """The adaptive correction sampler (arXiv 2504.06416).
 
     MASK is revealed as x̂ ~ p with the kernel's probability, (λ_t − λ_s)/λ_t for ε-hybrids. A shown
     token of the active window is drawn again from p with probability η λ_s/λ_t. η = 0 never
@@ -186,8 +183,8 @@ class ACS:
       eta: η in [0, 1].
       guidance: "uniform": as above. "confidence": the same expected number of corrections, spent
         in proportion to 1 − p(z), where the model doubts what is shown.
-      sweeps: before positions settle, up to so many further calls draw each of them again with
-        probability η, until a sweep changes nothing.
+      sweeps: before positions settle, up to so many further calls at their last level draw each of
+        them again with probability η (a step with λ_s = λ_t), until a sweep changes nothing.
     """
 
     eta: float | jax.Array = 0.25
@@ -215,16 +212,9 @@ class ACS:
     read = _read_prediction
 
     def move(self, kernel, key, window, reading):
-        return self._correct(kernel, key, window, reading, window.level_next / window.level)
-
-    def sweep(self, kernel, key, window, reading):
-        """A closing sweep: as `move`, for positions that are about to settle."""
-        return self._correct(kernel, key, window, reading, jnp.ones_like(window.level))
-
-    def _correct(self, kernel, key, window, reading, ratio):
         key_reveal, key_redraw = jax.random.split(key)
         shown = window.active & (window.tokens != kernel.mask)
-        chance = jnp.where(shown, self.eta * ratio, 0.0)
+        chance = jnp.where(shown, self.eta * window.level_next / window.level, 0.0)
         if self.guidance == "confidence":
             doubt = jnp.where(shown, 1.0 - reading.current, 0.0)
             chance = proportional_chances(doubt, chance.sum())
@@ -235,7 +225,12 @@ class ACS:
         return _drawn_where(moves, window, reading)
 
 
-@_rule(data=("eta",), meta=("strategy",))
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["eta", "warp"],
+    meta_fields=["strategy"],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReMDM:
     """Remasking (Wang et al. 2025, arXiv 2503.00307): shown tokens may become MASK again.
 
@@ -261,9 +256,7 @@ class ReMDM:
         _check_share("eta", self.eta)
         _check_masks(kernel, "remdm")
         if self.strategy not in ("cap", "rescale", "confidence"):
-            raise UserError(
-                f"strategy must be cap, rescale or confidence, but is {self.strategy}."
-            )
+            raise UserError(f"strategy must be cap, rescale or confidence, but is {self.strategy}.")
 
     read = _read_prediction
 
@@ -291,7 +284,12 @@ class ReMDM:
         return jnp.where(forgets, kernel.mask, tokens), confidence
 
 
-@_rule(data=("threshold",))
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["threshold", "warp"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
     """Reveals every x̂ ~ p with p(x̂) above a threshold (Fast-dLLM, arXiv 2505.22618), and always as
     many of the likeliest as keep pace with the schedule. Shown tokens stay.
@@ -319,7 +317,12 @@ class Threshold:
         return _drawn_where(masked & (reveal | (window.level_next <= 0)), window, reading)
 
 
-@_rule(data=("bound",))
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["bound", "warp"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EntropyBound:
     """Reveals the surest positions together as long as the entropies of all but the most uncertain
     of them add up to at most a bound (arXiv 2505.24857), which limits what is lost by drawing them
@@ -433,7 +436,9 @@ def make(name: str, *, warp: Warp = _PLAIN, **settings: Any) -> Rule:
     for key in given:
         if key not in own:
             users = [n for n, k in _NAMED.items() if key in {f.name for f in dataclasses.fields(k)}]
-            belongs = f"it belongs to {' and '.join(users)}" if users else "it takes the likeliest token"
+            belongs = (
+                f"it belongs to {' and '.join(users)}" if users else "it takes the likeliest token"
+            )
             raise UserError(f"Rule {name} has no {key}: {belongs}; leave it out.")
     if kind is None:
         return dataclasses.replace(greedy(), warp=dataclasses.replace(warp, temperature=0.0))
