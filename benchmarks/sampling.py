@@ -1,0 +1,215 @@
+"""Sampling with and without the cache, side by side.
+
+    python benchmarks/sampling.py --out=benchmarks/results
+
+Random parameters (speed does not depend on them). A round is one call of the network with all that
+belongs to it: attention, head, draws, update rule, cache. Shapes are static, so every round of a
+case costs the same and tokens/s follows from the cost of a round; for the first two cases whole
+texts are generated as well, which has to give the same number. Cached and uncached rounds are
+measured in turn, several times, so that a machine that changes its speed changes both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+from hybrid_jax import hyperschedule, noising
+from hybrid_jax.atomic import write_atomic
+from hybrid_jax.estimator import Problem
+from hybrid_jax.layout import Layout
+from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.objective import Objective
+from hybrid_jax.sampling import loop, prompts
+from hybrid_jax.sampling.loop import Sampler
+from hybrid_jax.sampling.rules import ACS
+
+TOKENS = 16_384
+# The shape of size `small` in hybrid_jax.presets, in float32.
+NETWORK = Transformer(tokens=TOKENS, layers=8, width=512, heads=8, qk_norm=True)
+RULE = ACS(eta=0.25)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One shape. Uncached rounds are left out where they would take minutes."""
+
+    length: int = 1024
+    width: int = 16
+    levels: int = 16
+    batch: int = 1
+    shifted: bool = False
+    uncached: bool = True
+    whole: bool = False
+
+    def sampler(self, *, cached: bool) -> Sampler:
+        problem = Problem(
+            schedule=hyperschedule.block(length=self.length, width=self.width, levels=self.levels),
+            kernel=noising.epsilon_hybrid(tokens=TOKENS, epsilon=0.01),
+            layout=Layout(alignment="shifted" if self.shifted else "aligned"),
+            objective=Objective(),
+        )
+        return Sampler(problem=problem, network=NETWORK, cached=cached)
+
+
+CASES = [
+    Case(whole=True),
+    Case(batch=8, whole=True),
+    Case(length=256),
+    Case(length=512),
+    Case(length=2048),
+    Case(length=4096, uncached=False),
+    Case(width=1, levels=1, shifted=True),
+    Case(width=4, levels=4),
+    Case(width=64, levels=64),
+    Case(levels=4),
+    Case(batch=32, uncached=False),
+]
+
+
+class Rounds:
+    """A sampler whose rounds can be timed."""
+
+    def __init__(self, case: Case, params, *, cached: bool):
+        self.case, self.params = case, params
+        self.sampler = case.sampler(cached=cached)
+        self.steps = self.sampler.problem.schedule.steps
+        self.keys = jax.random.split(jax.random.key(0), case.batch)
+        self.given = prompts.nothing(case.batch, case.length)
+        self.restart()
+        self.run(1)  # compiles
+        compiled = loop.advance.lower(self.sampler, RULE, params, self.state, 1).compile()
+        memory = compiled.memory_analysis()
+        self.megabytes = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
+
+    def restart(self) -> None:
+        self.done = 0
+        self.state = jax.block_until_ready(
+            loop.start(self.sampler, self.params, self.keys, self.given)
+        )
+
+    def run(self, rounds: int) -> float:
+        """Milliseconds a round."""
+        if self.done + rounds > self.steps:
+            self.restart()
+        begun = time.perf_counter()
+        self.state = loop.advance(self.sampler, RULE, self.params, self.state, rounds)
+        jax.block_until_ready(self.state)
+        self.done += rounds
+        return (time.perf_counter() - begun) * 1e3 / rounds
+
+
+def measure(case: Case, params, *, repeats: int) -> dict:
+    cached = Rounds(case, params, cached=True)
+    uncached = Rounds(case, params, cached=False) if case.uncached else None
+    times: dict[str, list[float]] = {"cached": [], "uncached": []}
+    for _ in range(repeats):
+        # Whole windows, because the round after a window has settled also feeds it.
+        times["cached"].append(cached.run(max(case.levels, 16)))
+        if uncached:
+            times["uncached"].append(uncached.run(2))
+    tokens = case.length * case.batch
+    row = {
+        **dataclasses.asdict(case),
+        "calls": cached.steps,
+        "cached_ms": times["cached"],
+        "cached_ms_median": statistics.median(times["cached"]),
+        "cached_megabytes": cached.megabytes,
+    }
+    row["cached_tokens_per_second"] = tokens / row["cached_ms_median"] / cached.steps * 1e3
+    if uncached:
+        row["uncached_ms"] = times["uncached"]
+        row["uncached_ms_median"] = statistics.median(times["uncached"])
+        row["uncached_megabytes"] = uncached.megabytes
+        row["uncached_tokens_per_second"] = tokens / row["uncached_ms_median"] / cached.steps * 1e3
+        row["ratios"] = [u / c for u, c in zip(times["uncached"], times["cached"], strict=True)]
+        row["ratio_median"] = statistics.median(row["ratios"])
+    if case.whole:
+        cached.restart()
+        row["whole_text_tokens_per_second"] = tokens / cached.run(cached.steps) / cached.steps * 1e3
+    return row
+
+
+def as_markdown(rows: list[dict]) -> str:
+    lines = [
+        "| L | ω | T | batch | calls | ms a round, cached | uncached | ratio (least – most) | "
+        "tokens/s, cached | uncached | MB, cached | uncached |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        other = ["–"] * 4
+        if row["uncached"]:
+            ratios = row["ratios"]
+            other = [
+                f"{row['uncached_ms_median']:.0f}",
+                f"**{row['ratio_median']:.1f}** ({min(ratios):.1f} – {max(ratios):.1f})",
+                f"{row['uncached_tokens_per_second']:.2f}",
+                f"{row['uncached_megabytes']:.0f}",
+            ]
+        spread = f"{min(row['cached_ms']):.1f} – {max(row['cached_ms']):.1f}"
+        whole = row.get("whole_text_tokens_per_second")
+        speed = f"{row['cached_tokens_per_second']:.1f}"
+        if whole:
+            speed += f" (whole text: {whole:.1f})"
+        name = f"{row['width']}{', shifted' if row['shifted'] else ''}"
+        lines.append(
+            f"| {row['length']} | {name} | {row['levels']} | {row['batch']} | {row['calls']} | "
+            f"{row['cached_ms_median']:.1f} ({spread}) | {other[0]} | {other[1]} | {speed} | "
+            f"{other[2]} | {row['cached_megabytes']:.0f} | {other[3]} |"
+        )
+    return "\n".join(lines)
+
+
+def device_name() -> str:
+    """The processor or accelerator, in words."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() != "cpu":
+        return kind
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or kind
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(models)} × {models[0]}" if models else kind
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Times sampling with and without the cache.")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", default="benchmarks/results", metavar="DIR")
+    options = parser.parse_args()
+    params = jax.jit(NETWORK.init)(jax.random.key(0))
+    rows = []
+    for number, case in enumerate(CASES, 1):
+        begun = time.monotonic()
+        rows.append(measure(case, params, repeats=options.repeats))
+        took = time.monotonic() - begun
+        print(f"case {number} of {len(CASES)}: {took:.0f} s", file=sys.stderr, flush=True)
+    table = as_markdown(rows)
+    result = {
+        "device": device_name(),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "network": dataclasses.asdict(NETWORK),
+        "rule": "ACS η=0.25",
+        "cases": rows,
+    }
+    backend = jax.default_backend()
+    name = f"sampling-{backend}-{datetime.date.today().isoformat()}.json"
+    Path(options.out).mkdir(parents=True, exist_ok=True)
+    write_atomic(Path(options.out) / name, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(f"{result['device']}, Python {platform.python_version()}, jax {jax.__version__}\n")
+    print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
