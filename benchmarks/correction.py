@@ -19,11 +19,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
+import device
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -232,8 +232,8 @@ def main() -> int:
             "judge": f"{options.judge}, step {judge.step}",
             "schedule": model.problem.schedule.name,
             "noise": model.problem.kernel.name,
-            "device": f"{jax.devices()[0].device_kind} ({platform.processor() or 'unknown'})",
-            "versions": {"python": platform.python_version(), "jax": jax.__version__},
+            "device": device.name(),
+            "versions": device.versions(),
             "repair": repair(model, records[: options.windows], batch=options.batch_size),
             "quality": quality(
                 model, judge, records,

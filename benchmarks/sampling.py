@@ -15,12 +15,12 @@ import argparse
 import dataclasses
 import datetime
 import json
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
+import device
 import jax
 
 from hybrid_jax import hyperschedule, noising
@@ -169,19 +169,6 @@ def as_markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def device_name() -> str:
-    """The processor or accelerator, in words."""
-    kind = jax.devices()[0].device_kind
-    if jax.default_backend() != "cpu":
-        return kind
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or kind
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(models)} × {models[0]}" if models else kind
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Times sampling with and without the cache.")
     parser.add_argument("--repeats", type=int, default=5)
@@ -196,8 +183,8 @@ def main() -> int:
         print(f"case {number} of {len(CASES)}: {took:.0f} s", file=sys.stderr, flush=True)
     table = as_markdown(rows)
     result = {
-        "device": device_name(),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "device": device.name(),
+        "versions": device.versions(),
         "network": dataclasses.asdict(NETWORK),
         "rule": "ACS η=0.25",
         "cases": rows,
@@ -206,7 +193,7 @@ def main() -> int:
     name = f"sampling-{backend}-{datetime.date.today().isoformat()}.json"
     Path(options.out).mkdir(parents=True, exist_ok=True)
     write_atomic(Path(options.out) / name, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(f"{result['device']}, Python {platform.python_version()}, jax {jax.__version__}\n")
+    print(f"{result['device']}, {result['versions']}\n")
     print(table)
     return 0
 

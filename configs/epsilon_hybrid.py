@@ -17,4 +17,6 @@ def get_config(size: str = "tiny"):
     config.objective.loss = "weighted_cross_entropy"
     config.objective.time = "continuous"
     config.evaluation.kernel = "absorbing"
+    config.sampling.rule = "acs"
+    config.sampling.eta = 0.25
     return config

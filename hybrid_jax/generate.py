@@ -202,7 +202,7 @@ def read_requests(options: argparse.Namespace, tokenizer: Tokenizer, length: int
         [request.ids for request in requests],
         length=length,
         tokens=tokenizer.vocab_size,
-        stop=[min(request.stop, length) for request in requests],
+        stop=[request.stop for request in requests],
     )
     return [request for request in requests for _ in range(options.num_samples)]
 

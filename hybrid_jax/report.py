@@ -12,7 +12,6 @@ from hybrid_jax import train
 from hybrid_jax.atomic import write_atomic
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import Sampler, generate
-from hybrid_jax.sampling.rules import Ancestral
 
 
 def introduction(run: train.Run, workdir: Path) -> str:
@@ -55,11 +54,16 @@ def finish(run: train.Run, workdir: Path, state: train.TrainState) -> None:
 
 
 def sample_texts(run: train.Run, params, count: int) -> list[str]:
-    """Text generated from nothing with the ancestral rule."""
+    """Text generated from nothing with the experiment's update rule."""
     if not count:
         return []
+    sampling = run.experiment.sampling
     given = prompts.nothing(count, run.problem.schedule.length)
     keys = jax.random.split(run.key(train.SAMPLING), count)
-    sampler = Sampler(problem=run.problem, network=run.network)
-    texts = generate(sampler, Ancestral(), params, keys, given)
-    return [run.tokenizer.decode(row) for row in jax.device_get(texts.tokens)]
+    eos = run.tokenizer.eos if sampling.eos == "stop" else None
+    sampler = Sampler(problem=run.problem, network=run.network, eos=eos)
+    texts = generate(sampler, sampling.build(), params, keys, given)
+    return [
+        run.tokenizer.decode(row[:length])
+        for row, length in zip(*jax.device_get((texts.tokens, texts.length)), strict=True)
+    ]

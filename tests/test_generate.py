@@ -1,0 +1,242 @@
+"""The generation command, on a model that was really trained: what it writes and refuses."""
+
+import dataclasses
+import io
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+from conftest import REPOSITORY
+
+from hybrid_jax import generate, train, trained, workdir
+from hybrid_jax.config import (
+    DataConfig,
+    EvaluationConfig,
+    Experiment,
+    ModelConfig,
+    NoiseConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from hybrid_jax.data.tokenizers import Byte
+from hybrid_jax.errors import UserError
+from hybrid_jax.layout import Layout
+from hybrid_jax.objective import Objective
+from hybrid_jax.watch import Watch
+
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The workdir of a very small ε-hybrid, whose prepared data are gone."""
+    place = tmp_path_factory.mktemp("generate")
+    lines = [f"{n} plus {n} makes {2 * n}, and that is all there is to say.\n" for n in range(2000)]
+    (place / "text.txt").write_text("".join(lines), encoding="utf-8")
+    experiment = Experiment(
+        name="test",
+        data=DataConfig(
+            source=f"files:{place}/text.txt", tokenizer="byte", length=LENGTH, dir=f"{place}/data"
+        ),
+        schedule=ScheduleConfig(family="block", width=4, levels=4),
+        noise=NoiseConfig(kernel="epsilon"),
+        layout=Layout(alignment="shifted"),
+        objective=Objective(loss="weighted_cross_entropy", time="continuous"),
+        model=ModelConfig(layers=1, width=16, heads=2),
+        train=TrainConfig(steps=3, batch_size=8, eval_every=100, checkpoint_every=2),
+        evaluation=EvaluationConfig(kernel="absorbing"),
+        sampling=SamplingConfig(rule="acs", eta=0.5),
+    )
+    run = train.open_run(experiment)
+    workdir.claim(place / "run", experiment, run.tokenizer)
+    train.train(run, place / "run", say=lambda _: None)
+    shutil.rmtree(place / "data")
+    return place / "run"
+
+
+def records(folder, tmp_path, *arguments):
+    out = tmp_path / "out.jsonl"
+    command = [f"--workdir={folder}", f"--out={out}", *arguments]
+    assert generate.main(command) == 0
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def complaint(capsys, *arguments):
+    assert generate.main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    return captured.err
+
+
+def test_prompts_are_continued_and_everything_is_recorded(folder, tmp_path, capsys):
+    rows = records(folder, tmp_path, "--prompt=7 plus 7", "--prompt=4", "--num_samples=2",
+                   "--batch_size=3", "--seed=5")  # fmt: skip
+    assert [row["prompt"] for row in rows] == ["7 plus 7"] * 2 + ["4"] * 2
+    for row in rows:
+        assert bytes(row["tokens"][: len(row["prompt"])]).decode() == row["prompt"]
+        assert len(row["tokens"]) == LENGTH
+        assert max(row["tokens"]) < 258
+        assert row["step"] == 3
+        assert row["seed"] == 5
+        assert row["sampling"]["rule"] == "acs"
+        assert row["sampling"]["eta"] == 0.5
+        assert row["schedule"] == "block(ω=4, T=4)"
+    # 24 positions in blocks of 4: the first prompt fills two of them.
+    assert [row["calls"] for row in rows] == [16, 16, 24, 24]
+    printed = capsys.readouterr()
+    assert "--- text 4 of 4 ---" in printed.out
+    assert "tokens/s" in printed.err
+    assert "corrections a text (acs, block(ω=4, T=4))" in printed.err
+
+
+def test_a_text_does_not_depend_on_its_batch(folder, tmp_path):
+    together = records(folder, tmp_path, "--num_samples=3", "--batch_size=3")
+    apart = records(folder, tmp_path, "--num_samples=3", "--batch_size=1")
+    assert [row["tokens"] for row in together] == [row["tokens"] for row in apart]
+    assert len({tuple(row["tokens"]) for row in together}) == 3
+
+
+def test_gaps_are_filled_and_the_rest_stands(folder, tmp_path):
+    (row,) = records(folder, tmp_path, "--infill=ab{{3}}cd{{2}}ef")
+    tokens = row["tokens"]
+    assert len(tokens) == 11
+    given = [97, 98, None, None, None, 99, 100, None, None, 101, 102]
+    assert all(want in (None, got) for want, got in zip(given, tokens, strict=True))
+    assert row["prompt"] == "ab{{3}}cd{{2}}ef"
+
+
+def test_other_rules_steps_and_lengths(folder, tmp_path):
+    (row,) = records(folder, tmp_path, "--rule=remdm", "--strategy=rescale", "--eta=0.3",
+                     "--levels=2", "--length=10", "--top_k=40", "--eos=stop")  # fmt: skip
+    assert row["calls"] == 2 * 3
+    assert len(row["tokens"]) <= 10
+    assert row["schedule"] == "block(ω=4, T=2)"
+    expected = {"rule": "remdm", "strategy": "rescale", "eta": 0.3, "top_k": 40, "eos": "stop"}
+    assert expected.items() <= row["sampling"].items()
+    # Another rule starts afresh: the experiment's eta is not for it.
+    (row,) = records(folder, tmp_path, "--rule=greedy")
+    assert row["sampling"]["eta"] is None
+
+
+def test_prompts_come_from_a_file_or_standard_input(folder, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("one\n\ntwo\n", encoding="utf-8")
+    rows = records(folder, tmp_path, f"--prompt_file={tmp_path}/prompts.txt", "--rule=greedy")
+    assert [row["prompt"] for row in rows] == ["one", "two"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("three\n"))
+    (row,) = records(folder, tmp_path, "--prompt_file=-", "--rule=greedy")
+    assert row["prompt"] == "three"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt=" + "x" * 25], "has 25 tokens, which does not fit a text of 24: shorten it"),
+        (["--prompt=abcdef", "--length=4"], "does not fit a text of 4"),
+        (["--length=25"], "--length=25 is outside 1 … 24"),
+        (["--infill=nothing missing"], "has no gap"),
+        (["--infill=a{{30}}b"], "asks for a text of 32 tokens, but the model writes 1 to 24"),
+        (["--prompt_file=/nonexistent"], "The prompts in /nonexistent cannot be read"),
+        (["--eta=1.5"], r"eta must lie in [0, 1], but is 1.5"),
+        (["--rule=ancestral", "--eta=0.5"], "Rule ancestral has no eta: it belongs to acs and rem"),
+        (["--rule=greedy", "--temperature=0.5"], "Rule greedy has no temperature: it takes the li"),
+        (["--guidance=doubt"], "guidance must be uniform or confidence"),
+        (["--num_samples=0"], "--num_samples must be at least 1"),
+        (["--levels=0"], "levels must be at least 1"),
+        (["--step=77"], "There is no checkpoint"),
+        (["--watch"], "--watch needs a terminal"),
+    ],
+)
+def test_bad_input_is_one_sentence(folder, capsys, arguments, message):
+    assert message in complaint(capsys, f"--workdir={folder}", *arguments)
+
+
+def test_folders_that_cannot_serve(folder, tmp_path, capsys):
+    assert "holds no run" in complaint(capsys, f"--workdir={tmp_path}/nothing")
+    shutil.copytree(folder, tmp_path / "fresh")
+    shutil.rmtree(tmp_path / "fresh" / "checkpoints")
+    assert "holds no checkpoint yet" in complaint(capsys, f"--workdir={tmp_path}/fresh")
+    shutil.rmtree(tmp_path / "fresh" / "tokenizer")
+    assert "holds no tokenizer" in complaint(capsys, f"--workdir={tmp_path}/fresh")
+
+
+def test_a_rule_for_another_noise_is_refused(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "mdlm")
+    path = tmp_path / "mdlm" / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["noise"]["kernel"], values["sampling"]["rule"] = "absorbing", "ancestral"
+    values["sampling"]["eta"] = None
+    path.write_text(json.dumps(values), encoding="utf-8")
+    error = complaint(capsys, f"--workdir={tmp_path}/mdlm", "--rule=acs")
+    assert "never learnt to judge: choose rule remdm" in error
+
+
+def test_an_experiment_whose_rule_does_not_go_with_its_noise_is_refused():
+    values = dataclasses.asdict(Experiment(name="x", sampling=SamplingConfig(rule="acs")))
+    with pytest.raises(UserError, match="never learnt to judge"):
+        Experiment.from_config(values)
+
+
+def test_the_averaged_parameters_are_used(folder):
+    model = trained.load(folder)
+    with pytest.raises(UserError, match="There is no checkpoint"):
+        trained.load(folder, step=1)
+    earlier = trained.load(folder, step=2)
+    assert (earlier.step, model.step) == (2, 3)
+    leaves = zip(jax.tree.leaves(earlier.params), jax.tree.leaves(model.params), strict=True)
+    assert any(np.any(a != b) for a, b in leaves)
+
+
+def test_watching_tells_tokens_apart():
+    frozen = np.array([True, False, False, False, False, False, False])
+    console = rich.console.Console(
+        file=io.StringIO(), force_terminal=True, color_system="standard", width=60
+    )
+    with Watch(Byte(), frozen, console=console) as watch:
+        before = np.array([65, 66, 67, 68, 258, 258, 258])
+        watch.show(before, 2, 5, "step 1")
+        after = np.array([65, 66, 67, 69, 70, 258, 258])
+        assert watch.kinds(after, 3, 6) == [
+            "given", "settled", "settled", "corrected", "active", "masked",
+        ]  # fmt: skip
+        watch.show(after, 3, 6, "step 2")
+    painted = console.file.getvalue()
+    assert "\x1b[1mA\x1b[0m" in painted
+    assert "\x1b[30;43mE\x1b[0m" in painted
+    assert "step 2" in painted
+
+
+def test_watching_in_a_real_terminal(folder):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "hybrid_jax.generate", f"--workdir={folder}"]
+    command += ["--prompt=1 plus", "--watch=0", "--seed=3"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    with subprocess.Popen(
+        command, stdout=theirs, stderr=subprocess.PIPE, cwd=REPOSITORY, env=environment
+    ) as process:
+        os.close(theirs)
+        painted = b""
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # how Linux ends a terminal whose program has gone
+                break
+            if not piece:
+                break
+            painted += piece
+        errors = process.stderr.read()
+        assert process.wait() == 0, errors
+    os.close(ours)
+    text = painted.decode("utf-8")
+    assert text.count("\x1b[1m1 plus\x1b[0m") > 10  # the given tokens, frame after frame
+    assert "step 24/24" in text
+    assert "░" in text
