@@ -11,6 +11,7 @@ import collections
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from enumeration import all_logits, all_sequences, kernels
@@ -20,7 +21,7 @@ from test_bound import LENGTH, problem_of, reader
 from hybrid_jax import hyperschedule
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import Sampler, generate
-from hybrid_jax.sampling.rules import ACS, EntropyBound, ReMDM, Threshold
+from hybrid_jax.sampling.rules import ACS, EntropyBound, Prediction, ReMDM, Threshold, Window
 
 N = 2
 MASK = N
@@ -234,3 +235,52 @@ def test_texts_follow_the_definition_of_the_rule(schedule_name, rule_name, align
     assert counts[~likely].sum() <= expected[~likely].sum() + 20
     scale = counts[likely].sum() / expected[likely].sum()
     assert chisquare(counts[likely], expected[likely] * scale).pvalue > 1e-5
+
+
+def test_confidence_guidance_redraws_where_the_model_doubts():
+    """The share of redraws at each of five shown tokens, and none elsewhere."""
+    current = jnp.array([0.9, 0.5, 0.99, 0.2, 0.7, 0.1, 0.1])
+    tokens = jnp.array([0, 0, 0, 0, 0, MASK, 0])
+    window = Window(
+        tokens=tokens,
+        level=jnp.full(7, 0.8),
+        level_next=jnp.full(7, 0.4),
+        active=jnp.arange(7) < 6,
+        confidence=jnp.zeros(7),
+    )
+    reading = Prediction(token=jnp.ones(7, int), probability=current, current=current,
+                         entropy=current)  # fmt: skip
+    rule = ACS(eta=0.6, guidance="confidence")
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    kernel = kernels(N)["epsilon"]
+    moved, _ = jax.jit(jax.vmap(lambda k: rule.move(kernel, k, window, reading)))(keys)
+    share = np.mean(np.asarray(moved) != tokens, axis=0)[:5]
+    doubt = 1.0 - current[:5]
+    # Five tokens, each with 0.6 · 0.4/0.8 in the mean.
+    np.testing.assert_allclose(share, doubt / doubt.sum() * 5 * 0.3, atol=0.015)
+
+
+def test_remdm_forgets_what_was_drawn_with_little_confidence():
+    confidence = jnp.array([0.9, 0.1, 0.5, 0.0, 0.0])
+    tokens = jnp.array([0, 0, 1, MASK, 0])
+    window = Window(
+        tokens=tokens,
+        level=jnp.full(5, 0.5),
+        level_next=jnp.full(5, 0.25),
+        active=jnp.arange(5) < 4,
+        confidence=confidence,
+    )
+    reading = Prediction(*jnp.zeros((4, 5)))
+    reading = reading._replace(token=jnp.ones(5, int))
+    rule = ReMDM(eta=0.9, strategy="confidence")
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    kernel = kernels(N)["absorbing"]
+    moved, _ = jax.jit(jax.vmap(lambda k: rule.move(kernel, k, window, reading)))(keys)
+    share = np.exp(-confidence[:3])
+    # σ_max = (1 − A_s)/A_t = 0.25/0.5.
+    np.testing.assert_allclose(
+        np.mean(np.asarray(moved)[:, :3] == MASK, axis=0),
+        0.9 * 0.5 * share / share.sum(),
+        atol=0.015,
+    )
+    assert np.mean(np.asarray(moved)[:, 3] == 1) == pytest.approx(0.5, abs=0.015)
