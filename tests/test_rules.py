@@ -8,6 +8,7 @@ agree.
 """
 
 import collections
+import dataclasses
 import itertools
 
 import jax
@@ -221,11 +222,18 @@ CASES = [
     for j, rule in enumerate(RULES)
 ]
 
+# More positions than steps: adaptive rules must keep pace.
+CASES += [("fast flat", "threshold", "aligned"), ("fast flat", "entropy", "shifted")]
+
 
 @pytest.mark.parametrize(("schedule_name", "rule_name", "alignment"), CASES)
 def test_texts_follow_the_definition_of_the_rule(schedule_name, rule_name, alignment):
     kernel_name, rule = RULES[rule_name]
-    problem = problem_of(schedule_name, kernels(N)[kernel_name], alignment)
+    fast = schedule_name == "fast flat"
+    problem = problem_of("flat" if fast else schedule_name, kernels(N)[kernel_name], alignment)
+    if fast:
+        schedule = hyperschedule.flat(length=LENGTH, levels=2)
+        problem = dataclasses.replace(problem, schedule=schedule)
     network, params = reader(N)
     exact = text_distribution(problem, network, params, rule)
     assert sum(exact.values()) == pytest.approx(1.0, abs=1e-9)
