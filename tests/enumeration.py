@@ -102,7 +102,7 @@ def data_posterior(kernel, data, level):
 class Reader:
     """A small network whose output is an arbitrary function of what each row is shown.
 
-    Two rounds of gathering over the rows that the mask lets a row see, each from its token, its
+    Two rounds of averaging over the rows that the mask lets a row see, each from its token, its
     position and its noise level: a wrong mask, position or level changes the output, also when
     only a row that is seen by a seen row is wrong.
     """
@@ -131,7 +131,7 @@ class Reader:
         params = jax.tree.map(jnp.asarray, params)
         held = params["token"][tokens] + params["position"][position + 1]
         held = jnp.tanh(held + level[..., None] * params["level"])
-        seen = mask.astype(jnp.float32)
+        seen = _shares(mask)
         once = jnp.tanh(held + seen @ held @ params["gather"])
         return jnp.tanh(once + seen @ once @ params["again"])
 
@@ -141,7 +141,7 @@ class Reader:
 
     def extend(self, params, cache, tokens, position, mask, level):
         params = jax.tree.map(jnp.asarray, params)
-        seen = mask.astype(jnp.float32)
+        seen = _shares(mask)
         held = params["token"][tokens] + params["position"][position + 1]
         held = jnp.tanh(held + level[..., None] * params["level"])
         first = jnp.concatenate([cache[0, :, 0], held], axis=1)
@@ -152,3 +152,9 @@ class Reader:
 
     def logits(self, params, features):
         return features @ params["head"]
+
+
+def _shares(mask):
+    """What each row takes from each row it may see: their mean."""
+    seen = mask.astype(jnp.float32)
+    return seen / jnp.maximum(seen.sum(-1, keepdims=True), 1.0)
