@@ -194,6 +194,8 @@ def as_markdown(result: dict) -> str:
     for row in result["repair"]:
         cells = [number(row, name, 3) for name in ("repaired", "moved", "harmed")]
         lines.append(f"| {row['rule']} | {' | '.join(cells)} |")
+    if "quality" not in result:
+        return "\n".join(lines)
     lines += [
         "",
         "| calls | rule | judge's perplexity | entropy (nats) | corrections a text |",
@@ -211,7 +213,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measures what correcting rules achieve.")
     add = parser.add_argument
     add("--workdir", required=True, help="run of a hybrid model")
-    add("--judge", required=True, help="run of an autoregressive model with the same tokenizer")
+    add("--judge", help="run of an autoregressive model with the same tokenizer; without one, "
+        "only repair is measured")  # fmt: skip
     add("--data", required=True, help="prepared folder whose validation records are used")
     add("--windows", type=int, default=1024, help="spoiled windows")
     add("--texts", type=int, default=256, help="texts for each rule and number of calls")
@@ -221,25 +224,27 @@ def main() -> int:
     options = parser.parse_args()
     begun = time.time()
     try:
-        model, judge = trained.load(options.workdir), trained.load(options.judge)
-        if model.tokenizer.fingerprint != judge.tokenizer.fingerprint:
+        model = trained.load(options.workdir)
+        judge = trained.load(options.judge) if options.judge else None
+        if judge and model.tokenizer.fingerprint != judge.tokenizer.fingerprint:
             raise UserError("The judge reads other tokens than the model writes: train both alike.")
         held_out = Records(options.data, "valid")
         count = min(len(held_out), max(options.windows, options.texts))
         records = held_out.read(range(count // options.batch_size * options.batch_size))
         result = {
-            "model": f"{options.workdir}, step {model.step}",
-            "judge": f"{options.judge}, step {judge.step}",
+            "model": f"{Path(options.workdir).name}, step {model.step}",
             "schedule": model.problem.schedule.name,
             "noise": model.problem.kernel.name,
             "device": device.name(),
             "versions": device.versions(),
             "repair": repair(model, records[: options.windows], batch=options.batch_size),
-            "quality": quality(
+        }
+        if judge:
+            result["judge"] = f"{Path(options.judge).name}, step {judge.step}"
+            result["quality"] = quality(
                 model, judge, records,
                 levels=options.levels, texts=options.texts, batch=options.batch_size,
-            ),
-        }  # fmt: skip
+            )  # fmt: skip
         result["seconds"] = round(time.time() - begun)
         table = as_markdown(result)
         write_atomic(options.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
