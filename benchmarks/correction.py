@@ -39,7 +39,7 @@ from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.loop import Sampler
 from hybrid_jax.sampling.rules import ACS, Ancestral, ReMDM
 
-REPAIR = {
+_CORRECTING = {
     "ancestral": Ancestral(),
     "original (ACS η=0)": ACS(eta=0.0),
     "ACS η=0.25": ACS(eta=0.25),
@@ -48,18 +48,11 @@ REPAIR = {
     "ACS η=0.25, confidence": ACS(eta=0.25, guidance="confidence"),
     "ACS η=0.5, confidence": ACS(eta=0.5, guidance="confidence"),
     "ReMDM rescale η=0.1": ReMDM(eta=0.1, strategy="rescale"),
-    "ReMDM rescale η=0.5": ReMDM(eta=0.5, strategy="rescale"),
 }
+REPAIR = {**_CORRECTING, "ReMDM rescale η=0.5": ReMDM(eta=0.5, strategy="rescale")}
 QUALITY = {
-    "ancestral": Ancestral(),
-    "original (ACS η=0)": ACS(eta=0.0),
-    "ACS η=0.25": ACS(eta=0.25),
-    "ACS η=0.5": ACS(eta=0.5),
-    "ACS η=1": ACS(eta=1.0),
-    "ACS η=0.25, confidence": ACS(eta=0.25, guidance="confidence"),
-    "ACS η=0.5, confidence": ACS(eta=0.5, guidance="confidence"),
+    **_CORRECTING,
     "ReMDM cap η=0.05": ReMDM(eta=0.05, strategy="cap"),
-    "ReMDM rescale η=0.1": ReMDM(eta=0.1, strategy="rescale"),
     "ReMDM confidence η=1": ReMDM(eta=1.0, strategy="confidence"),
 }
 
