@@ -36,8 +36,8 @@ from hybrid_jax.evaluate import evaluate_bound
 from hybrid_jax.metrics import mean_and_standard_error, perplexity
 from hybrid_jax.objective import Bound
 from hybrid_jax.sampling import loop, prompts
-from hybrid_jax.sampling.loop import Sampler
 from hybrid_jax.sampling.rules import ACS, Ancestral, ReMDM
+from hybrid_jax.sampling.state import Sampler
 
 _CORRECTING = {
     "ancestral": Ancestral(),

@@ -30,8 +30,8 @@ from hybrid_jax.layout import Layout
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.objective import Objective
 from hybrid_jax.sampling import loop, prompts
-from hybrid_jax.sampling.loop import Sampler
 from hybrid_jax.sampling.rules import ACS
+from hybrid_jax.sampling.state import Sampler
 
 TOKENS = 16_384
 # The shape of size `small` in hybrid_jax.presets, in float32.

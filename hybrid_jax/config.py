@@ -25,7 +25,7 @@ from hybrid_jax.noising import Kernel
 from hybrid_jax.objective import Bound, Objective, Time
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.sampling import rules
-from hybrid_jax.sampling.rules import Rule
+from hybrid_jax.sampling.rule import Rule
 from hybrid_jax.sampling.warp import Warp
 
 

@@ -30,9 +30,9 @@ from hybrid_jax.data.tokenizers import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.metrics import Progress
 from hybrid_jax.sampling import loop, prompts, rules
-from hybrid_jax.sampling.loop import Generation, Sampler
 from hybrid_jax.sampling.prompts import GAP
-from hybrid_jax.sampling.rules import Rule
+from hybrid_jax.sampling.rule import Rule
+from hybrid_jax.sampling.state import Generation, Sampler
 from hybrid_jax.trained import Trained
 from hybrid_jax.watch import Watch
 

@@ -11,7 +11,8 @@ import jax
 from hybrid_jax import train
 from hybrid_jax.atomic import write_atomic
 from hybrid_jax.sampling import prompts
-from hybrid_jax.sampling.loop import Sampler, generate
+from hybrid_jax.sampling.loop import generate
+from hybrid_jax.sampling.state import Sampler
 
 
 def introduction(run: train.Run, workdir: Path) -> str:

@@ -21,8 +21,10 @@ from test_bound import LENGTH, problem_of, reader
 
 from hybrid_jax import hyperschedule
 from hybrid_jax.sampling import prompts
-from hybrid_jax.sampling.loop import Sampler, generate
-from hybrid_jax.sampling.rules import ACS, EntropyBound, Prediction, ReMDM, Threshold, Window
+from hybrid_jax.sampling.loop import generate
+from hybrid_jax.sampling.rule import Prediction, Window
+from hybrid_jax.sampling.rules import ACS, EntropyBound, ReMDM, Threshold
+from hybrid_jax.sampling.state import Sampler
 
 N = 2
 MASK = N

@@ -8,8 +8,9 @@ from scipy.stats import chisquare
 from test_bound import LENGTH, problem_of, reader, sampler_distribution
 
 from hybrid_jax.sampling import prompts
-from hybrid_jax.sampling.loop import Sampler, generate
+from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.rules import Ancestral
+from hybrid_jax.sampling.state import Sampler
 
 DRAWS = 100_000
 

@@ -20,112 +20,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from hybrid_jax import layout as layouts
 from hybrid_jax.errors import UserError
-from hybrid_jax.estimator import Network, Problem
 from hybrid_jax.hyperschedule import Hyperschedule
-from hybrid_jax.models import cache as caches
+from hybrid_jax.sampling import feeding
 from hybrid_jax.sampling.prompts import Prompts
-from hybrid_jax.sampling.rules import Rule, Window
-
-
-class CachingNetwork(Network, Protocol):
-    """A network that can be fed a part of the rows (see `models.transformer.Transformer`)."""
-
-    def empty_cache(self, batch: int, slots: int) -> Any: ...
-
-    def extend(self, params, cache, tokens, position, mask, level) -> tuple[jax.Array, Any]: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """What generation is compiled for.
-
-    Attributes:
-      problem: schedule, noise, layout and objective; the schedule may differ in its levels from
-        the one trained on.
-      eos: a text ends where this token has settled behind the last given one; None: texts go on.
-      cached: False computes every row anew in every round: the same result, at the cost of the
-        whole text. For comparison.
-      prefill: most prompt tokens fed at a time before the loop starts.
-    """
-
-    problem: Problem
-    network: CachingNetwork
-    eos: int | None = None
-    cached: bool = True
-    prefill: int = 256
-
-    @functools.cached_property
-    def slots(self) -> int:
-        """Cache slots of a text."""
-        return layouts.context_slots(self.problem.layout, self.problem.schedule)
-
-    @functools.cached_property
-    def capacity(self) -> int:
-        """Settled tokens that a round can feed beside the window: those of one step."""
-        schedule = self.problem.schedule
-        with jax.ensure_compile_time_eval():
-            settled = schedule.settled(jnp.arange(schedule.steps))
-            most = int(jnp.max(jnp.diff(settled), initial=0))
-        return min(max(most, 1), self.slots)
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["tokens", "frozen", "keys", "confidence", "step", "sweep", "filled", "cache",
-                 "following", "calls", "corrections"],
-    meta_fields=[],
-)  # fmt: skip
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
-    """State of the loop.
-
-    Attributes:
-      tokens: int32 [B, L], MASK where nothing is shown yet.
-      frozen: bool [B, L], given tokens.
-      keys: typed keys [B].
-      confidence: float32 [B, L], see `rules.Window`.
-      step: int32 [B], the step to do next; S when the text is done.
-      sweep: int32 [B], closing sweeps done at this step, plus one; 0 before its update.
-      filled: int32 [B], slots filled in the cache.
-      cache: of the network.
-      following: int32 [B, S + 1], the first step from each on that has anything to do.
-      calls: int32 [B], rounds of the network that the text took part in.
-      corrections: int32 [B], shown tokens that were replaced or masked again.
-    """
-
-    tokens: jax.Array
-    frozen: jax.Array
-    keys: jax.Array
-    confidence: jax.Array
-    step: jax.Array
-    sweep: jax.Array
-    filled: jax.Array
-    cache: Any
-    following: jax.Array
-    calls: jax.Array
-    corrections: jax.Array
-
-
-class Generated(NamedTuple):
-    """Texts.
-
-    Attributes:
-      tokens: int32 [B, L] without MASK; behind `length` the beginning-of-sequence token.
-      length: int32 [B], tokens of each text, an ending eos included.
-      calls, corrections: int32 [B], see `Generation`.
-    """
-
-    tokens: jax.Array
-    length: jax.Array
-    calls: jax.Array
-    corrections: jax.Array
+from hybrid_jax.sampling.rule import Rule, Window
+from hybrid_jax.sampling.state import Generated, Generation, Sampler
 
 
 def generate(sampler: Sampler, rule: Rule, params, keys: jax.Array, prompts: Prompts) -> Generated:
@@ -197,11 +102,11 @@ def start(sampler: Sampler, params, keys: jax.Array, prompts: Prompts) -> Genera
     chunk = min(max(sampler.prefill, schedule.width), sampler.slots)
 
     def feed(state):
-        _, new, count = _show_new(sampler, params, state, chunk, window=False)
-        return _commit(sampler, state, new, count)
+        _, new, count = feeding.show_new(sampler, params, state, chunk, window=False)
+        return feeding.commit(sampler, state, new, count)
 
     def waits(state):
-        return jnp.any(_pending(sampler, state) > sampler.capacity)
+        return jnp.any(feeding.pending_count(sampler, state) > sampler.capacity)
 
     return jax.lax.while_loop(waits, feed, state)
 
@@ -244,7 +149,7 @@ def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
 def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generation:
     schedule, kernel = sampler.problem.schedule, sampler.problem.kernel
     live = state.step < schedule.steps
-    features, ready, fed = show(sampler, params, state)
+    features, ready, fed = feeding.show(sampler, params, state)
     step = jnp.minimum(state.step, schedule.steps - 1)
 
     place = schedule.settled(step)[:, None] + jnp.arange(schedule.width)
@@ -335,127 +240,6 @@ def _read(sampler, rule, params, key, features, window: Window, at):
     return jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], chunks * size, *x.shape[3:])[:, :width],
         parts,
-    )
-
-
-def show(sampler: Sampler, params, state: Generation):
-    """Feeds the network with what is new to it, or with everything if not `sampler.cached`.
-
-    Returns:
-      features [B, W, D] that predict the window; whether the window was shown, bool [B]; the state
-      with a longer cache.
-    """
-    if not sampler.cached:
-        features = _show_all(sampler, params, state)
-        return features, jnp.ones(state.step.shape, bool), state
-    if not sampler.slots:
-        features, _, _ = _show_new(sampler, params, state, 0)
-        return features, jnp.ones(state.step.shape, bool), state
-
-    capacity = sampler.capacity
-    pending = _pending(sampler, state)
-    ready = pending <= capacity
-    if sampler.problem.layout.plain(sampler.problem.schedule):
-        features, new, count = _show_new(sampler, params, state, capacity)
-        return features, ready, _commit(sampler, state, new, count)
-
-    def narrow(state):
-        features, _, _ = _show_new(sampler, params, state, 0)
-        shapes = jax.eval_shape(wide, state)[1]
-        return features, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def wide(state):
-        return _show_new(sampler, params, state, capacity)[:2]
-
-    # Most rounds have nothing to commit. The cache itself stays outside: branches would copy it.
-    features, new = jax.lax.cond(jnp.any(pending > 0), wide, narrow, state)
-    count = _feedable(sampler, state, capacity)
-    return features, ready, _commit(sampler, state, new, count)
-
-
-def _show_new(sampler: Sampler, params, state: Generation, capacity: int, *, window: bool = True):
-    """Feeds up to `capacity` settled tokens of each text that are not cached, and the window.
-
-    Returns:
-      features [B, W, D] (None without `window`), what the settled rows put in the cache, and how
-      many of them count, int32 [B].
-    """
-    problem, network = sampler.problem, sampler.network
-    schedule, layout = problem.schedule, problem.layout
-    # In plain autoregression the newest settled token predicts the next, so it is fed in its round.
-    spare = int(not window and layout.plain(schedule))
-    count = _feedable(sampler, state, capacity, spare)
-    step = jnp.minimum(state.step, schedule.steps - 1)
-
-    def rows_of(step, slot, count):
-        return layouts.query_rows(layout, schedule, step, slot, count, capacity, window=window)
-
-    rows = jax.vmap(rows_of)(step, state.filled, count)
-    context = jax.vmap(lambda n: layouts.context_rows(layout, schedule, sampler.slots, n))(
-        state.filled
-    )
-    held = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, problem.bos))(rows, state.tokens)
-    level = schedule.level(step[:, None], jnp.maximum(rows.position, 0)) / schedule.levels
-    mask = layouts.masks_between(layout, rows, jax.vmap(layouts.concatenate)(context, rows))
-    features, new = network.extend(
-        params, state.cache, held, rows.position, mask, jnp.where(rows.holds_noise, level, 0.0)
-    )
-    new = jax.tree.map(lambda x: x[..., :capacity, :], new)
-    if not window:
-        return None, new, count
-    if layout.plain(schedule):
-        # The row of the newest settled token predicts the window's only one.
-        newest = jnp.maximum(count - 1, 0)[:, None, None]
-        return jnp.take_along_axis(features, newest, axis=1), new, count
-    # Aligned, the window's own rows; shifted, from the row in front of it on.
-    return features[:, capacity : capacity + schedule.width], new, count
-
-
-def _show_all(sampler: Sampler, params, state: Generation) -> jax.Array:
-    """Feeds everything that is visible at each text's step; features [B, W, D] of the window."""
-    problem = sampler.problem
-    schedule, layout = problem.schedule, problem.layout
-    step = jnp.minimum(state.step, schedule.steps - 1)
-    rows = jax.vmap(lambda s: layouts.generation_rows(layout, schedule, s))(step)
-    held = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, problem.bos))(rows, state.tokens)
-    level = schedule.level(step[:, None], jnp.maximum(rows.position, 0)) / schedule.levels
-    mask = layouts.attention_mask(layout, rows)
-    features = sampler.network.features(
-        params, held, rows.position, mask, jnp.where(rows.holds_noise, level, 0.0)
-    )
-    source, _ = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
-    place = schedule.settled(step)[:, None] + jnp.arange(schedule.width)
-    at = jnp.minimum(place, schedule.length - 1)
-    return jnp.take_along_axis(features, jnp.take_along_axis(source, at, axis=1)[..., None], axis=1)
-
-
-def _pending(sampler: Sampler, state: Generation) -> jax.Array:
-    """Settled tokens of each text that are not in the cache yet; none of a text that is done."""
-    schedule, layout = sampler.problem.schedule, sampler.problem.layout
-    settled = schedule.settled(state.step) + int(layout.alignment == "shifted")
-    return jnp.where(state.step < schedule.steps, settled - state.filled, 0)
-
-
-def _feedable(sampler: Sampler, state: Generation, capacity: int, spare: int = 0) -> jax.Array:
-    """How many settled tokens of each text, but the `spare` last, `capacity` rows can feed."""
-    schedule, layout = sampler.problem.schedule, sampler.problem.layout
-    pending = jnp.maximum(_pending(sampler, state) - spare, 0)
-    count = jnp.minimum(pending, capacity)
-    if layout.context == "block_causal":
-        # Rows see their whole window, so windows are fed whole.
-        shift = int(layout.alignment == "shifted")
-        end = state.filled + count - shift
-        whole = layouts.window_start(schedule, jnp.clip(end, 0, schedule.length - 1))
-        count = jnp.where(pending > capacity, whole + shift - state.filled, count)
-    return count
-
-
-def _commit(sampler: Sampler, state: Generation, new, count: jax.Array) -> Generation:
-    capacity = jax.tree.leaves(new)[0].shape[-2]
-    number = jnp.arange(capacity)
-    slot = jnp.where(number < count[:, None], state.filled[:, None] + number, sampler.slots)
-    return dataclasses.replace(
-        state, cache=caches.commit(state.cache, new, slot), filled=state.filled + count
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,92 +23,20 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.noising import Kernel
 from hybrid_jax.objective import Objective
 from hybrid_jax.sampling.categorical import sample_categorical
+from hybrid_jax.sampling.rule import (
+    PLAIN,
+    Prediction,
+    Rule,
+    check_masks,
+    check_share,
+    confident,
+    drawn_where,
+    predict,
+    quota,
+    rank_of,
+    read_prediction,
+)
 from hybrid_jax.sampling.warp import Warp
-
-
-class Window(NamedTuple):
-    """The window of one text before a step; fields [W].
-
-    Attributes:
-      tokens: int32, z_t.
-      level, level_next: float32, λ_t > λ_s where active (0.5 and 0 elsewhere).
-      active: bool, positions that may move: their level changes, and they are not given.
-      confidence: float32, the probability that each shown token had when it was drawn.
-    """
-
-    tokens: jax.Array
-    level: jax.Array
-    level_next: jax.Array
-    active: jax.Array
-    confidence: jax.Array
-
-
-class Prediction(NamedTuple):
-    """What the network says of one position, reduced over the vocabulary.
-
-    Attributes:
-      token: int32, x̂ ~ p after temperature, top-k and top-p.
-      probability: float32, p(x̂) of the plain p.
-      current: float32, p(z) of the token shown now; of MASK, 0.
-      entropy: float32, of the plain p, nats.
-    """
-
-    token: jax.Array
-    probability: jax.Array
-    current: jax.Array
-    entropy: jax.Array
-
-
-class Rule(Protocol):
-    """What the loop asks of a rule.
-
-    Attributes:
-      adaptive: whether a text moves on as soon as its window holds no MASK.
-      sweeps: most closing sweeps (see `ACS`).
-    """
-
-    @property
-    def adaptive(self) -> bool: ...
-    @property
-    def sweeps(self) -> int: ...
-
-    def check(self, kernel: Kernel, goal: Objective) -> None:
-        """Raises UserError for settings without meaning, or a kernel it does not go with."""
-
-    def read(self, kernel: Kernel, goal: Objective, key, logits, state, level, level_next) -> Any:
-        """Work of one position: logits [V], scalars -> a pytree of scalars."""
-
-    def move(self, kernel: Kernel, key, window: Window, reading) -> tuple[jax.Array, jax.Array]:
-        """One step: readings with a leading axis [W] -> tokens int32 [W] and confidence [W].
-
-        What it says of inactive positions is ignored.
-        """
-
-
-_PLAIN = Warp()
-
-
-def predict(kernel: Kernel, goal: Objective, warp: Warp, key, logits, state, level) -> Prediction:
-    """The prediction of the clean token of one position: logits [V], scalars -> scalars."""
-    if goal.parameterisation == "score":
-        # The step to level 0 of the scores is their prediction of the clean token.
-        log_p = objective.reverse_step(goal, kernel, logits, state, 0.0, level)[:-1]
-    else:
-        log_p = objective.log_prediction(goal, kernel, logits, state, level)
-    token = sample_categorical(key, warp(log_p))
-    p = jnp.exp(log_p)
-    shown = state != kernel.mask
-    return Prediction(
-        token=token,
-        probability=p[token],
-        current=jnp.where(shown, p[jnp.where(shown, state, 0)], 0.0),
-        entropy=-jnp.sum(jnp.where(p > 0, p * log_p, 0.0)),
-    )
-
-
-def _read_prediction(rule, kernel, goal, key, logits, state, level, level_next) -> Prediction:
-    """`Rule.read` of the rules that need nothing but the prediction of the clean token."""
-    return predict(kernel, goal, rule.warp, key, logits, state, level)
 
 
 @functools.partial(
@@ -123,7 +51,7 @@ class Ancestral:
     A score-predicting network takes the Tweedie step of its scores, unless a warp asks for its p.
     """
 
-    warp: Warp = _PLAIN
+    warp: Warp = PLAIN
     adaptive: ClassVar[bool] = False
     sweeps: ClassVar[int] = 0
 
@@ -155,7 +83,7 @@ class Ancestral:
         from_mask = jnp.where(revealed, shown, tokens)
         if not kernel.replaces:
             moved = jnp.where(tokens == kernel.mask, from_mask, tokens)
-            return _confident(window, reading, moved)
+            return confident(window, reading, moved)
 
         weight = noising.token_step(kernel, level_next, level)
         keep = weight.keep + jnp.where(clean == tokens, weight.keep_if_equal, 0.0)
@@ -163,7 +91,7 @@ class Ancestral:
         choice = jax.random.uniform(key_choice, shape) * total
         moved = jnp.where(choice < keep + weight.take_clean, clean, noise)
         from_token = jnp.where(choice < keep, tokens, moved)
-        return _confident(window, reading, jnp.where(tokens == kernel.mask, from_mask, from_token))
+        return confident(window, reading, jnp.where(tokens == kernel.mask, from_mask, from_token))
 
 
 @functools.partial(
@@ -190,13 +118,13 @@ class ACS:
     eta: float | jax.Array = 0.25
     guidance: Literal["uniform", "confidence"] = "uniform"
     sweeps: int = 0
-    warp: Warp = _PLAIN
+    warp: Warp = PLAIN
     adaptive: ClassVar[bool] = False
 
     def check(self, kernel: Kernel, goal: Objective) -> None:
         self.warp.check()
-        _check_share("eta", self.eta)
-        _check_masks(kernel, "acs")
+        check_share("eta", self.eta)
+        check_masks(kernel, "acs")
         if self.guidance not in ("uniform", "confidence"):
             raise UserError(f"guidance must be uniform or confidence, but is {self.guidance}.")
         if self.sweeps < 0:
@@ -209,7 +137,7 @@ class ACS:
                 "learnt to judge: choose rule remdm, or eta=0, or a hybrid model."
             )
 
-    read = _read_prediction
+    read = read_prediction
 
     def move(self, kernel, key, window, reading):
         key_reveal, key_redraw = jax.random.split(key)
@@ -222,7 +150,7 @@ class ACS:
         reveal = noising.reveal_probability(kernel, window.level_next, window.level)
         revealed = jax.random.uniform(key_reveal, chance.shape) < reveal
         moves = jnp.where(window.tokens == kernel.mask, revealed, redraw)
-        return _drawn_where(moves, window, reading)
+        return drawn_where(moves, window, reading)
 
 
 @functools.partial(
@@ -247,18 +175,18 @@ class ReMDM:
 
     eta: float | jax.Array = 0.02
     strategy: Literal["cap", "rescale", "confidence"] = "cap"
-    warp: Warp = _PLAIN
+    warp: Warp = PLAIN
     adaptive: ClassVar[bool] = False
     sweeps: ClassVar[int] = 0
 
     def check(self, kernel: Kernel, goal: Objective) -> None:
         self.warp.check()
-        _check_share("eta", self.eta)
-        _check_masks(kernel, "remdm")
+        check_share("eta", self.eta)
+        check_masks(kernel, "remdm")
         if self.strategy not in ("cap", "rescale", "confidence"):
             raise UserError(f"strategy must be cap, rescale or confidence, but is {self.strategy}.")
 
-    read = _read_prediction
+    read = read_prediction
 
     def move(self, kernel, key, window, reading):
         key_reveal, key_mask = jax.random.split(key)
@@ -280,7 +208,7 @@ class ReMDM:
         reveal = gained + sigma * before.unmasked / before.masked
         revealed = jax.random.uniform(key_reveal, sigma.shape) < reveal
         forgets = ~masked & (jax.random.uniform(key_mask, sigma.shape) < sigma)
-        tokens, confidence = _drawn_where(masked & revealed, window, reading)
+        tokens, confidence = drawn_where(masked & revealed, window, reading)
         return jnp.where(forgets, kernel.mask, tokens), confidence
 
 
@@ -299,22 +227,22 @@ class Threshold:
     """
 
     threshold: float | jax.Array = 0.9
-    warp: Warp = _PLAIN
+    warp: Warp = PLAIN
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
     def check(self, kernel: Kernel, goal: Objective) -> None:
         self.warp.check()
-        _check_share("threshold", self.threshold)
-        _check_masks(kernel, "threshold")
+        check_share("threshold", self.threshold)
+        check_masks(kernel, "threshold")
 
-    read = _read_prediction
+    read = read_prediction
 
     def move(self, kernel, key, window, reading):
         masked = window.active & (window.tokens == kernel.mask)
-        rank = _rank(-reading.probability, masked)
-        reveal = (reading.probability > self.threshold) | (rank < _quota(window, masked))
-        return _drawn_where(masked & (reveal | (window.level_next <= 0)), window, reading)
+        rank = rank_of(-reading.probability, masked)
+        reveal = (reading.probability > self.threshold) | (rank < quota(window, masked))
+        return drawn_where(masked & (reveal | (window.level_next <= 0)), window, reading)
 
 
 @functools.partial(
@@ -333,7 +261,7 @@ class EntropyBound:
     """
 
     bound: float | jax.Array = 0.5
-    warp: Warp = _PLAIN
+    warp: Warp = PLAIN
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
@@ -341,18 +269,18 @@ class EntropyBound:
         self.warp.check()
         if not self.bound >= 0:
             raise UserError(f"bound must be 0 nats or more, but is {self.bound}.")
-        _check_masks(kernel, "entropy")
+        check_masks(kernel, "entropy")
 
-    read = _read_prediction
+    read = read_prediction
 
     def move(self, kernel, key, window, reading):
         masked = window.active & (window.tokens == kernel.mask)
-        rank = _rank(reading.entropy, masked)
+        rank = rank_of(reading.entropy, masked)
         rising = jnp.sort(jnp.where(masked, reading.entropy, jnp.inf))
         # The most uncertain member of a set is its last: what counts is the sum before it.
         before = jnp.cumsum(rising) - rising
-        reveal = (before[rank] <= self.bound) | (rank < _quota(window, masked))
-        return _drawn_where(masked & (reveal | (window.level_next <= 0)), window, reading)
+        reveal = (before[rank] <= self.bound) | (rank < quota(window, masked))
+        return drawn_where(masked & (reveal | (window.level_next <= 0)), window, reading)
 
 
 def greedy() -> Threshold:
@@ -375,41 +303,6 @@ def proportional_chances(weight: jax.Array, expected: jax.Array) -> jax.Array:
     return jnp.minimum(1.0, scale[jnp.argmax(fits)] * weight)
 
 
-def _drawn_where(moves, window, reading):
-    tokens = jnp.where(moves, reading.token, window.tokens)
-    return tokens, jnp.where(moves, reading.probability, window.confidence)
-
-
-def _confident(window, reading, tokens):
-    """Tokens, with the confidence of those that are new (of random ones, that of x̂)."""
-    return tokens, jnp.where(tokens != window.tokens, reading.probability, window.confidence)
-
-
-def _rank(cost, candidates):
-    """Place of each candidate by rising cost, 0 first; others come after all candidates."""
-    order = jnp.argsort(jnp.where(candidates, cost, jnp.inf))
-    return jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
-
-
-def _quota(window, masked):
-    """Reveals needed so that no more MASKs are left than the schedule expects, at least one."""
-    expected = jnp.sum(jnp.where(window.active, window.level_next, 0.0))
-    # Levels are fractions in float32: 3 · (1/3) should count as 1.
-    return jnp.maximum(1, masked.sum() - jnp.floor(expected + 1e-4).astype(jnp.int32))
-
-
-def _check_share(name: str, value) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{name} must lie in [0, 1], but is {value}.")
-
-
-def _check_masks(kernel: Kernel, rule: str) -> None:
-    if kernel.gamma == 1:
-        raise UserError(
-            f"Rule {rule} works on MASK, which {kernel.name} noise never shows: choose ancestral."
-        )
-
-
 _NAMED: dict[str, type] = {
     "ancestral": Ancestral,
     "acs": ACS,
@@ -420,7 +313,7 @@ _NAMED: dict[str, type] = {
 NAMES = (*_NAMED, "greedy")
 
 
-def make(name: str, *, warp: Warp = _PLAIN, **settings: Any) -> Rule:
+def make(name: str, *, warp: Warp = PLAIN, **settings: Any) -> Rule:
     """The rule of a name, with those settings that are not None.
 
     Raises:

@@ -1,0 +1,107 @@
+"""What the generation loop is compiled for, and what it carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from hybrid_jax import layout as layouts
+from hybrid_jax.estimator import Network, Problem
+
+
+class CachingNetwork(Network, Protocol):
+    """A network that can be fed a part of the rows (see `models.transformer.Transformer`)."""
+
+    def empty_cache(self, batch: int, slots: int) -> Any: ...
+
+    def extend(self, params, cache, tokens, position, mask, level) -> tuple[jax.Array, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """What generation is compiled for.
+
+    Attributes:
+      problem: schedule, noise, layout and objective; the schedule may differ in its levels from
+        the one trained on.
+      eos: a text ends where this token has settled behind the last given one; None: texts go on.
+      cached: False computes every row anew in every round: the same result, at the cost of the
+        whole text. For comparison.
+      prefill: most prompt tokens fed at a time before the loop starts.
+    """
+
+    problem: Problem
+    network: CachingNetwork
+    eos: int | None = None
+    cached: bool = True
+    prefill: int = 256
+
+    @functools.cached_property
+    def slots(self) -> int:
+        """Cache slots of a text."""
+        return layouts.context_slots(self.problem.layout, self.problem.schedule)
+
+    @functools.cached_property
+    def capacity(self) -> int:
+        """Settled tokens that a round can feed beside the window: those of one step."""
+        schedule = self.problem.schedule
+        with jax.ensure_compile_time_eval():
+            settled = schedule.settled(jnp.arange(schedule.steps))
+            most = int(jnp.max(jnp.diff(settled), initial=0))
+        return min(max(most, 1), self.slots)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["tokens", "frozen", "keys", "confidence", "step", "sweep", "filled", "cache",
+                 "following", "calls", "corrections"],
+    meta_fields=[],
+)  # fmt: skip
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """State of the loop.
+
+    Attributes:
+      tokens: int32 [B, L], MASK where nothing is shown yet.
+      frozen: bool [B, L], given tokens.
+      keys: typed keys [B].
+      confidence: float32 [B, L], see `rules.Window`.
+      step: int32 [B], the step to do next; S when the text is done.
+      sweep: int32 [B], closing sweeps done at this step, plus one; 0 before its update.
+      filled: int32 [B], slots filled in the cache.
+      cache: of the network.
+      following: int32 [B, S + 1], the first step from each on that has anything to do.
+      calls: int32 [B], rounds of the network that the text took part in.
+      corrections: int32 [B], shown tokens that were replaced or masked again.
+    """
+
+    tokens: jax.Array
+    frozen: jax.Array
+    keys: jax.Array
+    confidence: jax.Array
+    step: jax.Array
+    sweep: jax.Array
+    filled: jax.Array
+    cache: Any
+    following: jax.Array
+    calls: jax.Array
+    corrections: jax.Array
+
+
+class Generated(NamedTuple):
+    """Texts.
+
+    Attributes:
+      tokens: int32 [B, L] without MASK; behind `length` the beginning-of-sequence token.
+      length: int32 [B], tokens of each text, an ending eos included.
+      calls, corrections: int32 [B], see `Generation`.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    calls: jax.Array
+    corrections: jax.Array
