@@ -5,7 +5,7 @@
 Random parameters (speed does not depend on them). A round is one call of the network with all that
 belongs to it: attention, head, draws, update rule, cache. Shapes are static, so every round of a
 case costs the same and tokens/s follows from the cost of a round; for the first case a whole
-text is generated as well, which has to give the same number. Cached and uncached rounds are
+text is generated as well, as a check. Cached and uncached rounds are
 measured in turn, several times, so that a machine that changes its speed changes both.
 """
 
