@@ -3,6 +3,7 @@ paper's weighted cross-entropy, reported by the absorbing bound (as in the paper
 
     python -m hybrid_jax.main --config=configs/epsilon_hybrid.py
 
+Samples with the adaptive correction sampler, guided by confidence (docs/results.md says why).
 Cost of ``tiny``: about that of ``gamma_hybrid``. No full run has been recorded yet. ``base`` is the
 paper's flat schedule with ε = 0.01.
 """
@@ -19,4 +20,5 @@ def get_config(size: str = "tiny"):
     config.evaluation.kernel = "absorbing"
     config.sampling.rule = "acs"
     config.sampling.eta = 0.25
+    config.sampling.guidance = "confidence"
     return config
