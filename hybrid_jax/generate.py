@@ -38,7 +38,7 @@ from hybrid_jax.watch import Watch
 
 _WARP = ("temperature", "top_k", "top_p")
 _SETTINGS = ("eta", "guidance", "sweeps", "strategy", "threshold", "bound", *_WARP)
-_FRAMES = 100  # of the progress bar, for each batch
+_PIECES = 100  # that a batch is run in, for the progress bar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def generate(
     batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
     progress: Any = contextlib.nullcontext()
     if watch is None:
-        progress = Progress(total=len(batches) * _FRAMES, interval=5.0)
+        progress = Progress(total=len(batches) * schedule.steps, interval=5.0)
     with progress:
         for number, batch in enumerate(batches):
             # The last batch is filled up, so that all have one shape and compile once.
@@ -125,7 +125,7 @@ def generate(
                 for piece, share in _pieces(sampler, rule, params, state, screen):
                     state = piece
                     if watch is None:
-                        place = number * _FRAMES + int(share * (_FRAMES - 1))
+                        place = number * schedule.steps + int(share * (schedule.steps - 1))
                         progress.update(place, {"texts": len(texts)})
             result = jax.device_get(loop.finish(sampler, given, state))
             seconds += time.monotonic() - begun
@@ -142,7 +142,7 @@ def generate(
                     )
                 )
             if watch is None:
-                progress.update((number + 1) * _FRAMES, {"texts": len(texts)})
+                progress.update((number + 1) * schedule.steps, {"texts": len(texts)})
     return texts, seconds
 
 
@@ -160,7 +160,7 @@ def _pieces(
     settled = np.asarray(schedule.settled(np.arange(schedule.steps + 1)))
     frontier = np.asarray(schedule.frontier(np.arange(schedule.steps + 1)))
     first = int(np.min(state.step))
-    piece = 1 if screen else max(1, (schedule.steps - first) // _FRAMES)
+    piece = 1 if screen else max(1, (schedule.steps - first) // _PIECES)
     while True:
         steps = np.asarray(state.step)
         if screen:
