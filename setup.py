@@ -27,6 +27,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30",
+        "rich>=13",
         "sentencepiece>=0.2.1",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",

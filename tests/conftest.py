@@ -37,3 +37,13 @@ def reference() -> Path:
 def shared_data() -> Path:
     """Optional corpora and tokenizer files, when they lie beside the checkout."""
     return optional_folder(SHARED / "data")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Compiled programs keep memory mappings, of which Linux allows a process 65,530 by default.
+
+    The compiler crashes when they run out.
+    """
+    yield
+    jax.clear_caches()
