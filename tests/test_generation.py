@@ -400,9 +400,11 @@ def test_closing_sweeps_are_counted_and_end_when_nothing_changes():
     few = calls("block", ACS(eta=1.0, sweeps=2), rows)
     np.testing.assert_array_equal(none, 9)
     assert np.all((few > 9) & (few <= 9 + 3 * 2))
-    # A greedy network that has settled on something says it again, and the sweeps end.
+    # A greedy network says again what it has settled on, and the sweeps end; but drawing all tokens
+    # at once may also go round in circles, until the budget ends.
     cold = calls("block", ACS(eta=1.0, sweeps=50, warp=Warp(temperature=0.0)), rows)
-    assert np.all(cold < 9 + 3 * 50)
+    assert np.all(cold <= 9 + 3 * 50)
+    assert np.mean(cold < 9 + 3 * 50) > 0.4
 
 
 def test_corrections_are_counted():
