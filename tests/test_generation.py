@@ -391,7 +391,8 @@ def test_adaptive_rules_move_on_early_and_keep_pace_at_the_latest():
     slow = calls("block", Threshold(threshold=1.0), rows)
     np.testing.assert_array_equal(slow, 3 + 3 + 2)
     some = calls("flat", Threshold(threshold=0.5), rows)
-    assert np.all((some >= 1) & (some <= 5))
+    assert np.all(some <= 5)
+    assert np.any(some < 5), "nothing was above the threshold"
 
 
 def test_closing_sweeps_are_counted_and_end_when_nothing_changes():
