@@ -189,12 +189,13 @@ def main() -> int:
         "rule": "ACS η=0.25",
         "cases": rows,
     }
-    backend = jax.default_backend()
-    name = f"sampling-{backend}-{datetime.date.today().isoformat()}.json"
-    Path(options.out).mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(options.out) / name, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print(f"{result['device']}, {result['versions']}\n")
-    print(table)
+    name = f"sampling-{jax.default_backend()}-{datetime.date.today().isoformat()}"
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    report = f"{result['device']}, {result['versions']}\n\n{table}"
+    write_atomic(out / f"{name}.md", report + "\n")
+    print(report)
     return 0
 
 

@@ -27,17 +27,15 @@ from hybrid_jax import trained
 from hybrid_jax.atomic import write_atomic
 from hybrid_jax.config import SamplingConfig
 from hybrid_jax.data.tokenizers import Tokenizer
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.metrics import Progress
 from hybrid_jax.sampling import loop, prompts, rules
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.rule import Rule
 from hybrid_jax.sampling.state import Generation, Sampler
 from hybrid_jax.trained import Trained
-from hybrid_jax.watch import Watch
+from hybrid_jax.watch import Watch, require_terminal
 
-_WARP = ("temperature", "top_k", "top_p")
-_SETTINGS = ("eta", "guidance", "sweeps", "strategy", "threshold", "bound", *_WARP)
 _PIECES = 100  # that a batch is run in, for the progress bar
 
 
@@ -233,7 +231,8 @@ def _with_gaps(text: str, tokenizer: Tokenizer) -> list[int]:
 
 def choose_sampling(options: argparse.Namespace, trained_with: SamplingConfig) -> SamplingConfig:
     """The experiment's settings, with those of the command line; another rule starts afresh."""
-    given = {name: getattr(options, name) for name in (*_SETTINGS, "eos")}
+    names = {field.name for field in dataclasses.fields(SamplingConfig)} - {"count", "rule"}
+    given = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
     if options.rule is not None and options.rule != trained_with.rule:
         return SamplingConfig(rule=options.rule, **{"eos": trained_with.eos, **given})
@@ -257,8 +256,8 @@ def run(options: argparse.Namespace) -> None:
     for name in ("num_samples", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} must be at least 1, but is {getattr(options, name)}.")
-    if options.watch is not None and not sys.stdout.isatty():
-        raise UserError("--watch needs a terminal, and standard output is none: leave it out.")
+    if options.watch is not None:
+        require_terminal()  # before the model is loaded
     model = trained.load(options.workdir, step=options.step)
     sampling = choose_sampling(options, model.experiment.sampling)
     rule = sampling.build()
@@ -340,15 +339,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(argv)
-    try:
-        run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: run(options), interrupted="nothing was written")
 
 
 if __name__ == "__main__":

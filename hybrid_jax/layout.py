@@ -239,6 +239,16 @@ def query_rows(
     return concatenate(clean, noisy)
 
 
+def window_positions(schedule: Hyperschedule, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions of the windows at some steps, int32 [..., W], and which of them exist, bool.
+
+    Those that do not exist are clipped to the last position, so that all can be looked up.
+    """
+    position = schedule.settled(step)[..., None] + jnp.arange(schedule.width)
+    exists = position < schedule.frontier(step + 1)[..., None]
+    return jnp.minimum(position, schedule.length - 1), exists
+
+
 def context_rows(layout: Layout, schedule: Hyperschedule, slots: int, filled: jax.Array) -> Rows:
     """The rows that a cache of `slots` slots holds, of which the first `filled` are valid."""
     slot = jnp.arange(slots)

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, exit_status
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:SIZE.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME if not given.")
@@ -24,16 +24,12 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME if n
 
 def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
-    try:
+
+    def command() -> None:
         _parse(argv)
         run_experiment()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(command, interrupted="the same command continues from the newest checkpoint")
 
 
 def run_experiment() -> None:

@@ -23,6 +23,12 @@ STYLES = {
 }
 
 
+def require_terminal() -> None:
+    """Raises UserError if standard output is no terminal."""
+    if not sys.stdout.isatty():
+        raise UserError("--watch needs a terminal, and standard output is none: leave it out.")
+
+
 class Watch:
     """Shows one text; a context manager. Each frame repaints the last.
 
@@ -44,8 +50,8 @@ class Watch:
         delay: float = 0.0,
         console: rich.console.Console | None = None,
     ):
-        if console is None and not sys.stdout.isatty():
-            raise UserError("--watch needs a terminal, and standard output is none: leave it out.")
+        if console is None:
+            require_terminal()
         self._tokenizer, self._frozen, self._delay = tokenizer, frozen, delay
         self._before: np.ndarray | None = None
         self._live = rich.live.Live(

@@ -26,7 +26,7 @@ from hybrid_jax.data.card import CARD, FORMAT, Card
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizer_protocol import Tokenizer
 from hybrid_jax.data.tokenizers import make_tokenizer
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, exit_status
 
 VALID_EVERY = 20
 SHARD_RECORDS = 1 << 16
@@ -253,14 +253,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(argv)
-    try:
-        card = prepare(**vars(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+    return exit_status(lambda: _run(options), interrupted="nothing was written")
+
+
+def _run(options: argparse.Namespace) -> None:
+    card = prepare(**vars(options))
     for name in ("train", "valid"):
         split = card.split(name)
         print(
@@ -268,7 +265,6 @@ def main(argv: list[str] | None = None) -> int:
             f"{split.records:,} records of {card.length} tokens "
             f"({split.bytes_per_token:.2f} bytes each), {split.dropped_tokens:,} tokens dropped"
         )
-    return 0
 
 
 if __name__ == "__main__":

@@ -54,8 +54,7 @@ def show_new(sampler: Sampler, params, state: Generation, capacity: int, *, wind
       features [B, W, D] (None without `window`), what the settled rows put in the cache, and how
       many of them count, int32 [B].
     """
-    problem, network = sampler.problem, sampler.network
-    schedule, layout = problem.schedule, problem.layout
+    schedule, layout = sampler.problem.schedule, sampler.problem.layout
     # In plain autoregression the newest settled token predicts the next, so it is fed in its round.
     spare = int(not window and layout.plain(schedule))
     count = _feedable(sampler, state, capacity, spare)
@@ -68,12 +67,9 @@ def show_new(sampler: Sampler, params, state: Generation, capacity: int, *, wind
     context = jax.vmap(lambda n: layouts.context_rows(layout, schedule, sampler.slots, n))(
         state.filled
     )
-    held = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, problem.bos))(rows, state.tokens)
-    level = schedule.level(step[:, None], jnp.maximum(rows.position, 0)) / schedule.levels
+    held, level = _held(sampler, state, rows, step)
     mask = layouts.masks_between(layout, rows, jax.vmap(layouts.concatenate)(context, rows))
-    features, new = network.extend(
-        params, state.cache, held, rows.position, mask, jnp.where(rows.holds_noise, level, 0.0)
-    )
+    features, new = sampler.network.extend(params, state.cache, held, rows.position, mask, level)
     new = jax.tree.map(lambda x: x[..., :capacity, :], new)
     if not window:
         return None, new, count
@@ -87,20 +83,23 @@ def show_new(sampler: Sampler, params, state: Generation, capacity: int, *, wind
 
 def show_all(sampler: Sampler, params, state: Generation) -> jax.Array:
     """Feeds everything that is visible at each text's step; features [B, W, D] of the window."""
-    problem = sampler.problem
-    schedule, layout = problem.schedule, problem.layout
+    schedule, layout = sampler.problem.schedule, sampler.problem.layout
     step = jnp.minimum(state.step, schedule.steps - 1)
     rows = jax.vmap(lambda s: layouts.generation_rows(layout, schedule, s))(step)
-    held = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, problem.bos))(rows, state.tokens)
-    level = schedule.level(step[:, None], jnp.maximum(rows.position, 0)) / schedule.levels
+    held, level = _held(sampler, state, rows, step)
     mask = layouts.attention_mask(layout, rows)
-    features = sampler.network.features(
-        params, held, rows.position, mask, jnp.where(rows.holds_noise, level, 0.0)
-    )
+    features = sampler.network.features(params, held, rows.position, mask, level)
     source, _ = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
-    place = schedule.settled(step)[:, None] + jnp.arange(schedule.width)
-    at = jnp.minimum(place, schedule.length - 1)
+    at, _ = layouts.window_positions(schedule, step)
     return jnp.take_along_axis(features, jnp.take_along_axis(source, at, axis=1)[..., None], axis=1)
+
+
+def _held(sampler: Sampler, state: Generation, rows: layouts.Rows, step: jax.Array):
+    """Tokens and noise levels that rows hold at each text's step: int32 and float32 [B, R]."""
+    schedule, bos = sampler.problem.schedule, sampler.problem.bos
+    tokens = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, bos))(rows, state.tokens)
+    level = schedule.level(step[:, None], jnp.maximum(rows.position, 0)) / schedule.levels
+    return tokens, jnp.where(rows.holds_noise, level, 0.0)
 
 
 def pending_count(sampler: Sampler, state: Generation) -> jax.Array:
@@ -125,6 +124,7 @@ def _feedable(sampler: Sampler, state: Generation, capacity: int, spare: int = 0
 
 
 def commit(sampler: Sampler, state: Generation, new, count: jax.Array) -> Generation:
+    """Keeps the first `count` settled rows of each text in the cache."""
     capacity = jax.tree.leaves(new)[0].shape[-2]
     number = jnp.arange(capacity)
     slot = jnp.where(number < count[:, None], state.filled[:, None] + number, sampler.slots)

@@ -152,15 +152,13 @@ def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generatio
     features, ready, fed = feeding.show(sampler, params, state)
     step = jnp.minimum(state.step, schedule.steps - 1)
 
-    place = schedule.settled(step)[:, None] + jnp.arange(schedule.width)
-    inside = place < schedule.frontier(step + 1)[:, None]
-    at = jnp.minimum(place, schedule.length - 1)
+    at, inside = layouts.window_positions(schedule, step)
     level = schedule.level(step[:, None], at) / schedule.levels
     level_next = schedule.level(step[:, None] + 1, at) / schedule.levels
     frozen = jnp.take_along_axis(state.frozen, at, axis=1)
     changes = inside & (level != level_next)
     active = changes & ~frozen & (live & ready)[:, None]
-    closing = active & (schedule.level(step[:, None] + 1, at) == 0)
+    closing = active & (level_next == 0)
     if rule.sweeps:
         # A closing sweep is a step that goes nowhere: λ_s = λ_t.
         sweeping = (state.sweep > 0)[:, None]

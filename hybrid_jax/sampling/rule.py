@@ -101,6 +101,7 @@ def read_prediction(rule, kernel, goal, key, logits, state, level, level_next) -
 
 
 def drawn_where(moves, window, reading):
+    """The window with x̂, and its probability as confidence, where `moves`."""
     tokens = jnp.where(moves, reading.token, window.tokens)
     return tokens, jnp.where(moves, reading.probability, window.confidence)
 
@@ -116,19 +117,24 @@ def rank_of(cost, candidates):
     return jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
 
 
-def quota(window, masked):
-    """Reveals needed so that no more MASKs are left than the schedule expects, at least one."""
+def reveal_surest(window, reading, rank, masked, sure):
+    """Reveals masked positions that are sure, and in the order of `rank` as many as keep pace: no
+    more MASKs are left than the schedule expects, at least one goes, and none settles as MASK."""
     expected = jnp.sum(jnp.where(window.active, window.level_next, 0.0))
     # Levels are fractions in float32: 3 · (1/3) should count as 1.
-    return jnp.maximum(1, masked.sum() - jnp.floor(expected + 1e-4).astype(jnp.int32))
+    quota = jnp.maximum(1, masked.sum() - jnp.floor(expected + 1e-4).astype(jnp.int32))
+    reveal = sure | (rank < quota) | (window.level_next <= 0)
+    return drawn_where(masked & reveal, window, reading)
 
 
 def check_share(name: str, value) -> None:
+    """Raises UserError unless `value` lies in [0, 1]."""
     if not 0 <= value <= 1:
         raise UserError(f"{name} must lie in [0, 1], but is {value}.")
 
 
 def check_masks(kernel: Kernel, rule: str) -> None:
+    """Raises UserError if the noise never shows MASK, which the rule works on."""
     if kernel.gamma == 1:
         raise UserError(
             f"Rule {rule} works on MASK, which {kernel.name} noise never shows: choose ancestral."

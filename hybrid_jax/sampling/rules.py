@@ -32,9 +32,9 @@ from hybrid_jax.sampling.rule import (
     confident,
     drawn_where,
     predict,
-    quota,
     rank_of,
     read_prediction,
+    reveal_surest,
 )
 from hybrid_jax.sampling.warp import Warp
 
@@ -241,8 +241,7 @@ class Threshold:
     def move(self, kernel, key, window, reading):
         masked = window.active & (window.tokens == kernel.mask)
         rank = rank_of(-reading.probability, masked)
-        reveal = (reading.probability > self.threshold) | (rank < quota(window, masked))
-        return drawn_where(masked & (reveal | (window.level_next <= 0)), window, reading)
+        return reveal_surest(window, reading, rank, masked, reading.probability > self.threshold)
 
 
 @functools.partial(
@@ -279,8 +278,7 @@ class EntropyBound:
         rising = jnp.sort(jnp.where(masked, reading.entropy, jnp.inf))
         # The most uncertain member of a set is its last: what counts is the sum before it.
         before = jnp.cumsum(rising) - rising
-        reveal = (before[rank] <= self.bound) | (rank < quota(window, masked))
-        return drawn_where(masked & (reveal | (window.level_next <= 0)), window, reading)
+        return reveal_surest(window, reading, rank, masked, before[rank] <= self.bound)
 
 
 def greedy() -> Threshold:
