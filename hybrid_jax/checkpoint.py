@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import uuid
 import zlib
@@ -26,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import orbax.checkpoint.checkpoint_managers as managers
 from etils import epath  # a dependency of Orbax, in whose interface it is
 from jax.experimental import multihost_utils
 
@@ -63,7 +65,7 @@ class Checkpointer:
 
         Args:
           directory: folder of the steps. A local or shared file system, not a bucket URL.
-          keep: how many of the newest steps to keep, at least 1.
+          keep: how many of the newest steps to keep, at least 1; the best of all is kept besides.
           config: JSON-serialisable description of the run, stored with each step.
           read_only: changes nothing on disk, so it is safe beside a running training; the
             folder need not exist.
@@ -84,8 +86,16 @@ class Checkpointer:
             except OSError as error:
                 raise unwritable(self.directory, error) from error
         # Orbax's own read_only only turns off the same settings, and warns of it.
+        best = managers.BestN(
+            get_metric_fn=_score,
+            reverse=True,  # it keeps the last, and lower is better
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = managers.AnyPreservationPolicy([managers.LatestN(n=keep), best])
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
+            preservation_policy=None if read_only else policy,
+            best_fn=None if read_only else _score,  # Orbax writes no scores without it
             create=not read_only,
             # What a killed save left behind; a reader must not remove a save in progress.
             cleanup_tmp_directories=not read_only,
@@ -98,8 +108,10 @@ class Checkpointer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, *, score: float | None = None) -> None:
         """Copies ``state`` off the devices and writes it in the background.
+
+        ``score`` says how good it is, lower being better; see `best_step`.
 
         When this returns, the state's buffers may be donated. It blocks while an earlier save is
         running, until ``state`` is computed, and for the copy to the host.
@@ -118,7 +130,8 @@ class Checkpointer:
         meta["crc32"] = _crc32(meta)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), meta=ocp.args.JsonSave(meta))
         try:
-            saved = self._manager.save(step, args=args)
+            metrics = {"score": math.inf if score is None else float(score)}
+            saved = self._manager.save(step, args=args, metrics=metrics)
         except OSError as error:
             raise unwritable(self.directory, error) from error
         if not saved:
@@ -144,6 +157,13 @@ class Checkpointer:
         if self._read_only:
             self._manager.reload()  # a training may have saved since
         return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The listed step with the lowest score; None if none has a score."""
+        metrics = {step: self._manager.metrics(step) for step in self.steps()}
+        scores = {step: _score(found) for step, found in metrics.items() if found}
+        best = min(scores, key=lambda step: scores[step], default=None)
+        return None if best is None or math.isinf(scores[best]) else best
 
     def config(self, step: int) -> dict[str, Any] | None:
         """The config stored with ``step``. Raises `UserError` if the step cannot be read."""
@@ -269,6 +289,10 @@ class Checkpointer:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("hybrid_jax quarantine")
         self._manager.reload()
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
 
 
 def latest_step(directory: str | os.PathLike[str]) -> int | None:

@@ -27,6 +27,7 @@ from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.rule import Rule
 from hybrid_jax.sampling.warp import Warp
+from hybrid_jax.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -240,6 +241,7 @@ class Experiment:
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sampling: SamplingConfig = SamplingConfig()
 

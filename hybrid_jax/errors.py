@@ -14,13 +14,33 @@ class UserError(Exception):
     """
 
 
+class Interrupted(Exception):
+    """The program was stopped from outside.
+
+    Attributes:
+      status: the exit status to end with.
+    """
+
+    def __init__(self, said: str, status: int):
+        super().__init__(said)
+        self.status = status
+
+
 def exit_status(command: Callable[[], object], *, interrupted: str) -> int:
-    """Runs a command; 0, or 2 with the sentence of a UserError, or 130 with `interrupted`."""
+    """Runs a command.
+
+    Returns:
+      0; 2 after a `UserError`, whose sentence is printed; the status of an `Interrupted`, or 130
+      after Ctrl-C, both with the sentence `interrupted`.
+    """
     try:
         command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"{stop}; {interrupted}", file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
         return 130

@@ -23,7 +23,7 @@ from hybrid_jax.objective import Draw, Objective, Time
 class Network(Protocol):
     """What the rest of the package asks of a network (see `models.transformer.Transformer`)."""
 
-    def features(self, params, tokens, position, mask, level, dropout_key=None) -> jax.Array: ...
+    def features(self, params, tokens, position, mask, level, dropout_keys=None) -> jax.Array: ...
 
     def logits(self, params, features) -> jax.Array: ...
 
@@ -73,6 +73,7 @@ def batch_terms(
       key: one key for the whole batch.
       time: levels drawn at the schedule's steps or inside them.
       loss: terms of the training loss, or of the bound.
+      dropout_key: one for the whole batch; None for no dropout.
 
     Returns:
       float32 [b, L] in nats; the sum over an example has the bound (or loss) on −log p(x) as its
@@ -83,13 +84,14 @@ def batch_terms(
     phase, where = jax.vmap(lambda u: objective.draw(problem.schedule, problem.kernel, time, u))(
         uniforms
     )
-    keys = jax.vmap(lambda i: jax.random.fold_in(key_noise, i))(index)
+    keys = _of_examples(key_noise, index)
     states = jax.vmap(lambda k, x, d: noising.corrupt(problem.kernel, k, x, d.level))(
         keys, tokens, where
     )
     return drawn_terms(
         problem, network, params, tokens, states, phase, where,
-        time=time, loss=loss, dropout_key=dropout_key,
+        time=time, loss=loss,
+        dropout_keys=None if dropout_key is None else _of_examples(dropout_key, index),
     )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ def drawn_terms(
     *,
     time: Time,
     loss: bool,
-    dropout_key: jax.Array | None = None,
+    dropout_keys: jax.Array | None = None,
 ) -> jax.Array:
     """`batch_terms` for given draws: states int32 [b, L], phase int32 [b, groups], Draw [b, L]."""
     schedule, layout = problem.schedule, problem.layout
@@ -114,7 +116,7 @@ def drawn_terms(
     # Windows that settle whole do not move with the phase: one mask serves the whole batch.
     shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows
     mask = layouts.attention_mask(layout, shared)
-    features = network.features(params, held, shared.position, mask, level, dropout_key)
+    features = network.features(params, held, shared.position, mask, level, dropout_keys)
 
     source, exists = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
     features = jnp.take_along_axis(features, source[..., None], axis=1)
@@ -131,3 +133,8 @@ def drawn_terms(
         chunk=problem.chunk,
     )
     return terms * schedule.phases
+
+
+def _of_examples(key: jax.Array, index: jax.Array) -> jax.Array:
+    """One key for each example of a batch."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)

@@ -7,10 +7,10 @@ import functools
 from collections.abc import Iterable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from hybrid_jax import estimator, metrics
+from hybrid_jax import estimator, metrics, sharding
 from hybrid_jax.estimator import Network, Problem
 from hybrid_jax.objective import Bound
 
@@ -72,6 +72,7 @@ def evaluate_bound(
     key: jax.Array,
     draws: int,
     bytes_per_token: float,
+    mesh: Mesh | None = None,
 ) -> BoundEstimate:
     """Estimates `bound` on every valid record of `batches`.
 
@@ -80,9 +81,12 @@ def evaluate_bound(
       key: fixes levels and noise: equal keys compare models on equal draws.
       draws: independent draws of levels and noise for each record.
       bytes_per_token: bytes of text per token of these records.
+      mesh: of the devices that share a batch, on which the estimate does not depend; None for the
+        first device.
     """
     goal = dataclasses.replace(problem.objective, loss="bound", time=bound.time)
     problem = dataclasses.replace(problem, kernel=bound.kernel, objective=goal)
+    mesh = mesh or sharding.one_device()
     per_record: list[np.ndarray] = []
     counts = np.zeros(bound.kernel.tokens, np.int64)
     for number, batch in enumerate(batches):
@@ -91,7 +95,7 @@ def evaluate_bound(
         total = np.zeros(len(tokens))
         for draw in range(draws):
             draw_key = jax.random.fold_in(jax.random.fold_in(key, number), draw)
-            total += np.asarray(_record_bounds(problem, network, params, tokens, draw_key))
+            total += _record_bounds(problem, network, params, tokens, draw_key, mesh)
         per_record.append(total[valid] / draws / tokens.shape[1])
         counts += np.bincount(tokens[valid].reshape(-1), minlength=len(counts))
     values = np.concatenate(per_record)
@@ -108,17 +112,40 @@ def evaluate_bound(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _record_bounds(problem: Problem, network: Network, params, tokens, key) -> jax.Array:
-    count = tokens.shape[0]
-    return estimator.batch_terms(
+def _record_bounds(problem, network, params, tokens, key, mesh) -> np.ndarray:
+    """Nats of each record of a batch, float32 [B]."""
+    count = len(tokens)
+    # Rows are added, not draws: what is drawn for a record depends on its place among `count`.
+    padded = -(-count // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
+    index = np.minimum(np.arange(padded), count - 1)
+    rows = sharding.local_rows(mesh, padded)
+    place = functools.partial(sharding.place_rows, mesh, rows=rows, batch=padded)
+    # Processes share values of NumPy, but not arrays that live on a device of one of them.
+    key_data = np.asarray(jax.random.key_data(key))
+    with sharding.use(mesh):
+        found = _padded_bounds(
+            problem,
+            network,
+            count,
+            params,
+            place(tokens[index[rows]]),
+            place(index[rows].astype(np.int32)),
+            key_data,
+        )
+    return np.asarray(found)[:count]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _padded_bounds(problem, network, count, params, tokens, index, key_data) -> jax.Array:
+    terms = estimator.batch_terms(
         problem,
         network,
         params,
         tokens,
-        jnp.arange(count),
-        key,
+        index,
+        jax.random.wrap_key_data(key_data),
         count=count,
         time=problem.objective.time,
         loss=False,
-    ).sum(axis=1)
+    )
+    return sharding.constrain(terms.sum(axis=1), "whole")

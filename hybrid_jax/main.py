@@ -4,11 +4,13 @@
     python -m hybrid_jax.main --config=configs/mdlm.py:small --workdir=runs/mdlm \\
         --config.train.steps=20000
 
-Running it again with the same workdir continues from the newest checkpoint.
+Running it again with the same workdir continues from the newest checkpoint, on any devices. SIGTERM
+and Ctrl-C save the current step first; the exit status is 75 after SIGTERM and 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -20,6 +22,10 @@ from hybrid_jax.errors import UserError, exit_status
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:SIZE.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME if not given.")
+# Not needed on one machine, on TPU pods and under SLURM.
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes share the run.")
+_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.")
 
 
 def main(argv: list[str]) -> int:
@@ -35,17 +41,29 @@ def main(argv: list[str]) -> int:
 def run_experiment() -> None:
     """The experiment named by the flags, from text to samples."""
     # JAX and friends start slowly, so they are imported after the flags have been checked.
-    from hybrid_jax import report, train, workdir
+    from hybrid_jax import distributed, report, train, workdir
     from hybrid_jax.config import Experiment
+    from hybrid_jax.interruption import Signals
 
     experiment = Experiment.from_config(_CONFIG.value)
     folder = Path(_WORKDIR.value or f"runs/{experiment.name}")
-    workdir.check(folder, experiment)
-    run = train.open_run(experiment)
-    workdir.claim(folder, experiment, run.tokenizer)
-    print(report.introduction(run, folder), flush=True)
-    state = train.train(run, folder)
-    report.finish(run, folder, state)
+    distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    distributed.agree("configuration", experiment.to_json(), difference=workdir.difference)
+    lead = distributed.is_lead()
+
+    def say(text: str) -> None:
+        if lead:
+            print(text, flush=True)
+
+    with Signals() as signals:
+        distributed.together(lambda: workdir.check(folder, experiment))
+        run = train.open_run(experiment)
+        claim = functools.partial(workdir.claim, folder, experiment, run.tokenizer)
+        distributed.together(lambda: claim() if lead else None)
+        distributed.check_shared(folder)
+        say(report.introduction(run, folder))
+        state = train.train(run, folder, signals, say=say)
+        report.finish(run, folder, state)
 
 
 def _parse(argv: list[str]) -> None:

@@ -79,6 +79,10 @@ class MetricsWriter:
     A line is ``{"step": 10, "kind": "train", "loss": 2.5, …}``. Values that are not finite are
     the strings "nan", "inf" and "-inf", which `float` reads back; JSON has no numbers for them.
     Only one process of a run may write.
+
+    Attributes:
+      path: of the log.
+      found: (step, kind) of the lines that were there when it was opened.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int):
@@ -94,10 +98,11 @@ class MetricsWriter:
             this log's.
         """
         self.path = Path(workdir) / "metrics.jsonl"
+        self.found: set[tuple[int, str]] = set()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
-                _drop_after(self.path, resume_step)
+                self.found = _drop_after(self.path, resume_step)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
             # TensorBoard hides what an earlier file logged at purge_step and later.
             self._board = tensorboardX.SummaryWriter(
@@ -152,22 +157,27 @@ class MetricsWriter:
         )
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
+    """Removes the lines of later steps; returns (step, kind) of the others."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = []
+    found = set()
     for number, line in enumerate(lines, start=1):
         if number == len(lines) and not line.endswith("\n"):
             break  # cut off by a kill; a whole line ends in a newline
         try:
-            line_step = json.loads(line)["step"]
+            values = json.loads(line)
+            line_step, kind = values["step"], values["kind"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
                 f"Line {number} of {path} is not a line of metrics; mend it, or move the file away."
             ) from error
         if line_step <= step:
             kept.append(line)
+            found.add((line_step, kind))
     if len(kept) < len(lines):
         write_atomic(path, "".join(kept))
+    return found
 
 
 class Progress:

@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import textwrap
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from hybrid_jax import train
-from hybrid_jax.atomic import write_atomic
+from hybrid_jax import sharding, train
+from hybrid_jax.atomic import unwritable, write_atomic
+from hybrid_jax.distributed import is_lead, together
+from hybrid_jax.evaluate import BoundEstimate
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.step import SAMPLING, TrainState
 
 
 def introduction(run: train.Run, workdir: Path) -> str:
     """One paragraph on what is about to be trained on what."""
-    shapes = jax.eval_shape(run.network.init, jax.random.key(0))
-    size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    problem = run.recipe.problem
+    state = run.recipe.abstract_state(run.mesh)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    held = sharding.bytes_per_device(state) / 2**20
+    mesh = " × ".join(f"{name} {number}" for name, number in run.mesh.shape.items() if number > 1)
     splits = run.card.train, run.card.valid
     tokens = " + ".join(f"{split.records * run.card.length:,}" for split in splits)
     return (
-        f"{run.experiment.name}: {run.problem.kernel.name} noise on {run.problem.schedule.name}, "
-        f"{run.problem.layout.alignment} rows, {size:,} parameters\n"
+        f"{run.experiment.name}: {problem.kernel.name} noise on {problem.schedule.name}, "
+        f"{problem.layout.alignment} rows, {size:,} parameters\n"
         f"data: {run.card.source}, {tokens} tokens (train + valid) of {run.card.vocab_size} kinds "
         f"in records of {run.card.length}\n"
-        f"workdir: {workdir}; devices: {len(jax.devices())} × {jax.devices()[0].device_kind}"
+        f"devices: {run.mesh.size} × {jax.devices()[0].device_kind}{f' ({mesh})' if mesh else ''}, "
+        f"{held:,.0f} MiB of state on each; processes: {jax.process_count()}; workdir: {workdir}"
     )
 
 
-def finish(run: train.Run, workdir: Path, state: train.TrainState) -> None:
+def finish(run: train.Run, workdir: Path, state: TrainState) -> None:
     """Evaluates the averaged parameters, samples from them, prints and stores both."""
     estimate = train.evaluate(run, state.ema, final=True)
     texts = sample_texts(run, state.ema, run.experiment.sampling.count)
     step = int(state.step)
+    together(lambda: _publish(workdir, step, estimate, texts) if is_lead() else None)
+
+
+def _publish(workdir: Path, step: int, estimate: BoundEstimate, texts: list[str]) -> None:
     folder = workdir / "samples"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     lines = [json.dumps({"step": step, "text": text}, ensure_ascii=False) for text in texts]
     write_atomic(folder / f"step-{step}.jsonl", "\n".join(lines) + "\n")
     values = {"step": step, "bound": estimate.bound, "records": estimate.records,
@@ -58,13 +74,17 @@ def sample_texts(run: train.Run, params, count: int) -> list[str]:
     """Text generated from nothing with the experiment's update rule."""
     if not count:
         return []
-    sampling = run.experiment.sampling
-    given = prompts.nothing(count, run.problem.schedule.length)
-    keys = jax.random.split(run.key(train.SAMPLING), count)
+    recipe, sampling = run.recipe, run.experiment.sampling
+    given = prompts.nothing(count, recipe.problem.schedule.length)
     eos = run.tokenizer.eos if sampling.eos == "stop" else None
-    sampler = Sampler(problem=run.problem, network=run.network, eos=eos)
-    texts = generate(sampler, sampling.build(), params, keys, given)
-    return [
-        run.tokenizer.decode(row[:length])
-        for row, length in zip(*jax.device_get((texts.tokens, texts.length)), strict=True)
-    ]
+    sampler = Sampler(problem=recipe.problem, network=recipe.network, eos=eos)
+
+    @functools.partial(jax.jit, out_shardings=sharding.everywhere(run.mesh))
+    def sample(params):
+        keys = jax.random.split(recipe.key(SAMPLING), count)
+        texts = generate(sampler, sampling.build(), params, keys, given)
+        return texts.tokens, texts.length
+
+    with sharding.use(run.mesh):
+        tokens, lengths = jax.tree.map(np.asarray, sample(params))
+    return [run.tokenizer.decode(row[:n]) for row, n in zip(tokens, lengths, strict=True)]

@@ -22,6 +22,7 @@ _FREE = (
     "name",
     "data.dir",
     "evaluation",
+    "mesh",
     "sampling",
     "model.remat",
     "model.unroll",
@@ -91,6 +92,12 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
             f"{workdir} holds no tokenizer: run the training command with this --workdir once more."
         )
     return tokenizers.load_tokenizer(folder)
+
+
+def difference(first: str, other: str) -> str:
+    """Where two experiments, as JSON, differ first: "noise.gamma is 0.1 and not 0.2"."""
+    name, a, b = next(_differences(json.loads(first), json.loads(other)))
+    return f"{name} is {b!r} and not {a!r}"
 
 
 def _plain(experiment: Experiment) -> dict:

@@ -127,7 +127,7 @@ class Reader:
             name: np.float32(self.strength * draw(size=shape)) for name, shape in shapes.items()
         }
 
-    def features(self, params, tokens, position, mask, level, dropout_key=None):
+    def features(self, params, tokens, position, mask, level, dropout_keys=None):
         params = jax.tree.map(jnp.asarray, params)
         held = params["token"][tokens] + params["position"][position + 1]
         held = jnp.tanh(held + level[..., None] * params["level"])

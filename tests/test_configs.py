@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hybrid_jax import optim, train
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
+from hybrid_jax.step import Recipe, train_step
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
@@ -26,22 +26,6 @@ def config(name: str, size: str = "tiny"):
     return module.get_config(size)
 
 
-def abstract_run(experiment: Experiment) -> train.Run:
-    """A run without data: shapes only."""
-    tokens = experiment.data.vocab_size
-    network = experiment.network(tokens)
-    params = jax.eval_shape(network.init, jax.random.key(0))
-    return train.Run(
-        experiment=experiment,
-        card=None,
-        tokenizer=None,
-        problem=experiment.problem(tokens, bos=0),
-        network=network,
-        optimizer=optim.make_optimizer(experiment.optimizer, experiment.train.steps, params),
-        data_dir=Path(),
-    )
-
-
 def test_the_rows_of_the_paper_are_there():
     assert {"ar", "sedd", "mdlm", "bd3lm", "gamma_hybrid", "epsilon_hybrid", "slide"} == set(NAMES)
 
@@ -50,11 +34,11 @@ def test_the_rows_of_the_paper_are_there():
 @pytest.mark.parametrize("name", NAMES)
 def test_one_training_step_of_every_config_has_its_shapes(name, size):
     experiment = Experiment.from_config(config(name, size))
-    run = abstract_run(experiment)
-    state = jax.eval_shape(run.init)
+    recipe = Recipe.build(experiment, experiment.data.vocab_size, bos=0)
+    state = jax.eval_shape(recipe.init)
     batch = jax.ShapeDtypeStruct((experiment.train.batch_size, experiment.data.length), jnp.int32)
     index = jax.ShapeDtypeStruct((experiment.train.batch_size,), jnp.int32)
-    new, metrics = jax.eval_shape(functools.partial(train.train_step, run), state, batch, index)
+    new, metrics = jax.eval_shape(functools.partial(train_step, recipe), state, batch, index)
     assert jax.tree.all(
         jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new)
     )

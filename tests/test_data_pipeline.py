@@ -82,9 +82,8 @@ def test_steps_may_come_in_any_order(records):
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_share_one_global_batch(records, count, shuffle):
     def part(index: int, total: int) -> Stream:
-        return Stream(
-            records, batch_size=6, seed=1, shuffle=shuffle, process_index=index, process_count=total
-        )
+        rows = np.arange(6)[index * 6 // total : (index + 1) * 6 // total]
+        return Stream(records, batch_size=6, seed=1, shuffle=shuffle, rows=rows)
 
     whole = part(0, 1)
     assert whole.batch_at(0)["index"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -130,14 +129,7 @@ def test_fewer_records_than_a_batch(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"batch_size": 6, "process_count": 4},
-            "batch_size=6 does not divide among 4 processes: choose a positive multiple of 4.",
-        ),
-        (
-            {"batch_size": 0},
-            "batch_size=0 does not divide among 1 processes: choose a positive multiple of 1.",
-        ),
+        ({"batch_size": 0}, "batch_size must be at least 1, but is 0."),
         ({"batch_size": 1, "seed": -1}, "The seed of the data must be 0 or more, but is -1."),
     ],
 )
@@ -148,8 +140,8 @@ def test_impossible_streams(records, arguments, message):
 
 
 def test_programming_errors(records, folder):
-    with pytest.raises(ValueError, match="process_index 2"):
-        Stream(records, batch_size=2, seed=0, process_index=2, process_count=2)
+    with pytest.raises(ValueError, match="rows must lie in 0 … 1"):
+        Stream(records, batch_size=2, seed=0, rows=np.array([1, 2]))
     with pytest.raises(ValueError, match="step is -1"):
         Stream(records, batch_size=2, seed=0).batch_at(-1)
     with pytest.raises(ValueError, match="not 'test'"):

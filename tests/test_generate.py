@@ -28,6 +28,7 @@ from hybrid_jax.config import (
 )
 from hybrid_jax.data.tokenizers import Byte
 from hybrid_jax.errors import UserError
+from hybrid_jax.interruption import Signals
 from hybrid_jax.layout import Layout
 from hybrid_jax.objective import Objective
 from hybrid_jax.watch import Watch
@@ -55,9 +56,9 @@ def folder(tmp_path_factory):
         evaluation=EvaluationConfig(kernel="absorbing"),
         sampling=SamplingConfig(rule="acs", eta=0.5),
     )
-    run = train.open_run(experiment)
+    run = train.open_run(experiment, jax.devices()[:1])
     workdir.claim(place / "run", experiment, run.tokenizer)
-    train.train(run, place / "run", say=lambda _: None)
+    train.train(run, place / "run", Signals(), say=lambda _: None)
     shutil.rmtree(place / "data")
     return place / "run"
 

@@ -281,7 +281,7 @@ def plain_gpt_decode(network, params, bos, prompt, length):
         x = p["embedding"][token].astype(np.float64)
         for n in range(network.layers):
             w = {name: value[n] for name, value in p["layers"].items()}
-            q, k, v = np.split(norm(x, w["norm_attention"]) @ w["qkv"], 3)
+            q, k, v = np.split(norm(x, w["norm_attention"]) @ w["qkv"].reshape(len(x), -1), 3)
             q, k, v = (part.reshape(heads, head) for part in (q, k, v))
             keys[n].append(turn(norm(k, w["norm_k"]), position))
             values[n].append(v)

@@ -90,7 +90,7 @@ def test_a_cut_off_character_is_dropped_with_its_line(tmp_path):
 
 def test_mistakes(tmp_path):
     log = tmp_path / "metrics.jsonl"
-    log.write_text('{"step": 1}\nnot JSON\n{"step": 2}\n')
+    log.write_text('{"step": 1, "kind": "train"}\nnot JSON\n{"step": 2, "kind": "train"}\n')
     with pytest.raises(UserError, match=r"Line 2 of .*metrics\.jsonl is not a line of metrics"):
         MetricsWriter(tmp_path, resume_step=5)
     with pytest.raises(UserError, match=r"Cannot write .*metrics\.jsonl/metrics\.jsonl \("):

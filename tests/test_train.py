@@ -23,9 +23,11 @@ from hybrid_jax.config import (
     TrainConfig,
 )
 from hybrid_jax.errors import UserError
+from hybrid_jax.interruption import Signals
 from hybrid_jax.layout import Layout
 from hybrid_jax.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.step import TrainState, train_step
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +59,15 @@ def replaced(experiment: Experiment, section: str, **values) -> Experiment:
     return dataclasses.replace(experiment, **{section: part})
 
 
-def trained(experiment: Experiment, folder) -> train.TrainState:
-    run = train.open_run(experiment)
+def opened(experiment: Experiment) -> train.Run:
+    """On one device, so that equal means equal bit for bit."""
+    return train.open_run(experiment, jax.devices()[:1])
+
+
+def trained(experiment: Experiment, folder) -> TrainState:
+    run = opened(experiment)
     workdir.claim(folder, experiment, run.tokenizer)
-    return train.train(run, folder, say=lambda _: None)
+    return train.train(run, folder, Signals(), say=lambda _: None)
 
 
 def metrics(folder) -> list[dict]:
@@ -100,11 +107,11 @@ def test_accumulation_and_chunks_do_not_change_the_result(experiment, tmp_path):
 
 def test_noise_depends_on_the_place_in_the_batch_alone(experiment):
     """In another order, with their places, the examples give the same update."""
-    run = train.open_run(replaced(experiment, "model", dropout=0.0))
-    state = run.init()
+    run = opened(replaced(experiment, "model", dropout=0.0))
+    state = run.recipe.init()
     tokens = jax.random.randint(jax.random.key(0), (8, 16), 0, 256)
     index = jnp.arange(8)
-    step = jax.jit(functools.partial(train.train_step, run))
+    step = jax.jit(functools.partial(train_step, run.recipe))
     _, whole = step(state, tokens, index)
     order = jnp.asarray([3, 1, 7, 0, 2, 6, 5, 4])
     _, shuffled = step(state, tokens[order], index[order])
@@ -115,15 +122,15 @@ def test_noise_depends_on_the_place_in_the_batch_alone(experiment):
 
 
 def test_one_compilation_for_all_steps(experiment):
-    run = train.open_run(experiment)
+    run = opened(experiment)
     chex.clear_trace_counter()
 
     @jax.jit
     @chex.assert_max_traces(n=1)
     def step(state, tokens, index):
-        return train.train_step(run, state, tokens, index)
+        return train_step(run.recipe, state, tokens, index)
 
-    state = jax.jit(run.init)()
+    state = jax.jit(run.recipe.init)()
     tokens = np.zeros((8, 16), np.int32)
     index = np.arange(8, dtype=np.int32)
     for _ in range(3):
@@ -133,8 +140,8 @@ def test_one_compilation_for_all_steps(experiment):
 
 def test_training_lowers_the_bound(experiment, tmp_path):
     longer = replaced(experiment, "train", steps=150, eval_every=150, checkpoint_every=150)
-    run = train.open_run(longer)
-    before = train.evaluate(run, run.init().ema, final=True)
+    run = opened(longer)
+    before = train.evaluate(run, run.recipe.init().ema, final=True)
     after = train.evaluate(run, trained(longer, tmp_path).ema, final=True)
     assert before.nats == pytest.approx(np.log(258), abs=6 * before.nats_error)
     assert after.nats + 3 * after.nats_error < before.nats - 1.5
@@ -155,7 +162,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(experiment, tmp_pat
 
 
 def test_workdir_of_another_experiment_is_refused(experiment, tmp_path):
-    workdir.claim(tmp_path, experiment, train.open_run(experiment).tokenizer)
+    workdir.claim(tmp_path, experiment, opened(experiment).tokenizer)
     with pytest.raises(UserError, match=r"noise\.gamma=0\.05, not 0\.2"):
         workdir.check(tmp_path, replaced(experiment, "noise", gamma=0.2))
     assert workdir.load(tmp_path) == experiment
@@ -166,7 +173,7 @@ def test_workdir_of_another_experiment_is_refused(experiment, tmp_path):
 
 
 def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
-    run = train.open_run(experiment)
+    run = opened(experiment)
     state = trained(experiment, tmp_path)
     report.finish(run, tmp_path, state)
     shown = capsys.readouterr().out

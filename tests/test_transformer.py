@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from enumeration import quick_jit
 
+from hybrid_jax.checkpoint import named_leaves
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import attention
 from hybrid_jax.models.transformer import Transformer
@@ -44,7 +45,8 @@ def released_parameters(path, network):
         return weights[name].T
 
     def stacked(suffix):
-        return np.stack([one(f"blocks.{layer}.{suffix}") for layer in range(network.layers)])
+        found = np.stack([one(f"blocks.{layer}.{suffix}") for layer in range(network.layers)])
+        return found.reshape(*found.shape[:2], 3, -1) if suffix == BLOCK_WEIGHTS["qkv"] else found
 
     def padded(x, axis):
         widths = [(0, 0)] * x.ndim
@@ -246,7 +248,8 @@ def test_dropout_acts_only_with_a_key():
     network = dataclasses.replace(SMALL, dropout=0.5)
     params, *rest = inputs()
     np.testing.assert_array_equal(features(network, params, *rest), features(SMALL, params, *rest))
-    noisy = [features(network, params, *rest, jax.random.key(i)) for i in (0, 0, 1)]
+    keys = [jax.random.split(jax.random.key(i), BATCH) for i in (0, 0, 1)]
+    noisy = [features(network, params, *rest, key) for key in keys]
     np.testing.assert_array_equal(noisy[0], noisy[1])
     assert np.any(noisy[0] != noisy[2])
 
@@ -260,7 +263,15 @@ def test_parameters_have_padded_rows_and_stacked_layers():
     shapes = jax.tree.map(jnp.shape, jax.eval_shape(SMALL.init, jax.random.key(0)))
     assert shapes["embedding"] == (128, 16)
     assert shapes["head"]["kernel"] == (16, 128)
-    assert shapes["layers"]["qkv"] == (2, 16, 48)
+    assert shapes["layers"]["qkv"] == (2, 16, 3, 16)
+
+
+def test_every_parameter_says_what_its_axes_are():
+    network = dataclasses.replace(SMALL, qk_norm=True)
+    leaves = named_leaves(jax.eval_shape(network.init, jax.random.key(0)))
+    assert {name: leaf.ndim for name, leaf in leaves.items()} == {
+        name: len(axes) for name, axes in network.axes.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -107,18 +107,15 @@ class _Order:
 class Stream:
     """Endless training batches; every epoch takes every record once, in an order of its own.
 
-    Process p of P gets the rows p·B/P ... (p+1)·B/P - 1 of the global batch, which is how a batch
-    sharded over the devices of consecutive processes lies.
-
     Args:
       records: the split to train on; may be fewer than a batch.
       batch_size: B, rows of the global batch.
       seed: of the order, 0 or more.
       shuffle: False for the order of the records in every epoch.
-      process_index, process_count: p and P.
+      rows: which rows of the global batch to read, int [b]; None for all.
 
     Raises:
-      UserError: if B is no positive multiple of P, or the seed is negative.
+      UserError: if B is below 1, or the seed is negative.
     """
 
     def __init__(
@@ -128,29 +125,24 @@ class Stream:
         batch_size: int,
         seed: int,
         shuffle: bool = True,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: np.ndarray | None = None,
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size={batch_size} does not divide among {process_count} processes: choose "
-                f"a positive multiple of {process_count}."
-            )
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
         if seed < 0:
             raise UserError(f"The seed of the data must be 0 or more, but is {seed}.")
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index {process_index} is not below {process_count}")
-        local = batch_size // process_count
         self._records = records
         self._batch_size = batch_size
-        self._rows = np.arange(local, dtype=np.int32) + np.int32(process_index * local)
+        self._rows = np.asarray(np.arange(batch_size) if rows is None else rows, np.int32)
+        if self._rows.min() < 0 or self._rows.max() >= batch_size:
+            raise ValueError(f"rows must lie in 0 … {batch_size - 1}, but are {self._rows}")
         self._order = _Order(records=len(records), seed=seed if shuffle else None).dataset
 
     def batch_at(self, step: int) -> Batch:
         """The batch of a step, 0 or more.
 
         Returns:
-          "tokens" int32 [B/P, L], and "index" int32 [B/P], each row's place in the global batch.
+          "tokens" int32 [b, L], and "index" int32 [b], each row's place in the global batch.
         """
         if step < 0:
             raise ValueError(f"step is {step}; it must be 0 or more")

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 Tree = TypeVar("Tree")
 
+AXES = ("whole", "batch", "heads", "whole", "whole")  # logical axes of a leaf (see `sharding`)
+
 
 class Cache(NamedTuple):
     """Rotated keys and values, [layers, B, H, M, K]; inside a layer [B, H, M, K]."""

@@ -21,12 +21,41 @@ import jax.numpy as jnp
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import attention
+from hybrid_jax.models.cache import AXES as CACHE_AXES
 from hybrid_jax.models.cache import Cache
+from hybrid_jax.sharding import constrain
 
 _LANES = 128  # output rows are padded to a multiple of the accelerators' vector width
 _TIME_FREQUENCIES = 128
 _HIGHEST_LEVEL = 1.0 - 1e-4  # of the conditioning: σ stays finite
 _BASE_STD = 0.02
+_ACTIVATIONS = ("batch", "whole", "whole")
+
+# Logical axes (see `sharding`) of each parameter; those of a layer have the layers in front.
+_AXES: dict[str, tuple[str, ...]] = {
+    "embedding": ("vocab", "embed"),
+    "norm": ("whole",),
+    "head/kernel": ("embed", "vocab"),
+    "head/bias": ("vocab",),
+    "level/in/kernel": ("whole", "whole"),
+    "level/in/bias": ("whole",),
+    "level/out/kernel": ("whole", "whole"),
+    "level/out/bias": ("whole",),
+}
+_LAYER_AXES: dict[str, tuple[str, ...]] = {
+    "condition": ("whole", "embed"),
+    "condition_bias": ("whole",),
+    "norm_attention": ("whole",),
+    "qkv": ("embed", "whole", "heads"),
+    "norm_q": ("whole",),
+    "norm_k": ("whole",),
+    "out": ("heads", "embed"),
+    "norm_mlp": ("whole",),
+    "mlp_in": ("embed", "mlp"),
+    "mlp_in_bias": ("mlp",),
+    "mlp_out": ("mlp", "embed"),
+    "mlp_out_bias": ("whole",),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,9 +122,15 @@ class Transformer:
         body = _Body(self)
         key_body, key_head = jax.random.split(key)
         level = jnp.zeros((1, 1))
-        params = body.init(key_body, None, one, one, mask, level, True)["params"]
+        params = body.init(key_body, None, one, one, mask, level, None)["params"]
         head = _Head(self).init(key_head, jnp.zeros((1, self.width)))["params"]
         return {**params, "head": head}
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Logical axes of each parameter by its path, "layers/qkv"."""
+        layers = {f"layers/{name}": ("whole", *axes) for name, axes in _LAYER_AXES.items()}
+        return _AXES | layers
 
     def features(
         self,
@@ -104,7 +139,7 @@ class Transformer:
         position: jax.Array,
         mask: jax.Array,
         level: jax.Array,
-        dropout_key: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
         """What the head reads.
 
@@ -113,21 +148,20 @@ class Transformer:
           position: int32 [B or 1, R].
           mask: bool [B or 1, R, R], True where a query (axis 1) may attend to a key (axis 2).
           level: float32 [B, R], noise level λ of each row; used if `condition` is set.
-          dropout_key: for training with dropout; None turns dropout off.
+          dropout_keys: typed keys [B], one for each example, for training with dropout; None turns
+            dropout off.
 
         Returns:
           [B, R, D] in `dtype`.
         """
-        rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        out = _Body(self).apply(
-            _body(params), None, tokens, position, mask, level, dropout_key is None, rngs=rngs
-        )
+        out = _Body(self).apply(_body(params), None, tokens, position, mask, level, dropout_keys)
         return cast(jax.Array, out)
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """A cache for `slots` rows of each of `batch` examples, in `dtype`."""
         shape = (self.layers, batch, self.heads, slots, self.width // self.heads)
-        return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        empty = constrain(jnp.zeros(shape, self.dtype), *CACHE_AXES)
+        return Cache(empty, empty)
 
     def extend(
         self,
@@ -149,7 +183,7 @@ class Transformer:
           features [B, R, D], and what the new rows would put in the cache ([layers, B, H, R, K];
           `cache.commit` writes those that are final).
         """
-        out = _Body(self).apply(_body(params), cache, tokens, position, mask, level, True)
+        out = _Body(self).apply(_body(params), cache, tokens, position, mask, level, None)
         return cast(tuple[jax.Array, Cache], out)
 
     def logits(self, params: dict, features: jax.Array) -> jax.Array:
@@ -169,10 +203,10 @@ class _Head(nn.Module):
         c = self.config
         kernel = self.param("kernel", nn.initializers.zeros, (c.width, c.rows))
         bias = self.param("bias", nn.initializers.zeros, (c.rows,))
+        # Gathered along the width, and not the much larger logits summed over it.
+        kernel = constrain(kernel.astype(c.dtype), "whole", "vocab")
         x = x.astype(c.dtype)
-        out = jnp.einsum(
-            "...d,dv->...v", x, kernel.astype(c.dtype), preferred_element_type=jnp.float32
-        )
+        out = jnp.einsum("...d,dv->...v", x, kernel, preferred_element_type=jnp.float32)
         return out + bias
 
 
@@ -180,10 +214,11 @@ class _Body(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, cache, tokens, position, mask, level, deterministic):
+    def __call__(self, cache, tokens, position, mask, level, dropout_keys):
         c = self.config
         table = self.param("embedding", nn.initializers.normal(_BASE_STD), (c.rows, c.width))
-        x = table[tokens]
+        table = constrain(table, "vocab", "whole")
+        x = constrain(table[tokens], *_ACTIVATIONS)
         condition = None
         if c.condition:
             sigma = -jnp.log1p(-jnp.minimum(level, _HIGHEST_LEVEL))
@@ -192,16 +227,17 @@ class _Body(nn.Module):
                 x = keep * x + (1.0 - keep) * table[c.tokens]
             condition = _LevelEmbedding(c, name="level")(sigma).astype(c.dtype)
 
-        block = nn.remat(_Block, prevent_cse=False, static_argnums=(6,)) if c.remat else _Block
+        block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, *(nn.broadcast,) * 4),
+            split_rngs={"params": True},
+            in_axes=(0, 0, *(nn.broadcast,) * 4),
             length=c.layers,
             unroll=min(c.unroll, c.layers),
         )(c, name="layers")
-        x, new = layers(x.astype(c.dtype), cache, position, mask, condition, deterministic)
+        number = jnp.arange(c.layers)
+        x, new = layers(x.astype(c.dtype), number, cache, position, mask, condition, dropout_keys)
         x = _norm(self, "norm", x, c.width)
         return x if cache is None else (x, new)
 
@@ -225,7 +261,7 @@ class _Block(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, x, cached, position, mask, condition, deterministic):
+    def __call__(self, x, number, cached, position, mask, condition, dropout_keys):
         c = self.config
         dtype = x.dtype
         head = c.width // c.heads
@@ -244,24 +280,23 @@ class _Block(nn.Module):
         def weight(name, shape, init=None):
             return self.param(name, init or _fan_in(shape[0]), shape).astype(dtype)
 
-        def drop(y):
-            return nn.Dropout(c.dropout, deterministic=deterministic)(y) if c.dropout else y
-
-        def add(residual, update, gate):
-            update = drop(update)
+        def add(residual, update, gate, site):
+            if dropout_keys is not None and c.dropout:
+                update = _drop(update, dropout_keys, 2 * number + site, c.dropout)
             # Gates start at 0 (DiT): a fresh conditioned layer is the identity.
-            return residual + (update if gate is None else gate * update)
+            update = update if gate is None else gate * update
+            return constrain(residual + update, *_ACTIVATIONS)
 
         y = _modulate(_norm(self, "norm_attention", x, c.width), shift_1, scale_1)
-        qkv = y @ weight("qkv", (c.width, 3 * c.width))
-        query, key, value = (
-            part.reshape(*part.shape[:-1], c.heads, head) for part in jnp.split(qkv, 3, axis=-1)
-        )
+        # An axis of its own for the three, so that cutting the heads cuts each of them.
+        qkv = jnp.einsum("brd,dte->brte", y, weight("qkv", (c.width, 3, c.width)))
+        qkv = qkv.reshape(*qkv.shape[:-1], c.heads, head)
+        query, key, value = (qkv[:, :, part] for part in range(3))
         if c.qk_norm:
             query, key = (_norm(self, n, t, head) for n, t in (("norm_q", query), ("norm_k", key)))
         query, key = attention.rotate(query, position), attention.rotate(key, position)
         y = attention.dense(query, key, value, mask, cached).reshape(x.shape)
-        x = add(x, y @ weight("out", (c.width, c.width), scaled), gate_1)
+        x = add(x, y @ weight("out", (c.width, c.width), scaled), gate_1, site=0)
 
         y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)
         y = y @ weight("mlp_in", (c.width, hidden))
@@ -270,7 +305,19 @@ class _Block(nn.Module):
         y = y + weight("mlp_out_bias", (c.width,), nn.initializers.zeros)
         # What stays in the cache; training has none, and keeps nothing.
         new = None if cached is None else Cache(key.swapaxes(-3, -2), value.swapaxes(-3, -2))
-        return add(x, y, gate_2), new
+        return add(x, y, gate_2, site=1), new
+
+
+def _drop(x: jax.Array, keys: jax.Array, place: jax.Array, rate: float) -> jax.Array:
+    """Dropout as a function of (key of the example, place in the network) alone.
+
+    A batch may be cut among devices and accumulation rounds in any way.
+    """
+
+    def keep(key):
+        return jax.random.bernoulli(jax.random.fold_in(key, place), 1.0 - rate, x.shape[1:])
+
+    return jnp.where(jax.vmap(keep)(keys), x / (1.0 - rate), 0.0)
 
 
 def _fan_in(inputs: int):

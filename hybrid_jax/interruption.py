@@ -1,0 +1,82 @@
+"""Stopping a run from outside so that nothing is lost.
+
+SIGTERM is how schedulers and clouds announce that a machine will be taken away; people press
+Ctrl-C. While training, either makes every process finish the same step, save it and exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+from hybrid_jax.errors import Interrupted
+
+PREEMPTED = 75  # exit status after SIGTERM: run the same command again (EX_TEMPFAIL of sysexits.h)
+STOPPED = 130  # exit status after Ctrl-C
+
+
+class Signals:
+    """SIGTERM and Ctrl-C as a question to ask after each step. A context manager.
+
+    Outside of `deferred` both raise at once: `Interrupted` and KeyboardInterrupt. In a run of
+    several processes SIGTERM belongs to JAX, which tells all of them of a signal to one.
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._deferred = False
+
+    def __enter__(self) -> Signals:
+        if not jax.distributed.is_initialized():
+            self._before = signal.signal(signal.SIGTERM, self._terminate)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not jax.distributed.is_initialized():
+            signal.signal(signal.SIGTERM, self._before)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, signals wait to be asked for; a second Ctrl-C does not wait."""
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+            signal.signal(signal.SIGINT, before)
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop now, after `step`; the same on all processes.
+
+        To be asked after every step, by all of them.
+        """
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received is not None
+
+    def stopped(self, step: int) -> Interrupted:
+        """What to raise once `step` is saved."""
+        by_hand = self._received == signal.SIGINT
+        return Interrupted(
+            f"{'stopped' if by_hand else 'preempted'} after step {step}, which is saved",
+            STOPPED if by_hand else PREEMPTED,
+        )
+
+    def _terminate(self, number: int, _: FrameType | None) -> None:
+        self._received = self._received or signal.Signals(number)
+        if not self._deferred:
+            raise Interrupted("terminated", PREEMPTED)
+
+    def _interrupt(self, number: int, _: FrameType | None) -> None:
+        if self._received is not None:
+            raise KeyboardInterrupt
+        self._received = signal.Signals(number)
+        if jax.distributed.is_initialized():
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX knows how to tell the others

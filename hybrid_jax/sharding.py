@@ -1,0 +1,211 @@
+"""Which part of each array lives on which device.
+
+Arrays are described by *logical axes* ("batch", "embed", "heads", …); `RULES` says which mesh axes
+cut each of them, and nothing else in the package names a mesh axis:
+
+- ``data``    copies of the parameters, each with its own examples;
+- ``fsdp``    examples as well, and parameters, their averages and the optimizer's moments in
+  pieces, which are gathered where a layer needs them;
+- ``tensor``  heads, MLP units and vocabulary, for layers that do not fit otherwise.
+
+A mesh axis cuts an array's axis only where it divides it; what does not divide is kept whole. This
+module imports nothing of the package but its errors, so that every other one may describe its
+arrays. Without a mesh (one device, most tests) every function here leaves arrays as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hybrid_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "batch": ("data", "fsdp"),
+        "embed": ("fsdp",),  # the model's width, in parameters
+        "heads": ("tensor",),
+        "mlp": ("tensor",),
+        "vocab": ("tensor",),
+        "whole": (),  # an axis that is never cut
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1, in at most one of them, is what the others leave.
+
+    Raises `UserError` for sizes that make no sense.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size < 1 and size != -1:
+                raise UserError(
+                    f"mesh.{name} must be at least 1, or -1 for the rest, but is {size}."
+                )
+        if list(sizes.values()).count(-1) > 1:
+            raise UserError("Only one of mesh.data, mesh.fsdp and mesh.tensor may be -1.")
+
+    def shape(self, devices: int) -> tuple[int, int, int]:
+        """The sizes for a number of devices. Raises `UserError` if they do not multiply to it."""
+        sizes = [getattr(self, name) for name in AXES]
+        fixed = math.prod(size for size in sizes if size != -1)
+        whole = [devices // fixed if size == -1 else size for size in sizes]
+        if math.prod(whole) != devices:
+            text = ", ".join(f"mesh.{n}={s}" for n, s in zip(AXES, sizes, strict=True))
+            raise UserError(
+                f"{text} do not fit {devices} devices: choose sizes whose product is {devices}, "
+                "or -1 for one of them."
+            )
+        return whole[0], whole[1], whole[2]
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (all of all processes if None).
+
+    Raises `UserError` if the sizes do not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(
+        config.shape(len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+
+
+def one_device() -> Mesh:
+    """The mesh of the first device alone."""
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def use(mesh: Mesh) -> AbstractContextManager[Any]:
+    """The context in which `constrain` means this mesh."""
+    return jax.set_mesh(mesh)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is cut."""
+    return math.prod(mesh.shape[name] for name in RULES["batch"])
+
+
+def spec(sizes: Mapping[str, int], shape: Sequence[int], axes: Sequence[str]) -> PartitionSpec:
+    """How an array of `shape`, with these logical axes, is cut on a mesh of these sizes.
+
+    Raises ValueError for an unknown axis, a wrong number of axes, or one mesh axis used twice.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"{tuple(axes)} does not name the axes of shape {tuple(shape)}")
+    parts: list[tuple[str, ...] | None] = []
+    used: list[str] = []
+    for size, axis in zip(shape, axes, strict=True):
+        if axis not in RULES:
+            raise ValueError(f"{axis!r} is no logical axis; known are {', '.join(RULES)}")
+        names = tuple(name for name in RULES[axis] if sizes.get(name, 1) > 1)
+        used += names
+        divides = size % math.prod(sizes[name] for name in names) == 0
+        parts.append(names if names and divides else None)
+    if len(used) != len(set(used)):
+        raise ValueError(f"{tuple(axes)} uses a mesh axis twice")
+    return PartitionSpec(*parts)
+
+
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
+    """Tells the compiler how `x` is to be cut; no-op without a mesh. Raises as `spec`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    wanted = spec(dict(mesh.shape), x.shape, axes)
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, wanted)
+
+
+def on(mesh: Mesh, shape: Sequence[int], *axes: str) -> NamedSharding:
+    """The sharding of an array of `shape` with these logical axes. Raises as `spec`."""
+    return NamedSharding(mesh, spec(dict(mesh.shape), shape, axes))
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def like_parameters(mesh: Mesh, tree: Any, axes: Mapping[str, tuple[str, ...]]) -> Any:
+    """Shardings of a tree whose leaves are parameters, or belong to one, or are whole.
+
+    Args:
+      tree: arrays or shapes. A leaf belongs to the parameter whose path its own path ends in, if
+        it has its shape: so do averages and an optimizer's moments.
+      axes: logical axes of each parameter by its path ("layers/qkv").
+    """
+    longest_first = sorted(axes, key=len, reverse=True)
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        name = "/" + jax.tree_util.keystr(path, simple=True, separator="/")
+        for parameter in longest_first:
+            if name.endswith("/" + parameter) and len(axes[parameter]) == len(leaf.shape):
+                return on(mesh, leaf.shape, *axes[parameter])
+        return everywhere(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of `jax.ShapeDtypeStruct` that say where each leaf goes."""
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+    )
+
+
+def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Which rows of a global batch the devices of this process hold, int64, ascending.
+
+    Raises `UserError` if the batch does not divide among the devices.
+    """
+    shards = batch_shards(mesh)
+    if batch % shards:
+        raise UserError(
+            f"A batch of {batch} does not divide among mesh.data × mesh.fsdp = {shards} devices: "
+            f"choose a multiple of {shards}, or another mesh."
+        )
+    indices = on(mesh, (batch,), "batch").addressable_devices_indices_map((batch,)).values()
+    rows = {row for index in indices if index for row in range(*index[0].indices(batch))}
+    return np.array(sorted(rows))
+
+
+def place_rows(mesh: Mesh, local: np.ndarray, rows: np.ndarray, batch: int) -> jax.Array:
+    """The global array [batch, …] of which this process has `rows`, cut along its batch.
+
+    Args:
+      local: [len(rows), …].
+      rows: ascending, as from `local_rows`.
+    """
+    shape = (batch, *local.shape[1:])
+    where = on(mesh, shape, "batch", *("whole",) * (local.ndim - 1))
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # it is for arrays without axes
+        start, stop, _ = index[0].indices(batch)
+        first = int(np.searchsorted(rows, start))
+        return local[first : first + stop - start]
+
+    return jax.make_array_from_callback(shape, where, part)
+
+
+def bytes_per_device(shapes: Any) -> int:
+    """Bytes that one device holds of a tree of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(shapes)
+    )
