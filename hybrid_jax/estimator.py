@@ -79,6 +79,28 @@ def batch_terms(
       float32 [b, L] in nats; the sum over an example has the bound (or loss) on −log p(x) as its
       mean.
     """
+    states, phase, where = corrupt_batch(problem, tokens, index, key, count=count, time=time)
+    return drawn_terms(
+        problem, network, params, tokens, states, phase, where,
+        time=time, loss=loss,
+        dropout_keys=None if dropout_key is None else _of_examples(dropout_key, index),
+    )  # fmt: skip
+
+
+def corrupt_batch(
+    problem: Problem,
+    tokens: jax.Array,
+    index: jax.Array,
+    key: jax.Array,
+    *,
+    count: int,
+    time: Time,
+) -> tuple[jax.Array, jax.Array, Draw]:
+    """Draws levels and noise; arguments as for `batch_terms`.
+
+    Returns:
+      noisy tokens int32 [b, L], phases int32 [b, groups], and a Draw with fields [b, L].
+    """
     key_level, key_noise = jax.random.split(key)
     uniforms = objective.draw_uniforms(key_level, problem.schedule, time, count, index)
     phase, where = jax.vmap(lambda u: objective.draw(problem.schedule, problem.kernel, time, u))(
@@ -88,11 +110,7 @@ def batch_terms(
     states = jax.vmap(lambda k, x, d: noising.corrupt(problem.kernel, k, x, d.level))(
         keys, tokens, where
     )
-    return drawn_terms(
-        problem, network, params, tokens, states, phase, where,
-        time=time, loss=loss,
-        dropout_keys=None if dropout_key is None else _of_examples(dropout_key, index),
-    )  # fmt: skip
+    return states, phase, where
 
 
 def drawn_terms(

@@ -44,9 +44,11 @@ def run_experiment() -> None:
     from hybrid_jax import distributed, report, train, workdir
     from hybrid_jax.config import Experiment
     from hybrid_jax.interruption import Signals
+    from hybrid_jax.quiet import quieten_orbax
 
     experiment = Experiment.from_config(_CONFIG.value)
     folder = Path(_WORKDIR.value or f"runs/{experiment.name}")
+    quieten_orbax()
     distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     distributed.agree("configuration", experiment.to_json(), difference=workdir.difference)
     lead = distributed.is_lead()

@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hybrid_jax.errors import UserError
@@ -83,9 +84,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises `UserError` if the sizes do not fit the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(
-        config.shape(len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    # `jax.make_mesh` does the same, but lets two mesh axes share an axis of the TPU's torus (such
+    # as tensor=2 on 4×4 chips) on v5e only.
+    grid = mesh_utils.create_device_mesh(
+        config.shape(len(devices)), devices, allow_split_physical_axes=True
     )
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def one_device() -> Mesh:
@@ -129,6 +133,33 @@ def constrain(x: jax.Array, *axes: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     wanted = spec(dict(mesh.shape), x.shape, axes)
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, wanted)
+
+
+def gathered(x: jax.Array, dtype: Any, *axes: str) -> jax.Array:
+    """A parameter as a layer reads it: in `dtype`, and whole along what is cut among examples.
+
+    It is cast before it is gathered, so that fewer bytes travel. Its gradient is summed for each
+    device's own piece only: the transpose of a plain constraint would ask for the whole sum on
+    every device.
+
+    Args:
+      axes: logical axes of the parameter as it is stored.
+    """
+    among_examples = set(RULES["batch"])
+    read = tuple("whole" if among_examples & set(RULES[axis]) else axis for axis in axes)
+
+    @jax.custom_vjp
+    def gather(x):
+        return constrain(constrain(x.astype(dtype), *axes), *read)
+
+    def forward(x):
+        return gather(x), None
+
+    def backward(_, gradient):
+        return (constrain(gradient, *axes).astype(x.dtype),)
+
+    gather.defvjp(forward, backward)
+    return gather(x)
 
 
 def on(mesh: Mesh, shape: Sequence[int], *axes: str) -> NamedSharding:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from hybrid_jax import distributed, optim, sharding
+from hybrid_jax import distributed, flops, optim, sharding
 from hybrid_jax.checkpoint import Checkpointer
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import pipeline, prepare, tokenizers
@@ -97,8 +97,8 @@ def train(
     meter = Meter(
         tokens=size * run.card.length,
         devices=mesh.size,
-        flops=0.0,
-        peak=None,
+        flops=size * flops.training_flops(recipe.network, recipe.problem),
+        peak=flops.peak_flops(mesh.devices.flat[0]),
     )
     saver = together(
         lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
@@ -146,6 +146,7 @@ def train(
                     values |= meter.read(len(pending))
                     pending = []
                     together(functools.partial(log.train, done, values))
+                    together(saver.check)
                 score = None
                 with meter.paused():
                     if done % config.eval_every == 0 and not (stops or last):

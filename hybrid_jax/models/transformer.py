@@ -23,7 +23,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.models import attention
 from hybrid_jax.models.cache import AXES as CACHE_AXES
 from hybrid_jax.models.cache import Cache
-from hybrid_jax.sharding import constrain
+from hybrid_jax.sharding import constrain, gathered
 
 _LANES = 128  # output rows are padded to a multiple of the accelerators' vector width
 _TIME_FREQUENCIES = 128
@@ -204,7 +204,7 @@ class _Head(nn.Module):
         kernel = self.param("kernel", nn.initializers.zeros, (c.width, c.rows))
         bias = self.param("bias", nn.initializers.zeros, (c.rows,))
         # Gathered along the width, and not the much larger logits summed over it.
-        kernel = constrain(kernel.astype(c.dtype), "whole", "vocab")
+        kernel = gathered(kernel, c.dtype, *_AXES["head/kernel"])
         x = x.astype(c.dtype)
         out = jnp.einsum("...d,dv->...v", x, kernel, preferred_element_type=jnp.float32)
         return out + bias
@@ -217,7 +217,8 @@ class _Body(nn.Module):
     def __call__(self, cache, tokens, position, mask, level, dropout_keys):
         c = self.config
         table = self.param("embedding", nn.initializers.normal(_BASE_STD), (c.rows, c.width))
-        table = constrain(table, "vocab", "whole")
+        # Back in float32, because the gradients of many rows are added in one entry.
+        table = gathered(table, c.dtype, *_AXES["embedding"]).astype(jnp.float32)
         x = constrain(table[tokens], *_ACTIVATIONS)
         condition = None
         if c.condition:
@@ -272,13 +273,13 @@ class _Block(nn.Module):
         if condition is not None:
             kernel = self.param("condition", nn.initializers.zeros, (c.condition, 6 * c.width))
             bias = self.param("condition_bias", nn.initializers.zeros, (6 * c.width,))
-            modulation = jnp.split(
-                condition @ kernel.astype(dtype) + bias.astype(dtype), 6, axis=-1
-            )
+            kernel = gathered(kernel, dtype, *_LAYER_AXES["condition"])
+            modulation = jnp.split(condition @ kernel + bias.astype(dtype), 6, axis=-1)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
 
         def weight(name, shape, init=None):
-            return self.param(name, init or _fan_in(shape[0]), shape).astype(dtype)
+            value = self.param(name, init or _fan_in(shape[0]), shape)
+            return gathered(value, dtype, *_LAYER_AXES[name])
 
         def add(residual, update, gate, site):
             if dropout_keys is not None and c.dropout:

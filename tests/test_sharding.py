@@ -1,0 +1,264 @@
+"""The same training on any mesh: same noise, same curve, and parameters that are really cut."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from hybrid_jax import estimator, sharding
+from hybrid_jax.checkpoint import named_leaves
+from hybrid_jax.config import (
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    NoiseConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from hybrid_jax.errors import UserError
+from hybrid_jax.evaluate import evaluate_bound
+from hybrid_jax.objective import Bound, Objective
+from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.sampling import prompts, rules
+from hybrid_jax.sampling.loop import generate
+from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.sharding import MeshConfig
+from hybrid_jax.step import Recipe
+
+STEPS, BATCH, LENGTH, TOKENS = 20, 32, 16, 60
+MESHES = {
+    "2 x 4": MeshConfig(data=2, fsdp=4),
+    "8 x 1": MeshConfig(data=8, fsdp=1),
+    "fsdp": MeshConfig(),
+    "with tensor": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+def recipe(
+    accumulation: int = 1, optimizer: str = "muon", condition: int = 0, batch_size: int = BATCH
+) -> Recipe:
+    experiment = Experiment(
+        name="test",
+        data=DataConfig(length=LENGTH),
+        schedule=ScheduleConfig(family="block", width=4, levels=4),
+        noise=NoiseConfig(kernel="gamma", gamma=0.05),
+        objective=Objective(parameterisation="context", time="continuous"),
+        model=ModelConfig(layers=2, width=32, heads=2, dropout=0.1, condition=condition),
+        optimizer=OptimizerConfig(name=optimizer, learning_rate=0.01, warmup_steps=2),
+        train=TrainConfig(
+            steps=STEPS, batch_size=batch_size, accumulation=accumulation, loss_chunk=8
+        ),
+    )
+    return Recipe.build(experiment, TOKENS, bos=0)
+
+
+def data(step: int) -> np.ndarray:
+    return np.random.default_rng(step).integers(0, TOKENS, (BATCH, LENGTH), np.int32)
+
+
+def trained(recipe: Recipe, mesh) -> tuple[np.ndarray, jax.Array]:
+    """Loss and gradient norm of each step, float [STEPS, 2], and the last state."""
+    recipe.check(mesh)
+    rows = sharding.local_rows(mesh, BATCH)
+    curve = []
+    with sharding.use(mesh):
+        state, step = recipe.compile_init(mesh)(), recipe.compile_step(mesh)
+        for number in range(STEPS):
+            batch = (data(number), np.arange(BATCH, dtype=np.int32))
+            tokens, index = (sharding.place_rows(mesh, x[rows], rows, BATCH) for x in batch)
+            state, metrics = step(state, tokens, index)
+            curve.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    return np.array(curve), state
+
+
+@functools.cache
+def alone(**settings):
+    return trained(recipe(**settings), sharding.one_device())
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulation"),
+    [("2 x 4", 1), ("2 x 4", 4), ("8 x 1", 1), ("8 x 1", 4), ("with tensor", 4)],
+)
+def test_same_curve_on_every_mesh(name, accumulation):
+    """With dropout, and with accumulation."""
+    mesh = sharding.make_mesh(MESHES[name])
+    found, state = trained(recipe(accumulation=accumulation), mesh)
+    expected, same = alone()
+    np.testing.assert_allclose(found[:, 0], expected[:, 0], atol=1e-5)
+    np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=1e-4)
+    for (path, a), b in zip(
+        named_leaves(state.params).items(), named_leaves(same.params).values(), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-4, err_msg=path)
+
+
+def test_same_curve_with_accumulation_on_one_device():
+    np.testing.assert_allclose(alone(accumulation=4)[0][:, 0], alone()[0][:, 0], atol=1e-5)
+
+
+def test_same_curve_with_conditioning_and_adamw():
+    settings = {"optimizer": "adamw", "condition": 16}
+    found, _ = trained(recipe(**settings), sharding.make_mesh(MESHES["with tensor"]))
+    np.testing.assert_allclose(found[:, 0], alone(**settings)[0][:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_corruption_is_identical(name):
+    """The noisy tokens that the network sees, one by one."""
+    problem = recipe().problem
+    corrupt = jax.jit(
+        lambda tokens, index: estimator.corrupt_batch(
+            problem, tokens, index, jax.random.key(3), count=BATCH, time="continuous"
+        )
+    )
+    mesh = sharding.make_mesh(MESHES[name])
+    rows = sharding.local_rows(mesh, BATCH)
+    whole = corrupt(data(0), np.arange(BATCH))
+    with sharding.use(mesh):
+        batch = (data(0)[rows], rows)
+        cut = corrupt(*(sharding.place_rows(mesh, x, rows, BATCH) for x in batch))
+    assert not cut[0].sharding.is_fully_replicated
+    assert np.any(whole[0] != data(0))
+    for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_parameters_averages_and_moments_are_really_cut():
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    state = recipe().compile_init(mesh)()
+    cut = {
+        "embedding": ("tensor", "fsdp"),
+        "head/kernel": ("fsdp", "tensor"),
+        "layers/qkv": (None, "fsdp", None, "tensor"),
+        "layers/out": (None, "tensor", "fsdp"),
+        "layers/mlp_in": (None, "fsdp", "tensor"),
+        "layers/mlp_out": (None, "tensor", "fsdp"),
+    }
+    leaves = named_leaves(state)
+    for name, axes in cut.items():
+        owners = [path for path in leaves if path.endswith("/" + name)]
+        # The parameter, its average, and one or two moments of the optimizer.
+        assert len(owners) in (3, 4), owners
+        for path in owners:
+            leaf = leaves[path]
+            wanted = jax.sharding.NamedSharding(mesh, PartitionSpec(*(a and (a,) for a in axes)))
+            assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), path
+            assert leaf.addressable_shards[0].data.size * 4 == leaf.size
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves.values())
+    assert held == sharding.bytes_per_device(recipe().abstract_state(mesh))
+    assert held < 0.3 * sum(leaf.nbytes for leaf in leaves.values())
+
+
+def test_activations_stay_cut_along_the_batch():
+    """No collective of a compiled step moves an array with all examples of the batch."""
+    mesh = sharding.make_mesh(MeshConfig(fsdp=8))
+    batch = 40  # no other axis is of this size
+    made = recipe(batch_size=batch)
+    with sharding.use(mesh):
+        state = made.abstract_state(mesh)
+        tokens = jax.ShapeDtypeStruct((batch, LENGTH), jnp.int32)
+        index = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        text = made.compile_step(mesh).lower(state, tokens, index).compile().as_text()
+    moved = [
+        line for line in text.splitlines() if re.search(r" all-(gather|to-all)(-start)?\(", line)
+    ]
+    assert moved
+    for line in moved:
+        shape = re.search(r"= \(?\w+\[([\d,]*)\]", line).group(1)
+        sizes = [int(size) for size in shape.split(",") if size]
+        assert len(sizes) < 3 or batch not in sizes, line
+
+
+def test_evaluation_does_not_depend_on_the_mesh():
+    """Not even where the batch does not divide among the devices."""
+    made = recipe()
+    params = made.init().ema
+    batches = [{"tokens": data(n)[:13], "valid": np.arange(13) < 11} for n in range(2)]
+    bound = Bound(kernel=made.problem.kernel, time="continuous")
+
+    def estimate(mesh):
+        return evaluate_bound(
+            made.problem, made.network, params, batches, bound,
+            key=jax.random.key(1), draws=2, bytes_per_token=1.0, mesh=mesh,
+        )  # fmt: skip
+
+    one = estimate(None)
+    many = estimate(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    assert one.records == many.records == 22
+    assert many.nats == pytest.approx(one.nats, rel=1e-6)
+    assert many.nats_error == pytest.approx(one.nats_error, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["8 x 1", "with tensor"])
+def test_generation_does_not_depend_on_the_mesh(name):
+    """Texts and cache are cut along batch and heads, and the texts are the same."""
+    made = recipe()
+    sampler = Sampler(problem=made.problem, network=made.network)
+    given = prompts.nothing(8, LENGTH)
+    keys = jax.random.split(jax.random.key(0), 8)
+    params = jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), made.init().params
+    )
+    rule = rules.ACS(eta=0.5)
+    alone = generate(sampler, rule, params, keys, given)
+    mesh = sharding.make_mesh(MESHES[name])
+    with sharding.use(mesh):
+        places = sharding.like_parameters(mesh, params, made.network.axes)
+        cut = jax.jit(lambda p: generate(sampler, rule, p, keys, given))(
+            jax.device_put(params, places)
+        )
+        cache = jax.jit(lambda: made.network.empty_cache(8, 16))()
+    assert cache.key.addressable_shards[0].data.size * 8 == cache.key.size
+    np.testing.assert_array_equal(cut.tokens, alone.tokens)
+    np.testing.assert_array_equal(cut.corrections, alone.corrections)
+
+
+def test_axes_without_meaning_are_errors():
+    sizes = {"data": 2, "fsdp": 2, "tensor": 2}
+    with pytest.raises(ValueError, match="'heds' is no logical axis; known are batch, embed"):
+        sharding.spec(sizes, (4, 4), ("batch", "heds"))
+    with pytest.raises(ValueError, match="uses a mesh axis twice"):
+        sharding.spec(sizes, (4, 4), ("batch", "embed"))
+    with pytest.raises(ValueError, match="does not name the axes of shape"):
+        sharding.spec(sizes, (4, 4), ("batch",))
+    # Without a mesh as well: a typing error shows on a laptop.
+    with pytest.raises(ValueError, match="no logical axis"):
+        sharding.constrain(jnp.ones(2), "heds")
+    # What does not divide is kept whole.
+    assert sharding.spec(sizes, (6, 4), ("batch", "heads")) == PartitionSpec(None, ("tensor",))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "settings", "message"),
+    [
+        (MeshConfig(tensor=8, fsdp=1), {}, "model.heads=2 do not divide among mesh.tensor=8"),
+        (MeshConfig(), {"accumulation": 8}, "examples do not divide among mesh.data × mesh.fsdp"),
+    ],
+)
+def test_what_does_not_divide_is_refused(mesh, settings, message):
+    with pytest.raises(UserError, match=message):
+        recipe(**settings).check(sharding.make_mesh(mesh))
+
+
+def test_sizes_of_the_mesh():
+    assert MeshConfig().shape(8) == (1, 8, 1)
+    assert MeshConfig(data=-1, fsdp=2, tensor=2).shape(8) == (2, 2, 2)
+    for config, devices in (
+        (MeshConfig(fsdp=3), 8),
+        (MeshConfig(data=3), 8),
+        (MeshConfig(fsdp=4), 8),
+    ):
+        with pytest.raises(UserError, match=f"do not fit {devices} devices"):
+            config.shape(devices)
+    with pytest.raises(UserError, match="must be at least 1, or -1"):
+        MeshConfig(tensor=0)
+    with pytest.raises(UserError, match="Only one of"):
+        MeshConfig(data=-1)
+    experiment = dataclasses.replace(recipe().experiment, mesh=MeshConfig(data=4, fsdp=2))
+    assert Experiment.from_config(experiment.to_config()).mesh.data == 4
