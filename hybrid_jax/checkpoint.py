@@ -138,18 +138,11 @@ class Checkpointer:
             newest = self._manager.latest_step()
             raise RuntimeError(f"Orbax skipped the checkpoint of step {step}; newest is {newest}")
 
-    def check(self) -> None:
-        """Raises `UserError` if a save in the background has failed; does not wait."""
-        try:
-            self._manager.check_for_errors()
-        except (OSError, ValueError) as error:  # TensorStore makes a full disk a ValueError
-            raise unwritable(self.directory, error) from error
-
     def wait(self) -> None:
         """Blocks until the running save is on disk. Raises `UserError` if it failed."""
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError) as error:  # TensorStore makes a full disk a ValueError
             raise unwritable(self.directory, error) from error
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -302,13 +302,17 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
+def _step(text: str) -> int | Literal["best"]:
+    return "best" if text == "best" else int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hybrid_jax.generate", description="Generates text with a trained model."
     )
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
-    add("--step", type=int, help="checkpoint to use (default: the newest)")
+    add("--step", type=_step, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
     add("--prompt_file", metavar="FILE", help="prompts, one a line; - for standard input")
     add("--infill", action="append", metavar="TEXT",

@@ -47,17 +47,22 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 class MeshConfig:
     """Sizes of the mesh axes; -1, in at most one of them, is what the others leave.
 
+    Attributes:
+      data, fsdp, tensor: sizes. `fsdp` may be 0: the largest power of two, up to 16, that divides
+        what the other axes leave. More pieces of a common model's width are smaller than a tile of
+        an accelerator's memory, and are padded and moved as if they were whole.
+
     Raises `UserError` for sizes that make no sense.
     """
 
-    data: int = 1
-    fsdp: int = -1
+    data: int = -1
+    fsdp: int = 0
     tensor: int = 1
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
-            if size < 1 and size != -1:
+            if size < 1 and size != -1 and not (name == "fsdp" and size == 0):
                 raise UserError(
                     f"mesh.{name} must be at least 1, or -1 for the rest, but is {size}."
                 )
@@ -66,7 +71,11 @@ class MeshConfig:
 
     def shape(self, devices: int) -> tuple[int, int, int]:
         """The sizes for a number of devices. Raises `UserError` if they do not multiply to it."""
-        sizes = [getattr(self, name) for name in AXES]
+        fsdp = self.fsdp
+        if fsdp == 0:
+            rest = devices // (self.tensor if self.data == -1 else self.tensor * self.data)
+            fsdp = next(size for size in (16, 8, 4, 2, 1) if rest % size == 0)
+        sizes = [self.data, fsdp, self.tensor]
         fixed = math.prod(size for size in sizes if size != -1)
         whole = [devices // fixed if size == -1 else size for size in sizes]
         if math.prod(whole) != devices:

@@ -146,10 +146,9 @@ def train(
                     values |= meter.read(len(pending))
                     pending = []
                     together(functools.partial(log.train, done, values))
-                    together(saver.check)
                 score = None
                 with meter.paused():
-                    if done % config.eval_every == 0 and not (stops or last):
+                    if done % config.eval_every == 0 and not stops:
                         estimate = evaluate(run, state.ema, final=False)
                         score = estimate.nats
                         together(functools.partial(log.valid, done, estimate))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -34,11 +34,12 @@ class Trained:
     step: int
 
 
-def load(workdir: str | Path, *, step: int | None = None) -> Trained:
+def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> Trained:
     """Opens a workdir; safe beside a training that writes to it.
 
     Args:
-      step: of the checkpoint; None for the newest that is intact.
+      step: of the checkpoint; "best" for the one with the lowest bound on validation text, None for
+        the newest that is intact.
 
     Raises:
       UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
@@ -54,6 +55,10 @@ def load(workdir: str | Path, *, step: int | None = None) -> Trained:
     )
     folder = workdir / "checkpoints"
     with Checkpointer(folder, read_only=True) as saver:
+        if step == "best":
+            step = saver.best_step()
+            if step is None:
+                raise UserError(f"No checkpoint in {folder} was evaluated: leave out the step.")
         found = saver.restore_partial(step, {"ema": params})
     if found is None:
         raise UserError(

@@ -24,8 +24,10 @@ def get_config(size="tiny"):
     config.objective.parameterisation = "context"
     config.objective.time = "continuous"
     config.model.update(dict(layers=1, width=32, unroll=1, dropout=0.1))
-    config.train.update(dict(steps=200, batch_size=8, log_every=5, checkpoint_every=10,
-                             eval_every=50, loss_chunk=16))
+    # A run of fewer steps is the beginning of a run of more.
+    config.optimizer.schedule = "constant"
+    config.train.update(dict(steps=120, batch_size=8, log_every=5, checkpoint_every=10,
+                             eval_every=30, loss_chunk=16))
     config.evaluation.update(dict(records=16, final_records=16, draws=1, batch_size=16))
     config.sampling.count = 1
     return config
@@ -61,9 +63,12 @@ def started(
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_COMPILATION_CACHE_DIR": str(config.parent / f"cache-{len(workdirs)}-{devices}"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+    if not shell:  # which may forbid to write it
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(
+            config.parent / f"cache-{len(workdirs)}-{devices}"
+        )
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     children = []
     for number, workdir in enumerate(workdirs):
         command = [sys.executable, "-m", "hybrid_jax.main", f"--config={config}",

@@ -182,6 +182,32 @@ def test_keeps_the_newest(tmp_path):
     assert latest_step(tmp_path) == 4
 
 
+def test_keeps_the_best_besides(tmp_path):
+    """Across restarts too, and although it is damaged later."""
+    scores = {1: 3.0, 2: 1.5, 3: None, 4: 2.0, 5: None}
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        for step, score in scores.items():
+            checkpointer.save(step, make_state(step), score=score)
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.steps() == [2, 4, 5]
+        assert checkpointer.best_step() == 2
+        checkpointer.save(6, make_state(6), score=2.5)
+        checkpointer.save(7, make_state(7))
+        checkpointer.wait()
+        assert checkpointer.steps() == [2, 6, 7]
+    hollow(tmp_path / "2")
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.best_step() == 6
+        checkpointer.save(8, make_state(8))
+        checkpointer.wait()
+        assert checkpointer.steps() == [6, 7, 8]
+    with Checkpointer(tmp_path, read_only=True) as checkpointer:
+        assert checkpointer.best_step() == 6
+    with Checkpointer(tmp_path / "none") as checkpointer:
+        checkpointer.save(1, make_state(1))
+        assert checkpointer.best_step() is None
+
+
 def test_a_skipped_save_is_an_error(saved):
     with (
         Checkpointer(saved) as checkpointer,

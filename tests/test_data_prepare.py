@@ -239,6 +239,19 @@ def test_an_interruption_leaves_nothing(story, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["slow.txt"]
 
 
+def test_a_full_disk_is_one_sentence(story, tmp_path):
+    out = tmp_path / "out"
+    limited = ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *COMMAND]
+    done = subprocess.run(
+        [*limited, f"--source={story}", "--tokenizer=byte", "--length=8", f"--out={out}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {out} cannot be written: write() failed: File too large")
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_of_two_at_once_the_first_wins(story, tmp_path):
     """A second run finishes while the first one reads; both return the same card."""
     out, fifo = tmp_path / "out", tmp_path / "slow.jsonl"

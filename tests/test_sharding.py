@@ -34,7 +34,6 @@ STEPS, BATCH, LENGTH, TOKENS = 20, 32, 16, 60
 MESHES = {
     "2 x 4": MeshConfig(data=2, fsdp=4),
     "8 x 1": MeshConfig(data=8, fsdp=1),
-    "fsdp": MeshConfig(),
     "with tensor": MeshConfig(data=2, fsdp=2, tensor=2),
 }
 
@@ -247,18 +246,22 @@ def test_what_does_not_divide_is_refused(mesh, settings, message):
 
 
 def test_sizes_of_the_mesh():
-    assert MeshConfig().shape(8) == (1, 8, 1)
+    assert [MeshConfig().shape(n) for n in (1, 6, 8, 256)] == [
+        (1, 1, 1), (3, 2, 1), (1, 8, 1), (16, 16, 1)
+    ]  # fmt: skip
+    assert MeshConfig(data=2, tensor=2).shape(8) == (2, 2, 2)
+    assert MeshConfig(data=1, fsdp=-1).shape(256) == (1, 256, 1)
     assert MeshConfig(data=-1, fsdp=2, tensor=2).shape(8) == (2, 2, 2)
     for config, devices in (
         (MeshConfig(fsdp=3), 8),
         (MeshConfig(data=3), 8),
-        (MeshConfig(fsdp=4), 8),
+        (MeshConfig(data=1, fsdp=4), 8),
     ):
         with pytest.raises(UserError, match=f"do not fit {devices} devices"):
             config.shape(devices)
     with pytest.raises(UserError, match="must be at least 1, or -1"):
         MeshConfig(tensor=0)
     with pytest.raises(UserError, match="Only one of"):
-        MeshConfig(data=-1)
+        MeshConfig(data=-1, fsdp=-1)
     experiment = dataclasses.replace(recipe().experiment, mesh=MeshConfig(data=4, fsdp=2))
     assert Experiment.from_config(experiment.to_config()).mesh.data == 4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -117,7 +119,8 @@ class RecordWriter:
                 str(self._path(len(self._records))), "group_size:1,uncompressed"
             )
             self._records.append(0)
-        self._file.write(record)
+        with _system_errors():
+            self._file.write(record)
         self._digest.update(record)
         self._records[-1] += 1
 
@@ -126,6 +129,16 @@ class RecordWriter:
         return self._folder / f"{self._split}-{number:05d}.array_record"
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with _system_errors():
+                file.close()
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """ArrayRecord says of a full disk that it is a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
