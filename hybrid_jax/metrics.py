@@ -192,7 +192,6 @@ class Progress:
         *,
         total: int,
         start: int = 0,
-        tokens_per_step: int = 0,
         interval: float = 0.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -202,12 +201,11 @@ class Progress:
         Args:
           total: step at which the run ends.
           start: step at which this process starts.
-          tokens_per_step: to show tokens/s; 0 shows steps/s.
           interval: least number of seconds between plain lines; the last step is always shown.
           stream: where to write; standard error if None.
           clock: current time in seconds.
         """
-        self._total, self._tokens_per_step, self._interval = total, tokens_per_step, interval
+        self._total, self._interval = total, interval
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._begun = clock()
@@ -240,24 +238,16 @@ class Progress:
         else:
             print(text, file=self._stream, flush=True)
 
-    def update(self, step: int, values: Mapping[str, float]) -> float:
-        """Shows ``step``, the values, speed, elapsed time and estimated time left.
-
-        Returns:
-          steps per second since the first call; NaN at the first.
-        """
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows ``step``, the values, speed, elapsed time and estimated time left."""
         now = self._clock()
         if self._first is None:
             self._first = (step, now)
-        parts = [f"{name} {value:.4g}" for name, value in values.items()]
+        parts = [f"{name} {_short(value)}" for name, value in values.items()]
         first_step, first_time = self._first
-        rate = math.nan
         if step > first_step and now > first_time:
             rate = (step - first_step) / (now - first_time)
-            if self._tokens_per_step:
-                parts.append(f"{_short(rate * self._tokens_per_step)} tokens/s")
-            else:
-                parts.append(f"{_short(rate)} steps/s")
+            parts.append(f"{rate:.3g} steps/s")
             times = [f"ETA {format_seconds(max(0, self._total - step) / rate)}"]
         else:
             times = []
@@ -269,7 +259,6 @@ class Progress:
         elif step >= self._total or now - self._shown >= self._interval:
             self._shown = now
             print(f"step {step}/{self._total}  " + "  ".join(parts), file=self._stream, flush=True)
-        return rate
 
     def close(self) -> None:
         """Leaves the bar on the screen and ends its line; may be called again."""
@@ -294,6 +283,6 @@ def format_seconds(seconds: float) -> str:
 
 def _short(number: float) -> str:
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
+        if abs(number) >= size:
             return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
+    return f"{number:.4g}"

@@ -114,17 +114,17 @@ class Clock:
 
 def test_progress_lines_leave_out_the_compilation():
     clock, stream = Clock(), io.StringIO()
-    with Progress(total=100, tokens_per_step=500, stream=stream, clock=clock) as progress:
+    with Progress(total=100, stream=stream, clock=clock) as progress:
         clock.now = 60.0  # compilation
         progress.update(1, {"loss": 9.0})
         clock.now = 70.0
-        progress.update(21, {"loss": 5.43219})
+        progress.update(21, {"loss": 5.43219, "tokens_per_second": 12_345.0})
         clock.now = 110.0
         progress.update(100, {})
     assert stream.getvalue().splitlines() == [
         "step 1/100  loss 9  elapsed 1m 0s",
-        "step 21/100  loss 5.432  1k tokens/s  elapsed 1m 10s  ETA 40s",
-        "step 100/100  990 tokens/s  elapsed 1m 50s  ETA 0s",
+        "step 21/100  loss 5.432  tokens_per_second 12.3k  2 steps/s  elapsed 1m 10s  ETA 40s",
+        "step 100/100  1.98 steps/s  elapsed 1m 50s  ETA 0s",
     ]
 
 

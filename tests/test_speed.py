@@ -1,0 +1,47 @@
+"""Numbers on speed, from a clock that the test sets."""
+
+import pytest
+
+from hybrid_jax.speed import Meter
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_numbers_leave_out_compilation_evaluation_and_checkpoints():
+    clock = Clock()
+    meter = Meter(tokens=800, devices=4, flops=6e9, peak=1e10, clock=clock)
+    clock.now = 30.0  # compilation and the first steps
+    assert meter.read(5) == {}
+    with meter.paused():
+        clock.now += 100.0
+    for _ in range(10):
+        with meter.waiting():
+            clock.now += 0.05
+        clock.now += 0.15
+    assert meter.read(10) == pytest.approx(
+        {
+            "step_seconds": 0.2,
+            "tokens_per_second": 4000.0,
+            "tokens_per_second_per_device": 1000.0,
+            "input_wait": 0.25,
+            "mfu": 0.75,
+        }
+    )
+    clock.now += 1.0
+    assert meter.read(10)["step_seconds"] == pytest.approx(0.1)
+
+
+def test_what_is_not_known_is_not_said():
+    clock = Clock()
+    meter = Meter(tokens=1, devices=1, flops=1.0, peak=None, clock=clock)
+    meter.read(1)
+    assert meter.read(1) == {}  # no time has passed
+    clock.now += 1.0
+    assert meter.read(0) == {}
+    clock.now += 1.0
+    assert "mfu" not in meter.read(1)
