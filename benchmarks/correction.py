@@ -32,7 +32,7 @@ from hybrid_jax import trained
 from hybrid_jax.atomic import write_atomic
 from hybrid_jax.data.pipeline import Records
 from hybrid_jax.errors import UserError
-from hybrid_jax.evaluate import evaluate_bound
+from hybrid_jax.eval.bound import evaluate_bound
 from hybrid_jax.metrics import mean_and_standard_error, perplexity
 from hybrid_jax.objective import Bound
 from hybrid_jax.sampling import loop, prompts

@@ -1,151 +1,112 @@
-"""The reported number: a true bound on held-out text, with its standard error."""
+"""Perplexity of trained models on named texts: true bounds, with their errors and their protocol.
+
+    python -m hybrid_jax.evaluate --workdir=runs/gamma_hybrid
+    python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=wikitext,lambada,pubmed,arxiv
+    python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=lambada=files:lambada/test.jsonl
+
+Each number is stored in the workdir, as evaluation/NAME.json, with all that it depends on.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import functools
-from collections.abc import Iterable, Mapping
+import json
+import re
+import sys
+from pathlib import Path
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
-from hybrid_jax import estimator, metrics, sharding
-from hybrid_jax.estimator import Network, Problem
-from hybrid_jax.objective import Bound
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BoundEstimate:
-    """A bound on the negative log-likelihood of some records.
-
-    Attributes:
-      bound: which bound it is.
-      nats, nats_error: per token, mean over records and its standard error (of records and draws).
-      bits_per_byte: the same per byte of text.
-      unigram_perplexity: of the same tokens under their own token frequencies.
-      records, draws: size of the estimate.
-    """
-
-    bound: str
-    nats: float
-    nats_error: float
-    bits_per_byte: float
-    unigram_perplexity: float
-    records: int
-    draws: int
-
-    @property
-    def perplexity(self) -> float:
-        return metrics.perplexity(self.nats, self.nats_error)[0]
-
-    @property
-    def perplexity_error(self) -> float:
-        return metrics.perplexity(self.nats, self.nats_error)[1]
-
-    def values(self) -> dict[str, float]:
-        """As scalars to log."""
-        return {
-            "nats": self.nats,
-            "nats_error": self.nats_error,
-            "perplexity": self.perplexity,
-            "perplexity_error": self.perplexity_error,
-            "bits_per_byte": self.bits_per_byte,
-            "unigram_perplexity": self.unigram_perplexity,
-        }
-
-    def __str__(self) -> str:
-        return (
-            f"perplexity ≤ {self.perplexity:.2f} ± {self.perplexity_error:.2f} "
-            f"({self.bits_per_byte:.3f} bits per byte; {self.bound}; {self.records} records, "
-            f"{self.draws} draws)"
-        )
+from hybrid_jax import trained
+from hybrid_jax.atomic import unwritable, write_atomic
+from hybrid_jax.config import Experiment
+from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.eval import datasets, perplexity
+from hybrid_jax.eval.datasets import EvaluationSet
+from hybrid_jax.metrics import Progress
 
 
-def evaluate_bound(
-    problem: Problem,
-    network: Network,
-    params,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    bound: Bound,
-    *,
-    key: jax.Array,
-    draws: int,
-    bytes_per_token: float,
-    mesh: Mesh | None = None,
-) -> BoundEstimate:
-    """Estimates `bound` on every valid record of `batches`.
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    options = _parser().parse_args(argv)
+    return exit_status(lambda: _run(options), interrupted="what was measured is stored")
 
-    Args:
-      batches: dicts with "tokens" int32 [B, L] and "valid" bool [B] (False marks padding).
-      key: fixes levels and noise: equal keys compare models on equal draws.
-      draws: independent draws of levels and noise for each record.
-      bytes_per_token: bytes of text per token of these records.
-      mesh: of the devices that share a batch, on which the estimate does not depend; None for the
-        first device.
-    """
-    goal = dataclasses.replace(problem.objective, loss="bound", time=bound.time)
-    problem = dataclasses.replace(problem, kernel=bound.kernel, objective=goal)
-    mesh = mesh or sharding.one_device()
-    per_record: list[np.ndarray] = []
-    counts = np.zeros(bound.kernel.tokens, np.int64)
-    for number, batch in enumerate(batches):
-        tokens = np.asarray(batch["tokens"])
-        valid = np.asarray(batch["valid"], bool)
-        total = np.zeros(len(tokens))
-        for draw in range(draws):
-            draw_key = jax.random.fold_in(jax.random.fold_in(key, number), draw)
-            total += _record_bounds(problem, network, params, tokens, draw_key, mesh)
-        per_record.append(total[valid] / draws / tokens.shape[1])
-        counts += np.bincount(tokens[valid].reshape(-1), minlength=len(counts))
-    values = np.concatenate(per_record)
-    nats, error = metrics.mean_and_standard_error(values)
-    share = counts[counts > 0] / counts.sum()
-    return BoundEstimate(
-        bound=bound.label,
-        nats=nats,
-        nats_error=error,
-        bits_per_byte=metrics.bits_per_byte(nats, bytes_per_token),
-        unigram_perplexity=float(np.exp(-np.sum(share * np.log(share)))),
-        records=len(values),
-        draws=draws,
+
+def validation_set(experiment: Experiment) -> EvaluationSet:
+    """The validation text of a run; without a source where it was held out of the training text."""
+    return EvaluationSet(name="valid", source=experiment.data.valid_source)
+
+
+def _run(options: argparse.Namespace) -> None:
+    least = {"records": 0, "draws": 1, "batch_size": 1, "seed": 0}
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise UserError(f"--{name} must be at least {value}, but is {getattr(options, name)}.")
+    model = trained.load(options.workdir, step=options.step)
+    valid = validation_set(model.experiment)
+    wanted = [
+        datasets.parse(text, validation=valid) for text in options.datasets.split(",") if text
+    ]
+    if not wanted:
+        raise UserError("--datasets names no data set: for example --datasets=wikitext,lambada.")
+    bound = model.experiment.bound(model.tokenizer.vocab_size)
+    folder = Path(options.workdir) / "evaluation"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+    print(f"{model.experiment.name}, step {model.step}: {bound.label}")
+    print(f"{'data set':24}{'perplexity':>22}{'bits/byte':>11}{'records':>9}{'draws':>7}")
+    for dataset in wanted:
+        if dataset.source:
+            length = model.problem.schedule.length
+            packed = perplexity.pack(dataset, model.tokenizer, length, options.records)
+        else:
+            packed = perplexity.held_out(model, options.records)
+        total = perplexity.batch_count(packed, options.batch_size)
+        with Progress(total=total, interval=10.0) as bar:
+            found = perplexity.measure(
+                model,
+                dataset,
+                packed,
+                bound,
+                draws=options.draws,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                progress=functools.partial(bar.update, values={}),
+            )
+        file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', dataset.name)}.json"
+        write_atomic(file, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        print(_row(found), flush=True)
+    print(f"protocol {found.protocol.name}, stored in {folder}")
+
+
+def _row(found: perplexity.Measurement) -> str:
+    estimate = found.estimate
+    sign = "=" if found.protocol.bound == "exact likelihood" else "≤"
+    value = f"{sign} {estimate.perplexity:.2f} ± {estimate.perplexity_error:.2f}"
+    return (
+        f"{found.dataset.name:24}{value:>22}{estimate.bits_per_byte:>11.3f}"
+        f"{estimate.records:>9,}{estimate.draws:>7}"
     )
 
 
-def _record_bounds(problem, network, params, tokens, key, mesh) -> np.ndarray:
-    """Nats of each record of a batch, float32 [B]."""
-    count = len(tokens)
-    # Rows are added, not draws: what is drawn for a record depends on its place among `count`.
-    padded = -(-count // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
-    index = np.minimum(np.arange(padded), count - 1)
-    rows = sharding.local_rows(mesh, padded)
-    place = functools.partial(sharding.place_rows, mesh, rows=rows, batch=padded)
-    # Processes share values of NumPy, but not arrays that live on a device of one of them.
-    key_data = np.asarray(jax.random.key_data(key))
-    with sharding.use(mesh):
-        found = _padded_bounds(
-            problem,
-            network,
-            count,
-            params,
-            place(tokens[index[rows]]),
-            place(index[rows].astype(np.int32)),
-            key_data,
-        )
-    return np.asarray(found)[:count]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _padded_bounds(problem, network, count, params, tokens, index, key_data) -> jax.Array:
-    terms = estimator.batch_terms(
-        problem,
-        network,
-        params,
-        tokens,
-        index,
-        jax.random.wrap_key_data(key_data),
-        count=count,
-        time=problem.objective.time,
-        loss=False,
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hybrid_jax.evaluate",
+        description="Perplexity of a trained model on named texts.",
     )
-    return sharding.constrain(terms.sum(axis=1), "whole")
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of a run")
+    add("--datasets", default="valid", metavar="A,B,...", help="valid, "
+        f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
+    add("--step", type=trained.step_of, help="checkpoint, or 'best' (default: the newest)")
+    add("--records", type=int, default=0, metavar="N", help="most records (default: all)")
+    add("--draws", type=int, default=4, metavar="K", help="of noise for each (default: 4)")
+    add("--batch_size", type=int, default=64, metavar="B", help="records at a time (default: 64)")
+    add("--seed", type=int, default=0, help="of the draws (default: 0)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -302,17 +302,17 @@ def run(options: argparse.Namespace) -> None:
     )
 
 
-def _step(text: str) -> int | Literal["best"]:
-    return "best" if text == "best" else int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hybrid_jax.generate", description="Generates text with a trained model."
     )
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
-    add("--step", type=_step, help="checkpoint to use, or 'best' on validation (default: newest)")
+    add(
+        "--step",
+        type=trained.step_of,
+        help="checkpoint to use, or 'best' on validation (default: newest)",
+    )
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
     add("--prompt_file", metavar="FILE", help="prompts, one a line; - for standard input")
     add("--infill", action="append", metavar="TEXT",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hybrid_jax.distributed import is_lead
-from hybrid_jax.evaluate import BoundEstimate
+from hybrid_jax.eval.bound import BoundEstimate
 from hybrid_jax.metrics import MetricsWriter, Progress
 
 _SHOWN = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu")

@@ -13,7 +13,7 @@ import numpy as np
 from hybrid_jax import sharding, train
 from hybrid_jax.atomic import unwritable, write_atomic
 from hybrid_jax.distributed import is_lead, together
-from hybrid_jax.evaluate import BoundEstimate
+from hybrid_jax.eval.bound import BoundEstimate
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.state import Sampler

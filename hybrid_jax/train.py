@@ -24,7 +24,7 @@ from hybrid_jax.config import Experiment
 from hybrid_jax.data import pipeline, prepare, tokenizers
 from hybrid_jax.distributed import together
 from hybrid_jax.errors import UserError
-from hybrid_jax.evaluate import BoundEstimate, evaluate_bound
+from hybrid_jax.eval.bound import BoundEstimate, evaluate_bound
 from hybrid_jax.interruption import Signals
 from hybrid_jax.log import Log
 from hybrid_jax.speed import Meter

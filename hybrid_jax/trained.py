@@ -34,6 +34,11 @@ class Trained:
     step: int
 
 
+def step_of(text: str) -> int | Literal["best"]:
+    """A step as the command line names it. Raises ValueError for neither a number nor "best"."""
+    return "best" if text == "best" else int(text)
+
+
 def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> Trained:
     """Opens a workdir; safe beside a training that writes to it.
 

@@ -21,7 +21,7 @@ from hybrid_jax.config import (
     TrainConfig,
 )
 from hybrid_jax.errors import UserError
-from hybrid_jax.evaluate import evaluate_bound
+from hybrid_jax.eval.bound import evaluate_bound
 from hybrid_jax.objective import Bound, Objective
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.sampling import prompts, rules

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from hybrid_jax.data import files, pydocs
+from hybrid_jax.data import files, public, pydocs
 from hybrid_jax.errors import UserError
 
 
@@ -19,7 +19,9 @@ def _pydocs(argument: str) -> Iterator[str]:
 
 _SOURCES: dict[str, Callable[[str], Iterator[str]]] = {
     "files": files.documents,
+    "hf": public.hub_documents,
     "pydocs": _pydocs,
+    "tfds": public.tfds_documents,
 }
 
 
@@ -29,7 +31,8 @@ def documents(spec: str) -> Iterator[str]:
     Args:
       spec: "pydocs" (the documentation of the running interpreter, about 2 MB of English), or
         "files:PATTERN[,PATTERN...]" (.txt: one document a file; .jsonl: one a line, its field
-        "text"; both also ending in .gz, .xz or .zst).
+        "text"; both also ending in .gz, .xz or .zst), "tfds:NAME[/CONFIG]:SPLIT[:FIELD]" (prepared
+        by TFDS as ArrayRecord), or "hf:NAME[/CONFIG]:SPLIT[:FIELD]" (Hugging Face datasets).
 
     Returns:
       an iterator that holds one document at a time.

@@ -1,0 +1,115 @@
+"""Documents from data sets that others keep: TensorFlow Datasets and the Hugging Face hub.
+
+TFDS is read through `tfds.data_source`, which needs no TensorFlow, from what was prepared before in
+the format of ArrayRecord: nothing is downloaded here, because a download may take hours and fails
+late where there is no network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from hybrid_jax.errors import UserError
+
+# Where text may stand, in this order, unless the source says.
+_FIELDS = ("text", "article", "passage", "content", "sentence", "description")
+
+
+def tfds_documents(argument: str) -> Iterator[str]:
+    """The texts of one split of a data set of TFDS that is prepared on this machine.
+
+    Args:
+      argument: "NAME[/CONFIG]:SPLIT[:FIELD]", such as "scientific_papers/arxiv:test:article".
+
+    Raises:
+      UserError: if the argument makes no sense, or the data set is not prepared; the sentence has
+        the command that prepares it.
+    """
+    name, split, field = _parts("tfds", argument)
+    import tensorflow_datasets as tfds  # slow to import, and needed by few
+
+    folder = os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+    command = f"tfds build {name} --file_format=array_record --data_dir={folder}"
+    try:
+        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise UserError(
+            f"TFDS knows no data set {name!r} and none is prepared in {folder}: see "
+            "tensorflow.org/datasets/catalog for the names."
+        ) from error
+    except ImportError as error:
+        raise UserError(
+            f"TFDS needs the package {error.name} to read {name}: pip install {error.name}."
+        ) from error
+    if not builder.data_path.exists():
+        raise UserError(
+            f"{name} is not prepared in {folder}: run  {command}  where there is a network."
+        )
+    if split not in builder.info.splits:
+        known = ", ".join(builder.info.splits)
+        raise UserError(f"{name} has no split {split!r}: choose one of {known}.")
+    try:
+        rows = builder.as_data_source(split=split)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{name} is prepared in {folder} in a format that cannot be read without TensorFlow: "
+            f"run  {command} --overwrite  where there is a network."
+        ) from error
+    return _texts(f"tfds:{name}", field, (rows[number] for number in range(len(rows))))
+
+
+def hub_documents(argument: str) -> Iterator[str]:
+    """The texts of one split of a data set of the Hugging Face hub, or of its cache.
+
+    Args:
+      argument: "NAME[/CONFIG]:SPLIT[:FIELD]", where NAME may have an owner: "Salesforce/wikitext/
+        wikitext-103-raw-v1:test". A NAME with one slash is an owner's data set without a config.
+
+    Raises:
+      UserError: if the package `datasets` is missing, or the data set cannot be had.
+    """
+    name, split, field = _parts("hf", argument)
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "The source hf: needs the package datasets: pip install 'hybrid_jax[eval]'."
+        ) from error
+    words = name.split("/")
+    path, config = ("/".join(words[:2]), words[2] if len(words) > 2 else None)
+    try:
+        rows = datasets.load_dataset(path, config, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(
+            f"hf:{argument} cannot be had ({line[:200]}): check name, config, split and network."
+        ) from error
+    return _texts(f"hf:{name}", field, iter(rows))
+
+
+def _parts(kind: str, argument: str) -> tuple[str, str, str]:
+    name, split, field = (*argument.split(":"), "", "")[:3]
+    if not name or not split or argument.count(":") > 2:
+        raise UserError(f"{kind}:{argument} is not {kind}:NAME[/CONFIG]:SPLIT[:FIELD].")
+    return name, split, field
+
+
+def _texts(where: str, field: str, rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{where} has no rows in this split: choose another.")
+    wanted = [field] if field else _FIELDS
+    chosen = next((name for name in wanted if name in first), None)
+    if chosen is None:
+        raise UserError(
+            f"{where} has no field {' or '.join(wanted)}: name one of {', '.join(first)} behind "
+            "the split."
+        )
+    for row in itertools.chain([first], rows):
+        value = row[chosen]
+        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        if text.strip():
+            yield text

@@ -1,0 +1,1 @@
+"""Measurements of trained models: likelihood bounds, and the quality of generated text."""

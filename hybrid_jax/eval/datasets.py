@@ -1,0 +1,79 @@
+"""The data sets that papers report perplexities on, by the names that they use."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hybrid_jax.config import nearest
+from hybrid_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Text to evaluate on.
+
+    Attributes:
+      name: as it appears in tables.
+      source: see `data.sources.documents`.
+      detokenizer: one of `data.detokenize.NAMES`.
+    """
+
+    name: str
+    source: str
+    detokenizer: str = "none"
+
+
+_SETS = {
+    known.name: known
+    for known in (
+        EvaluationSet(
+            name="wikitext",
+            source="hf:Salesforce/wikitext/wikitext-103-v1:test",
+            detokenizer="wikitext",
+        ),
+        EvaluationSet(name="lambada", source="tfds:lambada:test:passage", detokenizer="lambada"),
+        EvaluationSet(
+            name="pubmed",
+            source="tfds:scientific_papers/pubmed:test:article",
+            detokenizer="scientific_papers",
+        ),
+        EvaluationSet(
+            name="arxiv",
+            source="tfds:scientific_papers/arxiv:test:article",
+            detokenizer="scientific_papers",
+        ),
+        EvaluationSet(
+            name="ptb", source="hf:ptb-text-only/ptb_text_only:test:sentence", detokenizer="ptb"
+        ),
+        EvaluationSet(name="lm1b", source="tfds:lm1b:test:text", detokenizer="lm1b"),
+        EvaluationSet(name="ag_news", source="tfds:ag_news_subset:test:description"),
+    )
+}
+NAMES = tuple(_SETS)
+
+
+def parse(text: str, *, validation: EvaluationSet) -> EvaluationSet:
+    """A set from the command line.
+
+    Args:
+      text: a name ("lambada"), a name and where its text is ("lambada=files:lambada/test.jsonl",
+        with the name's detokeniser), "valid", or a source ("files:books/*.txt").
+      validation: what "valid" means.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    name, equals, source = text.partition("=")
+    if name == validation.name:
+        return validation
+    if name in _SETS:
+        known = _SETS[name]
+        return dataclasses.replace(known, source=source) if equals else known
+    if equals:  # a name of the user's own
+        return EvaluationSet(name=name, source=source)
+    if ":" in text:
+        return EvaluationSet(name=text, source=text)
+    raise UserError(
+        f"There is no data set {name!r}: {nearest(name, (*_SETS, validation.name))} Other text is "
+        "given as NAME=SOURCE, for example books=files:books/*.txt."
+    )

@@ -1,0 +1,242 @@
+"""Perplexity of a trained model on a named text, with all that the number depends on beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+import hybrid_jax
+from hybrid_jax.data import pipeline, prepare, sources
+from hybrid_jax.data.detokenize import detokenizer
+from hybrid_jax.data.splits import pieces
+from hybrid_jax.data.tokenizers import Tokenizer
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval.bound import BoundEstimate, evaluate_bound
+from hybrid_jax.eval.datasets import EvaluationSet
+from hybrid_jax.objective import Bound
+from hybrid_jax.trained import Trained
+
+# Characters of text that are encoded at a time.
+_CHARACTERS = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How text becomes records, and how a bound on their likelihood is estimated.
+
+    Attributes:
+      name: of these rules. "packed-1": documents are put together by the detokeniser and encoded,
+        each followed by the end-of-document token; one after the other they are cut into records
+        of `length`; tokens behind the last whole record are dropped. A record is predicted from
+        nothing, or from the beginning-of-sequence token where rows are shifted.
+      detokenizer: one of `data.detokenize.NAMES`.
+      length: L, tokens of a record.
+      records: how many there are.
+      bound: which bound is estimated; "exact likelihood" where it is one.
+      draws: of levels and noise for each record.
+      batch_size: records among which a draw is stratified.
+      seed: of the draws.
+    """
+
+    name: str = "packed-1"
+    detokenizer: str
+    length: int
+    records: int
+    bound: str
+    draws: int
+    batch_size: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Text as records.
+
+    Attributes:
+      tokens: int32 [n, L].
+      documents, dropped: number of documents, and of tokens behind the last whole record.
+      bytes_per_token: UTF-8 bytes of the text in the records, per token.
+      sha256: of the records, as little-endian int32.
+    """
+
+    tokens: np.ndarray
+    documents: int
+    dropped: int
+    bytes_per_token: float
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One number of a table, and what it depends on."""
+
+    dataset: EvaluationSet
+    protocol: Protocol
+    estimate: BoundEstimate
+    documents: int
+    dropped_tokens: int
+    sha256: str
+    model: str
+    step: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        versions = {"hybrid_jax": hybrid_jax.__version__, "jax": jax.__version__}
+        return dataclasses.asdict(self) | {"values": self.estimate.values(), "versions": versions}
+
+
+def pack(dataset: EvaluationSet, tokenizer: Tokenizer, length: int, records: int = 0) -> Packed:
+    """Reads and encodes a text, as far as `records` need it (0: all of it).
+
+    Raises:
+      UserError: if the source cannot be read, or is too short for one record.
+    """
+    parts: list[np.ndarray] = []
+    count = documents = 0
+    for encoded, ended in _encoded(dataset, tokenizer):
+        parts.append(encoded)
+        count += len(encoded)
+        documents += ended
+        if records and count >= records * length:
+            break
+    whole = count // length if not records else min(records, count // length)
+    if not whole:
+        raise UserError(
+            f"{dataset.name} has {count} tokens, too few for one record of {length}: use more text."
+        )
+    stream = np.concatenate(parts)
+    tokens = stream[: whole * length].reshape(whole, length)
+    return Packed(
+        tokens=tokens,
+        documents=documents,
+        dropped=count - tokens.size,
+        bytes_per_token=float(tokenizer.token_bytes[tokens].sum(dtype=np.int64) / tokens.size),
+        sha256=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
+    )
+
+
+def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    """Tokens in order, and how many documents ended among them."""
+    end = np.array([tokenizer.eos], np.int32)
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    detokenize = detokenizer(dataset.detokenizer)
+
+    def encode() -> tuple[np.ndarray, int]:
+        texts = tokenizer.encode_batch([text for text, _ in batch])
+        ends = [last for _, last in batch]
+        joined = [
+            np.append(ids, end) if last else ids for ids, last in zip(texts, ends, strict=True)
+        ]
+        return np.concatenate(joined).astype(np.int32), sum(ends)
+
+    for document in sources.documents(dataset.source):
+        parts = pieces(detokenize(document))
+        for number, piece in enumerate(parts, 1):
+            batch.append((piece, number == len(parts)))
+            size += len(piece)
+            if size >= _CHARACTERS:
+                yield encode()
+                batch, size = [], 0
+    if batch:
+        yield encode()
+
+
+def batch_count(packed: Packed, batch_size: int) -> int:
+    """Batches that a text takes."""
+    return -(-len(packed.tokens) // batch_size)
+
+
+def is_exact(model: Trained, bound: Bound) -> bool:
+    """Whether the bound is the likelihood itself, and one draw as good as many."""
+    alone = model.problem.schedule.width == 1 and model.problem.schedule.levels == 1
+    shifted = model.problem.layout.alignment == "shifted"
+    return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)
+
+
+def held_out(model: Trained, records: int = 0) -> Packed:
+    """The validation records that the model's run was prepared with.
+
+    Raises:
+      UserError: if they are not where the run had them, or are damaged.
+    """
+    data = dataclasses.asdict(model.experiment.data)
+    folder = data.pop("dir") or prepare.default_dir(**data)
+    found = pipeline.Records(folder, "valid")
+    prepare.check_tokenizer(found.card, model.tokenizer)
+    tokens = found.read(range(min(records, len(found)) if records else len(found)))
+    return Packed(
+        tokens=tokens,
+        documents=found.card.valid.documents,
+        dropped=found.card.valid.dropped_tokens,
+        bytes_per_token=found.card.valid.bytes_per_token,
+        sha256=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
+    )
+
+
+def measure(
+    model: Trained,
+    dataset: EvaluationSet,
+    packed: Packed,
+    bound: Bound,
+    *,
+    draws: int,
+    batch_size: int,
+    seed: int,
+    mesh: Mesh | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Measurement:
+    """Estimates a bound on the likelihood of a text.
+
+    Args:
+      packed: the text of `dataset`, from `pack` or `held_out`.
+      draws: for each record; 1 is taken where the bound is exact.
+      progress: called with the number of batches done.
+    """
+    exact = is_exact(model, bound)
+    draws = 1 if exact else draws
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for number in range(batch_count(packed, batch_size)):
+            places = np.arange(number * batch_size, (number + 1) * batch_size)
+            # The last batch is filled with its last record, which does not count again.
+            held = np.minimum(places, len(packed.tokens) - 1)
+            yield {"tokens": packed.tokens[held], "valid": places < len(packed.tokens)}
+            progress(number + 1)
+
+    estimate = evaluate_bound(
+        model.problem,
+        model.network,
+        model.params,
+        batches(),
+        bound,
+        key=jax.random.key(seed),
+        draws=draws,
+        bytes_per_token=packed.bytes_per_token,
+        mesh=mesh,
+    )
+    protocol = Protocol(
+        detokenizer=dataset.detokenizer,
+        length=packed.tokens.shape[1],
+        records=len(packed.tokens),
+        bound="exact likelihood" if exact else bound.label,
+        draws=draws,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    return Measurement(
+        dataset=dataset,
+        protocol=protocol,
+        estimate=estimate,
+        documents=packed.documents,
+        dropped_tokens=packed.dropped,
+        sha256=packed.sha256,
+        model=model.experiment.name,
+        step=model.step,
+    )

@@ -1,0 +1,283 @@
+"""Perplexities on named texts: exact where they can be, honest where not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid_jax import evaluate, train, trained, workdir
+from hybrid_jax.config import (
+    DataConfig,
+    EvaluationConfig,
+    Experiment,
+    ModelConfig,
+    NoiseConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from hybrid_jax.data.card import Card
+from hybrid_jax.data.detokenize import NAMES, detokenizer
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval import datasets, perplexity
+from hybrid_jax.eval.datasets import EvaluationSet
+from hybrid_jax.interruption import Signals
+from hybrid_jax.layout import Layout
+from hybrid_jax.objective import Objective
+from hybrid_jax.optim import OptimizerConfig
+
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    lines = [f"{n} plus {n} makes {2 * n}.\n" for n in range(3000)]
+    (folder / "a.txt").write_text("".join(lines), encoding="utf-8")
+    (folder / "b.txt").write_text("Ein Satz mit γ und ε.\n" * 20, encoding="utf-8")
+    return folder
+
+
+def run_of(text, folder, schedule, layout, noise, objective, evaluation):
+    experiment = Experiment(
+        name=schedule,
+        data=DataConfig(
+            source=f"files:{text}/a.txt", tokenizer="byte", length=LENGTH, dir=str(folder / "data")
+        ),
+        schedule=ScheduleConfig(family=schedule, width=4, levels=4),
+        noise=NoiseConfig(kernel=noise),
+        layout=Layout(alignment=layout),
+        objective=objective,
+        model=ModelConfig(layers=1, width=16, heads=2),
+        optimizer=OptimizerConfig(learning_rate=0.05, schedule="constant"),
+        train=TrainConfig(steps=8, batch_size=8, eval_every=100, checkpoint_every=100),
+        evaluation=evaluation,
+        sampling=SamplingConfig(count=0),
+    )
+    run = train.open_run(experiment, jax.devices()[:1])
+    workdir.claim(folder / "run", experiment, run.tokenizer)
+    train.train(run, folder / "run", Signals(), say=lambda _: None)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def ar(text, tmp_path_factory):
+    return run_of(text, tmp_path_factory.mktemp("ar"), "quenched_ar", "shifted", "absorbing",
+                  Objective(), EvaluationConfig(time="discrete"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hybrid(text, tmp_path_factory):
+    return run_of(text, tmp_path_factory.mktemp("hybrid"), "block", "aligned", "gamma",
+                  Objective(parameterisation="context", time="continuous"),
+                  EvaluationConfig(time="continuous"))  # fmt: skip
+
+
+def measured(folder, dataset, **settings):
+    model = trained.load(folder)
+    packed = perplexity.pack(dataset, model.tokenizer, LENGTH)
+    bound = model.experiment.bound(model.tokenizer.vocab_size)
+    settings = {"draws": 1, "batch_size": 32, "seed": 0} | settings
+    return perplexity.measure(model, dataset, packed, bound, **settings)
+
+
+def test_autoregression_is_the_exact_cross_entropy(ar, text):
+    """Computed again from the tokens up: byte ids, BOS in front, causal mask, log-softmax."""
+    model = trained.load(ar)
+    found = measured(ar, EvaluationSet(name="b", source=f"files:{text}/b.txt"))
+    tokenizer = model.tokenizer
+    stream = [*(text / "b.txt").read_bytes(), tokenizer.eos]
+    records = np.array(stream[: len(stream) // LENGTH * LENGTH]).reshape(-1, LENGTH)
+    shown = np.concatenate([np.full((len(records), 1), tokenizer.bos), records[:, :-1]], axis=1)
+    features = model.network.features(
+        model.params,
+        jnp.asarray(shown),
+        jnp.arange(LENGTH)[None],
+        jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool)),
+        jnp.zeros(shown.shape),
+    )
+    logits = np.asarray(model.network.logits(model.params, features), np.float64)
+    logits = logits[..., : tokenizer.vocab_size]
+    logits -= logits.max(-1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    nats = -np.take_along_axis(log_p, records[..., None], axis=-1).mean()
+    assert found.estimate.nats == pytest.approx(nats, abs=1e-5)
+    assert found.protocol.bound == "exact likelihood"
+    assert found.protocol.draws == 1
+    assert found.dropped_tokens == len(stream) % LENGTH
+    bits = nats / np.log(2) * records.size / (records != tokenizer.eos).sum()
+    assert found.estimate.bits_per_byte == pytest.approx(bits, rel=1e-5)
+
+
+@pytest.mark.parametrize("which", ["ar", "hybrid"])
+def test_remainders_count_and_batches_do_not(which, request, text):
+    folder = request.getfixturevalue(which)
+    dataset = EvaluationSet(name="b", source=f"files:{text}/b.txt")
+    seven, all_ = (measured(folder, dataset, batch_size=size) for size in (7, 64))
+    assert seven.estimate.records == all_.estimate.records == 30
+    assert seven.sha256 == all_.sha256
+    if which == "ar":
+        assert seven.estimate.nats == pytest.approx(all_.estimate.nats, rel=1e-6)
+    else:  # other draws
+        error = np.hypot(seven.estimate.nats_error, all_.estimate.nats_error)
+        assert abs(seven.estimate.nats - all_.estimate.nats) < 4 * error
+
+
+def test_bounds_tighten_with_draws_as_their_errors_say(hybrid, text):
+    dataset = EvaluationSet(name="b", source=f"files:{text}/b.txt")
+    many = measured(hybrid, dataset, draws=64, seed=99).estimate
+    few = [measured(hybrid, dataset, draws=1, seed=seed).estimate for seed in range(12)]
+    errors = [estimate.nats_error for estimate in few]
+    assert many.nats_error < 0.6 * np.mean(errors)
+    # Records are the same, so the spread of the means is that of the draws alone.
+    spread = np.std([estimate.nats for estimate in few])
+    assert spread < 1.5 * np.mean(errors)
+    assert abs(np.mean([e.nats for e in few]) - many.nats) < 4 * np.mean(errors) / np.sqrt(12)
+    assert "exact" not in measured(hybrid, dataset).protocol.bound
+
+
+def test_command_line_prints_and_stores(hybrid, text, capsys):
+    source = f"files:{text}/b.txt"
+    arguments = [f"--workdir={hybrid}", f"--datasets=valid,lambada={source},books={source}",
+                 "--draws=2", "--batch_size=16"]  # fmt: skip
+    assert evaluate.main(arguments) == 0
+    shown = capsys.readouterr().out
+    for name in ("valid", "lambada", "books"):
+        stored = json.loads((hybrid / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
+        assert stored["protocol"]["name"] == "packed-1"
+        assert stored["protocol"]["draws"] == 2
+        assert len(stored["sha256"]) == 64
+        assert stored["versions"]["jax"] == jax.__version__
+        line = next(line for line in shown.splitlines() if line.startswith(name))
+        assert f"≤ {stored['values']['perplexity']:.2f} ± " in line
+    detokenized = json.loads((hybrid / "evaluation" / "lambada.json").read_text(encoding="utf-8"))
+    assert detokenized["dataset"]["detokenizer"] == "lambada"
+    # The held-out records of the run, as the run itself evaluates them.
+    valid = json.loads((hybrid / "evaluation" / "valid.json").read_text(encoding="utf-8"))
+    assert valid["estimate"]["records"] == Card.load(hybrid.parent / "data").valid.records
+
+
+BUILD = """
+import sys
+import tensorflow_datasets as tfds
+
+class {name}(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    {configs}
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({{{features}}})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, manager):
+        return {{"train": self._generate_examples(5), "test": self._generate_examples(40)}}
+
+    def _generate_examples(self, count):
+        for number in range(count):
+            words = f"text number {{number}}, with γ and a few more words ."
+            yield number, {{name: words for name in self.info.features}}
+
+for config in {wanted}:
+    {name}(data_dir=sys.argv[1], file_format="array_record", **config).download_and_prepare()
+"""
+TEXT = "tfds.features.Text()"
+BUILDERS = {
+    "lambada": {
+        "name": "Lambada", "configs": "", "features": f'"passage": {TEXT}', "wanted": "[{}]",
+    },
+    "scientific_papers": {
+        "name": "ScientificPapers",
+        "configs": 'BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=n, version="1.1.1") '
+        'for n in ("arxiv", "pubmed")]',
+        "features": ", ".join(f'"{n}": {TEXT}' for n in ("abstract", "article", "section_names")),
+        "wanted": '[{"config": "arxiv"}, {"config": "pubmed"}]',
+    },
+}  # fmt: skip
+
+
+def test_tfds_without_network_and_tensorflow(hybrid, tmp_path):
+    """Sets with the features of the real ones, built here and read back by their usual names."""
+    for settings in BUILDERS.values():
+        script = BUILD.format(**settings)
+        file = tmp_path / "build.py"
+        file.write_text(script, encoding="utf-8")
+        subprocess.run([sys.executable, str(file), str(tmp_path)], check=True, capture_output=True)
+    command = (
+        "import sys; from hybrid_jax import evaluate; status = evaluate.main(sys.argv[1:]); "
+        "assert 'tensorflow' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command, f"--workdir={hybrid}", "--draws=1", "--records=20",
+         "--datasets=lambada,arxiv,pubmed"],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "TFDS_DATA_DIR": str(tmp_path), "JAX_NUM_CPU_DEVICES": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("lambada", "arxiv", "pubmed"):
+        assert f"\n{name} " in done.stdout
+        shutil.copy(hybrid / "evaluation" / f"{name}.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--datasets=lambda"], "There is no data set 'lambda': did you mean lambada?"),
+        (["--datasets="], "names no data set"),
+        (["--datasets=lm1b"], "lm1b is not prepared in {folder}: run  tfds build lm1b --file_fo"),
+        (["--datasets=a=tfds:lambada"], "is not tfds:NAME[/CONFIG]:SPLIT[:FIELD]"),
+        (["--datasets=a=tfds:nonesuch:test"], "TFDS knows no data set 'nonesuch'"),
+        (["--datasets=a=files:none.txt"], "No file matches 'none.txt'"),
+        (["--datasets=a=files:{short}"], "a has 4 tokens, too few for one record of 16"),
+        (["--draws=0"], "--draws must be at least 1"),
+        (["--step=7"], "There is no checkpoint"),
+        (["--step=best"], "was evaluated: leave out the step"),
+    ],
+)
+def test_mistakes_are_one_sentence(hybrid, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    short = tmp_path / "short.txt"
+    short.write_text("abc", encoding="utf-8")
+    values = {"folder": tmp_path, "short": short}
+    arguments = [argument.format(**values) for argument in arguments]
+    assert evaluate.main([f"--workdir={hybrid}", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message.format(**values) in error
+    assert len(error.splitlines()) == 1
+
+
+def test_names_of_sets():
+    valid = EvaluationSet(name="valid", source="")
+    assert datasets.parse("valid", validation=valid) is valid
+    assert datasets.parse("arxiv", validation=valid).detokenizer == "scientific_papers"
+    mine = datasets.parse("ptb=files:ptb.txt", validation=valid)
+    assert (mine.source, mine.detokenizer) == ("files:ptb.txt", "ptb")
+    assert datasets.parse("files:a.txt", validation=valid).source == "files:a.txt"
+    assert all(
+        datasets.parse(name, validation=valid).detokenizer in NAMES for name in datasets.NAMES
+    )
+    with pytest.raises(UserError, match="did you mean wikitext"):
+        datasets.parse("wikitex", validation=valid)
+
+
+DETOKENIZED = [
+    ("none", " a , b . ", " a , b . "),
+    ("wikitext", "a well @-@ known 1 @,@ 500 and 3 @.@ 5 kg", "a well-known 1,500 and 3.5 kg"),
+    ("wikitext", " = = Title = = \nHe ( in 1990 ) , so . ", " == Title ==\nHe (in 1990), so. "),
+    ("wikitext", 'the dog \'s " big " bone ; then', 'the dog\'s "big" bone; then'),
+    ("ptb", "the firm 's N pens do n't cost $ N now", "the firm's 1 pens don't cost $1 now"),
+    ("ptb", "1 \\/ 2 of <unk>", "1 / 2 of ?"),
+    ("lm1b", "He paid $ 5 , or so . Did he ? ( Yes )", "He paid $5, or so. Did he? (Yes)"),
+    ("lambada", "  “ Well , ” he said .\n", '\n" Well , " he said .'),
+]
+
+
+@pytest.mark.parametrize(("name", "before", "after"), DETOKENIZED)
+def test_detokenizers(name, before, after):
+    assert detokenizer(name)(before) == after
