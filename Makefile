@@ -1,6 +1,7 @@
 # make run    venv + install + train the small γ-hybrid on the embedded corpus
 # make test   venv + install + the test suite
-# Choose an interpreter with PYTHON=python3.12, and a place for the environment with VENV=folder.
+# Choose an interpreter with PYTHON=python3.12, a place for the environment with VENV=folder, and
+# what pytest is told with ARGS=..., such as ARGS=--thin=4 (one case in four of each test).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ run: $(VENV)/installed
 	$(BIN)/python -m hybrid_jax.main --config=configs/gamma_hybrid.py --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

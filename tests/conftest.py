@@ -21,6 +21,25 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 SHARED = REPOSITORY.parent / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thin", type=int, default=1, metavar="N",
+        help="of the cases of each parametrised test, run the first of every N",
+    )  # fmt: skip
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    cases: dict[str, int] = {}
+    kept, left_out = [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        number = cases.get(test, 0)
+        cases[test] = number + 1
+        (left_out if number % config.getoption("--thin") else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
 def optional_folder(path: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f"optional folder {path.name} is not present")
