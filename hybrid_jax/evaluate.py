@@ -16,13 +16,14 @@ import re
 import sys
 from pathlib import Path
 
-from hybrid_jax import trained
+from hybrid_jax import sharding, trained
 from hybrid_jax.atomic import unwritable, write_atomic
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.eval import datasets, perplexity
 from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.metrics import Progress
+from hybrid_jax.sharding import MeshConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,7 +42,8 @@ def _run(options: argparse.Namespace) -> None:
     for name, value in least.items():
         if getattr(options, name) < value:
             raise UserError(f"--{name} must be at least {value}, but is {getattr(options, name)}.")
-    model = trained.load(options.workdir, step=options.step)
+    mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
+    model = trained.load(options.workdir, step=options.step, mesh=mesh)
     valid = validation_set(model.experiment)
     wanted = [
         datasets.parse(text, validation=valid) for text in options.datasets.split(",") if text
@@ -73,6 +75,7 @@ def _run(options: argparse.Namespace) -> None:
                 draws=options.draws,
                 batch_size=options.batch_size,
                 seed=options.seed,
+                mesh=mesh,
                 progress=functools.partial(bar.update, values={}),
             )
         file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', dataset.name)}.json"

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from jax.sharding import Mesh
 
+from hybrid_jax import sharding
 from hybrid_jax import workdir as workdirs
 from hybrid_jax.checkpoint import Checkpointer
 from hybrid_jax.config import Experiment
@@ -39,12 +41,15 @@ def step_of(text: str) -> int | Literal["best"]:
     return "best" if text == "best" else int(text)
 
 
-def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> Trained:
+def load(
+    workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
+) -> Trained:
     """Opens a workdir; safe beside a training that writes to it.
 
     Args:
       step: of the checkpoint; "best" for the one with the lowest bound on validation text, None for
         the newest that is intact.
+      mesh: of the devices that each get a copy of the parameters; None for the first device.
 
     Raises:
       UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
@@ -53,9 +58,9 @@ def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> T
     experiment = workdirs.load(workdir)
     tokenizer = workdirs.load_tokenizer(workdir)
     network = experiment.network(tokenizer.vocab_size)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = sharding.everywhere(mesh or sharding.one_device())
     params = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         jax.eval_shape(network.init, jax.random.key(0)),
     )
     folder = workdir / "checkpoints"
