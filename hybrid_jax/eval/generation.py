@@ -1,0 +1,588 @@
+"""Quality of generated text: generative perplexity, entropy, repetition and MAUVE, in one result.
+
+No number of these stands alone: a sampler that repeats itself has a low perplexity under any judge,
+and a low entropy. What a number means is fixed by a `Protocol`, which is named, versioned and
+written beside it:
+
+**hdlm**, after arXiv 2504.06416. Certain, from its public code: GPT-2 large reads the generated
+token ids as they are, with nothing in front; perplexity is the *mean over texts* of the exponential
+of a text's mean nats, which is at least the usual exponential of the mean and moves with single
+bad texts; entropy is that of a text's tokens in nats, after decoding without special tokens and
+encoding again; MAUVE reads at most 128 texts of at most 128 tokens on each side. Assumed: that the
+paper's tables were made by that code with these defaults. Not reproduced: it drops the texts left
+over after whole batches of 4, counts an empty text as entropy 0 (here: not at all), and runs one
+seed of another k-means.
+
+**mdlm**, after arXiv 2406.07524. Certain, from its public code: GPT-2 large; texts are decoded with
+their end-of-document marks and encoded again, the mark as one token; nothing is put in front; at
+most as many tokens are read as the model generates (1024); perplexity is the exponential of all
+nats over all tokens, of which each text's first end mark counts and later ones do not. Assumed:
+entropy in nats as above, and MAUVE on texts of at most 1024 tokens: neither is in that paper, but
+both are reported by later ones that use its perplexity. Not reproduced: it drops the texts left
+over after whole batches, and scores one padding token after each text shorter than the longest.
+
+**standard**, this project's own: as mdlm, but with <|endoftext|> in front, so that a text's first
+token counts as well, with every end mark scored, and nothing cut off.
+
+Errors are standard errors over texts, as if these were independent.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from hybrid_jax import generate
+from hybrid_jax.data.tokenizers import Tokenizer
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval import gpt2
+from hybrid_jax.eval import mauve as mauves
+from hybrid_jax.eval.gpt2 import Judge
+from hybrid_jax.eval.mauve import Mauve
+from hybrid_jax.metrics import mean_and_standard_error, perplexity
+
+END = "<|endoftext|>"  # the end-of-document mark in a text given as a string
+_PACKAGES = ("hybrid_jax", "jax", "numpy", "safetensors", "scikit-learn", "tiktoken")
+
+Texts = Sequence[str] | Sequence[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What the numbers mean.
+
+    Attributes:
+      name, version: of these rules; the version changes when the code changes a number.
+      retokenised: the judge reads the text, encoded by its own tokenizer; otherwise token ids as
+        they were generated, which must be of its tokenizer.
+      bos: put <|endoftext|> in front, which is not scored.
+      end: what the judge reads for an end-of-document mark, if `retokenised`.
+      ends_scored: which of these tokens count towards perplexity, in each text.
+      max_tokens: how many tokens of a text are read; None for all.
+      average: perplexity is the exponential of all nats over all tokens ("tokens"), or the mean
+        over texts of the exponential of a text's mean nats ("texts").
+      entropy_unit: of the entropy.
+      ngrams: lengths n for distinct-n and repetition.
+      mauve_tokens, mauve_texts: how many tokens of a text, and how many texts of each set, MAUVE
+        reads; None for all.
+    """
+
+    name: str
+    version: int
+    retokenised: bool
+    bos: bool
+    end: Literal["token", "nothing"]
+    ends_scored: Literal["all", "first"]
+    max_tokens: int | None
+    average: Literal["tokens", "texts"]
+    entropy_unit: Literal["nats", "bits"] = "nats"
+    ngrams: tuple[int, ...] = (1, 2, 3, 4)
+    mauve_tokens: int | None = 1024
+    mauve_texts: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "end": ("token", "nothing"),
+            "ends_scored": ("all", "first"),
+            "average": ("tokens", "texts"),
+            "entropy_unit": ("nats", "bits"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"A protocol's {name} must be {' or '.join(allowed)}, but is "
+                    f"{getattr(self, name)!r}."
+                )
+        for name in ("max_tokens", "mauve_tokens", "mauve_texts"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise UserError(f"A protocol's {name} must be at least 2, but is {value}.")
+        if min(self.ngrams, default=1) < 1:
+            raise UserError(f"A protocol's ngrams must be at least 1, but are {self.ngrams}.")
+
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        "standard": Protocol(
+            name="standard",
+            version=1,
+            retokenised=True,
+            bos=True,
+            end="token",
+            ends_scored="all",
+            max_tokens=None,
+            average="tokens",
+        ),
+        "hdlm": Protocol(
+            name="hdlm",
+            version=1,
+            retokenised=False,
+            bos=False,
+            end="token",
+            ends_scored="all",
+            max_tokens=None,
+            average="texts",
+            mauve_tokens=128,
+            mauve_texts=128,
+        ),
+        "mdlm": Protocol(
+            name="mdlm",
+            version=1,
+            retokenised=True,
+            bos=False,
+            end="token",
+            ends_scored="first",
+            max_tokens=1024,
+            average="tokens",
+        ),
+    }
+)
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol of a name. Raises UserError for an unknown one."""
+    if name not in PROTOCOLS:
+        raise UserError(f"Unknown protocol {name!r}: choose {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over texts.
+
+    Attributes:
+      value: NaN if no text is long enough to have one.
+      error: standard error over texts; NaN for fewer than two.
+      texts: that it is made of: those long enough.
+    """
+
+    value: float
+    error: float
+    texts: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Quality of a set of generated texts, with all that the numbers depend on.
+
+    Attributes:
+      protocol: what they mean.
+      judge, judge_fingerprint: name and SHA-256 of the judge.
+      tokenizer_fingerprint: of the judge's tokenizer.
+      texts: how many there were, empty ones included.
+      tokens: scored by the judge, in all.
+      perplexity: generative perplexity, as the protocol averages it.
+      nats: per scored token, under the judge.
+      entropy: of the token frequencies within a text, mean over texts.
+      distinct: by n, different n-grams of all texts over all their n-grams (arXiv 1510.03055); it
+        falls with the number of texts. Its error is that of the jackknife.
+      repetition: by n, share of a text's n-grams that it has had before, 1 − different/all (seq-rep
+        of arXiv 1908.04319), mean over texts.
+      mauve: against reference texts, if there were any.
+      mauve_tokens: mean tokens of the generated and of the reference texts that MAUVE read.
+      settings: of the sampler, as given.
+      versions: of packages.
+    """
+
+    protocol: Protocol
+    judge: str
+    judge_fingerprint: str
+    tokenizer_fingerprint: str
+    texts: int
+    tokens: int
+    perplexity: Estimate
+    nats: Estimate
+    entropy: Estimate
+    distinct: Mapping[int, Estimate]
+    repetition: Mapping[int, Estimate]
+    mauve: Mauve | None
+    mauve_tokens: tuple[float, float] | None
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """One line of JSON; numbers that are not finite are the strings "nan" and "inf"."""
+        return json.dumps(_plain(self), ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        def text(estimate: Estimate, digits: int) -> str:
+            return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
+
+        found = "no MAUVE without reference texts"
+        if self.mauve is not None:
+            found = f"MAUVE {self.mauve.value:.3f} ± {self.mauve.spread:.3f} over seeds"
+        return (
+            f"generative perplexity {text(self.perplexity, 2)}, "
+            f"entropy {text(self.entropy, 3)} {self.protocol.entropy_unit}, {found} "
+            f"({self.judge}; protocol {self.protocol.name}-{self.protocol.version}; "
+            f"{self.texts} texts)"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---------------------------------------------------------------------------------------------
+# Texts.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Generated texts, as `python -m hybrid_jax.generate --out` writes them.
+
+    Attributes:
+      texts: without special tokens.
+      tokens: the same as ids of the model's tokenizer, int32 [n] each.
+      settings: of the sampler; with `calls`, the mean number of calls of the network, and
+        `prompted`, how many texts began with a prompt, which is judged like the rest.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[np.ndarray, ...]
+    settings: Mapping[str, Any]
+
+
+def read(path: str | Path) -> Samples:
+    """Texts from a file that generation wrote.
+
+    Raises:
+      UserError: if it cannot be read, is no such file, is empty, or holds texts of different
+        settings.
+    """
+    own = {field.name for field in dataclasses.fields(generate.Text)}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The texts in {path} cannot be read: {error}.") from error
+    texts, tokens, calls, prompted = [], [], [], 0
+    settings: dict[str, Any] | None = None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            texts.append(str(values["text"]))
+            tokens.append(np.array(values["tokens"], np.int32).reshape(-1))
+            calls.append(float(values["calls"]))
+            prompted += bool(values["prompt"])
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise UserError(
+                f"Line {number} of {path} is no text that hybrid_jax.generate --out wrote."
+            ) from error
+        these = {name: value for name, value in values.items() if name not in own}
+        if settings is not None and these != settings:
+            raise UserError(f"{path} holds texts of different settings: judge one sampler a time.")
+        settings = these
+    if settings is None:
+        raise UserError(f"There are no texts in {path}.")
+    settings = {**settings, "calls": float(np.mean(calls)), "prompted": prompted}
+    return Samples(texts=tuple(texts), tokens=tuple(tokens), settings=settings)
+
+
+def _parts(texts: Texts, tokenizer: Tokenizer | None) -> list[list[str]]:
+    """Each text as its documents: what lies between end-of-document marks."""
+    found = []
+    for number, text in enumerate(texts):
+        if isinstance(text, str):
+            found.append(text.split(END))
+            continue
+        assert tokenizer is not None  # `_check_texts` has seen to it
+        ids = _ids(np.asarray(text), tokenizer, number)
+        cuts = np.flatnonzero(ids == tokenizer.eos)
+        runs = np.split(ids, np.sort(np.concatenate([cuts, cuts + 1])))
+        # Every second run is an end mark alone.
+        found.append([tokenizer.decode(run) for run in runs[::2]])
+    return found
+
+
+def _ids(text: np.ndarray, tokenizer: Tokenizer, number: int) -> np.ndarray:
+    ids = np.asarray(text, np.int32)
+    wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+    if len(wrong):
+        what = "MASK" if wrong[0] == tokenizer.vocab_size else f"token {wrong[0]}"
+        raise UserError(
+            f"Text {number} holds {what}, which is no token of a finished text: check its sampler "
+            "and its tokenizer."
+        )
+    return ids
+
+
+def _judged(
+    texts: Texts,
+    parts: list[list[str]],
+    tokenizer: Tokenizer | None,
+    judge_tokenizer: Tokenizer,
+    rules: Protocol,
+) -> list[np.ndarray]:
+    """What the judge scores for each text, without what is put in front."""
+    if not rules.retokenised:
+        given_as_text = isinstance(texts[0], str)
+        own = tokenizer is not None and tokenizer.fingerprint == judge_tokenizer.fingerprint
+        if given_as_text or not own:
+            raise UserError(
+                f"Protocol {rules.name} scores token ids as they were generated: it needs token "
+                "ids of the judge's own tokenizer; choose standard or mdlm for other texts."
+            )
+        rows = [_ids(np.asarray(text), judge_tokenizer, n) for n, text in enumerate(texts)]
+    elif rules.end == "nothing":
+        rows = judge_tokenizer.encode_batch(["".join(documents) for documents in parts])
+    else:
+        flat = iter(judge_tokenizer.encode_batch([d for documents in parts for d in documents]))
+        mark = np.array([judge_tokenizer.eos], np.int32)
+        rows = []
+        for documents in parts:
+            pieces = [x for _ in documents for x in (next(flat), mark)]
+            rows.append(np.concatenate(pieces[:-1]))
+    return [row[: rules.max_tokens] for row in rows]
+
+
+def _padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.array([len(row) for row in rows])
+    tokens = np.zeros((len(rows), max(lengths)), np.int32)
+    for place, row in zip(tokens, rows, strict=True):
+        place[: len(row)] = row
+    return tokens, lengths
+
+
+# ---------------------------------------------------------------------------------------------
+# Statistics of tokens.
+
+
+def entropy(tokens: np.ndarray) -> float:
+    """Entropy in nats of the token frequencies of a text, int [n] with n ≥ 1.
+
+    At most log n, so only texts of like length compare.
+    """
+    _, counts = np.unique(tokens, return_counts=True)
+    share = counts / counts.sum()
+    return float(np.sum(share * -np.log(share)))
+
+
+def _ngrams(tokens: np.ndarray, n: int) -> tuple[np.ndarray, int]:
+    """Different n-grams [different, n] of a text, and how many it has with repeats."""
+    if len(tokens) < n:
+        return np.zeros((0, n), tokens.dtype), 0
+    every = np.lib.stride_tricks.sliding_window_view(tokens, n)
+    return np.unique(every, axis=0), len(every)
+
+
+def repetition(rows: Sequence[np.ndarray], n: int) -> Estimate:
+    """Share of a text's n-grams that repeat an earlier one, mean over texts of n tokens or more."""
+    counts = [(len(different), total) for different, total in (_ngrams(row, n) for row in rows)]
+    return _mean([1.0 - different / total for different, total in counts if total])
+
+
+def distinct(rows: Sequence[np.ndarray], n: int) -> Estimate:
+    """Different n-grams over n-grams of all texts together; its error is the jackknife's."""
+    found = [(different, total) for different, total in (_ngrams(row, n) for row in rows) if total]
+    if not found:
+        return Estimate(value=math.nan, error=math.nan, texts=0)
+    totals = np.array([total for _, total in found])
+    owner = np.repeat(np.arange(len(found)), [len(different) for different, _ in found])
+    every, where, count = np.unique(
+        np.concatenate([different for different, _ in found]),
+        axis=0,
+        return_inverse=True,
+        return_counts=True,
+    )
+    value = len(every) / totals.sum()
+    if len(found) == 1:
+        return Estimate(value=value, error=math.nan, texts=1)
+    # Without a text, the n-grams that only it has are gone.
+    alone = np.bincount(owner[count[where.reshape(-1)] == 1], minlength=len(found))
+    without = (len(every) - alone) / (totals.sum() - totals)
+    error = math.sqrt((len(found) - 1) * float(np.var(without)))
+    return Estimate(value=float(value), error=error, texts=len(found))
+
+
+def _mean(values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None) -> Estimate:
+    if not len(values):
+        return Estimate(value=math.nan, error=math.nan, texts=0)
+    value, error = mean_and_standard_error(np.asarray(values, np.float64), weights)
+    return Estimate(value=value, error=error, texts=len(values))
+
+
+# ---------------------------------------------------------------------------------------------
+# The judge.
+
+
+def _perplexity(
+    judge: Judge,
+    rows: Sequence[np.ndarray],
+    judge_tokenizer: Tokenizer,
+    rules: Protocol,
+    batch_size: int,
+) -> tuple[Estimate, Estimate, int]:
+    """Perplexity, nats per token, and how many tokens were scored."""
+    ends = [_counted(row, judge_tokenizer.eos, rules) for row in rows]
+    if rules.bos:
+        front = np.array([judge_tokenizer.bos], np.int32)
+        rows = [np.concatenate([front, row]) for row in rows]
+    else:
+        ends = [counted[1:] for counted in ends]  # nothing predicts a first token
+    kept = [i for i, counted in enumerate(ends) if counted.any()]
+    if not kept:
+        raise UserError(
+            "No text has a token that the judge could score: all are empty or too short."
+        )
+    nats = gpt2.score(judge, *_padded([rows[i] for i in kept]), batch_size=batch_size).nats
+    counts = np.array([ends[i].sum() for i in kept])
+    totals = np.array(
+        [
+            row[: len(ends[i])][ends[i]].sum(dtype=np.float64)
+            for row, i in zip(nats, kept, strict=True)
+        ]
+    )
+    means = totals / counts
+    per_token = _mean(means, counts)
+    if rules.average == "texts":
+        with np.errstate(over="ignore"):  # infinite past what a float64 holds
+            return _mean(np.exp(means)), per_token, int(counts.sum())
+    value, error = perplexity(per_token.value, per_token.error)
+    return Estimate(value=value, error=error, texts=len(kept)), per_token, int(counts.sum())
+
+
+def _counted(row: np.ndarray, end: int, rules: Protocol) -> np.ndarray:
+    """Which tokens of a text count towards perplexity, bool [n]."""
+    is_end = row == end
+    if rules.ends_scored == "all":
+        return np.ones(len(row), bool)
+    return ~is_end | (np.cumsum(is_end) == 1)
+
+
+def _mauve(
+    judge: Judge,
+    generated: Sequence[np.ndarray],
+    reference: Sequence[np.ndarray],
+    rules: Protocol,
+    seeds: Sequence[int],
+    batch_size: int,
+) -> tuple[Mauve, tuple[float, float]]:
+    # Sets of one size, because the number of buckets follows the smaller one.
+    count = min(len(generated), len(reference), rules.mauve_texts or len(generated))
+    if count < 2:
+        raise UserError(
+            f"MAUVE needs at least two texts that are not empty in each set, but got "
+            f"{len(generated)} generated and {len(reference)} of reference."
+        )
+    sets = [[row[: rules.mauve_tokens] for row in rows[:count]] for rows in (generated, reference)]
+    found = [gpt2.last_features(judge, *_padded(rows), batch_size=batch_size) for rows in sets]
+    lengths = [float(np.mean([len(row) for row in rows])) for rows in sets]
+    return mauves.mauve(*found, seeds=seeds), (lengths[0], lengths[1])
+
+
+def evaluate(
+    judge: Judge,
+    judge_tokenizer: Tokenizer,
+    generated: Texts,
+    rules: Protocol,
+    *,
+    tokenizer: Tokenizer | None = None,
+    reference: Texts | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] = mauves.SEEDS,
+    batch_size: int = 8,
+) -> Quality:
+    """Judges generated texts.
+
+    Args:
+      judge_tokenizer: the judge's, of as many tokens as it has.
+      generated: strings, in which "<|endoftext|>" marks the end of a document, or arrays of token
+        ids, int [n] each.
+      rules: the protocol; see `protocol`.
+      tokenizer: of texts given as token ids, whose `eos` marks the end of a document.
+      reference: human texts for MAUVE, strings or ids like `generated`; as many as are used of
+        both sets, from their beginnings.
+      settings: of the sampler, to carry along.
+      seeds: of MAUVE's k-means.
+      batch_size: texts that the judge reads at a time; no number depends on it but for rounding.
+
+    Returns:
+      the numbers. Entropy, n-grams and MAUVE are those of the texts without end marks, in the
+      judge's tokens. Empty texts have none, and are left out there; see `Estimate.texts`.
+
+    Raises:
+      UserError: for no texts, texts that the protocol cannot judge, a tokenizer that is not the
+        judge's, MASK left in a text, or missing packages.
+    """
+    if judge_tokenizer.vocab_size != judge.config.tokens:
+        raise UserError(
+            f"The judge {judge.name} reads {judge.config.tokens} tokens, and its tokenizer has "
+            f"{judge_tokenizer.vocab_size}: name the tokenizer that belongs to it."
+        )
+    _check_texts(generated, tokenizer, "generated")
+    parts = _parts(generated, tokenizer)
+    judged = _judged(generated, parts, tokenizer, judge_tokenizer, rules)
+    plain = _without_marks(parts, judge_tokenizer, rules)
+    found = None
+    if reference is not None:
+        _check_texts(reference, tokenizer, "reference")
+        human = _without_marks(_parts(reference, tokenizer), judge_tokenizer, rules)
+        found = _mauve(judge, plain, human, rules, seeds, batch_size)
+    perplexities, nats, scored = _perplexity(judge, judged, judge_tokenizer, rules, batch_size)
+    unit = math.log(2.0) if rules.entropy_unit == "bits" else 1.0
+    return Quality(
+        protocol=rules,
+        judge=judge.name,
+        judge_fingerprint=judge.fingerprint,
+        tokenizer_fingerprint=judge_tokenizer.fingerprint,
+        texts=len(generated),
+        tokens=scored,
+        perplexity=perplexities,
+        nats=nats,
+        entropy=_mean([entropy(row) / unit for row in plain]),
+        distinct={n: distinct(plain, n) for n in rules.ngrams},
+        repetition={n: repetition(plain, n) for n in rules.ngrams},
+        mauve=None if found is None else found[0],
+        mauve_tokens=None if found is None else found[1],
+        settings=dict(settings or {}),
+        versions=_versions(),
+    )
+
+
+def _check_texts(texts: Texts, tokenizer: Tokenizer | None, what: str) -> None:
+    if not len(texts):
+        raise UserError(f"There are no {what} texts.")
+    kinds = collections.Counter(isinstance(text, str) for text in texts)
+    if len(kinds) > 1:
+        raise UserError(f"The {what} texts are strings and token ids mixed: give one kind.")
+    if not kinds[True] and tokenizer is None:
+        raise UserError(f"The {what} texts are token ids, and need the tokenizer that made them.")
+
+
+def _without_marks(
+    parts: list[list[str]], judge_tokenizer: Tokenizer, rules: Protocol
+) -> list[np.ndarray]:
+    """Texts that are not empty, without end marks, in the judge's tokens."""
+    rows = judge_tokenizer.encode_batch(["".join(documents) for documents in parts])
+    return [row[: rules.max_tokens] for row in rows if len(row)]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

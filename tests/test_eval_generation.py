@@ -1,0 +1,482 @@
+"""Numbers about generated text: each against a case computed by hand or by brute force."""
+
+import dataclasses
+import json
+import math
+import sys
+
+import jax
+import numpy as np
+import pytest
+from test_eval_gpt2 import random_tensors, write
+
+from hybrid_jax import generate
+from hybrid_jax.data.tokenizers import Byte, make_tokenizer
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval import generation, gpt2, mauve
+from hybrid_jax.eval.generation import PROTOCOLS, Estimate, distinct, entropy, evaluate, repetition
+from hybrid_jax.eval.gpt2 import Config, Judge
+
+BYTES = Byte()
+END = "<|endoftext|>"
+
+
+def random_judge(tokens, *, width=24, context=64, scale=0.3):
+    """A judge with random parameters; with scale 0 it finds all tokens alike."""
+    config = Config(
+        tokens=tokens, context=context, width=width, layers=2, heads=2, hidden=2 * width
+    )
+    rng = np.random.default_rng(0)
+
+    def draw(*axes):
+        return jax.numpy.asarray(scale * rng.normal(size=axes).astype(np.float32))
+
+    layers = {ours: draw(2, *config.shape(axes)) for ours, _, axes in gpt2._LAYER}
+    whole = {ours: draw(*config.shape(axes)) for ours, _, axes in gpt2._WHOLE}
+    return Judge(name="random", config=config, params={**whole, "layers": layers})
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return random_judge(BYTES.vocab_size)
+
+
+def ids(*texts):
+    return [BYTES.encode(text) for text in texts]
+
+
+def nats_of(judge, row):
+    """Nats of every token of a text but the first, which is read alone."""
+    row = np.asarray(row, np.int32)
+    return gpt2.score(judge, row[None], np.array([len(row)]), batch_size=1).nats[0]
+
+
+def estimates(quality):
+    """All numbers of a result by name."""
+    found = {name: getattr(quality, name).value for name in ("perplexity", "nats", "entropy")}
+    found |= {f"{name}_error": getattr(quality, name).error for name in ("perplexity", "nats")}
+    for n in quality.distinct:
+        found |= {f"distinct{n}": quality.distinct[n].value}
+        found |= {f"repetition{n}": quality.repetition[n].value}
+    if quality.mauve is not None:
+        found |= {"mauve": quality.mauve.value, "spread": quality.mauve.spread}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Generative perplexity.
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_perplexity_of_a_uniform_judge_is_its_vocabulary_size(name):
+    quality = evaluate(
+        random_judge(BYTES.vocab_size, scale=0.0),
+        BYTES,
+        ids("some text", "another one, of more tokens", "x" * 150),
+        PROTOCOLS[name],
+        tokenizer=BYTES,
+    )
+    assert quality.perplexity.value == pytest.approx(258, rel=1e-5)
+    assert quality.perplexity.error == pytest.approx(0, abs=0.01)
+    assert quality.nats.value == pytest.approx(math.log(258), rel=1e-6)
+    assert quality.perplexity.texts == 3
+
+
+def test_standard_averages_over_tokens_and_scores_the_first_one(judge):
+    texts = ["short", "a text with more tokens than the other", "third"]
+    quality = evaluate(judge, BYTES, texts, PROTOCOLS["standard"])
+    each = [nats_of(judge, [BYTES.bos, *BYTES.encode(text)]) for text in texts]
+    assert quality.tokens == sum(map(len, texts)) == sum(map(len, each))
+    total = sum(float(x.sum(dtype=np.float64)) for x in each)
+    assert quality.nats.value == pytest.approx(total / quality.tokens, rel=1e-5)
+    assert quality.perplexity.value == pytest.approx(math.exp(total / quality.tokens), rel=1e-5)
+    # Of a ratio of sums: sqrt(n/(n−1) Σ (nats − mean · tokens)²) / Σ tokens.
+    off = [x.sum() - quality.nats.value * len(x) for x in each]
+    error = math.sqrt(3 / 2 * sum(x * x for x in off)) / quality.tokens
+    assert quality.nats.error == pytest.approx(error, rel=1e-4)
+    assert quality.perplexity.error == pytest.approx(error * quality.perplexity.value, rel=1e-4)
+
+
+def test_hdlm_averages_exponentials_over_texts_of_ids_as_they_are(judge):
+    texts = ids("short", "a text with more tokens than the other", "third")
+    texts[2] = np.append(texts[2], [BYTES.eos, BYTES.eos]).astype(np.int32)
+    quality = evaluate(judge, BYTES, texts, PROTOCOLS["hdlm"], tokenizer=BYTES)
+    each = [math.exp(nats_of(judge, text).mean(dtype=np.float64)) for text in texts]
+    assert quality.tokens == sum(len(text) - 1 for text in texts)
+    assert quality.perplexity.value == pytest.approx(np.mean(each), rel=1e-5)
+    assert quality.perplexity.error == pytest.approx(np.std(each, ddof=1) / math.sqrt(3), rel=1e-4)
+    assert quality.perplexity.value > math.exp(quality.nats.value)  # Jensen
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_mdlm_scores_the_first_end_mark_of_a_text_and_no_later_one(judge, as_ids):
+    e = BYTES.eos
+    rows = [[97, e, 98, 99, e, e, 100], [e, 97, 98, e, 99], [97, 98]]
+    counted = [[1, 1, 1, 0, 0, 1], [1, 1, 0, 1], [1]]  # of the tokens but the first
+    texts = [f"a{END}bc{END}{END}d", f"{END}ab{END}c", "ab"]
+    if as_ids:
+        texts = [np.array(row, np.int32) for row in rows]
+    quality = evaluate(judge, BYTES, texts, PROTOCOLS["mdlm"], tokenizer=BYTES)
+    total = sum(float(nats_of(judge, r) @ c) for r, c in zip(rows, counted, strict=True))
+    assert quality.tokens == sum(map(sum, counted)) == 8
+    assert quality.perplexity.value == pytest.approx(math.exp(total / 8), rel=1e-5)
+
+
+def test_end_marks_are_read_as_the_protocol_says(judge):
+    texts = [f"one{END}two", "three"]
+    standard = PROTOCOLS["standard"]
+    rows = {"token": [*b"one", BYTES.eos, *b"two"], "nothing": [*b"onetwo"]}
+    for end, row in rows.items():
+        quality = evaluate(judge, BYTES, texts, dataclasses.replace(standard, end=end))
+        total = sum(nats_of(judge, [BYTES.bos, *r]).sum() for r in (row, b"three"))
+        assert quality.tokens == len(row) + 5
+        assert quality.nats.value == pytest.approx(total / quality.tokens, rel=1e-5)
+
+
+def test_a_text_is_cut_where_the_protocol_says(judge):
+    rules = dataclasses.replace(PROTOCOLS["standard"], max_tokens=4)
+    long, cut = (
+        evaluate(judge, BYTES, texts, rules) for texts in (["abcdefg", "xyz"], ["abcd", "xyz"])
+    )
+    assert estimates(long) == pytest.approx(estimates(cut), nan_ok=True)
+    assert long.tokens == 7
+
+
+def test_no_number_moves_with_the_batch_size(judge):
+    texts = [f"text number {n} of " + "word " * (n % 17) for n in range(40)]
+    reference = [f"reference {n * n} of " + "other word " * (n % 13) for n in range(40)]
+    one, many = (
+        evaluate(judge, BYTES, texts, PROTOCOLS["standard"], reference=reference, batch_size=size)
+        for size in (3, 64)
+    )
+    assert estimates(one) == pytest.approx(estimates(many), rel=1e-4)
+
+
+def test_empty_texts_have_no_number_and_are_counted(judge):
+    quality = evaluate(judge, BYTES, ["", "abab", END], PROTOCOLS["standard"])
+    assert quality.texts == 3
+    assert quality.perplexity.texts == 2  # the mark alone is scored
+    assert quality.entropy == Estimate(value=pytest.approx(math.log(2)), error=pytest.approx(
+        math.nan, nan_ok=True), texts=1)  # fmt: skip
+    with pytest.raises(UserError, match="could score"):
+        evaluate(judge, BYTES, ["", ""], PROTOCOLS["standard"])
+
+
+# ---------------------------------------------------------------------------------------------
+# Statistics of tokens.
+
+
+def test_entropy_of_known_frequencies():
+    assert entropy(np.array([7, 7, 9, 9])) == pytest.approx(math.log(2))
+    assert entropy(np.array([3, 3, 3])) == 0.0
+    wanted = 0.5 * math.log(2) + 0.25 * math.log(4) * 2
+    assert entropy(np.array([1, 1, 2, 3])) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("unit", "wanted"), [("nats", 1.5 * math.log(2)), ("bits", 1.5)])
+def test_entropy_is_a_mean_over_texts_in_the_unit_asked_for(judge, unit, wanted):
+    rules = dataclasses.replace(PROTOCOLS["standard"], entropy_unit=unit)
+    found = evaluate(judge, BYTES, ["abab", "abcd"], rules).entropy
+    assert found.value == pytest.approx(wanted)  # of 1 and 2 bits
+    assert found.error == pytest.approx(0.5 * wanted / 1.5)
+    assert found.texts == 2
+
+
+def test_repetition_is_the_share_of_ngrams_seen_before():
+    rows = [np.array([1, 2, 1, 2]), np.array([1, 3]), np.array([5])]
+    found = repetition(rows, 1)
+    assert found.value == pytest.approx((0.5 + 0 + 0) / 3)
+    assert found.error == pytest.approx(np.std([0.5, 0, 0], ddof=1) / math.sqrt(3))
+    assert repetition(rows, 2).value == pytest.approx((1 / 3 + 0) / 2)  # 12 21 12; 13
+    assert repetition(rows, 2).texts == 2
+    assert repetition(rows, 4) == Estimate(value=0.0, error=pytest.approx(math.nan, nan_ok=True),
+                                           texts=1)  # fmt: skip
+    assert math.isnan(repetition(rows, 5).value)
+    assert repetition(rows, 5).texts == 0
+
+
+def test_distinct_counts_ngrams_over_all_texts():
+    rows = [np.array([1, 2, 1, 2]), np.array([1, 3]), np.array([5])]
+    assert distinct(rows, 1).value == pytest.approx(4 / 7)  # 1 2 3 5
+    assert distinct(rows, 2).value == pytest.approx(3 / 4)  # 12 21 13
+    assert distinct(rows, 2).texts == 2
+    assert math.isnan(distinct(rows, 5).value)
+    assert math.isnan(distinct(rows[:1], 1).error)
+
+
+def test_the_error_of_distinct_is_the_jackknife():
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 9, rng.integers(1, 12)) for _ in range(20)]
+    for n in (1, 2, 3):
+        long = [row for row in rows if len(row) >= n]
+        every = [distinct(long[:i] + long[i + 1 :], n).value for i in range(len(long))]
+        squares = sum((x - np.mean(every)) ** 2 for x in every)
+        wanted = math.sqrt((len(long) - 1) / len(long) * squares)
+        assert distinct(rows, n).error == pytest.approx(wanted)
+
+
+# ---------------------------------------------------------------------------------------------
+# MAUVE.
+
+
+def test_the_area_of_histograms_computed_by_hand():
+    p, q = np.array([0.5, 0.5, 0, 0]), np.array([0, 0, 0.25, 0.75])
+    assert mauve.area(p, p) == pytest.approx(1)
+    # Apart, KL(P‖R) = −log λ, so the curve is ((1 − λ)^c, λ^c), with c·B(c + 1, c) under it.
+    for c in (1, 2, 5):
+        wanted = c * math.gamma(c + 1) * math.gamma(c) / math.gamma(2 * c + 1)
+        assert mauve.area(p, q, scaling=c, points=20_001) == pytest.approx(wanted, rel=1e-6)
+        assert mauve.area(p, q, scaling=c) == pytest.approx(wanted, rel=0.03)  # 25 points
+    assert mauve.area(p, q) == pytest.approx(1 / 252, rel=0.03)
+    # The same distribution but for a share of 1/2 in a bucket of its own, each: by symmetry
+    # KL(P‖R) = ½ log(1 / λ), which is a scaling of c/2.
+    p, q = np.array([0.5, 0.5, 0]), np.array([0.5, 0, 0.5])
+    assert mauve.area(p, q, scaling=4) == pytest.approx(mauve.area([1, 0], [0, 1], scaling=2))
+    p, q = np.array([0.9, 0.1]), np.array([0.2, 0.8])
+    assert mauve.area(p, q) == pytest.approx(mauve.area(q, p))
+
+
+def test_the_area_against_an_integral():
+    """Of the definition, by a fine sum over λ that shares nothing with the code."""
+    p, q = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
+    inside, before = 0.0, None
+    for step in range(1, 100_000):
+        w = step / 100_000
+        r = [w * a + (1 - w) * b for a, b in zip(p, q, strict=True)]
+        x = math.exp(-5 * sum(b * math.log(b / c) for b, c in zip(q, r, strict=True)))
+        y = math.exp(-5 * sum(a * math.log(a / c) for a, c in zip(p, r, strict=True)))
+        if before is not None:
+            inside += (before - x) * y
+        before = x
+    wanted = inside + before  # left of the last point the curve is at height 1
+    assert mauve.area(p, q, points=2001) == pytest.approx(wanted, abs=1e-4)
+    assert mauve.area(p, q) == pytest.approx(wanted, abs=5e-3)
+
+
+def clouds(count, shift=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, 6)) + shift * np.eye(6)[0]
+
+
+def test_mauve_falls_from_one_as_features_part():
+    same = mauve.mauve(clouds(200), clouds(200))
+    assert same.value == pytest.approx(1)
+    assert same.spread == pytest.approx(0, abs=1e-12)
+    assert same.buckets == 20
+    values = [mauve.mauve(clouds(200, x), clouds(200, seed=1)).value for x in (0.0, 1.0, 3.0)]
+    assert values[0] > 0.8 > values[1] > values[2] + 0.1
+    apart = mauve.mauve(clouds(200, 50.0), -clouds(200, 50.0, seed=1))
+    assert apart.value == pytest.approx(1 / 252, rel=0.03)
+
+
+def test_mauve_gives_the_spread_over_seeds():
+    sets = clouds(150, 0.8), clouds(150, seed=1)
+    found = mauve.mauve(*sets, seeds=(1, 2, 3, 4))
+    single = [mauve.mauve(*sets, seeds=(seed,)) for seed in (1, 2, 3, 4)]
+    assert found.by_seed == tuple(one.value for one in single)
+    assert found.value == pytest.approx(np.mean(found.by_seed))
+    assert found.spread == pytest.approx(np.std(found.by_seed, ddof=1))
+    assert found.spread > 0
+    assert math.isnan(single[0].spread)
+
+
+def test_mauve_keeps_the_variance_it_says_and_ignores_the_length_of_features():
+    rng = np.random.default_rng(0)
+    strong = rng.normal(size=(300, 2)) @ np.eye(2, 10)
+    features = strong + 1e-3 * rng.normal(size=(300, 10))
+    found = mauve.mauve(features, features[::-1])
+    assert found.dimensions <= 2
+    scaled = features * rng.uniform(0.5, 2.0, size=(300, 1))
+    assert mauve.mauve(scaled, features).value == pytest.approx(1)
+
+
+def test_mauve_of_one_text_over_and_over():
+    one, other = np.ones((30, 4)), np.tile([1.0, -1.0, 0.0, 0.0], (30, 1))
+    assert mauve.mauve(one, one).value == 1.0
+    assert mauve.mauve(one, one).buckets == 1
+    assert mauve.mauve(one, other).value == pytest.approx(1 / 252, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("features", "options", "said"),
+    [
+        ((clouds(1), clouds(9)), {}, "at least two texts"),
+        ((clouds(9), clouds(9)[:, :5]), {}, "one width"),
+        ((clouds(9) * np.nan, clouds(9)), {}, "not finite"),
+        ((clouds(9), clouds(9)), {"seeds": ()}, "one seed"),
+        ((clouds(9), clouds(9)), {"buckets": 0}, "one bucket"),
+    ],
+)
+def test_features_without_a_mauve_are_refused(features, options, said):
+    with pytest.raises(UserError, match=said):
+        mauve.mauve(*features, **options)
+
+
+def test_mauve_without_scikit_learn_is_refused_in_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+    with pytest.raises(UserError, match="needs scikit-learn"):
+        mauve.mauve(clouds(9), clouds(9))
+
+
+def english(count, seed):
+    rng = np.random.default_rng(seed)
+    who, what, where = "the cat|a dog|my aunt", "sees|eats|hides", "a mouse.|the cake.|an old hat."
+    words = [part.split("|") for part in (who, what, where)]
+    return [" ".join(rng.choice(options) for options in words) for _ in range(count)]
+
+
+def test_mauve_of_texts_and_of_their_shuffled_words(judge):
+    texts, more = english(200, 0), english(200, 1)
+    rng = np.random.default_rng(2)
+    shuffled = [" ".join(rng.permutation(text.split())) for text in more]
+
+    def value(generated):
+        quality = evaluate(judge, BYTES, generated, PROTOCOLS["mdlm"], reference=texts)
+        assert quality.mauve.generated == quality.mauve.reference == 200
+        return quality.mauve.value
+
+    assert value(texts) == pytest.approx(1)
+    assert value(more) > 0.9
+    assert value(shuffled) < 0.3
+
+
+def test_mauve_reads_as_much_as_the_protocol_says(judge):
+    rules = dataclasses.replace(PROTOCOLS["standard"], mauve_tokens=7, mauve_texts=20)
+    texts, human = english(30, 0), english(50, 1)
+    found = evaluate(judge, BYTES, texts, rules, reference=human)
+    cut = [[text[:7] for text in some[:20]] for some in (texts, human)]
+    again = evaluate(judge, BYTES, cut[0], PROTOCOLS["standard"], reference=cut[1])
+    assert found.mauve == again.mauve
+    assert found.mauve_tokens == again.mauve_tokens == (7.0, 7.0)
+    assert found.mauve.generated == 20
+
+
+# ---------------------------------------------------------------------------------------------
+# GPT-2's own tokens, files, and what is refused.
+
+
+def test_gpt2_tokens_are_judged_as_ids_and_as_text(shared_data):
+    tokenizer = make_tokenizer(f"gpt2:{shared_data}/gpt2", (), vocab_size=0)
+    judge = random_judge(tokenizer.vocab_size, width=8)
+    texts = [f"It was the best of times.{END}It was the worst of times, …", "The end."]
+    rows = [
+        np.concatenate([tokenizer.encode(texts[0].split(END)[0]), [tokenizer.eos],
+                        tokenizer.encode(texts[0].split(END)[1])]).astype(np.int32),
+        tokenizer.encode(texts[1]),
+    ]  # fmt: skip
+    assert (rows[0] == 50256).sum() == 1
+    mdlm, again = (
+        evaluate(judge, tokenizer, given, PROTOCOLS["mdlm"], tokenizer=tokenizer)
+        for given in (texts, rows)
+    )
+    assert estimates(mdlm) == pytest.approx(estimates(again), nan_ok=True)
+    assert mdlm.tokens == sum(len(row) - 1 for row in rows)
+    hdlm = evaluate(judge, tokenizer, rows, PROTOCOLS["hdlm"], tokenizer=tokenizer)
+    assert hdlm.nats.value == pytest.approx(mdlm.nats.value)  # all the same but for the average
+    assert hdlm.perplexity.value != pytest.approx(mdlm.perplexity.value, rel=1e-6)
+    # Texts of another tokenizer are encoded again.
+    other = evaluate(judge, tokenizer, ids("The end."), PROTOCOLS["mdlm"], tokenizer=BYTES)
+    assert other.tokens == len(rows[1]) - 1
+    with pytest.raises(UserError, match="judge's own tokenizer"):
+        evaluate(judge, tokenizer, ids("The end."), PROTOCOLS["hdlm"], tokenizer=BYTES)
+
+
+def lines(*texts, **settings):
+    records = [
+        {
+            **dataclasses.asdict(
+                generate.Text(
+                    number=n, prompt="", text=text, tokens=list(text.encode()), calls=4 + n,
+                    corrections=0,
+                )
+            ),
+            "seed": 7,
+            "sampling": {"rule": "acs", "eta": 0.5},
+            **settings,
+        }
+        for n, text in enumerate(texts)
+    ]  # fmt: skip
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def test_what_generation_wrote_is_read_and_its_settings_carried_along(judge, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text(lines("one", "three"))
+    samples = generation.read(path)
+    assert samples.texts == ("one", "three")
+    assert [list(row) for row in samples.tokens] == [list(b"one"), list(b"three")]
+    quality = evaluate(
+        judge, BYTES, samples.tokens, PROTOCOLS["hdlm"], tokenizer=BYTES, settings=samples.settings
+    )
+    written = json.loads(quality.to_json())
+    assert written["settings"] == {
+        "seed": 7, "sampling": {"rule": "acs", "eta": 0.5}, "calls": 4.5, "prompted": 0
+    }  # fmt: skip
+    assert written["protocol"]["name"] == "hdlm"
+    assert written["protocol"]["version"] == 1
+    assert written["judge_fingerprint"] == judge.fingerprint
+    assert written["perplexity"] == dataclasses.asdict(quality.perplexity)
+    assert written["distinct"]["4"] == {"value": 1.0, "error": "nan", "texts": 1}
+    assert written["mauve"] is None
+    assert set(written["versions"]) > {"jax", "numpy", "hybrid_jax"}
+    assert "protocol hdlm-1; 2 texts" in str(quality)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no texts in"),
+        ("{}\n", "Line 1 of"),
+        (lines("one") + "[]\n", "Line 2 of"),
+        (lines("one") + lines("two", seed=8), "different settings"),
+    ],
+)
+def test_files_that_generation_did_not_write_are_refused(tmp_path, content, said):
+    path = tmp_path / "texts.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        generation.read(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        generation.read(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "said"),
+    [
+        ([], {}, "no generated texts"),
+        (["a", BYTES.encode("b")], {"tokenizer": BYTES}, "mixed"),
+        (ids("ab"), {}, "need the tokenizer"),
+        ([np.array([97, 258])], {"tokenizer": BYTES}, "Text 0 holds MASK"),
+        ([np.array([97, 300])], {"tokenizer": BYTES}, "Text 0 holds token 300"),
+        (["ab", "cd"], {"reference": []}, "no reference texts"),
+        (["ab", "cd"], {"reference": ["ef", ""]}, "at least two texts"),
+    ],
+)
+def test_texts_that_cannot_be_judged_are_refused(judge, texts, options, said):
+    with pytest.raises(UserError, match=said):
+        evaluate(judge, BYTES, texts, PROTOCOLS["standard"], **options)
+
+
+def test_strings_are_no_generated_ids(judge):
+    with pytest.raises(UserError, match="as they were generated"):
+        evaluate(judge, BYTES, ["ab"], PROTOCOLS["hdlm"], tokenizer=BYTES)
+
+
+def test_another_tokenizer_than_the_judges_is_refused(tmp_path):
+    judge = gpt2.load(write(tmp_path / "model", random_tensors()))
+    with pytest.raises(UserError, match="reads 97 tokens, and its tokenizer has 258"):
+        evaluate(judge, BYTES, ["ab"], PROTOCOLS["standard"])
+
+
+def test_protocols_are_named_and_checked():
+    assert generation.protocol("hdlm") is PROTOCOLS["hdlm"]
+    assert all(rules.name == name for name, rules in PROTOCOLS.items())
+    with pytest.raises(UserError, match="choose standard, hdlm, mdlm"):
+        generation.protocol("best")
+    for changed, said in (
+        ({"average": "mean"}, "average must be tokens or texts"),
+        ({"max_tokens": 0}, "max_tokens must be at least 2"),
+        ({"ngrams": (0, 1)}, "ngrams must be at least 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            dataclasses.replace(PROTOCOLS["hdlm"], **changed)

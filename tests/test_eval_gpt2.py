@@ -1,0 +1,374 @@
+"""GPT-2 as a judge: against an independent implementation, and what it refuses to load."""
+
+import json
+import math
+import re
+import shutil
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval import gpt2
+from hybrid_jax.eval.gpt2 import Config, Judge
+
+SIZES = {"vocab_size": 97, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 3}
+CONFIG = {"model_type": "gpt2", "activation_function": "gelu_new", **SIZES}
+
+
+def random_tensors(seed=0):
+    """Tensors of a random model by their published names, large enough for every part to matter."""
+    rng = np.random.default_rng(seed)
+    width, hidden = SIZES["n_embd"], 4 * SIZES["n_embd"]
+    shapes = {
+        "wte.weight": (SIZES["vocab_size"], width),
+        "wpe.weight": (SIZES["n_positions"], width),
+        "ln_f.weight": (width,),
+        "ln_f.bias": (width,),
+    }
+    for i in range(SIZES["n_layer"]):
+        shapes |= {
+            f"h.{i}.ln_1.weight": (width,),
+            f"h.{i}.ln_1.bias": (width,),
+            f"h.{i}.attn.c_attn.weight": (width, 3 * width),
+            f"h.{i}.attn.c_attn.bias": (3 * width,),
+            f"h.{i}.attn.c_proj.weight": (width, width),
+            f"h.{i}.attn.c_proj.bias": (width,),
+            f"h.{i}.ln_2.weight": (width,),
+            f"h.{i}.ln_2.bias": (width,),
+            f"h.{i}.mlp.c_fc.weight": (width, hidden),
+            f"h.{i}.mlp.c_fc.bias": (hidden,),
+            f"h.{i}.mlp.c_proj.weight": (hidden, width),
+            f"h.{i}.mlp.c_proj.bias": (width,),
+        }
+    draw = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    scales = ("ln_1.weight", "ln_2.weight", "ln_f.weight")
+    around = {name: float(name.endswith(scales)) for name in draw}
+    return {name: (around[name] + 0.3 * x).astype(np.float32) for name, x in draw.items()}
+
+
+def write(folder, tensors, *, config=CONFIG, prefix="", shards=1):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {prefix + name: value for name, value in tensors.items()}
+    if shards == 1:
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+        return folder
+    places = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = dict(list(tensors.items())[i::shards])
+        safetensors.numpy.save_file(part, folder / file)
+        places |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder
+
+
+def reference(tensors, tokens):
+    """Logits [L, V] and features [L, D] of one text in float64, position by position."""
+    t = {name: value.astype(np.float64) for name, value in tensors.items()}
+    heads, size = SIZES["n_head"], SIZES["n_embd"] // SIZES["n_head"]
+
+    def normalised(x, name):
+        x = (x - np.mean(x)) / np.sqrt(np.var(x) + 1e-5)
+        return x * t[f"{name}.weight"] + t[f"{name}.bias"]
+
+    def dense(x, name):
+        return x @ t[f"{name}.weight"] + t[f"{name}.bias"]
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    past = [[] for _ in range(SIZES["n_layer"])]
+    rows = []
+    for position, token in enumerate(tokens):
+        x = t["wte.weight"][token] + t["wpe.weight"][position]
+        for i in range(SIZES["n_layer"]):
+            query, key, value = np.split(
+                dense(normalised(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn"), 3
+            )
+            past[i].append((key, value))
+            mixed = []
+            for head in range(heads):
+                part = slice(head * size, (head + 1) * size)
+                scores = np.array([query[part] @ k[part] for k, _ in past[i]]) / math.sqrt(size)
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                mixed.append(sum(w * v[part] for w, (_, v) in zip(weights, past[i], strict=True)))
+            x = x + dense(np.concatenate(mixed), f"h.{i}.attn.c_proj")
+            y = gelu(dense(normalised(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc"))
+            x = x + dense(y, f"h.{i}.mlp.c_proj")
+        rows.append(normalised(x, "ln_f"))
+    features = np.array(rows)
+    return features @ t["wte.weight"].T, features
+
+
+def nats(tensors, tokens):
+    """−log p of every token but the first, float64."""
+    logits, _ = reference(tensors, tokens)
+    peak = logits.max(-1)
+    total = np.log(np.exp(logits - peak[:, None]).sum(-1)) + peak
+    return (total[:-1] - logits[np.arange(len(tokens) - 1), tokens[1:]]).astype(np.float64)
+
+
+def random_texts(*lengths, seed=1):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, SIZES["vocab_size"], (len(lengths), max(lengths))).astype(np.int32)
+    return tokens, np.array(lengths)
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return random_tensors()
+
+
+@pytest.fixture(scope="module")
+def judge(tensors, tmp_path_factory):
+    return gpt2.load(write(tmp_path_factory.mktemp("judge") / "model", tensors))
+
+
+def judge_logits(judge, tokens):
+    found = gpt2.features(judge.config, judge.params, tokens)
+    return np.asarray(gpt2.logits(judge.params, found)), np.asarray(found)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "shards", "extra"),
+    [
+        ("", 1, {}),
+        ("transformer.", 1, {"lm_head.weight": random_tensors()["wte.weight"]}),
+        ("transformer.", 3, {"transformer.h.0.attn.bias": np.ones((1, 1, 2, 2), np.float32)}),
+    ],
+)
+def test_logits_and_features_are_those_of_an_independent_gpt2(
+    tensors, tmp_path, prefix, shards, extra
+):
+    folder = write(tmp_path / "model", tensors, prefix=prefix, shards=shards)
+    first = sorted(folder.glob("*.safetensors"))[0]
+    safetensors.numpy.save_file({**safetensors.numpy.load_file(first), **extra}, first)
+    judge = gpt2.load(folder)
+    tokens, _ = random_texts(20, 20)
+    logits, features = judge_logits(judge, tokens)
+    for row, text in enumerate(tokens):
+        wanted_logits, wanted_features = reference(tensors, text)
+        assert np.ptp(wanted_logits) > 10  # so that the tolerance means something
+        np.testing.assert_allclose(logits[row], wanted_logits, atol=1e-4)
+        np.testing.assert_allclose(features[row], wanted_features, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_logits_and_features_are_those_of_transformers(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "model")
+    tokens, _ = random_texts(32, 32)
+    with torch.no_grad():
+        out = theirs(torch.tensor(tokens, dtype=torch.long), output_hidden_states=True)
+    logits, features = judge_logits(gpt2.load(tmp_path / "model"), tokens)
+    print("logits differ by", np.abs(logits - out.logits.numpy()).max())
+    print("features differ by", np.abs(features - out.hidden_states[-1].numpy()).max())
+    assert np.ptp(out.logits.numpy()) > 10
+    np.testing.assert_allclose(logits, out.logits.numpy(), atol=1e-4)
+    np.testing.assert_allclose(features, out.hidden_states[-1].numpy(), atol=1e-4)
+
+
+def test_scores_are_nats_of_each_token_and_nothing_past_the_end(judge, tensors):
+    tokens, lengths = random_texts(20, 1, 2, 13)
+    found = gpt2.score(judge, tokens, lengths)
+    assert found.nats.shape == (4, 19)
+    assert found.features.shape == (4, SIZES["n_embd"])
+    for row, length in enumerate(lengths):
+        text = tokens[row, :length]
+        np.testing.assert_allclose(found.nats[row, : length - 1], nats(tensors, text), atol=1e-4)
+        np.testing.assert_array_equal(found.nats[row, length - 1 :], 0.0)
+        _, features = reference(tensors, text)
+        np.testing.assert_allclose(found.features[row], features[-1], atol=1e-4)
+    alone = gpt2.last_features(judge, tokens, lengths)
+    np.testing.assert_allclose(alone, found.features, atol=1e-6)
+
+
+def test_scores_depend_neither_on_the_batch_size_nor_on_padding(judge):
+    tokens, lengths = random_texts(20, 3, 70, 1, 32, 33, 9)
+    found = gpt2.score(judge, tokens, lengths, batch_size=2)
+    garbage = np.where(np.arange(100) < lengths[:, None], np.pad(tokens, ((0, 0), (0, 30))), -7)
+    for batch_size in (1, 3, 64):
+        other = gpt2.score(judge, garbage, lengths, batch_size=batch_size)
+        np.testing.assert_allclose(other.nats[:, :69], found.nats, atol=2e-5)
+        np.testing.assert_allclose(other.features, found.features, atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [32, 33, 48, 49, 90])
+def test_long_texts_are_scored_in_windows_that_overlap_by_half(judge, tensors, length):
+    tokens, lengths = random_texts(length)
+    found = gpt2.score(judge, tokens, lengths)
+    # Each token from the first window that holds it; windows start at 0, 16, 32, …, length − 32.
+    starts = [*range(0, length - 32, 16), length - 32]
+    windows = {start: nats(tensors, tokens[0, start : start + 32]) for start in starts}
+    wanted = []
+    for place in range(1, length):
+        start = next(start for start in starts if place < start + 32)
+        assert start == 0 or place - start >= 16
+        wanted.append(windows[start][place - start - 1])
+    np.testing.assert_allclose(found.nats[0], wanted, atol=1e-4)
+    _, features = reference(tensors, tokens[0, -32:])
+    np.testing.assert_allclose(found.features[0], features[-1], atol=1e-4)
+
+
+def test_a_judge_of_zeros_is_uniform(judge):
+    params = jax.tree.map(lambda x: 0 * x, judge.params)
+    tokens, lengths = random_texts(11, 5)
+    found = gpt2.score(Judge(name="zero", config=judge.config, params=params), tokens, lengths)
+    np.testing.assert_allclose(found.nats[0, :10], math.log(97), rtol=1e-6)
+
+
+def test_logits_of_a_batch_never_exist_together(judge):
+    tokens, lengths = np.zeros((64, 32), np.int32), np.full(64, 32, np.int32)
+    program = gpt2._read.lower(judge.config, judge.params, tokens, lengths, nats=True).as_text()
+    shapes = re.findall(r"tensor<((?:\d+x)*)97xf32>", program)
+    sizes = [math.prod(int(n) for n in shape.split("x")[:-1]) for shape in shapes]
+    assert sizes  # they are there at all
+    assert max(sizes) <= 256 < 64 * 31
+
+
+def test_the_fingerprint_is_of_values_and_not_of_files(judge, tensors, tmp_path):
+    packed = gpt2.load(write(tmp_path / "a", tensors, prefix="transformer.", shards=2))
+    assert packed.fingerprint == judge.fingerprint
+    changed = {**tensors, "h.2.ln_2.bias": tensors["h.2.ln_2.bias"] + 1}
+    assert gpt2.load(write(tmp_path / "b", changed)).fingerprint != judge.fingerprint
+
+
+def without(name):
+    def change(folder, tensors):
+        write(folder, {k: v for k, v in tensors.items() if k != name})
+
+    return change
+
+
+def tensor(name, value):
+    return lambda folder, tensors: write(folder, {**tensors, name: value(tensors)})
+
+
+def settings(**values):
+    return lambda folder, tensors: write(folder, tensors, config={**CONFIG, **values})
+
+
+def damaged(name):
+    def change(folder, tensors):
+        write(folder, tensors)
+        (folder / name).write_bytes(b"{" + b"\0" * 40)
+
+    return change
+
+
+def no_shard(folder, tensors):
+    (folder / "model.safetensors").unlink()
+    write(folder, tensors, shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without("h.1.mlp.c_fc.bias"), "lack h.1.mlp.c_fc.bias."),
+        (tensor("h.0.attn.c_attn.weight", lambda t: t["h.0.attn.c_attn.weight"].T.copy()),
+         "has shape (72, 24) and not (24, 72)"),
+        (tensor("h.3.ln_1.weight", lambda t: t["ln_f.weight"]), "a GPT-2 with 3 layers does not"),
+        (tensor("lm_head.weight", lambda t: t["wte.weight"] + 1), "not tied"),
+        (tensor("ln_f.bias", lambda t: t["ln_f.bias"] * np.nan), "not finite"),
+        (settings(activation_function="relu"), "activation_function is 'relu'"),
+        (settings(model_type="llama"), "model_type is 'llama'"),
+        (settings(n_head=5), "does not split into 5 heads"),
+        (settings(n_layer="three"), "must be a number"),
+        (settings(n_layer=2), "a GPT-2 with 2 layers does not"),
+        (lambda folder, tensors: write(folder, tensors, config={"n_embd": 24}), "does not give"),
+        (lambda folder, tensors: write(folder, tensors, config=[]), "holds no JSON object"),
+        (damaged("config.json"), "is damaged"),
+        (damaged("model.safetensors"), "cannot be read"),
+        (no_shard, "cannot be read"),
+        (lambda folder, tensors: shutil.rmtree(folder), "There is no folder"),
+        (lambda folder, tensors: (folder / "model.safetensors").unlink(), "holds neither"),
+        (lambda folder, tensors: (folder / "config.json").unlink(), "needs the file"),
+    ],
+)  # fmt: skip
+def test_what_is_no_gpt2_is_refused_in_a_sentence(tensors, tmp_path, change, said):
+    folder = write(tmp_path / "model", tensors)
+    change(folder, tensors)
+    with pytest.raises(UserError) as refusal:
+        gpt2.load(folder)
+    text = str(refusal.value)
+    assert said in text
+    assert "\n" not in text
+    assert text.endswith(".")
+
+
+def fake_hub(monkeypatch, download):
+    """A huggingface_hub that downloads with this function."""
+
+    class HubError(Exception):
+        pass
+
+    hub, errors = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.errors")
+    hub.snapshot_download, errors.HfHubHTTPError = download, HubError
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    return HubError
+
+
+def test_a_name_is_fetched_from_the_hub(monkeypatch, tmp_path, tensors, judge):
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append(name)
+        return str(write(tmp_path / "hub", tensors))
+
+    fake_hub(monkeypatch, download)
+    found = gpt2.load("gpt2-large")
+    assert asked == ["gpt2-large"]
+    assert found.name == "gpt2-large"
+    assert found.fingerprint == judge.fingerprint
+
+
+def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
+    with pytest.raises(UserError, match="huggingface_hub, which would fetch"):
+        gpt2.load("gpt2-large")
+
+    def offline(name, allow_patterns):
+        raise failure("cannot reach\nthe hub")
+
+    failure = fake_hub(monkeypatch, offline)
+    for failure in (failure, FileNotFoundError, ValueError):  # noqa: B007, B020 - read by `offline`
+        with pytest.raises(UserError, match=r"could be fetched \(cannot reach the hub\)"):
+            gpt2.load("gpt2-large")
+    with pytest.raises(UserError, match=r"no folder \./nowhere/model"):
+        gpt2.load("./nowhere/model")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "batch_size", "said"),
+    [
+        ([[1, 97]], [2], 1, "Token 97 is outside the judge's 0 … 96"),
+        ([[1, -1]], [2], 1, "Token -1"),
+        ([[1, 2]], [3], 1, "must lie in 1 … 2"),
+        ([[1, 2]], [0], 1, "must lie in 1 … 2"),
+        ([[1, 2]], [2], 0, "batch_size"),
+        (np.zeros((0, 4), int), [], 1, "no texts"),
+    ],
+)
+def test_texts_that_cannot_be_judged_are_refused(judge, tokens, lengths, batch_size, said):
+    with pytest.raises(UserError, match=said):
+        gpt2.score(judge, np.array(tokens), np.array(lengths, int), batch_size=batch_size)
+
+
+def test_sizes_that_make_no_sense_are_refused():
+    with pytest.raises(UserError, match="layers must be a number from 1 on"):
+        Config(tokens=5, context=5, width=4, layers=0, heads=1, hidden=4)
