@@ -13,7 +13,7 @@ from test_eval_gpt2 import random_tensors, write
 from hybrid_jax import generate
 from hybrid_jax.data.tokenizers import Byte, make_tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import generation, gpt2, mauve
+from hybrid_jax.eval import generation, gpt2, gpt2_weights, mauve
 from hybrid_jax.eval.generation import PROTOCOLS, Estimate, distinct, entropy, evaluate, repetition
 from hybrid_jax.eval.gpt2 import Config, Judge
 
@@ -31,8 +31,8 @@ def random_judge(tokens, *, width=24, context=64, scale=0.3):
     def draw(*axes):
         return jax.numpy.asarray(scale * rng.normal(size=axes).astype(np.float32))
 
-    layers = {ours: draw(2, *config.shape(axes)) for ours, _, axes in gpt2._LAYER}
-    whole = {ours: draw(*config.shape(axes)) for ours, _, axes in gpt2._WHOLE}
+    layers = {ours: draw(2, *config.shape(axes)) for ours, _, axes in gpt2_weights._LAYER}
+    whole = {ours: draw(*config.shape(axes)) for ours, _, axes in gpt2_weights._WHOLE}
     return Judge(name="random", config=config, params={**whole, "layers": layers})
 
 
@@ -463,7 +463,7 @@ def test_strings_are_no_generated_ids(judge):
 
 
 def test_another_tokenizer_than_the_judges_is_refused(tmp_path):
-    judge = gpt2.load(write(tmp_path / "model", random_tensors()))
+    judge = gpt2_weights.load(write(tmp_path / "model", random_tensors()))
     with pytest.raises(UserError, match="reads 97 tokens, and its tokenizer has 258"):
         evaluate(judge, BYTES, ["ab"], PROTOCOLS["standard"])
 

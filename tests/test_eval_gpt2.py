@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import gpt2
+from hybrid_jax.eval import gpt2, gpt2_weights
 from hybrid_jax.eval.gpt2 import Config, Judge
 
 SIZES = {"vocab_size": 97, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 3}
@@ -128,7 +128,7 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def judge(tensors, tmp_path_factory):
-    return gpt2.load(write(tmp_path_factory.mktemp("judge") / "model", tensors))
+    return gpt2_weights.load(write(tmp_path_factory.mktemp("judge") / "model", tensors))
 
 
 def judge_logits(judge, tokens):
@@ -150,7 +150,7 @@ def test_logits_and_features_are_those_of_an_independent_gpt2(
     folder = write(tmp_path / "model", tensors, prefix=prefix, shards=shards)
     first = sorted(folder.glob("*.safetensors"))[0]
     safetensors.numpy.save_file({**safetensors.numpy.load_file(first), **extra}, first)
-    judge = gpt2.load(folder)
+    judge = gpt2_weights.load(folder)
     tokens, _ = random_texts(20, 20)
     logits, features = judge_logits(judge, tokens)
     for row, text in enumerate(tokens):
@@ -173,7 +173,7 @@ def test_logits_and_features_are_those_of_transformers(tmp_path):
     tokens, _ = random_texts(32, 32)
     with torch.no_grad():
         out = theirs(torch.tensor(tokens, dtype=torch.long), output_hidden_states=True)
-    logits, features = judge_logits(gpt2.load(tmp_path / "model"), tokens)
+    logits, features = judge_logits(gpt2_weights.load(tmp_path / "model"), tokens)
     print("logits differ by", np.abs(logits - out.logits.numpy()).max())
     print("features differ by", np.abs(features - out.hidden_states[-1].numpy()).max())
     assert np.ptp(out.logits.numpy()) > 10
@@ -240,10 +240,10 @@ def test_logits_of_a_batch_never_exist_together(judge):
 
 
 def test_the_fingerprint_is_of_values_and_not_of_files(judge, tensors, tmp_path):
-    packed = gpt2.load(write(tmp_path / "a", tensors, prefix="transformer.", shards=2))
+    packed = gpt2_weights.load(write(tmp_path / "a", tensors, prefix="transformer.", shards=2))
     assert packed.fingerprint == judge.fingerprint
     changed = {**tensors, "h.2.ln_2.bias": tensors["h.2.ln_2.bias"] + 1}
-    assert gpt2.load(write(tmp_path / "b", changed)).fingerprint != judge.fingerprint
+    assert gpt2_weights.load(write(tmp_path / "b", changed)).fingerprint != judge.fingerprint
 
 
 def without(name):
@@ -303,7 +303,7 @@ def test_what_is_no_gpt2_is_refused_in_a_sentence(tensors, tmp_path, change, sai
     folder = write(tmp_path / "model", tensors)
     change(folder, tensors)
     with pytest.raises(UserError) as refusal:
-        gpt2.load(folder)
+        gpt2_weights.load(folder)
     text = str(refusal.value)
     assert said in text
     assert "\n" not in text
@@ -331,7 +331,7 @@ def test_a_name_is_fetched_from_the_hub(monkeypatch, tmp_path, tensors, judge):
         return str(write(tmp_path / "hub", tensors))
 
     fake_hub(monkeypatch, download)
-    found = gpt2.load("gpt2-large")
+    found = gpt2_weights.load("gpt2-large")
     assert asked == ["gpt2-large"]
     assert found.name == "gpt2-large"
     assert found.fingerprint == judge.fingerprint
@@ -340,7 +340,7 @@ def test_a_name_is_fetched_from_the_hub(monkeypatch, tmp_path, tensors, judge):
 def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
     with pytest.raises(UserError, match="huggingface_hub, which would fetch"):
-        gpt2.load("gpt2-large")
+        gpt2_weights.load("gpt2-large")
 
     def offline(name, allow_patterns):
         raise failure("cannot reach\nthe hub")
@@ -348,9 +348,9 @@ def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
     failure = fake_hub(monkeypatch, offline)
     for failure in (failure, FileNotFoundError, ValueError):  # noqa: B007, B020 - read by `offline`
         with pytest.raises(UserError, match=r"could be fetched \(cannot reach the hub\)"):
-            gpt2.load("gpt2-large")
+            gpt2_weights.load("gpt2-large")
     with pytest.raises(UserError, match=r"no folder \./nowhere/model"):
-        gpt2.load("./nowhere/model")
+        gpt2_weights.load("./nowhere/model")
 
 
 @pytest.mark.parametrize(
