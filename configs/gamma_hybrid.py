@@ -12,8 +12,8 @@ analytically (parameterisation "context", docs/math.md; the paper trains raw sco
 γ = 0.01, T = 2048, batch 256, and adaLN on σ. It has not been trained here. Compiled for a slice
 of 16 TPU v5e (``python -m hybrid_jax.aot --config=configs/gamma_hybrid.py:base --topology=v5e:4x4
 --fit``; jax 0.10.2, libtpu 0.0.42), batch 256 needs 3.05 of 15.75 GiB a chip, and the largest batch
-that fits is 80 examples a chip (13.77 GiB). 16 TPU v4 need 3.00 of 30.75 GiB a chip, 8 TPU v5p 5.87
-of 95.74 GiB.
+that fits is 96 examples a chip (14.10 GiB; 112 are refused). 16 TPU v4 need 3.00 of 30.75 GiB a
+chip and refuse 224 examples a chip, 8 TPU v5p need 5.87 of 95.74 GiB and refuse 640.
 """
 
 from hybrid_jax.presets import sized

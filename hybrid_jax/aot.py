@@ -311,7 +311,7 @@ def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
 
     def command() -> None:
-        training._parse(argv)
+        training.parse(argv)
         run()
 
     return exit_status(command, interrupted="nothing was written")
@@ -323,7 +323,7 @@ def run() -> None:
         raise UserError(f"Say for which devices, with --topology=NAME: {topology.EXAMPLES}.")
     if _SAMPLE_BATCH.value < 1:
         raise UserError(f"--sample_batch must be at least 1, but is {_SAMPLE_BATCH.value}.")
-    experiment = Experiment.from_config(training._CONFIG.value)
+    experiment = Experiment.from_config(training.CONFIG.value)
     devices = topology.devices(_TOPOLOGY.value)
     mesh = sharding.make_mesh(experiment.mesh, devices)
     capacity = flops.memory_bytes(devices[0])

@@ -11,16 +11,16 @@ and Ctrl-C save the current step first; the exit status is 75 after SIGTERM and 
 from __future__ import annotations
 
 import functools
-import re
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from hybrid_jax.command_line import check_config_file, flag_mistakes
 from hybrid_jax.errors import UserError, exit_status
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:SIZE.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:SIZE.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME if not given.")
 # Not needed on one machine, on TPU pods and under SLURM.
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
 
     def command() -> None:
-        _parse(argv)
+        parse(argv)
         run_experiment()
 
     return exit_status(command, interrupted="the same command continues from the newest checkpoint")
@@ -46,7 +46,7 @@ def run_experiment() -> None:
     from hybrid_jax.interruption import Signals
     from hybrid_jax.quiet import quieten_orbax
 
-    experiment = Experiment.from_config(_CONFIG.value)
+    experiment = Experiment.from_config(CONFIG.value)
     folder = Path(_WORKDIR.value or f"runs/{experiment.name}")
     quieten_orbax()
     distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
@@ -68,25 +68,19 @@ def run_experiment() -> None:
         report.finish(run, folder, state)
 
 
-def _parse(argv: list[str]) -> None:
+def parse(argv: list[str]) -> None:
+    """Parses the flags. Raises UserError for a mistake in them."""
     logging.set_verbosity(logging.WARNING)
     for argument in argv:
         name, _, value = argument.lstrip("-").partition("=")
-        if name == "config" and not Path(value.rpartition(".py")[0] + ".py").is_file():
-            raise UserError(f"There is no config file {value!r}: see the folder configs/.")
+        if name == "config":
+            check_config_file(value)
     app.define_help_flags()
-    try:
+    with flag_mistakes():
         rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        # An override of a setting that does not exist; the text ends in the nearest one.
-        words = re.findall(r"[\w.]+", str(error).replace("\\n", " ").replace("\\'", " "))
-        hint = f": did you mean {words[4]}?" if words[1:4] == ["Did", "you", "mean"] else "."
-        raise UserError(f"There is no setting {words[0]}{hint}") from error
-    except (flags.Error, ValueError) as error:
-        raise UserError(f"{' '.join(str(error).split()).rstrip('.')} (see --help).") from error
     if len(rest) > 1:
         raise UserError(f"Unexpected argument {rest[1]!r}: write settings as --config.NAME=VALUE.")
-    if _CONFIG.value is None:
+    if CONFIG.value is None:
         raise UserError("Say what to train, for example --config=configs/gamma_hybrid.py.")
 
 

@@ -1,0 +1,267 @@
+"""The settings of released HDLM models, and ours: a translation in both directions.
+
+The released ``config.json`` holds what the PyTorch code of arXiv 2504.06416 was trained with. What
+it says of the network is taken exactly or refused; what it says of the schedule is taken as near as
+possible, with a note.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from hybrid_jax import presets
+from hybrid_jax.config import Experiment, ScheduleConfig
+from hybrid_jax.errors import UserError
+from hybrid_jax.models.transformer import Transformer
+
+Kind = Literal["epsilon", "gamma"]
+
+_FAMILIES = {"block": "block", "simple": "slide"}
+_MISSING: Any = object()
+# What was trained with, which our presets know where a config does not say it.
+_TRAINING = {
+    "optimizer": {
+        "learning_rate": "optim.lr",
+        "beta1": "optim.beta1",
+        "beta2": "optim.beta2",
+        "epsilon": "optim.eps",
+        "weight_decay": "optim.weight_decay",
+        "warmup_steps": "optim.warmup",
+        "clip_norm": "optim.grad_clip",
+    },
+    "train": {
+        "steps": "training.n_iters",
+        "batch_size": "training.batch_size",
+        "ema_decay": "training.ema",
+    },
+}
+
+
+def read_config(
+    config: Mapping[str, Any], path: Path, *, name: str
+) -> tuple[Kind, Experiment, int, list[str]]:
+    """A released config as an experiment.
+
+    Returns:
+      kind, experiment, N, and notes as in `Released`.
+
+    Raises:
+      UserError: for a setting that is missing, of a wrong type, or of an architecture that we do
+        not have.
+    """
+
+    def read(setting: str, kind: type, default=_MISSING):
+        value: Any = config
+        for key in setting.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is None:
+            if default is _MISSING:
+                raise UserError(f"{path} says no {setting}: it is not that of a released model.")
+            return default
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise UserError(f"{path} says {setting}={value!r}, and not of type {kind.__name__}.")
+        return value
+
+    def refuse(setting: str, value, known: str) -> NoReturn:
+        raise UserError(f"{path} says {setting}={value!r}, and this library has only {known}.")
+
+    # As the released loader does, the kind of graph decides where nothing else is said.
+    graph = read("graph.type", str, "absorb")
+    default = "gamma_hybrid" if graph == "QGamma" else "epsilon_hybrid"
+    model_type = read("model_type", str, default)
+    if model_type not in ("epsilon_hybrid", "gamma_hybrid"):
+        refuse("model_type", model_type, "epsilon_hybrid and gamma_hybrid")
+    kind: Kind = "gamma" if model_type == "gamma_hybrid" else "epsilon"
+    if kind == "gamma" and graph not in ("QGamma", "absorb"):
+        refuse("graph.type", graph, "QGamma and absorb")
+    conditioned = read("model.transformer_sigma_conditioning", bool, kind == "gamma")
+    scaled = read("model.scale_by_sigma", bool, kind == "gamma")
+    if conditioned != (kind == "gamma"):
+        known = "true for a γ-hybrid and false for an ε-hybrid"
+        refuse("model.transformer_sigma_conditioning", conditioned, known)
+    if kind == "gamma" and not scaled:
+        refuse("model.scale_by_sigma", scaled, "true for a γ-hybrid")
+    method = read("annealing.sampling_method", str, "SAR")
+    if read("model.post_process_logits", bool, False) and method.startswith("AR"):
+        refuse("annealing.sampling_method", method, "SAR where logits are post-processed")
+
+    length = read("model.length", int)
+    schedule, layout, notes = _read_schedule(read, refuse, length)
+    base = Experiment.from_config(presets.sized(f"{kind}_hybrid", "base"))
+    values = dataclasses.asdict(base) | {"name": name, "schedule": schedule, "layout": layout}
+    if kind == "gamma":
+        values["optimizer"] |= {"beta2": 0.999, "weight_decay": 0.0}
+        values["train"] |= {"batch_size": 256}
+    tokens = read("tokenizer.tokens", int, read("tokens", int, 0)) or read("tokenizer.tokens", int)
+    values["data"] |= {"vocab_size": tokens, "length": length}
+    values["model"] |= {
+        "layers": read("model.n_blocks", int),
+        "width": read("model.hidden_size", int),
+        "heads": read("model.n_heads", int),
+        "dropout": read("model.dropout", float, 0.0),
+        "dtype": "float32",
+    }
+    for section, settings in _TRAINING.items():
+        for ours, theirs in settings.items():
+            default = values[section][ours]
+            values[section][ours] = read(theirs, type(default), default)
+    if kind == "gamma":
+        gamma = read("graph.gamma", float) if graph == "QGamma" else 0.0
+        values["noise"] = _noise("gamma", gamma)
+        values["objective"] = {"parameterisation": "score", "time": "continuous"}
+        mixed = graph == "QGamma" and read("model.hybrid_sigma_embedding", bool, True)
+        values["model"] |= {
+            "condition": read("model.cond_dim", int),
+            "embedding_gamma": gamma if mixed else 0.0,
+        }
+    else:
+        epsilon = read("training.epsilon", float)
+        values["noise"] = _noise("epsilon", epsilon)
+        time = "discrete" if schedule["family"] == "quenched_ar" else "continuous"
+        values["objective"] = {"time": time}
+        values["evaluation"] |= {"kernel": "absorbing", "time": time}
+        if epsilon:
+            values["objective"] |= {
+                "loss": "weighted_cross_entropy",
+                "shown_weight": read("training.lambda", float, 1.0),
+            }
+            values["sampling"] |= {"rule": "acs", "eta": 0.25, "guidance": "confidence"}
+    return kind, Experiment.from_config(values), tokens, notes
+
+
+def _noise(kernel: str, share: float) -> dict[str, Any]:
+    return {"kernel": kernel, kernel: share} if share else {"kernel": "absorbing"}
+
+
+def _read_schedule(read, refuse, length: int) -> tuple[dict, dict, list[str]]:
+    """Schedule, layout, and what of them is not exact."""
+    notes: list[str] = []
+    family = read("annealing.type", str, "none")
+    if family not in ("none", *_FAMILIES):
+        refuse("annealing.type", family, f"none, {' and '.join(_FAMILIES)}")
+    width = read("annealing.width", int, length)
+    levels = read("annealing.tau", int, width)
+    alignment = "shifted" if "shifted" in read("type", str, "aligned") else "aligned"
+    if family == "none" or (family == "block" and width >= length):
+        schedule = ScheduleConfig(family="flat", width=length, levels=levels)
+    elif (family, width, levels) == ("block", 1, 1):
+        schedule = ScheduleConfig(family="quenched_ar", width=1, levels=1)
+    else:
+        schedule = ScheduleConfig(
+            family="block" if family == "block" else "slide", width=width, levels=levels
+        )
+        if family == "simple" and width != levels:
+            notes.append(
+                f"The released schedule 'simple' rounds the levels of width {width} and tau "
+                f"{levels} in another way than slide."
+            )
+    context = read("annealing.attention.context_type", str, "causal")
+    if context not in ("causal", "block_causal", "full"):
+        refuse("annealing.attention.context_type", context, "causal, block_causal and full")
+    whole = schedule.family != "slide"
+    ours = "block_causal" if context != "causal" and whole else "causal"
+    if ours != context and schedule.family != "flat":
+        notes.append(f"Settled tokens see each other '{context}' in the released code, and '{ours}'"
+                     " here: it is what a cache allows.")  # fmt: skip
+    if alignment == "shifted" and schedule.family != "quenched_ar":
+        notes.append("Shifted windows see one row differently in the released code.")
+    causal = read("annealing.attention.block_type", str, "full") == "causal"
+    layout = {"alignment": alignment, "causal_window": causal, "context": ours}
+    return dataclasses.asdict(schedule), layout, notes
+
+
+def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]:
+    """An experiment as a released config; `read_config` gives it back as far as it goes.
+
+    Raises:
+      UserError: if the released code has no such model, naming the setting.
+    """
+    noise, goal, data = experiment.noise, experiment.objective, experiment.data
+    score = goal.parameterisation == "score"
+    embedding = noise.gamma if noise.kernel == "gamma" else 0.0
+    for setting, value, wanted in (
+        ("model.activation", network.activation, ("gelu",)),
+        ("model.qk_norm", network.qk_norm, (False,)),
+        ("model.mlp_ratio", network.mlp_ratio, (4,)),
+        # Context and mean are one thing where shown tokens are right.
+        ("objective.parameterisation", goal.parameterisation,
+         ("mean", "score", "context") if noise.kernel == "absorbing" else ("mean", "score")),
+        ("noise.kernel", noise.kernel, ("absorbing", "gamma" if score else "epsilon")),
+        ("model.embedding_gamma", network.embedding_gamma, (0.0, embedding) if score else (0.0,)),
+    ):  # fmt: skip
+        if value not in wanted:
+            known = " or ".join(dict.fromkeys(str(w) for w in wanted))
+            raise UserError(
+                f"The released format has no {setting}={value}, only {known}: this model cannot be "
+                "exported."
+            )
+    if bool(network.condition) != score:
+        raise UserError(
+            f"The released format has model.condition for scores only, and this model has "
+            f"{network.condition} with parameterisation {goal.parameterisation}: it cannot be "
+            "exported."
+        )
+    schedule, layout, optimizer = experiment.schedule, experiment.layout, experiment.optimizer
+    levels = schedule.build(data.length).levels
+    family = "simple" if schedule.family == "slide" else "block"
+    width = {"flat": data.length, "quenched_ar": 1}.get(schedule.family, schedule.width)
+    return {
+        "model_type": "gamma_hybrid" if score else "epsilon_hybrid",
+        "type": layout.alignment,
+        "tokenizer": {"tokens": network.tokens, "model": data.tokenizer.partition(":")[0]},
+        "training": {
+            "batch_size": experiment.train.batch_size,
+            "n_iters": experiment.train.steps,
+            "ema": experiment.train.ema_decay,
+            "loss_type": "hybrid",
+            "epsilon": noise.epsilon if noise.kernel == "epsilon" else 0.0,
+            "lambda": goal.shown_weight,
+        },
+        "graph": {"type": "QGamma" if score else "absorb", "gamma": embedding,
+                  "report_all": False, "expanded_sigma": True},
+        "noise": {"type": "loglinear", "ar_diffusion": False, "expanded_sigma": True},
+        "annealing": {
+            "type": family,
+            "efficient": False,
+            "width": width,
+            "tau": levels,
+            "eval_tau": levels,
+            "sampling_method": "SAR",
+            "sampling_eps": 1e-4,
+            "attention": {
+                "context_type": layout.context,
+                "block_type": "causal" if layout.causal_window else "full",
+            },
+            "match_inference": True,
+        },
+        "optim": {
+            "optimizer": "AdamW",
+            "lr": optimizer.learning_rate,
+            "beta1": optimizer.beta1,
+            "beta2": optimizer.beta2,
+            "eps": optimizer.epsilon,
+            "weight_decay": optimizer.weight_decay,
+            "warmup": optimizer.warmup_steps,
+            "grad_clip": optimizer.clip_norm or 0.0,
+            "scheduler": "lambda" if score else "cosine",
+        },
+        "model": {
+            "type": "ddit",
+            "hidden_size": network.width,
+            "cond_dim": network.condition or 128,
+            "length": data.length,
+            "n_blocks": network.layers,
+            "n_heads": network.heads,
+            "dropout": network.dropout,
+            "scale_by_sigma": score,
+            "transformer_sigma_conditioning": score,
+            "hybrid_sigma_embedding": bool(network.embedding_gamma),
+            "post_process_logits": score,
+            "use_timestep_embedding": score,
+        },
+    }  # fmt: skip
