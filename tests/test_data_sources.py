@@ -148,8 +148,8 @@ def test_files_are_streamed(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("web:x", "Unknown source 'web:x': choose one of files, pydocs."),
-        ("", "Unknown source '': choose one of files, pydocs."),
+        ("web:x", "Unknown source 'web:x': choose one of files, hf, pydocs, tfds."),
+        ("", "Unknown source '': choose one of files, hf, pydocs, tfds."),
         ("pydocs:x", "The source pydocs takes no argument, but got 'x': leave it out."),
         ("files:", "The source files: names no file: write files:PATTERN."),
         ("files:{}/*.txt", "No file matches '{}/*.txt': check the path or pattern."),

@@ -233,8 +233,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Packs text into fixed-length token records for training.",
     )
     add = parser.add_argument
-    add("--source", required=True, help="pydocs, or files:PATTERN[,PATTERN...] (.txt or .jsonl, "
-        "plain or .gz, .xz, .zst)")  # fmt: skip
+    add("--source", required=True, help="pydocs, files:PATTERN[,PATTERN...] (.txt or .jsonl, "
+        "plain or .gz, .xz, .zst), tfds:NAME:SPLIT[:FIELD] or hf:NAME:SPLIT[:FIELD]")  # fmt: skip
     add("--valid_source", default="", help="text to validate on (default: a part of the source)")
     add("--valid_every", type=int, default=VALID_EVERY, metavar="K",
         help="else hold out every K-th piece (default: %(default)s)")  # fmt: skip
