@@ -250,7 +250,9 @@ class Fake:
         self.plan(runs=[0])
         self.environment = {
             **{
-                k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "JAX_", "CUDA_"))
+                k: v
+                for k, v in os.environ.items()
+                if not k.startswith(("SLURM_", "JAX_", "CUDA_")) and k not in ("VENV", "PYTHON")
             },
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "FAKE": str(folder),
