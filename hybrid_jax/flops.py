@@ -105,8 +105,8 @@ def _rows_and_pairs(problem: Problem) -> tuple[int, float]:
 
 PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
     {
-        # bfloat16 FLOP/s of what JAX calls a device. Source: cloud.google.com/tpu/docs, one page
-        # per generation, which give FLOP/s per chip.
+        # bfloat16 FLOP/s of what JAX calls a device, as generally quoted for each chip; not
+        # compared with the vendor's pages one by one.
         "TPU v2": 45e12 / 2,  # a device is one of two cores
         "TPU v3": 123e12 / 2,  # the same
         "TPU v4": 275e12,  # a device is a chip ("megacore"), as on Cloud; one core where it is off
@@ -119,7 +119,7 @@ PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
         # A device is one of two chiplets. By the topology that the compiler describes, and not yet
         # checked on hardware.
         "TPU7x": 2307e12 / 2,
-        # Dense bfloat16 tensor core FLOP/s of NVIDIA's data sheets: half of those "with sparsity".
+        # Dense bfloat16 tensor core FLOP/s, half of those "with sparsity"; quoted likewise.
         "A100": 312e12,
         "L4": 121e12,
         "L40S": 362e12,

@@ -60,7 +60,7 @@ def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None
     mesh = sharding.make_mesh(experiment.mesh, devices)
     data_dir, card = distributed.lead_first(lambda: prepared_data(experiment))
     tokenizer = together(lambda: tokenizers.load_tokenizer(data_dir))
-    prepare.check_tokenizer(card, tokenizer)
+    together(lambda: prepare.check_tokenizer(card, tokenizer))
     distributed.agree("set of prepared data", repr((card.train.sha256, card.valid.sha256)))
     recipe = Recipe.build(experiment, card.vocab_size, card.bos)
     recipe.check(mesh)

@@ -256,6 +256,8 @@ def test_names_of_sets():
     valid = EvaluationSet(name="valid", source="")
     assert datasets.parse("valid", validation=valid) is valid
     assert datasets.parse("arxiv", validation=valid).detokenizer == "scientific_papers"
+    elsewhere = datasets.parse("valid=files:v.txt", validation=valid)
+    assert (elsewhere.name, elsewhere.source) == ("valid", "files:v.txt")
     mine = datasets.parse("ptb=files:ptb.txt", validation=valid)
     assert (mine.source, mine.detokenizer) == ("files:ptb.txt", "ptb")
     assert datasets.parse("files:a.txt", validation=valid).source == "files:a.txt"

@@ -7,6 +7,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -157,8 +158,16 @@ class Stream:
         yield from enumerate(steps.to_iter_dataset(options), start=start_step)
 
 
+class Readable(Protocol):
+    """Records by number: `Records`, or others in memory."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, numbers: Sequence[int]) -> np.ndarray: ...
+
+
 def evaluation_batches(
-    records: Records, batch_size: int, limit: int | None = None
+    records: Readable, batch_size: int, limit: int | None = None
 ) -> Iterator[Batch]:
     """Yields every record once, in order, in batches of one shape.
 

@@ -64,10 +64,8 @@ def parse(text: str, *, validation: EvaluationSet) -> EvaluationSet:
       UserError: for an unknown name.
     """
     name, equals, source = text.partition("=")
-    if name == validation.name:
-        return validation
-    if name in _SETS:
-        known = _SETS[name]
+    known = {**_SETS, validation.name: validation}.get(name)
+    if known is not None:
         return dataclasses.replace(known, source=source) if equals else known
     if equals:  # a name of the user's own
         return EvaluationSet(name=name, source=source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,13 @@ class Packed:
     dropped: int
     bytes_per_token: float
     sha256: str
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, numbers: Sequence[int]) -> np.ndarray:
+        """Records by number, as `pipeline.Records`."""
+        return self.tokens[np.asarray(numbers)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +157,7 @@ def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.
 
 def batch_count(packed: Packed, batch_size: int) -> int:
     """Batches that a text takes."""
-    return -(-len(packed.tokens) // batch_size)
+    return -(-len(packed) // batch_size)
 
 
 def is_exact(model: Trained, bound: Bound) -> bool:
@@ -202,13 +209,10 @@ def measure(
     exact = is_exact(model, bound)
     draws = 1 if exact else draws
 
-    def batches() -> Iterator[dict[str, np.ndarray]]:
-        for number in range(batch_count(packed, batch_size)):
-            places = np.arange(number * batch_size, (number + 1) * batch_size)
-            # The last batch is filled with its last record, which does not count again.
-            held = np.minimum(places, len(packed.tokens) - 1)
-            yield {"tokens": packed.tokens[held], "valid": places < len(packed.tokens)}
-            progress(number + 1)
+    def batches() -> Iterator[pipeline.Batch]:
+        for done, batch in enumerate(pipeline.evaluation_batches(packed, batch_size), 1):
+            yield batch
+            progress(done)
 
     estimate = evaluate_bound(
         model.problem,
