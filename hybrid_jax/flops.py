@@ -137,7 +137,7 @@ _GIB = 2**30
 MEMORY: Mapping[str, int] = MappingProxyType(
     {
         # Bytes of a device that a program can have: of TPUs, what the compiler (libtpu 0.0.42) says
-        # is available when it refuses a program; of GPUs, of the data sheets. JAX takes three
+        # is available when it refuses a program; of GPUs, as they are sold. JAX takes three
         # quarters of a GPU's unless XLA_PYTHON_CLIENT_MEM_FRACTION asks for more.
         "TPU v2": int(7.48 * _GIB),
         "TPU v3": int(15.48 * _GIB),

@@ -13,9 +13,12 @@ from test_eval_gpt2 import random_tensors, write
 from hybrid_jax import generate
 from hybrid_jax.data.tokenizers import Byte, make_tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import generation, gpt2, gpt2_weights, mauve
-from hybrid_jax.eval.generation import PROTOCOLS, Estimate, distinct, entropy, evaluate, repetition
+from hybrid_jax.eval import gpt2, gpt2_weights, mauve, protocols
+from hybrid_jax.eval import samples as samples_file
+from hybrid_jax.eval.generation import evaluate
 from hybrid_jax.eval.gpt2 import Config, Judge
+from hybrid_jax.eval.protocols import PROTOCOLS
+from hybrid_jax.eval.statistics import Estimate, distinct, entropy, repetition
 
 BYTES = Byte()
 END = "<|endoftext|>"
@@ -402,7 +405,7 @@ def lines(*texts, **settings):
 def test_what_generation_wrote_is_read_and_its_settings_carried_along(judge, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text(lines("one", "three"))
-    samples = generation.read(path)
+    samples = samples_file.read(path)
     assert samples.texts == ("one", "three")
     assert [list(row) for row in samples.tokens] == [list(b"one"), list(b"three")]
     quality = evaluate(
@@ -435,9 +438,9 @@ def test_files_that_generation_did_not_write_are_refused(tmp_path, content, said
     path = tmp_path / "texts.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=said):
-        generation.read(path)
+        samples_file.read(path)
     with pytest.raises(UserError, match="cannot be read"):
-        generation.read(tmp_path / "nowhere")
+        samples_file.read(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -469,10 +472,10 @@ def test_another_tokenizer_than_the_judges_is_refused(tmp_path):
 
 
 def test_protocols_are_named_and_checked():
-    assert generation.protocol("hdlm") is PROTOCOLS["hdlm"]
+    assert protocols.protocol("hdlm") is PROTOCOLS["hdlm"]
     assert all(rules.name == name for name, rules in PROTOCOLS.items())
     with pytest.raises(UserError, match="choose standard, hdlm, mdlm"):
-        generation.protocol("best")
+        protocols.protocol("best")
     for changed, said in (
         ({"average": "mean"}, "average must be tokens or texts"),
         ({"max_tokens": 0}, "max_tokens must be at least 2"),

@@ -1,28 +1,8 @@
 """Quality of generated text: generative perplexity, entropy, repetition and MAUVE, in one result.
 
 No number of these stands alone: a sampler that repeats itself has a low perplexity under any judge,
-and a low entropy. What a number means is fixed by a `Protocol`, which is named, versioned and
-written beside it:
-
-**hdlm**, after arXiv 2504.06416. Certain, from its public code: GPT-2 large reads the generated
-token ids as they are, with nothing in front; perplexity is the *mean over texts* of the exponential
-of a text's mean nats, which is at least the usual exponential of the mean and moves with single
-bad texts; entropy is that of a text's tokens in nats, after decoding without special tokens and
-encoding again; MAUVE reads at most 128 texts of at most 128 tokens on each side. Assumed: that the
-paper's tables were made by that code with these defaults. Not reproduced: it drops the texts left
-over after whole batches of 4, counts an empty text as entropy 0 (here: not at all), and runs one
-seed of another k-means.
-
-**mdlm**, after arXiv 2406.07524. Certain, from its public code: GPT-2 large; texts are decoded with
-their end-of-document marks and encoded again, the mark as one token; nothing is put in front; at
-most as many tokens are read as the model generates (1024); perplexity is the exponential of all
-nats over all tokens, of which each text's first end mark counts and later ones do not. Assumed:
-entropy in nats as above, and MAUVE on texts of at most 1024 tokens: neither is in that paper, but
-both are reported by later ones that use its perplexity. Not reproduced: it drops the texts left
-over after whole batches, and scores one padding token after each text shorter than the longest.
-
-**standard**, this project's own: as mdlm, but with <|endoftext|> in front, so that a text's first
-token counts as well, with every end mark scored, and nothing cut off.
+and a low entropy. What a number means is fixed by a `protocols.Protocol`, which is named, versioned
+and written beside it.
 
 Errors are standard errors over texts, as if these were independent.
 """
@@ -36,19 +16,17 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from hybrid_jax import generate
 from hybrid_jax.data.tokenizers import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import gpt2
 from hybrid_jax.eval import mauve as mauves
 from hybrid_jax.eval.gpt2 import Judge
 from hybrid_jax.eval.mauve import Mauve
+from hybrid_jax.eval.protocols import Protocol
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, mean, repetition
 from hybrid_jax.metrics import perplexity
 
@@ -56,105 +34,6 @@ END = "<|endoftext|>"  # the end-of-document mark in a text given as a string
 _PACKAGES = ("hybrid_jax", "jax", "numpy", "safetensors", "scikit-learn", "tiktoken")
 
 Texts = Sequence[str] | Sequence[np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What the numbers mean.
-
-    Attributes:
-      name, version: of these rules; the version changes when the code changes a number.
-      retokenised: the judge reads the text, encoded by its own tokenizer; otherwise token ids as
-        they were generated, which must be of its tokenizer.
-      bos: put <|endoftext|> in front, which is not scored.
-      end: what the judge reads for an end-of-document mark, if `retokenised`.
-      ends_scored: which of these tokens count towards perplexity, in each text.
-      max_tokens: how many tokens of a text are read; None for all.
-      average: perplexity is the exponential of all nats over all tokens ("tokens"), or the mean
-        over texts of the exponential of a text's mean nats ("texts").
-      entropy_unit: of the entropy.
-      ngrams: lengths n for distinct-n and repetition.
-      mauve_tokens, mauve_texts: how many tokens of a text, and how many texts of each set, MAUVE
-        reads; None for all.
-    """
-
-    name: str
-    version: int
-    retokenised: bool
-    bos: bool
-    end: Literal["token", "nothing"]
-    ends_scored: Literal["all", "first"]
-    max_tokens: int | None
-    average: Literal["tokens", "texts"]
-    entropy_unit: Literal["nats", "bits"] = "nats"
-    ngrams: tuple[int, ...] = (1, 2, 3, 4)
-    mauve_tokens: int | None = 1024
-    mauve_texts: int | None = None
-
-    def __post_init__(self) -> None:
-        choices = {
-            "end": ("token", "nothing"),
-            "ends_scored": ("all", "first"),
-            "average": ("tokens", "texts"),
-            "entropy_unit": ("nats", "bits"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"A protocol's {name} must be {' or '.join(allowed)}, but is "
-                    f"{getattr(self, name)!r}."
-                )
-        for name in ("max_tokens", "mauve_tokens", "mauve_texts"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise UserError(f"A protocol's {name} must be at least 2, but is {value}.")
-        if min(self.ngrams, default=1) < 1:
-            raise UserError(f"A protocol's ngrams must be at least 1, but are {self.ngrams}.")
-
-
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        "standard": Protocol(
-            name="standard",
-            version=1,
-            retokenised=True,
-            bos=True,
-            end="token",
-            ends_scored="all",
-            max_tokens=None,
-            average="tokens",
-        ),
-        "hdlm": Protocol(
-            name="hdlm",
-            version=1,
-            retokenised=False,
-            bos=False,
-            end="token",
-            ends_scored="all",
-            max_tokens=None,
-            average="texts",
-            mauve_tokens=128,
-            mauve_texts=128,
-        ),
-        "mdlm": Protocol(
-            name="mdlm",
-            version=1,
-            retokenised=True,
-            bos=False,
-            end="token",
-            ends_scored="first",
-            max_tokens=1024,
-            average="tokens",
-        ),
-    }
-)
-
-
-def protocol(name: str) -> Protocol:
-    """The protocol of a name. Raises UserError for an unknown one."""
-    if name not in PROTOCOLS:
-        raise UserError(f"Unknown protocol {name!r}: choose {', '.join(PROTOCOLS)}.")
-    return PROTOCOLS[name]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,59 +109,6 @@ def _plain(value: Any) -> Any:
 
 # ---------------------------------------------------------------------------------------------
 # Texts.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Generated texts, as `python -m hybrid_jax.generate --out` writes them.
-
-    Attributes:
-      texts: without special tokens.
-      tokens: the same as ids of the model's tokenizer, int32 [n] each.
-      settings: of the sampler; with `calls`, the mean number of calls of the network, and
-        `prompted`, how many texts began with a prompt, which is judged like the rest.
-    """
-
-    texts: tuple[str, ...]
-    tokens: tuple[np.ndarray, ...]
-    settings: Mapping[str, Any]
-
-
-def read(path: str | Path) -> Samples:
-    """Texts from a file that generation wrote.
-
-    Raises:
-      UserError: if it cannot be read, is no such file, is empty, or holds texts of different
-        settings.
-    """
-    own = {field.name for field in dataclasses.fields(generate.Text)}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The texts in {path} cannot be read: {error}.") from error
-    texts, tokens, calls, prompted = [], [], [], 0
-    settings: dict[str, Any] | None = None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-            texts.append(str(values["text"]))
-            tokens.append(np.array(values["tokens"], np.int32).reshape(-1))
-            calls.append(float(values["calls"]))
-            prompted += bool(values["prompt"])
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            raise UserError(
-                f"Line {number} of {path} is no text that hybrid_jax.generate --out wrote."
-            ) from error
-        these = {name: value for name, value in values.items() if name not in own}
-        if settings is not None and these != settings:
-            raise UserError(f"{path} holds texts of different settings: judge one sampler a time.")
-        settings = these
-    if settings is None:
-        raise UserError(f"There are no texts in {path}.")
-    settings = {**settings, "calls": float(np.mean(calls)), "prompted": prompted}
-    return Samples(texts=tuple(texts), tokens=tuple(tokens), settings=settings)
 
 
 def _parts(texts: Texts, tokenizer: Tokenizer | None) -> list[list[str]]:

@@ -1,0 +1,130 @@
+"""What the numbers on generated text mean: named and versioned rules.
+
+**hdlm**, after arXiv 2504.06416. Certain, from its public code: GPT-2 large reads the generated
+token ids as they are, with nothing in front; perplexity is the *mean over texts* of the exponential
+of a text's mean nats, which is at least the usual exponential of the mean and moves with single
+bad texts; entropy is that of a text's tokens in nats, after decoding without special tokens and
+encoding again; MAUVE reads at most 128 texts of at most 128 tokens on each side. Assumed: that the
+paper's tables were made by that code with these defaults. Not reproduced: it drops the texts left
+over after whole batches of 4, counts an empty text as entropy 0 (here: not at all), and runs one
+seed of another k-means.
+
+**mdlm**, after arXiv 2406.07524. Certain, from its public code: GPT-2 large; texts are decoded with
+their end-of-document marks and encoded again, the mark as one token; nothing is put in front; at
+most as many tokens are read as the model generates (1024); perplexity is the exponential of all
+nats over all tokens, of which each text's first end mark counts and later ones do not. Assumed:
+entropy in nats as above, and MAUVE on texts of at most 1024 tokens: neither is in that paper, but
+both are reported by later ones that use its perplexity. Not reproduced: it drops the texts left
+over after whole batches, and scores one padding token after each text shorter than the longest.
+
+**standard**, this project's own: as mdlm, but with <|endoftext|> in front, so that a text's first
+token counts as well, with every end mark scored, and nothing cut off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from hybrid_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What the numbers mean.
+
+    Attributes:
+      name, version: of these rules; the version changes when the code changes a number.
+      retokenised: the judge reads the text, encoded by its own tokenizer; otherwise token ids as
+        they were generated, which must be of its tokenizer.
+      bos: put <|endoftext|> in front, which is not scored.
+      end: what the judge reads for an end-of-document mark, if `retokenised`.
+      ends_scored: which of these tokens count towards perplexity, in each text.
+      max_tokens: how many tokens of a text are read; None for all.
+      average: perplexity is the exponential of all nats over all tokens ("tokens"), or the mean
+        over texts of the exponential of a text's mean nats ("texts").
+      entropy_unit: of the entropy.
+      ngrams: lengths n for distinct-n and repetition.
+      mauve_tokens, mauve_texts: how many tokens of a text, and how many texts of each set, MAUVE
+        reads; None for all.
+    """
+
+    name: str
+    version: int
+    retokenised: bool
+    bos: bool
+    end: Literal["token", "nothing"]
+    ends_scored: Literal["all", "first"]
+    max_tokens: int | None
+    average: Literal["tokens", "texts"]
+    entropy_unit: Literal["nats", "bits"] = "nats"
+    ngrams: tuple[int, ...] = (1, 2, 3, 4)
+    mauve_tokens: int | None = 1024
+    mauve_texts: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "end": ("token", "nothing"),
+            "ends_scored": ("all", "first"),
+            "average": ("tokens", "texts"),
+            "entropy_unit": ("nats", "bits"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"A protocol's {name} must be {' or '.join(allowed)}, but is "
+                    f"{getattr(self, name)!r}."
+                )
+        for name in ("max_tokens", "mauve_tokens", "mauve_texts"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise UserError(f"A protocol's {name} must be at least 2, but is {value}.")
+        if min(self.ngrams, default=1) < 1:
+            raise UserError(f"A protocol's ngrams must be at least 1, but are {self.ngrams}.")
+
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        "standard": Protocol(
+            name="standard",
+            version=1,
+            retokenised=True,
+            bos=True,
+            end="token",
+            ends_scored="all",
+            max_tokens=None,
+            average="tokens",
+        ),
+        "hdlm": Protocol(
+            name="hdlm",
+            version=1,
+            retokenised=False,
+            bos=False,
+            end="token",
+            ends_scored="all",
+            max_tokens=None,
+            average="texts",
+            mauve_tokens=128,
+            mauve_texts=128,
+        ),
+        "mdlm": Protocol(
+            name="mdlm",
+            version=1,
+            retokenised=True,
+            bos=False,
+            end="token",
+            ends_scored="first",
+            max_tokens=1024,
+            average="tokens",
+        ),
+    }
+)
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol of a name. Raises UserError for an unknown one."""
+    if name not in PROTOCOLS:
+        raise UserError(f"Unknown protocol {name!r}: choose {', '.join(PROTOCOLS)}.")
+    return PROTOCOLS[name]
