@@ -9,11 +9,14 @@ same tokens is 138.3, with Python 3.11 (whose documentation is the text) and jax
 The network predicts each token from its context, and what the shown token itself says is added
 analytically (parameterisation "context", docs/math.md; the paper trains raw scores, which is
 ``--config.objective.parameterisation=score``). ``base`` has the paper's flat schedule with
-γ = 0.01, T = 2048, batch 256, and adaLN on σ. It has not been trained here. Compiled for a slice
-of 16 TPU v5e (``python -m hybrid_jax.aot --config=configs/gamma_hybrid.py:base --topology=v5e:4x4
---fit``; jax 0.10.2, libtpu 0.0.42), batch 256 needs 3.05 of 15.75 GiB a chip, and the largest batch
-that fits is 96 examples a chip (14.10 GiB; 112 are refused). 16 TPU v4 need 3.00 of 30.75 GiB a
-chip and refuse 224 examples a chip, 8 TPU v5p need 5.87 of 95.74 GiB and refuse 640.
+γ = 0.01, T = 2048, batch 256, and adaLN on σ. It has not been trained here.
+
+Compiled, not run, for 16 TPU v5e (jax 0.10.2, libtpu 0.0.42)::
+
+    python -m hybrid_jax.aot --config=configs/gamma_hybrid.py:base --topology=v5e:4x4
+
+batch 256 needs 2.58 of 15.75 GiB a chip at the peak. The fitting batch is 96 examples a chip: with
+``--config.train.batch_size=1536`` it needs 14.10 GiB, and 112 examples a chip are refused.
 """
 
 from hybrid_jax.presets import sized
