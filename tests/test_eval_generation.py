@@ -13,10 +13,10 @@ from test_eval_gpt2 import random_tensors, write
 from hybrid_jax import generate
 from hybrid_jax.data.tokenizers import Byte, make_tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import gpt2, gpt2_weights, mauve, protocols
+from hybrid_jax.eval import gpt2_weights, mauve, protocols, scoring
 from hybrid_jax.eval import samples as samples_file
 from hybrid_jax.eval.generation import evaluate
-from hybrid_jax.eval.gpt2 import Config, Judge
+from hybrid_jax.eval.gpt2 import GPT2, Config
 from hybrid_jax.eval.protocols import PROTOCOLS
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, repetition
 
@@ -36,7 +36,7 @@ def random_judge(tokens, *, width=24, context=64, scale=0.3):
 
     layers = {ours: draw(2, *config.shape(axes)) for ours, _, axes in gpt2_weights._LAYER}
     whole = {ours: draw(*config.shape(axes)) for ours, _, axes in gpt2_weights._WHOLE}
-    return Judge(name="random", config=config, params={**whole, "layers": layers})
+    return GPT2(name="random", config=config, params={**whole, "layers": layers})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def ids(*texts):
 def nats_of(judge, row):
     """Nats of every token of a text but the first, which is read alone."""
     row = np.asarray(row, np.int32)
-    return gpt2.score(judge, row[None], np.array([len(row)]), batch_size=1).nats[0]
+    return scoring.score(judge, row[None], np.array([len(row)]), batch_size=1).nats[0]
 
 
 def estimates(quality):

@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import gpt2, gpt2_weights
-from hybrid_jax.eval.gpt2 import Config, Judge
+from hybrid_jax.eval import gpt2, gpt2_weights, scoring
+from hybrid_jax.eval.gpt2 import GPT2, Config
 
 SIZES = {"vocab_size": 97, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 3}
 CONFIG = {"model_type": "gpt2", "activation_function": "gelu_new", **SIZES}
@@ -183,7 +183,7 @@ def test_logits_and_features_are_those_of_transformers(tmp_path):
 
 def test_scores_are_nats_of_each_token_and_nothing_past_the_end(judge, tensors):
     tokens, lengths = random_texts(20, 1, 2, 13)
-    found = gpt2.score(judge, tokens, lengths)
+    found = scoring.score(judge, tokens, lengths)
     assert found.nats.shape == (4, 19)
     assert found.features.shape == (4, SIZES["n_embd"])
     for row, length in enumerate(lengths):
@@ -192,16 +192,16 @@ def test_scores_are_nats_of_each_token_and_nothing_past_the_end(judge, tensors):
         np.testing.assert_array_equal(found.nats[row, length - 1 :], 0.0)
         _, features = reference(tensors, text)
         np.testing.assert_allclose(found.features[row], features[-1], atol=1e-4)
-    alone = gpt2.last_features(judge, tokens, lengths)
+    alone = scoring.last_features(judge, tokens, lengths)
     np.testing.assert_allclose(alone, found.features, atol=1e-6)
 
 
 def test_scores_depend_neither_on_the_batch_size_nor_on_padding(judge):
     tokens, lengths = random_texts(20, 3, 70, 1, 32, 33, 9)
-    found = gpt2.score(judge, tokens, lengths, batch_size=2)
+    found = scoring.score(judge, tokens, lengths, batch_size=2)
     garbage = np.where(np.arange(100) < lengths[:, None], np.pad(tokens, ((0, 0), (0, 30))), -7)
     for batch_size in (1, 3, 64):
-        other = gpt2.score(judge, garbage, lengths, batch_size=batch_size)
+        other = scoring.score(judge, garbage, lengths, batch_size=batch_size)
         np.testing.assert_allclose(other.nats[:, :69], found.nats, atol=2e-5)
         np.testing.assert_allclose(other.features, found.features, atol=2e-5)
 
@@ -209,7 +209,7 @@ def test_scores_depend_neither_on_the_batch_size_nor_on_padding(judge):
 @pytest.mark.parametrize("length", [32, 33, 48, 49, 90])
 def test_long_texts_are_scored_in_windows_that_overlap_by_half(judge, tensors, length):
     tokens, lengths = random_texts(length)
-    found = gpt2.score(judge, tokens, lengths)
+    found = scoring.score(judge, tokens, lengths)
     # Each token from the first window that holds it; windows start at 0, 16, 32, …, length − 32.
     starts = [*range(0, length - 32, 16), length - 32]
     windows = {start: nats(tensors, tokens[0, start : start + 32]) for start in starts}
@@ -226,7 +226,7 @@ def test_long_texts_are_scored_in_windows_that_overlap_by_half(judge, tensors, l
 def test_a_judge_of_zeros_is_uniform(judge):
     params = jax.tree.map(lambda x: 0 * x, judge.params)
     tokens, lengths = random_texts(11, 5)
-    found = gpt2.score(Judge(name="zero", config=judge.config, params=params), tokens, lengths)
+    found = scoring.score(GPT2(name="zero", config=judge.config, params=params), tokens, lengths)
     np.testing.assert_allclose(found.nats[0, :10], math.log(97), rtol=1e-6)
 
 
@@ -366,7 +366,7 @@ def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
 )
 def test_texts_that_cannot_be_judged_are_refused(judge, tokens, lengths, batch_size, said):
     with pytest.raises(UserError, match=said):
-        gpt2.score(judge, np.array(tokens), np.array(lengths, int), batch_size=batch_size)
+        scoring.score(judge, np.array(tokens), np.array(lengths, int), batch_size=batch_size)
 
 
 def test_sizes_that_make_no_sense_are_refused():

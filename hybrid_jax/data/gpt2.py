@@ -17,6 +17,7 @@ from hybrid_jax.data.tokenizer_protocol import decode_runs, write_descriptor
 from hybrid_jax.errors import UserError
 
 ENCODER, MERGES = "encoder.json", "vocab.bpe"
+_ELSEWHERE = ("vocab.json", "merges.txt")  # the same files as Hugging Face names them
 _END = "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -85,26 +86,29 @@ class GPT2:
 
 
 def load(folder: Path) -> GPT2:
-    """The tokenizer of the two files in a folder.
+    """The tokenizer of the two files in a folder, encoder.json and vocab.bpe, or vocab.json and
+    merges.txt as Hugging Face calls them.
 
     Raises:
       UserError: if a file is missing, or the two are not a byte-level BPE.
     """
+    names = (ENCODER, MERGES)
+    if not any((folder / name).exists() for name in names):
+        names = _ELSEWHERE if (folder / _ELSEWHERE[0]).exists() else names
     try:
-        tokenizer = GPT2(
-            encoder=(folder / ENCODER).read_bytes(), merges=(folder / MERGES).read_bytes()
-        )
+        encoder, merges = ((folder / name).read_bytes() for name in names)
+        tokenizer = GPT2(encoder=encoder, merges=merges)
     except OSError as error:
         raise UserError(
-            f"The GPT-2 tokenizer needs the files {ENCODER} and {MERGES} in {folder}: "
+            f"The GPT-2 tokenizer needs the files {names[0]} and {names[1]} in {folder}: "
             f"{error.filename}: {error.strerror}."
         ) from error
     try:
         _ranks(tokenizer.encoder, tokenizer.merges)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{ENCODER} and {MERGES} in {folder} are damaged or do not belong together: fetch them "
-            "again."
+            f"{names[0]} and {names[1]} in {folder} are damaged or do not belong together: fetch "
+            "them again."
         ) from error
     return tokenizer
 

@@ -22,11 +22,11 @@ import numpy as np
 
 from hybrid_jax.data.tokenizers import Tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import gpt2
 from hybrid_jax.eval import mauve as mauves
-from hybrid_jax.eval.gpt2 import Judge
+from hybrid_jax.eval import scoring
 from hybrid_jax.eval.mauve import Mauve
 from hybrid_jax.eval.protocols import Protocol
+from hybrid_jax.eval.scoring import Judge
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, mean, repetition
 from hybrid_jax.metrics import perplexity
 
@@ -199,7 +199,7 @@ def _perplexity(
         raise UserError(
             "No text has a token that the judge could score: all are empty or too short."
         )
-    nats = gpt2.score(judge, *_padded([rows[i] for i in kept]), batch_size=batch_size).nats
+    nats = scoring.score(judge, *_padded([rows[i] for i in kept]), batch_size=batch_size).nats
     counts = np.array([ends[i].sum() for i in kept])
     totals = np.array(
         [
@@ -240,7 +240,7 @@ def _mauve(
             f"{len(generated)} generated and {len(reference)} of reference."
         )
     sets = [[row[: rules.mauve_tokens] for row in rows[:count]] for rows in (generated, reference)]
-    found = [gpt2.last_features(judge, *_padded(rows), batch_size=batch_size) for rows in sets]
+    found = [scoring.last_features(judge, *_padded(rows), batch_size=batch_size) for rows in sets]
     lengths = [float(np.mean([len(row) for row in rows])) for rows in sets]
     return mauves.mauve(*found, seeds=seeds), (lengths[0], lengths[1])
 
@@ -279,10 +279,15 @@ def evaluate(
       UserError: for no texts, texts that the protocol cannot judge, a tokenizer that is not the
         judge's, MASK left in a text, or missing packages.
     """
-    if judge_tokenizer.vocab_size != judge.config.tokens:
+    if judge_tokenizer.vocab_size != judge.tokens:
         raise UserError(
-            f"The judge {judge.name} reads {judge.config.tokens} tokens, and its tokenizer has "
+            f"The judge {judge.name} reads {judge.tokens} tokens, and its tokenizer has "
             f"{judge_tokenizer.vocab_size}: name the tokenizer that belongs to it."
+        )
+    if judge.needs_bos and not rules.bos:
+        raise UserError(
+            f"Protocol {rules.name} puts nothing in front of a text, and the judge {judge.name} "
+            "has only learnt to read behind a beginning-of-sequence token: choose standard."
         )
     _check_texts(generated, tokenizer, "generated")
     parts = _parts(generated, tokenizer)

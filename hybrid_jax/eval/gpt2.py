@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.eval import scoring
 from hybrid_jax.sharding import constrain
-
-_WIDTHS = 128  # rows are padded to a multiple, so that few shapes are compiled
-_CHUNK = 256  # positions whose logits exist at the same time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +59,9 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Judge:
-    """A GPT-2 with its parameters.
+class GPT2:
+    """A GPT-2 with its parameters: a `scoring.Judge`, whose features are its last layer's output,
+    normalised.
 
     Attributes:
       name: what it was loaded as.
@@ -75,26 +73,28 @@ class Judge:
     config: Config
     params: Mapping[str, Any] = dataclasses.field(repr=False)
 
+    needs_bos: ClassVar[bool] = False
+
+    @property
+    def tokens(self) -> int:
+        return self.config.tokens
+
+    @property
+    def context(self) -> int:
+        return self.config.context
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, hexadecimal, of names, shapes and values; not of how files packed them."""
-        digest = hashlib.sha256(repr(self.config).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-            digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
-            digest.update(np.ascontiguousarray(leaf).data)
-        return digest.hexdigest()
+        return scoring.fingerprint(self.config, self.params)
 
-
-class Scores(NamedTuple):
-    """What a judge says about texts.
-
-    Attributes:
-      nats: float32 [B, L − 1], −log p(token i + 1 | tokens up to i); 0 past the end of a text.
-      features: float32 [B, D], the last layer's output, normalised, at each text's last token.
-    """
-
-    nats: np.ndarray
-    features: np.ndarray
+    def read(
+        self, rows: np.ndarray, lengths: np.ndarray, *, nats: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        return _read(self.config, self.params, rows, lengths, nats=nats)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -147,118 +147,8 @@ def _norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> ja
 
 @functools.partial(jax.jit, static_argnames=("config", "nats"))
 def _read(config, params, tokens, lengths, *, nats: bool) -> tuple[jax.Array, jax.Array]:
-    """Nats [B, R − 1] and features [B, D] of rows of at most a context.
-
-    Nats past a row's length mean nothing; without `nats` they are 0.
-    """
     found = features(config, params, tokens)
-    at_end = jnp.take_along_axis(found, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    batch, count = tokens.shape[0], tokens.shape[1] - 1
+    at_end = scoring.at_last(found, lengths)
     if not nats:
-        return jnp.zeros((batch, count)), at_end
-
-    def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-        feature, target = row
-        scores = logits(params, feature)
-        return jax.nn.logsumexp(scores) - scores[target]
-
-    rows = (found[:, :-1].reshape(-1, config.width), tokens[:, 1:].reshape(-1))
-    return jax.lax.map(one, rows, batch_size=_CHUNK).reshape(batch, count), at_end
-
-
-# ---------------------------------------------------------------------------------------------
-# Texts of any length.
-
-
-def score(judge: Judge, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8) -> Scores:
-    """Nats of every token but a text's first, and features of each text.
-
-    A text longer than the judge's context C is read in windows of C tokens, the first at its
-    beginning, each C/2 further than the one before and the last one at its end. A token is scored
-    in the first window that holds it, hence with at least C/2 tokens before it; the features are
-    those of the last window.
-
-    Args:
-      tokens: int32 [B, L] in 0 … V − 1; what lies past a text's length is not read.
-      lengths: int [B] in 1 … L.
-      batch_size: windows at a time. The result does not depend on it, nor on L, but for float32
-        rounding.
-
-    Raises:
-      UserError: for tokens outside the vocabulary, lengths outside 1 … L, or no texts.
-    """
-    return _scores(judge, tokens, lengths, batch_size, nats=True)
-
-
-def last_features(
-    judge: Judge, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8
-) -> np.ndarray:
-    """The features of `score` alone, float32 [B, D], which need no head. Raises as `score`."""
-    return _scores(judge, tokens, lengths, batch_size, nats=False).features
-
-
-class _Window(NamedTuple):
-    text: int
-    start: int
-    length: int
-    known: int  # tokens of the text that are scored already, or need no score
-
-
-def _windows(lengths: np.ndarray, context: int) -> list[_Window]:
-    stride = max(1, context // 2)
-    windows = []
-    for text, length in enumerate(int(n) for n in lengths):
-        known = 1
-        for start in (*range(0, max(0, length - context), stride), max(0, length - context)):
-            windows.append(_Window(text, start, min(context, length - start), known))
-            known = start + context
-    return windows
-
-
-def _scores(
-    judge: Judge, tokens: np.ndarray, lengths: np.ndarray, batch_size: int, *, nats: bool
-) -> Scores:
-    tokens, lengths = np.asarray(tokens), np.asarray(lengths)
-    _check(judge.config, tokens, lengths, batch_size)
-    if not judge.config.context > 1:
-        raise UserError("A judge with a context of one token cannot score texts.")
-    out = np.zeros((len(tokens), tokens.shape[1] - 1), np.float32)
-    last = np.zeros((len(tokens), judge.config.width), np.float32)
-    # Windows of like lengths together, so that little is padded.
-    windows = sorted(_windows(lengths, judge.config.context), key=lambda w: (w.length, w.text))
-    for first in range(0, len(windows), batch_size):
-        batch = windows[first : first + batch_size]
-        widest = min(-(-batch[-1].length // _WIDTHS) * _WIDTHS, judge.config.context)
-        rows = np.zeros((batch_size, max(2, widest)), np.int32)
-        sizes = np.ones(batch_size, np.int32)
-        for row, window in enumerate(batch):
-            sizes[row] = window.length
-            stop = window.start + window.length
-            rows[row, : window.length] = tokens[window.text, window.start : stop]
-        found = _read(judge.config, judge.params, rows, sizes, nats=nats)
-        each, at_end = (np.asarray(part) for part in found)
-        for row, window in enumerate(batch):
-            stop = window.start + window.length
-            known = window.known - window.start
-            out[window.text, window.known - 1 : stop - 1] = each[row, known - 1 : window.length - 1]
-            if stop == lengths[window.text]:
-                last[window.text] = at_end[row]
-    return Scores(out, last)
-
-
-def _check(config: Config, tokens: np.ndarray, lengths: np.ndarray, batch_size: int) -> None:
-    if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
-        raise ValueError(f"tokens {tokens.shape} and lengths {lengths.shape} must be [B, L], [B]")
-    if batch_size < 1:
-        raise UserError(f"The judge's batch_size must be at least 1, but is {batch_size}.")
-    if not len(tokens):
-        raise UserError("There are no texts to judge.")
-    if lengths.min() < 1 or lengths.max() > tokens.shape[1]:
-        raise UserError(f"Lengths of judged texts must lie in 1 … {tokens.shape[1]}.")
-    inside = np.arange(tokens.shape[1]) < lengths[:, None]
-    wrong = tokens[inside & ((tokens < 0) | (tokens >= config.tokens))]
-    if len(wrong):
-        raise UserError(
-            f"Token {wrong[0]} is outside the judge's 0 … {config.tokens - 1}: it comes from "
-            "another tokenizer."
-        )
+        return jnp.zeros((tokens.shape[0], tokens.shape[1] - 1)), at_end
+    return scoring.next_nats(functools.partial(logits, params), found, tokens), at_end

@@ -13,10 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.atomic import one_line
+from hybrid_jax.data import gpt2 as tokenizers
+from hybrid_jax.data.tokenizers import Tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval.gpt2 import Config, Judge
+from hybrid_jax.eval.gpt2 import GPT2, Config
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+# With the files of the tokenizer.
+_WANTED = [CONFIG, WEIGHTS, INDEX, "model-*", "vocab.json", "merges.txt"]
 _INSTALL = "install it with: pip install 'hybrid_jax[eval]'"
 
 # Tensors of a layer: our name, theirs (after "h.<number>."), axes. Theirs are [in, out].
@@ -44,7 +48,7 @@ _WHOLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 _BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
-def load(source: str | Path) -> Judge:
+def load(source: str | Path) -> GPT2:
     """A judge from a folder, or from the Hugging Face hub by name.
 
     Args:
@@ -55,11 +59,23 @@ def load(source: str | Path) -> Judge:
     Raises:
       UserError: if files or packages are missing, or hold no GPT-2 with a tied head.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        folder = _download(str(source))
+    return _read(_folder(source), source)
+
+
+def load_with_tokenizer(source: str | Path) -> tuple[GPT2, Tokenizer]:
+    """`load`, and the tokenizer whose two files lie beside the weights. Raises as `load`."""
+    folder = _folder(source)
+    return _read(folder, source), tokenizers.load(folder)
+
+
+def _read(folder: Path, source: str | Path) -> GPT2:
     config = _config(folder / CONFIG)
-    return Judge(name=str(source), config=config, params=_parameters(folder, config))
+    return GPT2(name=str(source), config=config, params=_parameters(folder, config))
+
+
+def _folder(source: str | Path) -> Path:
+    folder = Path(source).expanduser()
+    return folder if folder.is_dir() else _download(str(source))
 
 
 def _download(name: str) -> Path:
@@ -74,7 +90,7 @@ def _download(name: str) -> Path:
             "name, is not installed: name a folder, or pip install huggingface_hub."
         ) from error
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, INDEX, "model-*"]))
+        return Path(hub.snapshot_download(name, allow_patterns=_WANTED))
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
         raise UserError(
             f"There is no folder {name}, and no model of that name could be fetched "

@@ -21,7 +21,7 @@ class Samples:
     Attributes:
       texts: without special tokens.
       tokens: the same as ids of the model's tokenizer, int32 [n] each.
-      settings: of the sampler; with `calls`, the mean number of calls of the network, and
+      settings: of the sampler; with `calls` and `corrections`, their means over texts, and
         `prompted`, how many texts began with a prompt, which is judged like the rest.
     """
 
@@ -42,7 +42,7 @@ def read(path: str | Path) -> Samples:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The texts in {path} cannot be read: {error}.") from error
-    texts, tokens, calls, prompted = [], [], [], 0
+    texts, tokens, calls, corrections, prompted = [], [], [], [], 0
     settings: dict[str, Any] | None = None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -52,6 +52,7 @@ def read(path: str | Path) -> Samples:
             texts.append(str(values["text"]))
             tokens.append(np.array(values["tokens"], np.int32).reshape(-1))
             calls.append(float(values["calls"]))
+            corrections.append(float(values["corrections"]))
             prompted += bool(values["prompt"])
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise UserError(
@@ -63,5 +64,10 @@ def read(path: str | Path) -> Samples:
         settings = these
     if settings is None:
         raise UserError(f"There are no texts in {path}.")
-    settings = {**settings, "calls": float(np.mean(calls)), "prompted": prompted}
+    settings = {
+        **settings,
+        "calls": float(np.mean(calls)),
+        "corrections": float(np.mean(corrections)),
+        "prompted": prompted,
+    }
     return Samples(texts=tuple(texts), tokens=tuple(tokens), settings=settings)

@@ -79,3 +79,16 @@ def mean(values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None
         return Estimate(value=math.nan, error=math.nan, texts=0)
     value, error = mean_and_standard_error(np.asarray(values, np.float64), weights)
     return Estimate(value=value, error=error, texts=len(values))
+
+
+def combined(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of independent estimates of one number, such as those of several seeds.
+
+    Its error is the standard error of that mean as the errors of the parts say.
+    """
+    count = len(estimates)
+    return Estimate(
+        value=math.fsum(estimate.value for estimate in estimates) / count,
+        error=math.sqrt(math.fsum(estimate.error**2 for estimate in estimates)) / count,
+        texts=sum(estimate.texts for estimate in estimates),
+    )

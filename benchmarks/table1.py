@@ -1,0 +1,301 @@
+"""The paper's table in miniature: every method at one budget, evaluated on text new to it.
+
+    python benchmarks/table1.py --data=FOLDER --out=benchmarks/results/table1.json
+
+Each row is `python -m hybrid_jax.main` with one config file and `python -m hybrid_jax.evaluate`,
+both in processes of their own, so a row is what a user would get, and every row has the same model
+size, tokens, order of the data and optimiser. A killed run goes on where it was: rows that are
+finished are read from their workdirs.
+
+FOLDER holds gutenberg/{train-*,valid,test}.jsonl.xz, wikitext2/test.txt and lambada/test.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import device
+
+from hybrid_jax.atomic import write_atomic
+from hybrid_jax.errors import UserError
+from hybrid_jax.metrics import format_seconds
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What all rows of a size share. "cpu" is for two processor cores, "gpu" for one accelerator.
+SIZES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cpu": (
+        "tiny",
+        {
+            "data.tokenizer": "byte",
+            "data.length": 128,
+            "train.batch_size": 16,
+            "train.steps": 1000,
+            "train.eval_every": 1000,
+            "train.checkpoint_every": 250,
+            "evaluation.records": 256,
+            "evaluation.final_records": 256,
+        },
+    ),
+    "gpu": (
+        "small",
+        {
+            "train.steps": 20_000,
+            "train.eval_every": 20_000,
+            "evaluation.final_records": 1024,
+        },
+    ),
+}
+SOURCES = {
+    "gutenberg": "files:{data}/gutenberg/test.jsonl.xz",
+    "wikitext": "files:{data}/wikitext2/test.txt",
+    "lambada": "files:{data}/lambada/test.jsonl",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A trained model of the table.
+
+    Attributes:
+      config: of `configs/`.
+      settings: that differ from the config file's, "L" standing for the length of a record.
+      seeds: how many runs.
+    """
+
+    config: str
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: int = 1
+
+
+_FLAT = {"schedule.family": "flat", "schedule.width": "L", "schedule.levels": "L"}
+_BLOCK = {"schedule.family": "block", "schedule.width": 16, "schedule.levels": 16}
+_SCORE = {"objective.parameterisation": "score", "model.condition": 32}
+TABLE = {
+    "AR": Row(config="ar"),
+    "SEDD": Row(config="sedd"),
+    "MDLM": Row(config="mdlm", seeds=2),
+    "BD3-LM": Row(config="bd3lm", settings=_BLOCK),
+    "γ-hybrid": Row(config="gamma_hybrid", settings=_FLAT, seeds=2),
+    "ε-hybrid": Row(config="epsilon_hybrid", settings=_FLAT, seeds=2),
+    "γ-hybrid, block": Row(config="gamma_hybrid", settings=_BLOCK),
+    "ε-hybrid, block": Row(config="epsilon_hybrid", settings=_BLOCK),
+    "γ-hybrid, slide": Row(config="slide", settings={**_BLOCK, "schedule.family": "slide"}),
+}
+ABLATIONS = {
+    "γ = 0.05": Row(config="gamma_hybrid", settings={**_FLAT, "noise.gamma": 0.05}),
+    "γ = 0.1": Row(config="gamma_hybrid", settings={**_FLAT, "noise.gamma": 0.1}),
+    "γ = 0.01, scores": Row(config="gamma_hybrid", settings=_FLAT | _SCORE),
+    "γ = 0.1, scores": Row(config="gamma_hybrid", settings={**_FLAT, **_SCORE, "noise.gamma": 0.1}),
+    "γ = 0.01, mean": Row(
+        config="gamma_hybrid", settings={**_FLAT, "objective.parameterisation": "mean"}
+    ),
+    "ε = 0.05": Row(config="epsilon_hybrid", settings={**_FLAT, "noise.epsilon": 0.05}),
+    "ε = 0.01, λ_w = 0.1": Row(
+        config="epsilon_hybrid", settings={**_FLAT, "objective.shown_weight": 0.1}
+    ),
+    "ε-hybrid, block, shifted": Row(
+        config="epsilon_hybrid", settings={**_BLOCK, "layout.alignment": "shifted"}
+    ),
+}
+GROUPS = {"table": TABLE, "ablations": ABLATIONS}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run: a row with one seed."""
+
+    name: str
+    row: Row
+    seed: int
+    workdir: Path
+    flags: tuple[str, ...]
+    steps: int
+
+
+def jobs(options: argparse.Namespace) -> list[Job]:
+    """All runs, first seeds first: a table without spreads is better than half a table."""
+    size, shared = SIZES[options.size]
+    data = Path(options.data).resolve()
+    common = {
+        "data.source": f"files:{data}/gutenberg/{options.shards}",
+        "data.valid_source": f"files:{data}/gutenberg/valid.jsonl.xz",
+        "sampling.count": 0,
+        **shared,
+    }
+    if options.steps:
+        common["train.steps"] = common["train.eval_every"] = options.steps
+    length = common.get("data.length", 512)
+    found = []
+    for name, row in GROUPS[options.group].items():
+        settings = {k: length if v == "L" else v for k, v in (common | row.settings).items()}
+        if row.config in ("mdlm", "sedd"):
+            settings["schedule.levels"] = length
+        for seed in range(row.seeds):
+            folder = "".join(c if c.isalnum() else "-" for c in name).strip("-")
+            flags = [f"--config=configs/{row.config}.py:{size}"]
+            flags += [f"--config.{k}={v}" for k, v in settings.items()]
+            flags += [f"--config.train.seed={seed}"]
+            found.append(
+                Job(
+                    name=name,
+                    row=row,
+                    seed=seed,
+                    workdir=Path(options.workdir) / f"{folder}-{seed}",
+                    flags=tuple(flags),
+                    steps=settings["train.steps"],
+                )
+            )
+    return sorted(found, key=lambda job: job.seed)
+
+
+def run(job: Job, options: argparse.Namespace) -> None:
+    """Trains and evaluates, as far as that is not done."""
+    workdir = str(job.workdir.resolve())
+    result = job.workdir / "result.json"
+    if not result.exists() or json.loads(result.read_text())["step"] != job.steps:
+        _call("hybrid_jax.main", f"--workdir={workdir}", *job.flags, log=job.workdir)
+    wanted = {
+        name: source
+        for name, source in SOURCES.items()
+        if not (job.workdir / "evaluation" / f"{name}.json").exists()
+    }
+    if wanted:
+        data = Path(options.data).resolve()
+        sets = ",".join(f"{name}={source.format(data=data)}" for name, source in wanted.items())
+        _call(
+            "hybrid_jax.evaluate",
+            f"--workdir={workdir}",
+            f"--datasets={sets}",
+            f"--records={options.records}",
+            f"--draws={options.draws}",
+            log=job.workdir,
+        )
+
+
+def _call(module: str, *arguments: str, log: Path) -> None:
+    """Runs a command of the package; what it says goes to a file beside the workdir."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = log.with_name(f"{log.name}.log")
+    command = [sys.executable, "-m", module, *arguments]
+    with open(file, "a", encoding="utf-8") as out:
+        out.write(" ".join(command) + "\n")
+        out.flush()
+        begun = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, check=False)
+        out.write(f"{module} took {time.monotonic() - begun:.0f} s\n")
+    if done.returncode:
+        raise UserError(f"{module} ended with status {done.returncode}: see {file}.")
+
+
+def measured(job: Job) -> dict[str, Any]:
+    """What the workdir of a finished run says."""
+    sets = {}
+    for name in SOURCES:
+        stored = json.loads((job.workdir / "evaluation" / f"{name}.json").read_text())
+        sets[name] = {
+            **{k: stored["values"][k] for k in ("nats", "nats_error", "perplexity",
+                                                "perplexity_error", "bits_per_byte",
+                                                "unigram_perplexity")},
+            "protocol": stored["protocol"],
+            "sha256": stored["sha256"],
+        }  # fmt: skip
+    lines = (job.workdir / "metrics.jsonl").read_text().splitlines()
+    training = [line for line in map(json.loads, lines) if "tokens_per_second" in line]
+    return {
+        "name": job.name,
+        "seed": job.seed,
+        "steps": job.steps,
+        "flags": job.flags,
+        "sets": sets,
+        "tokens_per_second": training[-1]["tokens_per_second"] if training else math.nan,
+    }
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """One line a method: bits per byte and perplexity, with the larger of two errors."""
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    lines = [
+        f"| method | seeds | {' | '.join(SOURCES)} |",
+        f"|---|---|{'---|' * len(SOURCES)}",
+    ]
+    for name in names:
+        runs = [row for row in rows if row["name"] == name]
+        cells = []
+        for dataset in SOURCES:
+            values = [row["sets"][dataset] for row in runs]
+            nats = [value["nats"] for value in values]
+            mean = sum(nats) / len(nats)
+            error = math.sqrt(sum(value["nats_error"] ** 2 for value in values)) / len(values)
+            spread = ""
+            if len(nats) > 1:
+                low, high = (math.exp(x) for x in (min(nats), max(nats)))
+                spread = f" ({low:.2f} – {high:.2f})"
+            sign = "" if name == "AR" else "≤ "
+            cells.append(f"{sign}{math.exp(mean):.2f} ± {math.exp(mean) * error:.2f}{spread}")
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Trains and evaluates the rows of the paper's table at one budget."
+    )
+    add = parser.add_argument
+    add("--data", required=True, help="folder with gutenberg, wikitext2 and lambada")
+    add("--workdir", default="runs/table1", help="folder of the runs (default: %(default)s)")
+    add("--out", required=True, help="JSON file; the table beside it as .md")
+    add("--size", choices=SIZES, default="cpu")
+    add("--group", choices=GROUPS, default="table", help="of rows (default: %(default)s)")
+    add("--shards", default="train-00000.jsonl.xz", help="of gutenberg to train on")
+    add("--steps", type=int, default=0, help="another budget than the size's")
+    add("--records", type=int, default=1024, help="of each data set")
+    add("--draws", type=int, default=4, help="of noise for each record")
+    options = parser.parse_args()
+    try:
+        todo = jobs(options)
+        begun = time.monotonic()
+        rows = []
+        for number, job in enumerate(todo):
+            run(job, options)
+            rows.append(measured(job))
+            spent = time.monotonic() - begun
+            left = spent / (number + 1) * (len(todo) - number - 1)
+            print(
+                f"{number + 1}/{len(todo)} {job.name}, seed {job.seed}: "
+                f"{rows[-1]['sets']['gutenberg']['perplexity']:.2f} on gutenberg; "
+                f"elapsed {format_seconds(spent)}, ETA {format_seconds(left)}",
+                file=sys.stderr,
+                flush=True,
+            )
+            result = {
+                "device": device.name(),
+                "versions": device.versions(),
+                "size": options.size,
+                "group": options.group,
+                "cores": os.cpu_count(),
+                "rows": rows,
+            }
+            write_atomic(options.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            write_atomic(Path(options.out).with_suffix(".md"), as_markdown(rows) + "\n")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    print(as_markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Quality, diversity and calls of one model under many update rules: the paper's Figure 3.
+
+A point is a rule with its settings at a pace ρ, tokens settled for each call of the network
+(ρ = ω/T: the steps T of a window are changed, its width ω stays). For each point and seed texts are
+generated from nothing and judged. The texts stay beside the table, one file a point, in the form in
+which `hybrid_jax.generate` writes them: what is there already is not generated again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from hybrid_jax import generate
+from hybrid_jax.config import SamplingConfig
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval import samples
+from hybrid_jax.sampling import loop, prompts
+from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.trained import Trained
+
+RULES = (
+    "ancestral",
+    "acs:eta=0",
+    "acs:eta=0.25",
+    "acs:eta=0.5",
+    "acs:eta=1",
+    "acs:eta=0.25:guidance=confidence",
+    "acs:eta=0.5:guidance=confidence",
+    "remdm:eta=0.1:strategy=rescale",
+    "threshold:threshold=0.9",
+    "entropy:bound=0.5",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Point:
+    """A rule at a pace.
+
+    Attributes:
+      label: the rule with its settings, as on the command line.
+      sampling: the same.
+      rho: ρ.
+      sampler: of the model, with as many levels as ρ asks for.
+    """
+
+    label: str
+    sampling: SamplingConfig
+    rho: float
+    sampler: Sampler
+
+
+def grid(model: Trained, rules: Sequence[str], paces: Sequence[float]) -> list[Point]:
+    """All points.
+
+    Raises:
+      UserError: for a rule that this model cannot use, or a ρ that does not divide the window.
+    """
+    schedule = model.problem.schedule
+    if model.experiment.schedule.family == "quenched_ar":
+        raise UserError("An autoregressive model settles one token for each call: it has no paces.")
+    points = []
+    for rho in paces:
+        levels = round(schedule.width / rho) if rho > 0 else 0
+        if levels < 1 or not math.isclose(levels * rho, schedule.width):
+            raise UserError(
+                f"rho={rho:g} does not divide the window of {schedule.width} positions into steps."
+            )
+        for label in rules:
+            sampling = SamplingConfig.parse(label)
+            sampler = generate.build_sampler(model, sampling, levels)
+            loop.check(sampler, sampling.build())
+            points.append(Point(label=label, sampling=sampling, rho=rho, sampler=sampler))
+    return points
+
+
+def fitting(model: Trained, rules: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those rules that the model can use, and why the others cannot be used."""
+    fit, reasons = [], []
+    for label in rules:
+        try:
+            SamplingConfig.parse(label).build().check(model.problem.kernel, model.problem.objective)
+        except UserError as error:
+            reasons.append(f"{label}: {error}")
+        else:
+            fit.append(label)
+    return fit, reasons
+
+
+def texts_of(
+    model: Trained,
+    point: Point,
+    folder: Path,
+    *,
+    workdir: str | Path,
+    seed: int,
+    count: int,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> samples.Samples:
+    """Texts of a point, read from the folder or generated into it.
+
+    Args:
+      progress: called with the number of texts done.
+
+    Raises:
+      UserError: if they cannot be read or written.
+    """
+    file = folder / f"{_plain(point.label)}-rho{point.rho:g}-seed{seed}.jsonl"
+    settings = generate.settings_of(workdir, model, point.sampler, point.sampling, seed)
+    if file.exists():
+        found = samples.read(file)
+        kept = {name: found.settings.get(name) for name in settings}
+        # Compared as JSON, where the file has been. The folder's own place may have changed.
+        same = {**kept, "workdir": ""} == {**json.loads(json.dumps(settings)), "workdir": ""}
+        if same and len(found.texts) == count:
+            progress(count)
+            return found
+    rule, length = point.sampling.build(), point.sampler.problem.schedule.length
+    texts: list[generate.Text] = []
+    for start in range(0, count, batch_size):
+        keys = generate.keys_of(seed, start + np.arange(batch_size))
+        given = prompts.nothing(batch_size, length)
+        made = jax.device_get(loop.generate(point.sampler, rule, model.params, keys, given))
+        requests = [generate.Request(prompt="", ids=[], stop=length)] * min(
+            batch_size, count - start
+        )
+        texts += generate.texts_from(made, requests, model.tokenizer, first=start)
+        progress(len(texts))
+    generate.write(file, texts, settings)
+    return samples.read(file)
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label)

@@ -1,0 +1,69 @@
+"""The picture of a sweep: quality against calls, and quality against diversity."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval.quality_table import Row
+
+
+def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
+    """Writes the picture, in the format of the file's ending.
+
+    Raises:
+      UserError: if matplotlib is missing.
+    """
+    try:
+        figures = importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise UserError(
+            "The picture needs matplotlib: install it with pip install 'hybrid_jax[eval]'."
+        ) from error
+    figure = figures.Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
+    by_calls, by_entropy = figure.subplots(1, 2)
+    figure.suptitle(title, fontsize=10)
+    labels = list(dict.fromkeys(row.label for row in rows if row.rho is not None))
+    for number, label in enumerate(labels):
+        own = sorted((row for row in rows if row.label == label), key=_calls)
+        quality = [row.estimate("perplexity") for row in own]
+        entropy = [row.estimate("entropy") for row in own]
+        # Ten colours, and markers that tell them apart without colour.
+        style = {
+            "color": f"C{number % 10}",
+            "marker": "osD^v<>PX*"[number % 10],
+            "markersize": 5,
+            "linewidth": 1,
+            "linestyle": "-" if number < 10 else "--",
+            "label": label,
+        }
+        values = [estimate.value for estimate in quality]
+        errors = [estimate.error for estimate in quality]
+        by_calls.errorbar([_calls(row) for row in own], values, errors, **style)
+        by_entropy.errorbar(
+            [e.value for e in entropy], values, errors, [e.error for e in entropy], **style
+        )
+    for row in rows:
+        if row.rho is None:
+            level = row.estimate("perplexity").value
+            by_calls.axhline(level, color="black", linestyle=":", linewidth=1)
+            by_entropy.plot(
+                row.estimate("entropy").value, level, "k*", markersize=12, label=row.label
+            )
+    by_calls.set_xscale("log", base=2)
+    by_calls.set_xlabel("calls of the network for a text")
+    by_entropy.set_xlabel("entropy of the tokens inside a text (nats); more is more diverse")
+    for axes in (by_calls, by_entropy):
+        axes.set_yscale("log")
+        axes.set_ylabel("perplexity under the judge; less is better")
+        axes.grid(visible=True, which="both", alpha=0.25)
+    by_entropy.legend(fontsize=7, loc="best")
+    figure.savefig(file, dpi=130)
+
+
+def _calls(row: Row) -> float:
+    calls = row.mean("calls")
+    assert calls is not None  # every generated text carries them
+    return calls

@@ -1,0 +1,90 @@
+"""A table of generated text: one line for each sampler, with all its numbers side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hybrid_jax.eval.generation import Quality
+from hybrid_jax.eval.statistics import Estimate, combined
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured of one sampler, or of text that people wrote.
+
+    Attributes:
+      label: of the row.
+      qualities: one for each seed.
+      rho: tokens settled for each call of the network, where that is known.
+    """
+
+    label: str
+    qualities: tuple[Quality, ...]
+    rho: float | None = None
+
+    def mean(self, setting: str) -> float | None:
+        """Mean over seeds of a number among the settings, such as "calls"; None without it."""
+        values = [quality.settings.get(setting) for quality in self.qualities]
+        return None if None in values else float(np.mean(np.array(values, float)))
+
+    def estimate(self, name: str, n: int | None = None) -> Estimate:
+        """A number of `Quality` over seeds; `n` for those by length of n-grams."""
+        found = [getattr(quality, name) for quality in self.qualities]
+        return combined([value if n is None else value[n] for value in found])
+
+    @property
+    def mauve(self) -> tuple[float, float] | None:
+        """Mean and standard deviation over seeds of sampling and of k-means."""
+        values = [v for q in self.qualities if q.mauve is not None for v in q.mauve.by_seed]
+        if not values:
+            return None
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if values[1:] else math.nan
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """One line for each row."""
+
+    def text(estimate: Estimate, digits: int) -> str:
+        spread = "" if math.isnan(estimate.error) else f" ± {estimate.error:.{digits}f}"
+        return f"{estimate.value:.{digits}f}{spread}"
+
+    def number(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    lines = [
+        "| texts | ρ | calls | judge's perplexity | entropy (nats) | repeated 4-grams | MAUVE "
+        "| corrections a text |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        mauve = "–" if row.mauve is None else f"{row.mauve[0]:.3f} ± {row.mauve[1]:.3f}"
+        cells = [
+            row.label,
+            number(row.rho, "g"),
+            number(row.mean("calls"), ".0f"),
+            text(row.estimate("perplexity"), 2),
+            text(row.estimate("entropy"), 3),
+            text(row.estimate("repetition", 4), 4),
+            mauve,
+            number(row.mean("corrections"), ".1f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every quality with all that it depends on."""
+    return [
+        {
+            "label": row.label,
+            "rho": row.rho,
+            "qualities": [json.loads(quality.to_json()) for quality in row.qualities],
+        }
+        for row in rows
+    ]

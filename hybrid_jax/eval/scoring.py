@@ -1,0 +1,203 @@
+"""What a judge says about texts of any length: one way of reading for every kind of judge."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax.errors import UserError
+
+_WIDTHS = 128  # rows are padded to a multiple, so that few shapes are compiled
+_CHUNK = 256  # positions whose logits exist at the same time
+
+
+class Judge(Protocol):
+    """A model that reads text from left to right.
+
+    Attributes:
+      name: what it was loaded as.
+      tokens: V, entries of its vocabulary.
+      context: most tokens that it reads at once.
+      width: D, of its features.
+      needs_bos: whether a text must stand behind the beginning-of-sequence token, as every text
+        that it was trained on did.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def needs_bos(self) -> bool: ...
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, hexadecimal, of what its numbers depend on."""
+        ...
+
+    def read(
+        self, rows: np.ndarray, lengths: np.ndarray, *, nats: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Reads rows of at most a context.
+
+        Args:
+          rows: int32 [B, R], R ≤ context; what lies past a row's length must not matter.
+          lengths: int32 [B] in 1 … R.
+          nats: whether they are wanted.
+
+        Returns:
+          float32 [B, R − 1], −log p(token i + 1 | tokens up to i), meaning nothing past a row's
+          length (zeros without `nats`); and float32 [B, D], features at each row's last token.
+        """
+        ...
+
+
+class Scores(NamedTuple):
+    """What a judge says about texts.
+
+    Attributes:
+      nats: float32 [B, L − 1], −log p(token i + 1 | tokens up to i); 0 past the end of a text.
+      features: float32 [B, D], at each text's last token.
+    """
+
+    nats: np.ndarray
+    features: np.ndarray
+
+
+def score(judge: Judge, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8) -> Scores:
+    """Nats of every token but a text's first, and features of each text.
+
+    A text longer than the judge's context C is read in windows of C tokens, the first at its
+    beginning, each C/2 further than the one before and the last one at its end. A token is scored
+    in the first window that holds it, hence with at least C/2 tokens before it; the features are
+    those of the last window.
+
+    Args:
+      tokens: int32 [B, L] in 0 … V − 1; what lies past a text's length is not read.
+      lengths: int [B] in 1 … L.
+      batch_size: windows at a time. The result does not depend on it, nor on L, but for float32
+        rounding.
+
+    Raises:
+      UserError: for tokens outside the vocabulary, lengths outside 1 … L, or no texts.
+    """
+    return _scores(judge, tokens, lengths, batch_size, nats=True)
+
+
+def last_features(
+    judge: Judge, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8
+) -> np.ndarray:
+    """The features of `score` alone, float32 [B, D], which need no head. Raises as `score`."""
+    return _scores(judge, tokens, lengths, batch_size, nats=False).features
+
+
+def fingerprint(described: Any, params: Any) -> str:
+    """SHA-256, hexadecimal, of a description and of names, shapes and values of parameters; not of
+    how files packed them."""
+    digest = hashlib.sha256(repr(described).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def next_nats(
+    logits: Callable[[jax.Array], jax.Array], features: jax.Array, tokens: jax.Array
+) -> jax.Array:
+    """Nats of each next token, float32 [B, R − 1], without the logits of a batch at once.
+
+    Args:
+      logits: features [D] -> float32 [V].
+      features: [B, R, D], of the rows that hold `tokens` int32 [B, R].
+    """
+
+    def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
+        feature, target = row
+        scores = logits(feature)
+        return jax.nn.logsumexp(scores) - scores[target]
+
+    rows = (features[:, :-1].reshape(-1, features.shape[-1]), tokens[:, 1:].reshape(-1))
+    batch, count = tokens.shape[0], tokens.shape[1] - 1
+    return jax.lax.map(one, rows, batch_size=_CHUNK).reshape(batch, count)
+
+
+@jax.jit
+def at_last(features: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Features at each row's last token: [B, R, D] and int32 [B] -> [B, D]."""
+    return jnp.take_along_axis(features, (lengths - 1)[:, None, None], axis=1)[:, 0]
+
+
+class _Window(NamedTuple):
+    text: int
+    start: int
+    length: int
+    known: int  # tokens of the text that are scored already, or need no score
+
+
+def _windows(lengths: np.ndarray, context: int) -> list[_Window]:
+    stride = max(1, context // 2)
+    windows = []
+    for text, length in enumerate(int(n) for n in lengths):
+        known = 1
+        for start in (*range(0, max(0, length - context), stride), max(0, length - context)):
+            windows.append(_Window(text, start, min(context, length - start), known))
+            known = start + context
+    return windows
+
+
+def _scores(
+    judge: Judge, tokens: np.ndarray, lengths: np.ndarray, batch_size: int, *, nats: bool
+) -> Scores:
+    tokens, lengths = np.asarray(tokens), np.asarray(lengths)
+    _check(judge, tokens, lengths, batch_size)
+    out = np.zeros((len(tokens), tokens.shape[1] - 1), np.float32)
+    last = np.zeros((len(tokens), judge.width), np.float32)
+    # Windows of like lengths together, so that little is padded.
+    windows = sorted(_windows(lengths, judge.context), key=lambda w: (w.length, w.text))
+    for first in range(0, len(windows), batch_size):
+        batch = windows[first : first + batch_size]
+        widest = min(-(-batch[-1].length // _WIDTHS) * _WIDTHS, judge.context)
+        rows = np.zeros((batch_size, max(2, widest)), np.int32)
+        sizes = np.ones(batch_size, np.int32)
+        for row, window in enumerate(batch):
+            sizes[row] = window.length
+            stop = window.start + window.length
+            rows[row, : window.length] = tokens[window.text, window.start : stop]
+            if judge.needs_bos:  # a window begins as the text does
+                rows[row, 0] = tokens[window.text, 0]
+        each, at_end = (np.asarray(part) for part in judge.read(rows, sizes, nats=nats))
+        for row, window in enumerate(batch):
+            stop = window.start + window.length
+            known = window.known - window.start
+            out[window.text, window.known - 1 : stop - 1] = each[row, known - 1 : window.length - 1]
+            if stop == lengths[window.text]:
+                last[window.text] = at_end[row]
+    return Scores(out, last)
+
+
+def _check(judge: Judge, tokens: np.ndarray, lengths: np.ndarray, batch_size: int) -> None:
+    if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
+        raise ValueError(f"tokens {tokens.shape} and lengths {lengths.shape} must be [B, L], [B]")
+    if not judge.context > 1:
+        raise UserError("A judge with a context of one token cannot score texts.")
+    if batch_size < 1:
+        raise UserError(f"The judge's batch_size must be at least 1, but is {batch_size}.")
+    if not len(tokens):
+        raise UserError("There are no texts to judge.")
+    if lengths.min() < 1 or lengths.max() > tokens.shape[1]:
+        raise UserError(f"Lengths of judged texts must lie in 1 … {tokens.shape[1]}.")
+    inside = np.arange(tokens.shape[1]) < lengths[:, None]
+    wrong = tokens[inside & ((tokens < 0) | (tokens >= judge.tokens))]
+    if len(wrong):
+        raise UserError(
+            f"Token {wrong[0]} is outside the judge's 0 … {judge.tokens - 1}: it comes from "
+            "another tokenizer."
+        )
