@@ -1,7 +1,7 @@
 # make run    venv + install + train the small γ-hybrid on the embedded corpus
 # make test   venv + install + the test suite
 # Choose an interpreter with PYTHON=python3.12, a place for the environment with VENV=folder, and
-# what pytest is told with ARGS=..., such as ARGS=--thin=4 (one case in four of each test).
+# what pytest is told with ARGS=..., such as ARGS=--share=1/4 (a quarter of each test's cases).
 
 PYTHON ?= python3
 VENV ?= .venv

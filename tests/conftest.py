@@ -23,19 +23,26 @@ SHARED = REPOSITORY.parent / "shared"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--thin", type=int, default=1, metavar="N",
-        help="of the cases of each parametrised test, run the first of every N",
+        "--share", default="1/1", metavar="K/N",
+        help="of the cases of each parametrised test, run the K-th of every N; tests that are not "
+        "parametrised always run, but the ones that take minutes only in the first share",
     )  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    share, shares = (int(part) for part in config.getoption("--share").split("/"))
+    if not 1 <= share <= shares:
+        raise pytest.UsageError("--share=K/N needs K from 1 to N")
     cases: dict[str, int] = {}
     kept, left_out = [], []
     for item in items:
-        test = item.nodeid.partition("[")[0]
-        number = cases.get(test, 0)
-        cases[test] = number + 1
-        (left_out if number % config.getoption("--thin") else kept).append(item)
+        if hasattr(item, "callspec"):
+            test = item.nodeid.partition("[")[0]
+            number = cases.get(test, 0)
+            cases[test] = number + 1
+        else:
+            number = 0 if item.get_closest_marker("minutes") else share - 1
+        (kept if number % shares == share - 1 else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 

@@ -69,6 +69,7 @@ def flip_a_byte(step_folder):
     file.write_bytes(content)
 
 
+@pytest.mark.minutes
 def test_ten_times_interrupted_is_uninterrupted_bit_for_bit(config, whole, tmp_path):
     """Killed at random moments, killed during saves, stopped in both clean ways, and damaged."""
     chance = random.Random(0)
