@@ -182,7 +182,8 @@ def _sweep(options: argparse.Namespace) -> None:
         labels, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
             print(f"left out: {reason}", file=sys.stderr)
-    points = pareto.grid(model, labels, _numbers(options.rho))
+    paces = pareto.paces(model) if options.rho is None else _numbers(options.rho)
+    points = pareto.grid(model, labels, paces)
     reference, held_out = _references(model, options, options.count)
     folder = _folder(options)
     texts = folder / "pareto"
@@ -292,8 +293,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--reference", metavar="SET", help="human text for MAUVE (default: valid)")
     add("--rules", metavar="A,B,...", help="of --pareto, such as acs:eta=0.5,ancestral "
         "(default: ten, as far as they go with the model's noise)")  # fmt: skip
-    add("--rho", default="8,4,2,1", metavar="A,B,...", help="paces of --pareto: tokens settled for "
-        "each call (default: %(default)s)")  # fmt: skip
+    add("--rho", metavar="A,B,...", help="paces of --pareto: tokens settled for each call "
+        "(default: those of 8,4,2,1 that divide the model's window)")  # fmt: skip
     add("--count", type=int, default=128, metavar="N", help="texts for each point of --pareto "
         "(default: %(default)s)")  # fmt: skip
     add("--seeds", type=int, default=1, metavar="K", help="of texts of --pareto, from --seed on "

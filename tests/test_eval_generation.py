@@ -413,7 +413,8 @@ def test_what_generation_wrote_is_read_and_its_settings_carried_along(judge, tmp
     )
     written = json.loads(quality.to_json())
     assert written["settings"] == {
-        "seed": 7, "sampling": {"rule": "acs", "eta": 0.5}, "calls": 4.5, "prompted": 0
+        "seed": 7, "sampling": {"rule": "acs", "eta": 0.5}, "calls": 4.5,
+        "corrections": 0.0, "prompted": 0
     }  # fmt: skip
     assert written["protocol"]["name"] == "hdlm"
     assert written["protocol"]["version"] == 1

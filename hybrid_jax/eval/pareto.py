@@ -38,6 +38,7 @@ RULES = (
     "threshold:threshold=0.9",
     "entropy:bound=0.5",
 )
+PACES = (8.0, 4.0, 2.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,11 @@ def grid(model: Trained, rules: Sequence[str], paces: Sequence[float]) -> list[P
             loop.check(sampler, sampling.build())
             points.append(Point(label=label, sampling=sampling, rho=rho, sampler=sampler))
     return points
+
+
+def paces(model: Trained) -> list[float]:
+    """Those of the paper's ρ that divide the model's window."""
+    return [rho for rho in PACES if model.problem.schedule.width % rho == 0]
 
 
 def fitting(model: Trained, rules: Sequence[str]) -> tuple[list[str], list[str]]:

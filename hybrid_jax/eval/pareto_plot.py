@@ -18,6 +18,7 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
     """
     try:
         figures = importlib.import_module("matplotlib.figure")
+        ticker = importlib.import_module("matplotlib.ticker")
     except ImportError as error:
         raise UserError(
             "The picture needs matplotlib: install it with pip install 'hybrid_jax[eval]'."
@@ -53,10 +54,13 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
                 row.estimate("entropy").value, level, "k*", markersize=12, label=row.label
             )
     by_calls.set_xscale("log", base=2)
+    by_calls.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     by_calls.set_xlabel("calls of the network for a text")
     by_entropy.set_xlabel("entropy of the tokens inside a text (nats); more is more diverse")
     for axes in (by_calls, by_entropy):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False))
         axes.set_ylabel("perplexity under the judge; less is better")
         axes.grid(visible=True, which="both", alpha=0.25)
     by_entropy.legend(fontsize=7, loc="best")
