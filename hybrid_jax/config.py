@@ -20,6 +20,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.estimator import Problem
 from hybrid_jax.hyperschedule import Hyperschedule
 from hybrid_jax.layout import Layout
+from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.noising import Kernel
 from hybrid_jax.objective import Bound, Objective, Time
@@ -115,6 +116,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     unroll: int = 1
+    attention: Backend = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

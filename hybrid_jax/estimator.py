@@ -6,7 +6,7 @@ This is where schedule, noise, layout, network and objective meet; training and 
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from hybrid_jax import noising, objective
 from hybrid_jax.errors import UserError
 from hybrid_jax.hyperschedule import Hyperschedule
 from hybrid_jax.layout import Layout
+from hybrid_jax.models.pattern import Pattern, training_pattern
 from hybrid_jax.noising import Kernel
 from hybrid_jax.objective import Draw, Objective, Time
 
@@ -23,7 +24,11 @@ from hybrid_jax.objective import Draw, Objective, Time
 class Network(Protocol):
     """What the rest of the package asks of a network (see `models.transformer.Transformer`)."""
 
-    def features(self, params, tokens, position, mask, level, dropout_keys=None) -> jax.Array: ...
+    def features(
+        self, params, tokens, position, mask: jax.Array | Pattern, level, dropout_keys=None
+    ) -> jax.Array: ...
+
+    def head(self, params) -> Any: ...
 
     def logits(self, params, features) -> jax.Array: ...
 
@@ -62,7 +67,6 @@ def batch_terms(
     count: int,
     time: Time,
     loss: bool,
-    dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Draws levels and noise, and returns the terms of every position.
 
@@ -73,18 +77,51 @@ def batch_terms(
       key: one key for the whole batch.
       time: levels drawn at the schedule's steps or inside them.
       loss: terms of the training loss, or of the bound.
-      dropout_key: one for the whole batch; None for no dropout.
 
     Returns:
       float32 [b, L] in nats; the sum over an example has the bound (or loss) on −log p(x) as its
       mean.
     """
     states, phase, where = corrupt_batch(problem, tokens, index, key, count=count, time=time)
-    return drawn_terms(
-        problem, network, params, tokens, states, phase, where,
-        time=time, loss=loss,
-        dropout_keys=None if dropout_key is None else _of_examples(dropout_key, index),
-    )  # fmt: skip
+    return drawn_terms(problem, network, params, tokens, states, phase, where, time=time, loss=loss)
+
+
+def batch_loss(
+    problem: Problem,
+    network: Network,
+    params,
+    tokens: jax.Array,
+    index: jax.Array,
+    key: jax.Array,
+    *,
+    count: int,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """The training loss of a batch in nats per token, float32 scalar, to be differentiated.
+
+    The mean of `batch_terms` with the objective's own time and loss; arguments as there.
+
+    Args:
+      dropout_key: one for the whole batch; None for no dropout.
+    """
+    time = problem.objective.time
+    states, phase, where = corrupt_batch(problem, tokens, index, key, count=count, time=time)
+    keys = None if dropout_key is None else _of_examples(dropout_key, index)
+    features, exists = _predicting(problem, network, params, tokens, states, phase, where, keys)
+    total = objective.summed_terms(
+        problem.objective,
+        problem.kernel,
+        network.logits,
+        network.head(params),
+        features,
+        tokens,
+        states,
+        where._replace(active=where.active & exists),
+        time=time,
+        loss=True,
+        chunk=problem.chunk,
+    )
+    return total * (problem.schedule.phases / tokens.size)
 
 
 def corrupt_batch(
@@ -124,20 +161,9 @@ def drawn_terms(
     *,
     time: Time,
     loss: bool,
-    dropout_keys: jax.Array | None = None,
 ) -> jax.Array:
     """`batch_terms` for given draws: states int32 [b, L], phase int32 [b, groups], Draw [b, L]."""
-    schedule, layout = problem.schedule, problem.layout
-    rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
-    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, problem.bos))(rows, states, tokens)
-    level = jax.vmap(layouts.row_levels)(rows, where.level)
-    # Windows that settle whole do not move with the phase: one mask serves the whole batch.
-    shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows
-    mask = layouts.attention_mask(layout, shared)
-    features = network.features(params, held, shared.position, mask, level, dropout_keys)
-
-    source, exists = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
-    features = jnp.take_along_axis(features, source[..., None], axis=1)
+    features, exists = _predicting(problem, network, params, tokens, states, phase, where)
     terms = objective.position_terms(
         problem.objective,
         problem.kernel,
@@ -150,7 +176,30 @@ def drawn_terms(
         loss=loss,
         chunk=problem.chunk,
     )
-    return terms * schedule.phases
+    return terms * problem.schedule.phases
+
+
+def _predicting(
+    problem: Problem,
+    network: Network,
+    params,
+    tokens: jax.Array,
+    states: jax.Array,
+    phase: jax.Array,
+    where: Draw,
+    dropout_keys: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Features of the row that predicts each position, [b, L, D], and whether there is one."""
+    schedule, layout = problem.schedule, problem.layout
+    rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
+    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, problem.bos))(rows, states, tokens)
+    level = jax.vmap(layouts.row_levels)(rows, where.level)
+    # Windows that settle whole do not move with the phase: one pattern serves the whole batch.
+    shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows
+    pattern = training_pattern(layout, schedule, shared)
+    features = network.features(params, held, shared.position, pattern, level, dropout_keys)
+    source, exists = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
+    return jnp.take_along_axis(features, source[..., None], axis=1), exists
 
 
 def _of_examples(key: jax.Array, index: jax.Array) -> jax.Array:

@@ -147,7 +147,7 @@ def train_step(
     dropout_key = jax.random.fold_in(recipe.key(_DROPOUT), state.step)
 
     def loss(params, tokens, index):
-        terms = estimator.batch_terms(
+        return estimator.batch_loss(
             recipe.problem,
             recipe.network,
             params,
@@ -155,11 +155,8 @@ def train_step(
             index,
             noise_key,
             count=config.batch_size,
-            time=recipe.problem.objective.time,
-            loss=True,
             dropout_key=dropout_key if recipe.network.dropout else None,
         )
-        return terms.mean()
 
     def accumulate(total, part):
         value = jax.value_and_grad(loss)(state.params, *part)

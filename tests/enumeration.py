@@ -15,6 +15,7 @@ import numpy as np
 import scipy.linalg
 
 from hybrid_jax import layout, noising
+from hybrid_jax.models.pattern import Pattern
 
 # Many small programs, each run once or twice: compiling them is most of the time they take.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
@@ -131,7 +132,7 @@ class Reader:
         params = jax.tree.map(jnp.asarray, params)
         held = params["token"][tokens] + params["position"][position + 1]
         held = jnp.tanh(held + level[..., None] * params["level"])
-        seen = _shares(mask)
+        seen = _shares(mask.mask() if isinstance(mask, Pattern) else mask)
         once = jnp.tanh(held + seen @ held @ params["gather"])
         return jnp.tanh(once + seen @ once @ params["again"])
 
@@ -149,6 +150,9 @@ class Reader:
         second = jnp.concatenate([cache[1, :, 0], once], axis=1)
         new = jnp.stack([held, once])[:, :, None]
         return jnp.tanh(once + seen @ second @ params["again"]), new
+
+    def head(self, params):
+        return {"head": params["head"]}
 
     def logits(self, params, features):
         return features @ params["head"]

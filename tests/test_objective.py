@@ -592,35 +592,61 @@ def test_inactive_positions_contribute_nothing():
         assert np.all(np.any(gradient != 0, axis=-1) == active)
 
 
-@pytest.mark.parametrize("time", ["discrete", "continuous"])
-def test_chunks_change_neither_values_nor_gradients(time):
-    problem = problem_of(SCHEDULES["flat"], KERNELS["gamma .7"])
+@pytest.mark.parametrize(
+    ("time", "settings", "kernel"),
+    [
+        ("discrete", {}, "gamma .7"),
+        ("continuous", {"parameterisation": "score"}, "gamma .1"),
+        ("continuous", {"loss": "weighted_cross_entropy"}, "epsilon"),
+    ],
+)
+def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
+    """Of sums whose gradients are taken while the logits exist, against whole rows at once."""
+    goal, kernel = Objective(time=time, **settings), KERNELS[kernel]
     key_tokens, key_states, key_level, *keys = jax.random.split(jax.random.key(5), 5)
     tokens = jax.random.randint(key_tokens, (2, 5), 0, TOKENS, jnp.int32)
     states = jax.random.randint(key_states, (2, 5), 0, TOKENS + 1, jnp.int32)
     level = jax.random.uniform(key_level, (2, 5), minval=0.1, maxval=0.9)
-    where = Draw(level, level / 2, level / 2, tokens >= 0)
+    where = Draw(level, level / 2, level / 2, jnp.arange(10).reshape(2, 5) != 3)
     features, head = (
         jax.random.normal(k, shape)
         for k, shape in zip(keys, [(2, 5, 3), (3, TOKENS + 1)], strict=True)
     )
+    rest = {"time": time, "loss": True}
 
-    def run(chunk):
-        def loss(inputs):
-            features, head = inputs
-            terms = objective.position_terms(
-                problem.objective, problem.kernel, lambda f: f @ head, features, tokens, states,
-                where, time=time, loss=False, chunk=chunk,
-            )  # fmt: skip
-            return terms.sum(), terms
+    def plain(features, head):
+        terms = objective.position_terms(
+            goal, kernel, lambda f: f @ head, features, tokens, states, where, chunk=5, **rest
+        )
+        return 3.0 * terms.sum()
 
-        (_, terms), gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))((features, head))
-        return terms, *gradients
+    def streamed(features, head, chunk):
+        return 3.0 * objective.summed_terms(
+            goal, kernel, lambda head, f: f @ head, head, features, tokens, states, where,
+            chunk=chunk, **rest,
+        )  # fmt: skip
 
-    # In chunks of 2, the 5 positions are padded to 6.
-    for whole, chunked in zip(run(128), run(2), strict=True):
-        scale = float(jnp.abs(whole).max())
-        np.testing.assert_allclose(chunked, whole, rtol=1e-4, atol=1e-5 * scale)
+    value, gradients = quick_jit(jax.value_and_grad(plain, (0, 1)))(features, head)
+    for chunk in (1, 2, 5, 128):  # in chunks of 2, the 5 positions are padded to 6
+        run = functools.partial(streamed, chunk=chunk)
+        found, others = quick_jit(jax.value_and_grad(run, (0, 1)))(features, head)
+        np.testing.assert_allclose(found, value, rtol=1e-5)
+        np.testing.assert_allclose(quick_jit(run)(features, head), value, rtol=1e-5)
+        for other, gradient in zip(others, gradients, strict=True):
+            np.testing.assert_allclose(
+                other, gradient, rtol=1e-4, atol=1e-5 * float(jnp.abs(gradient).max())
+            )
+    assert np.all(gradients[0][0, 3] == 0)
+
+
+def test_the_training_loss_is_the_mean_of_the_terms():
+    problem = problem_of(SCHEDULES["block"], KERNELS["gamma .7"])
+    network, params = reader(TOKENS)
+    tokens = jax.random.randint(jax.random.key(5), (8, LENGTH), 0, TOKENS, jnp.int32)
+    arguments = (problem, network, params, tokens, jnp.arange(8), jax.random.key(6))
+    loss = estimator.batch_loss(*arguments, count=8)
+    terms = estimator.batch_terms(*arguments, count=8, time=problem.objective.time, loss=True)
+    np.testing.assert_allclose(loss, terms.mean(), rtol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -21,8 +21,10 @@ import jax.numpy as jnp
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import attention
+from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.cache import AXES as CACHE_AXES
 from hybrid_jax.models.cache import Cache
+from hybrid_jax.models.pattern import Pattern
 from hybrid_jax.sharding import constrain, gathered
 
 _LANES = 128  # output rows are padded to a multiple of the accelerators' vector width
@@ -76,6 +78,7 @@ class Transformer:
       remat: recompute a layer's activations in the backward pass.
       unroll: layers per iteration of the scan over layers (1: smallest program; all: fastest on
         CPU).
+      attention: backend of `attention.attend` for rows that come with a pattern.
     """
 
     tokens: int
@@ -91,6 +94,7 @@ class Transformer:
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     unroll: int = 1
+    attention: Backend = "auto"
 
     def __post_init__(self):
         for name in ("layers", "width", "heads", "mlp_ratio", "unroll"):
@@ -105,6 +109,11 @@ class Transformer:
             raise UserError(f"model.dropout must lie in [0, 1), but is {self.dropout}.")
         if self.activation not in ("gelu", "relu2"):
             raise UserError(f"model.activation must be gelu or relu2, but is {self.activation}.")
+        if self.attention not in attention.BACKENDS:
+            raise UserError(
+                f"model.attention must be one of {', '.join(attention.BACKENDS)}, but is "
+                f"{self.attention}."
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"model.dtype must be float32 or bfloat16, but is {self.dtype}.")
         if self.embedding_gamma and not self.condition:
@@ -137,7 +146,7 @@ class Transformer:
         params: dict,
         tokens: jax.Array,
         position: jax.Array,
-        mask: jax.Array,
+        mask: jax.Array | Pattern,
         level: jax.Array,
         dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
@@ -146,7 +155,8 @@ class Transformer:
         Args:
           tokens: int32 [B, R] in [0, N] (N is MASK).
           position: int32 [B or 1, R].
-          mask: bool [B or 1, R, R], True where a query (axis 1) may attend to a key (axis 2).
+          mask: bool [B or 1, R, R], True where a query (axis 1) may attend to a key (axis 2); or
+            the pattern that says the same.
           level: float32 [B, R], noise level λ of each row; used if `condition` is set.
           dropout_keys: typed keys [B], one for each example, for training with dropout; None turns
             dropout off.
@@ -186,8 +196,16 @@ class Transformer:
         out = _Body(self).apply(_body(params), cache, tokens, position, mask, level, None)
         return cast(tuple[jax.Array, Cache], out)
 
+    def head(self, params: dict) -> dict:
+        """The part of the parameters that `logits` reads."""
+        return {"head": params["head"]}
+
     def logits(self, params: dict, features: jax.Array) -> jax.Array:
-        """Head: features [..., D] -> float32 [..., rows]; columns from N on mean nothing."""
+        """Features [..., D] -> float32 [..., rows]; columns from N on mean nothing.
+
+        Args:
+          params: those of `head`, or all.
+        """
         return cast(jax.Array, _Head(self).apply({"params": params["head"]}, features))
 
 
@@ -296,7 +314,7 @@ class _Block(nn.Module):
         if c.qk_norm:
             query, key = (_norm(self, n, t, head) for n, t in (("norm_q", query), ("norm_k", key)))
         query, key = attention.rotate(query, position), attention.rotate(key, position)
-        y = attention.dense(query, key, value, mask, cached).reshape(x.shape)
+        y = attention.attend(query, key, value, mask, cached, backend=c.attention).reshape(x.shape)
         x = add(x, y @ weight("out", (c.width, c.width), scaled), gate_1, site=0)
 
         y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)

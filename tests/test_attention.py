@@ -1,0 +1,173 @@
+"""Attention backends against the dense one, and the ranges they look at against the predicate."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumeration import quick_jit
+
+from hybrid_jax import hyperschedule
+from hybrid_jax import layout as layouts
+from hybrid_jax.errors import UserError
+from hybrid_jax.layout import Layout
+from hybrid_jax.models import attention
+from hybrid_jax.models.pattern import spans, training_pattern
+from hybrid_jax.models.transformer import Transformer
+
+LENGTH = 24
+SCHEDULES = {
+    "quenched AR": hyperschedule.quenched_ar(length=LENGTH),
+    "flat": hyperschedule.flat(length=LENGTH, levels=5),
+    "block": hyperschedule.block(length=LENGTH, width=6, levels=3),
+    "ragged block": hyperschedule.block(length=LENGTH, width=5, levels=4),
+    "slide": hyperschedule.slide(length=LENGTH, width=7, levels=4),
+    "fast slide": hyperschedule.slide(length=LENGTH, width=8, levels=2),
+    "custom": hyperschedule.custom(
+        [[2] * 24, [1] * 9 + [2] * 15, [0] * 9 + [1] * 2 + [2] * 13, [0] * 11 + [1] * 13, [0] * 24]
+    ),
+}
+LAYOUTS = {
+    "aligned": Layout(),
+    "shifted": Layout(alignment="shifted"),
+    "aligned, block-causal": Layout(context="block_causal"),
+    "shifted, block-causal": Layout(alignment="shifted", context="block_causal"),
+    "causal window": Layout(alignment="shifted", causal_window=True),
+}
+PAIRS = [
+    (schedule, how)
+    for schedule in SCHEDULES
+    for how in LAYOUTS
+    if "block-causal" not in how or SCHEDULES[schedule].settles_whole
+]
+
+
+def pattern_of(schedule, how, batch=3):
+    """The pattern of rows in several phases."""
+    schedule, layout = SCHEDULES[schedule], LAYOUTS[how]
+    rng = np.random.default_rng(0)
+    phases = jnp.asarray(rng.integers(0, schedule.phases, (batch, schedule.phase_groups)))
+    rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phases)
+    return training_pattern(layout, schedule, rows)
+
+
+def inputs(rows, batch=3, heads=2, head=4):
+    keys = jax.random.split(jax.random.key(1), 4)
+    return [jax.random.normal(k, (batch, rows, heads, head)) for k in keys]
+
+
+@pytest.mark.parametrize(("schedule", "how"), PAIRS)
+@pytest.mark.parametrize("block", [4, 7, 128])
+def test_spans_hold_every_allowed_pair_once(schedule, how, block):
+    pattern = pattern_of(schedule, how, batch=12)
+    assert pattern.regions.rows == pattern.rows.position.shape[-1]
+    found = spans(pattern.layout, pattern.regions, block)
+    held = np.zeros((pattern.regions.rows,) * 2, int)
+    for span in found:
+        for keys in span.keys:
+            held[span.queries, keys] += 1
+    assert held.max() == 1
+    mask = np.asarray(pattern.mask())
+    assert not mask[:, held == 0].any()
+    # Every row is a query once.
+    queries = np.concatenate([np.arange(pattern.regions.rows)[span.queries] for span in found])
+    np.testing.assert_array_equal(queries, np.arange(pattern.regions.rows))
+
+
+def test_spans_of_blocks_are_as_small_as_they_can_be():
+    """Half of the prefixes, and nothing of other windows."""
+    schedule = hyperschedule.block(length=256, width=16, levels=4)
+    rows = layouts.training_rows(Layout(), schedule, jnp.zeros(16, jnp.int32))
+    pattern = training_pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
+    pairs = sum(
+        (s.queries.stop - s.queries.start) * sum(k.stop - k.start for k in s.keys)
+        for s in spans(pattern.layout, pattern.regions, 16)
+    )
+    noisy = 16 * 16 * sum(range(16)) + 256 * 16
+    clean = 16 * 16 * sum(range(1, 16))
+    assert pairs == noisy + clean
+    assert int(pattern.mask().sum()) == noisy + clean - 15 * (16 * 15) // 2
+
+
+@pytest.mark.parametrize(("schedule", "how"), PAIRS)
+def test_blockwise_is_dense_in_values_and_gradients(schedule, how):
+    pattern = pattern_of(schedule, how)
+    *arguments, weight = inputs(pattern.regions.rows)
+    seen = np.asarray(pattern.mask().any(-1))[..., None, None]  # rows that see nothing mean nothing
+
+    def total(attend, arguments):
+        return jnp.sum(weight * jnp.where(seen, attend(*arguments), 0.0))
+
+    dense = functools.partial(attention.dense, mask=pattern.mask())
+    blockwise = functools.partial(attention.blockwise, pattern=pattern, block=5)
+    value, gradients = quick_jit(jax.value_and_grad(functools.partial(total, dense)))(arguments)
+    other, others = quick_jit(jax.value_and_grad(functools.partial(total, blockwise)))(arguments)
+    np.testing.assert_allclose(other, value, rtol=1e-5)
+    for a, b in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "how"), [("quenched AR", "shifted"), ("flat", "aligned")])
+def test_fused_is_dense_where_one_mask_serves_all(schedule, how):
+    pattern = pattern_of(schedule, how)
+    query, key, value, _ = inputs(pattern.regions.rows)
+    assert pattern.plain_causal or pattern.full
+    found = attention.fused(query, key, value, pattern)
+    np.testing.assert_allclose(
+        found, attention.dense(query, key, value, pattern.mask()), rtol=1e-5, atol=1e-6
+    )
+    assert pattern.plain_causal == (schedule == "quenched AR")
+
+
+@pytest.mark.parametrize(("schedule", "how"), PAIRS)
+def test_only_full_and_causal_patterns_are_taken_for_such(schedule, how):
+    pattern = pattern_of(schedule, how)
+    mask = np.asarray(pattern.mask())
+    assert pattern.full == mask.all()
+    assert not pattern.plain_causal or (mask == np.tril(np.ones(mask.shape[1:], bool))).all()
+    if not (pattern.full or pattern.plain_causal):
+        with pytest.raises(ValueError, match="causal and full"):
+            attention.fused(*inputs(pattern.regions.rows)[:3], pattern)
+
+
+def test_no_score_matrix_of_all_rows():
+    """The compiled program holds no array of 2L × 2L, forward or backward."""
+    schedule = hyperschedule.block(length=512, width=16, levels=4)
+    rows = layouts.training_rows(Layout(), schedule, jnp.zeros(32, jnp.int32))
+    pattern = training_pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
+    shapes = [jax.ShapeDtypeStruct((1, pattern.regions.rows, 1, 8), jnp.float32)] * 3
+
+    def loss(query, key, value):
+        return jnp.sum(attention.blockwise(query, key, value, pattern) ** 2)
+
+    largest = max(
+        variable.aval.size
+        for equation in jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*shapes).eqns
+        for variable in equation.outvars
+    )
+    assert largest < pattern.regions.rows**2 / 4
+
+
+@pytest.mark.parametrize("backend", ["dense", "blockwise", "fused", "auto"])
+def test_the_backend_of_a_network_changes_nothing(backend):
+    pattern = pattern_of("block", "shifted")
+    network = Transformer(tokens=11, layers=2, width=16, heads=2)
+    params = jax.jit(network.init)(jax.random.key(0))
+    rows = pattern.regions.rows
+    tokens = jax.random.randint(jax.random.key(2), (3, rows), 0, 12, jnp.int32)
+    level = jnp.zeros((3, rows))
+    wanted = network.features(params, tokens, pattern.rows.position, pattern.mask(), level)
+    found = dataclasses.replace(network, attention=backend).features(
+        params, tokens, pattern.rows.position, pattern, level
+    )
+    seen = np.asarray(pattern.mask().any(-1))
+    np.testing.assert_allclose(found[seen], wanted[seen], rtol=1e-4, atol=1e-5)
+
+
+def test_choices():
+    assert attention.choose(pattern_of("flat", "aligned"), jnp.float32) == "dense"
+    assert attention.choose(pattern_of("slide", "shifted"), jnp.bfloat16) == "blockwise"
+    with pytest.raises(UserError, match=r"model\.attention must be one of auto, dense, blockwise"):
+        Transformer(tokens=3, layers=1, width=8, heads=1, attention="flash")
