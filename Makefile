@@ -1,5 +1,6 @@
 # make run    venv + install + train the small γ-hybrid on the embedded corpus
 # make test   venv + install + the test suite
+# make bench  venv + install + the benchmarks that a processor can run, a quarter of an hour
 # Choose an interpreter with PYTHON=python3.12, a place for the environment with VENV=folder, and
 # what pytest is told with ARGS=..., such as ARGS=--share=1/4 (a quarter of each test's cases).
 
@@ -8,13 +9,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/gamma_hybrid
 
-.PHONY: run test lint clean
+.PHONY: run test bench lint clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m hybrid_jax.main --config=configs/gamma_hybrid.py --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/vocab.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/sampling.py --repeats=3
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

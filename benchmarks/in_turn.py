@@ -1,0 +1,70 @@
+"""Variants of one thing, timed in turn, and results written down.
+
+Variants alternate, so that a machine that changes its speed changes all of them, and ratios are
+taken between neighbours.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import device
+import jax
+
+from hybrid_jax.atomic import write_atomic
+
+
+def milliseconds(
+    variants: Mapping[str, Callable[[], Any]], *, repeats: int
+) -> dict[str, list[float]]:
+    """Times of each variant, in order; the first, which compiles, is left out."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 1):
+        for name, run in variants.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(run())
+            if repeat:
+                times[name].append((time.perf_counter() - begun) * 1e3)
+    return times
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Median, least and most."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} – {high:.{digits}f})"
+
+
+def ratios(slow: list[float], fast: list[float]) -> list[float]:
+    """How many times faster, pair by pair."""
+    return [a / b for a, b in zip(slow, fast, strict=True)]
+
+
+def peak_megabytes(function: Callable, *arguments: Any) -> float:
+    """What the compiled program needs beside its arguments, as the compiler says."""
+    analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    return (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / 1e6
+
+
+def store(kind: str, out: str, rows: list[dict[str, Any]], table: str, **more: Any) -> None:
+    """Prints a table and writes it, with all numbers as JSON, named by kind, device and date."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    today = datetime.date.today().isoformat()
+    result = {"device": device.name(), "versions": device.versions(), **more, "rows": rows}
+    report = f"{kind} on {result['device']}, {result['versions']}, {today}\n\n{table}\n"
+    file = folder / f"{kind}-{jax.default_backend()}-{today}"
+    write_atomic(file.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(file.with_suffix(".md"), report)
+    print(report)
+
+
+def note(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,163 @@
+"""A whole training step at the shape of a size, with and without what makes it fast.
+
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --size=base --batch_size=32 --steps=10         # on a GPU
+
+"Plain" has dense attention and the logits of whole records. MFU is the share of the device's peak
+that useful work takes (`hybrid_jax.flops`: rows and pairs that the model's definition asks for).
+The peak of a processor is measured here, as a large product of float32 matrices; that of an
+accelerator is its data sheet's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import math
+import statistics
+from pathlib import Path
+
+import in_turn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax import flops, sharding
+from hybrid_jax.config import Experiment
+from hybrid_jax.sharding import MeshConfig
+from hybrid_jax.step import Recipe
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LAYOUTS = {
+    "AR": ("ar", {}),
+    "flat": ("mdlm", {}),
+    "block": ("bd3lm", {"width": 16, "levels": 16}),
+    "slide": ("slide", {"width": 16, "levels": 16}),
+}
+
+
+def experiment_of(name: str, options: argparse.Namespace) -> Experiment:
+    file, schedule = LAYOUTS[name]
+    spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(options.size)
+    config.train.batch_size = options.batch_size
+    config.train.accumulation = 1
+    config.model.dtype = options.dtype
+    config.model.dropout = 0.0
+    config.mesh.fsdp = 1
+    for key, value in schedule.items():
+        setattr(config.schedule, key, value)
+    if options.length:
+        config.data.length = options.length
+        if config.schedule.family == "flat":
+            config.schedule.levels = options.length
+    return Experiment.from_config(config)
+
+
+class Steps:
+    """A training whose steps can be timed."""
+
+    def __init__(self, experiment: Experiment, options: argparse.Namespace):
+        tokens = experiment.data.vocab_size
+        self.recipe = Recipe.build(experiment, tokens, 1)
+        self.mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1])
+        length = experiment.data.length
+        rng = np.random.default_rng(0)
+        with sharding.use(self.mesh):
+            self.state = self.recipe.compile_init(self.mesh)()
+            step = self.recipe.compile_step(self.mesh)
+            self.tokens = jnp.asarray(
+                rng.integers(0, tokens, (options.batch_size, length)), jnp.int32
+            )
+            self.index = jnp.arange(options.batch_size)
+            self.step = step.lower(self.state, self.tokens, self.index).compile()
+        analysis = self.step.memory_analysis()
+        self.megabytes = (analysis.argument_size_in_bytes + analysis.temp_size_in_bytes) / 1e6
+        self.count = options.steps
+
+    def run(self):
+        for _ in range(self.count):
+            self.state, metrics = self.step(self.state, self.tokens, self.index)
+        return metrics
+
+
+def plain(experiment: Experiment) -> Experiment:
+    model = dataclasses.replace(experiment.model, attention="dense")
+    train = dataclasses.replace(experiment.train, loss_chunk=experiment.data.length)
+    return dataclasses.replace(experiment, model=model, train=train)
+
+
+def measured_peak(size: int = 2048) -> float:
+    """FLOP/s of a product of two square float32 matrices, the best of five."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.matmul)
+    times = in_turn.milliseconds({"product": lambda: product(a, a)}, repeats=5)["product"]
+    return 2.0 * size**3 / (min(times) * 1e-3)
+
+
+def measure(name: str, peak: float, options: argparse.Namespace) -> dict:
+    experiment = experiment_of(name, options)
+    fast, slow = Steps(experiment, options), Steps(plain(experiment), options)
+    times = in_turn.milliseconds({"plain": slow.run, "default": fast.run}, repeats=options.repeats)
+    times = {variant: [t / options.steps for t in values] for variant, values in times.items()}
+    work = flops.training_flops(fast.recipe.network, fast.recipe.problem) * options.batch_size
+    median = statistics.median(times["default"])
+    return {
+        "layout": f"{name}: {fast.recipe.problem.schedule.name}",
+        "milliseconds": times,
+        "ratios": in_turn.ratios(times["plain"], times["default"]),
+        "megabytes": {"plain": slow.megabytes, "default": fast.megabytes},
+        "teraflops": work / 1e12,
+        "mfu": work / (median * 1e-3) / peak if peak else math.nan,
+        "tokens_per_second": options.batch_size * experiment.data.length / (median * 1e-3),
+    }
+
+
+def as_markdown(rows: list[dict]) -> str:
+    lines = [
+        "| layout | ms a step, plain | default | times faster | MB, plain | default | tokens/s | "
+        "useful TFLOP a step | MFU |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['layout']} | {in_turn.spread(row['milliseconds']['plain'], 0)} | "
+            f"{in_turn.spread(row['milliseconds']['default'], 0)} | "
+            f"{in_turn.spread(row['ratios'], 2)} | {row['megabytes']['plain']:.0f} | "
+            f"{row['megabytes']['default']:.0f} | {row['tokens_per_second']:.0f} | "
+            f"{row['teraflops']:.3f} | {row['mfu']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Times a whole training step.")
+    add = parser.add_argument
+    add("--size", default="small", choices=["tiny", "small", "base"])
+    add("--layouts", default="AR,flat,block", help=f"of {','.join(LAYOUTS)}")
+    add("--batch_size", type=int, default=2)
+    add("--length", type=int, default=0, help="of records (default: the size's)")
+    add("--steps", type=int, default=1, help="between two looks at the clock")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"])
+    add("--repeats", type=int, default=5)
+    add("--out", default="benchmarks/results", metavar="DIR")
+    options = parser.parse_args()
+    on_cpu = jax.default_backend() == "cpu"
+    peak = measured_peak() if on_cpu else flops.peak_flops(jax.devices()[0])
+    rows = []
+    for name in options.layouts.split(","):
+        rows.append(measure(name, peak or 0.0, options))
+        in_turn.note(f"{name}: {statistics.median(rows[-1]['ratios']):.2f} times faster")
+    shape = {k: getattr(options, k) for k in ("size", "batch_size", "dtype", "steps")}
+    in_turn.store(
+        f"train-step-{options.size}", options.out, rows, as_markdown(rows), peak_flops=peak, **shape
+    )
+
+
+if __name__ == "__main__":
+    main()
