@@ -4,8 +4,8 @@
     python benchmarks/attention.py --length=1024 --batch=8 --heads=12 --dtype=bfloat16   # on a GPU
 
 Rows are those of training, ``[noisy | clean]``. "Useful" is the share of the dense score matrix
-that the mask allows; what a backend computes lies between that and all of it. "Error" is the largest
-difference of the outputs to the dense backend in float32.
+that the mask allows; what a backend computes lies between that and all of it. "Error" is the
+largest difference of the outputs to the dense backend in float32.
 """
 
 from __future__ import annotations

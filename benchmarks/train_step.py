@@ -16,14 +16,16 @@ import dataclasses
 import importlib.util
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import in_turn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import flops, sharding
+from hybrid_jax import estimator, flops, sharding
 from hybrid_jax.config import Experiment
 from hybrid_jax.sharding import MeshConfig
 from hybrid_jax.step import Recipe
@@ -85,6 +87,39 @@ class Steps:
             self.state, metrics = self.step(self.state, self.tokens, self.index)
         return metrics
 
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        """What a step is made of, each part with all before it."""
+        recipe, problem = self.recipe, self.recipe.problem
+        key, count = jax.random.key(0), len(self.index)
+
+        @jax.jit
+        def loss(params):
+            return estimator.batch_loss(
+                problem, recipe.network, params, self.tokens, self.index, key, count=count
+            )
+
+        @jax.jit
+        def forward(params):
+            terms = estimator.batch_terms(
+                problem, recipe.network, params, self.tokens, self.index, key,
+                count=count, time=problem.objective.time, loss=True,
+            )  # fmt: skip
+            return terms.sum()
+
+        @jax.jit
+        def corrupt():
+            return estimator.corrupt_batch(
+                problem, self.tokens, self.index, key, count=count, time=problem.objective.time
+            )
+
+        gradient = jax.jit(jax.grad(loss))
+        return {
+            "levels and noise": corrupt,
+            "forward pass": lambda: forward(self.state.params),
+            "backward pass": lambda: gradient(self.state.params),
+            "optimizer, averages": self.run,
+        }
+
 
 def plain(experiment: Experiment) -> Experiment:
     model = dataclasses.replace(experiment.model, attention="dense")
@@ -105,6 +140,8 @@ def measure(name: str, peak: float, options: argparse.Namespace) -> dict:
     fast, slow = Steps(experiment, options), Steps(plain(experiment), options)
     times = in_turn.milliseconds({"plain": slow.run, "default": fast.run}, repeats=options.repeats)
     times = {variant: [t / options.steps for t in values] for variant, values in times.items()}
+    parts = in_turn.milliseconds(fast.parts(), repeats=options.repeats)
+    parts["optimizer, averages"] = [t / options.steps for t in parts["optimizer, averages"]]
     work = flops.training_flops(fast.recipe.network, fast.recipe.problem) * options.batch_size
     median = statistics.median(times["default"])
     return {
@@ -112,6 +149,7 @@ def measure(name: str, peak: float, options: argparse.Namespace) -> dict:
         "milliseconds": times,
         "ratios": in_turn.ratios(times["plain"], times["default"]),
         "megabytes": {"plain": slow.megabytes, "default": fast.megabytes},
+        "parts": {part: statistics.median(values) for part, values in parts.items()},
         "teraflops": work / 1e12,
         "mfu": work / (median * 1e-3) / peak if peak else math.nan,
         "tokens_per_second": options.batch_size * experiment.data.length / (median * 1e-3),
@@ -132,6 +170,13 @@ def as_markdown(rows: list[dict]) -> str:
             f"{row['megabytes']['default']:.0f} | {row['tokens_per_second']:.0f} | "
             f"{row['teraflops']:.3f} | {row['mfu']:.2f} |"
         )
+    lines += ["", "Where the time goes, ms (each part less the one before it):", ""]
+    names = list(rows[0]["parts"])
+    lines += [f"| layout | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in rows:
+        totals = [row["parts"][name] for name in names]
+        own = [now - before for now, before in zip(totals, [0.0, *totals], strict=False)]
+        lines.append(f"| {row['layout']} | {' | '.join(f'{ms:.0f}' for ms in own)} |")
     return "\n".join(lines)
 
 
