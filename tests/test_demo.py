@@ -426,16 +426,29 @@ def test_a_storm_of_clicks_is_survived(server):
     assert texts == {write(server)[-1]["done"]["text"]}
 
 
-def test_a_client_that_goes_away_frees_its_place(server, monkeypatch):
-    made = []
+@pytest.fixture
+def made(server, monkeypatch):
+    """All events that the server's writer yields."""
+    events = []
     real = server.writer.write
 
     def counted(job):
         for event in real(job):
-            made.append(event)
+            events.append(event)
             yield event
 
     monkeypatch.setattr(server.writer, "write", counted)
+    return events
+
+
+def all_places_are_free(server):
+    for _ in range(demo.PLACES):
+        assert server.places.acquire(timeout=120)
+    server.places.release(demo.PLACES)
+    return True
+
+
+def test_a_client_that_goes_away_frees_its_place(server, made):
     # Nobody has a turn until the client is gone.
     with server.writer._turn, socket.create_connection(server.server_address[:2]) as client:
         client.sendall(
@@ -445,9 +458,7 @@ def test_a_client_that_goes_away_frees_its_place(server, monkeypatch):
         received = b""
         while b'"begun"' not in received:
             received += client.recv(4096)
-    for _ in range(demo.PLACES):
-        assert server.places.acquire(timeout=120)
-    server.places.release(demo.PLACES)
+    assert all_places_are_free(server)
     assert len(made) < LENGTH // 2
 
 
@@ -579,18 +590,31 @@ def test_the_page_fills_gaps_and_shows_what_applies(page):
     assert levels.evaluate("field => field.validity.rangeOverflow")
 
 
-def test_a_text_can_be_stopped_and_the_next_begun(page, server):
+def test_the_page_plays_what_has_come_at_its_own_speed(page):
     page.get_by_label("Speed").select_option("2 a second")
     page.get_by_role("button", name="Write").click()
     page.locator("#output .masked").first.wait_for()
-    assert page.get_by_role("button", name="Write").is_disabled()
-    page.keyboard.press("Escape")
-    page.get_by_text("Stopped.").wait_for()
+    page.get_by_role("button", name="Pause").click()
     assert "░" in page.locator("#output").text_content()
+    page.get_by_label("Speed").select_option("as it comes")
+    page.get_by_role("button", name="Play").click()
+    page.get_by_text("Done: ").wait_for()
+    assert page.locator("#output .settled").count() == 1
+
+
+@pytest.mark.parametrize("key", ["Escape", "Enter"])
+def test_a_text_can_be_stopped_and_the_next_begun(page, server, made, key):
+    with server.writer._turn:
+        page.get_by_role("button", name="Write").click()
+        page.get_by_text("Writing: acs").or_(page.get_by_text("Compiling, once")).wait_for()
+        assert page.get_by_role("button", name="Write").is_disabled()
+        if key == "Enter":
+            page.get_by_role("button", name="Stop").focus()
+        page.keyboard.press(key)
+        page.get_by_text("Stopped.").wait_for()
+    assert all_places_are_free(server)
+    assert len(made) < LENGTH // 2
     assert page.get_by_role("button", name="Stop").is_disabled()
-    for _ in range(demo.PLACES):
-        assert server.places.acquire(timeout=60)
-    server.places.release(demo.PLACES)
     page.get_by_label("Speed").select_option("as it comes")
     page.get_by_role("button", name="Write").click()
     page.get_by_text("Done: ").wait_for()

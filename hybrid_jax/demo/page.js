@@ -120,7 +120,8 @@ async function write() {
   at("output").replaceChildren();
   for (const id of ["step", "calls", "corrections"]) at(id).textContent = "–";
   at("frame").disabled = at("play").disabled = true;
-  at("stop").scrollIntoView({ block: "nearest" }); // and so the text above it
+  // On a phone the form fills the screen.
+  if (at("stop").getBoundingClientRect().bottom + 100 > innerHeight) at("status").scrollIntoView();
   at("write").disabled = true;
   at("stop").disabled = false;
   setPlaying(true);
