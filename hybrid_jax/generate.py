@@ -28,9 +28,10 @@ from hybrid_jax.atomic import write_atomic
 from hybrid_jax.config import SamplingConfig
 from hybrid_jax.data.tokenizers import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.frames import Frames
 from hybrid_jax.metrics import Progress
 from hybrid_jax.sampling import loop, prompts, rules
-from hybrid_jax.sampling.prompts import GAP
+from hybrid_jax.sampling.prompts import GAP, Prompts
 from hybrid_jax.sampling.rule import Rule
 from hybrid_jax.sampling.state import Generated, Generation, Sampler
 from hybrid_jax.trained import Trained
@@ -118,19 +119,39 @@ def generate(
                 state = loop.advance(sampler, rule, params, state, 0)
                 jax.block_until_ready(loop.finish(sampler, given, state))
             begun = time.monotonic()
-            state = loop.start(sampler, params, keys, given)
-            with _watching(tokenizer, given, watch) as screen:
-                for piece, share in _pieces(sampler, rule, params, state, screen):
-                    state = piece
-                    if watch is None:
-                        place = number * schedule.steps + int(share * (schedule.steps - 1))
-                        progress.update(place, {"texts": len(texts)})
+            frames = Frames(schedule, tokenizer, given)
+            first: int | None = None
+            piece = max(1, schedule.steps // _PIECES) if watch is None else 1
+            with contextlib.nullcontext() if watch is None else Watch(delay=watch) as screen:
+                for state in rounds(sampler, rule, params, keys, given, piece=piece):
+                    if screen:
+                        screen.show(frames.of(state))
+                        continue
+                    now = int(np.min(state.step))
+                    first = now if first is None else first
+                    share = (now - first) / max(1, schedule.steps - first)
+                    place = number * schedule.steps + int(share * (schedule.steps - 1))
+                    progress.update(place, {"texts": len(texts)})
             result = jax.device_get(loop.finish(sampler, given, state))
             seconds += time.monotonic() - begun
             texts += texts_from(result, batch, tokenizer, first=len(texts))
             if watch is None:
                 progress.update((number + 1) * schedule.steps, {"texts": len(texts)})
     return texts, seconds
+
+
+def rounds(
+    sampler: Sampler, rule: Rule, params: Any, keys: jax.Array, given: Prompts, *, piece: int = 1
+) -> Iterator[Generation]:
+    """Generates a batch: yields the state before the first round and after every `piece` of them.
+
+    A state is gone once the next one is asked for, which is written to the same place.
+    """
+    state = loop.start(sampler, params, keys, given)
+    yield state
+    while (np.asarray(state.step) < sampler.problem.schedule.steps).any():
+        state = loop.advance(sampler, rule, params, state, piece)
+        yield state
 
 
 def keys_of(seed: int, numbers: np.ndarray) -> jax.Array:
@@ -161,36 +182,6 @@ def texts_from(
             )
         )
     return texts
-
-
-def _watching(tokenizer, given, watch: float | None):
-    if watch is None:
-        return contextlib.nullcontext()
-    return Watch(tokenizer, np.asarray(given.frozen[0]), delay=watch)
-
-
-def _pieces(
-    sampler: Sampler, rule: Rule, params: Any, state: Generation, screen: Watch | None
-) -> Iterator[tuple[Generation, float]]:
-    """Runs a batch in pieces: yields the state and the share of its steps that is done."""
-    schedule = sampler.problem.schedule
-    settled = np.asarray(schedule.settled(np.arange(schedule.steps + 1)))
-    frontier = np.asarray(schedule.frontier(np.arange(schedule.steps + 1)))
-    first = int(np.min(state.step))
-    piece = 1 if screen else max(1, (schedule.steps - first) // _PIECES)
-    while True:
-        steps = np.asarray(state.step)
-        if screen:
-            now = int(steps[0])
-            status = (
-                f"step {now}/{schedule.steps}, call {int(state.calls[0])}, "
-                f"{int(state.corrections[0])} corrections"
-            )
-            screen.show(np.asarray(state.tokens[0]), int(settled[now]), int(frontier[now]), status)
-        yield state, float((steps.min() - first) / max(1, schedule.steps - first))
-        if (steps >= schedule.steps).all():
-            return
-        state = loop.advance(sampler, rule, params, state, piece)
 
 
 def settings_of(
@@ -227,15 +218,10 @@ def read_requests(options: argparse.Namespace, tokenizer: Tokenizer, length: int
     texts = list(options.prompt or [])
     if options.prompt_file:
         texts += _lines(options.prompt_file)
-    requests = [
-        Request(prompt=text, ids=[int(i) for i in tokenizer.encode(text)], stop=wanted)
-        for text in texts
-    ]
-    for text in options.infill or []:
-        ids = _with_gaps(text, tokenizer)
-        requests.append(Request(prompt=text, ids=ids, stop=max(1, len(ids))))
+    requests = [beginning(text, tokenizer, stop=wanted) for text in texts]
+    requests += [with_gaps(text, tokenizer, length) for text in options.infill or []]
     if not requests:
-        requests = [Request(prompt="", ids=[], stop=wanted)]
+        requests = [beginning("", tokenizer, stop=wanted)]
     # Checked here, all at once, before anything is compiled.
     prompts.build(
         [request.ids for request in requests],
@@ -257,26 +243,42 @@ def _lines(file: str) -> list[str]:
     return lines
 
 
-def _with_gaps(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a text in which ``{{n}}`` stands for n tokens to fill."""
-    parts = re.split(r"\{\{(\d+)\}\}", text)
+def beginning(text: str, tokenizer: Tokenizer, *, stop: int) -> Request:
+    """A text of `stop` tokens that begins with this one."""
+    return Request(prompt=text, ids=[int(i) for i in tokenizer.encode(text)], stop=stop)
+
+
+def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> Request:
+    """This text, in which ``{{n}}`` stands for n tokens to fill.
+
+    Raises:
+      UserError: if there is none, or one is longer than `length`, what the model writes.
+    """
+    parts = re.split(r"\{\{([0-9]+)\}\}", text)
     if len(parts) == 1:
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
         raise UserError(
-            f"--infill={text!r} has no gap: write {{{{5}}}} where 5 tokens are to be filled in."
+            f"The text {shown!r} has no gap: write {{{{5}}}} where 5 tokens are to be filled in."
         )
     ids: list[int] = []
     for i, part in enumerate(parts):
+        # The number of digits first: Python refuses to read very long numbers.
+        if i % 2 and (len(part) > 9 or int(part) > length):
+            raise UserError(
+                f"The gap {{{{{part[:12]}}}}} is longer than the {length} tokens that the model "
+                "writes."
+            )
         ids += [GAP] * int(part) if i % 2 else [int(token) for token in tokenizer.encode(part)]
-    return ids
+    return Request(prompt=text, ids=ids, stop=max(1, len(ids)))
 
 
-def choose_sampling(options: argparse.Namespace, trained_with: SamplingConfig) -> SamplingConfig:
-    """The experiment's settings, with those of the command line; another rule starts afresh."""
-    names = {field.name for field in dataclasses.fields(SamplingConfig)} - {"count", "rule"}
-    given = {name: getattr(options, name) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    if options.rule is not None and options.rule != trained_with.rule:
-        return SamplingConfig(rule=options.rule, **{"eos": trained_with.eos, **given})
+def choose_sampling(
+    trained_with: SamplingConfig, rule: str | None, settings: Mapping[str, Any]
+) -> SamplingConfig:
+    """The experiment's settings, with those that are not None; another rule starts afresh."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if rule is not None and rule != trained_with.rule:
+        return SamplingConfig(rule=rule, **{"eos": trained_with.eos, **given})
     return dataclasses.replace(trained_with, **given)
 
 
@@ -285,7 +287,10 @@ def build_sampler(model: Trained, sampling: SamplingConfig, levels: int | None) 
     problem = model.problem
     if levels is not None:
         if model.experiment.schedule.family == "quenched_ar":
-            raise UserError("--levels changes the steps of a window, and this model has none.")
+            raise UserError(
+                "The levels are the steps of a window, and this model has no windows: leave them "
+                "as they are."
+            )
         schedule = dataclasses.replace(model.experiment.schedule, levels=levels)
         problem = dataclasses.replace(problem, schedule=schedule.build(problem.schedule.length))
     eos = model.tokenizer.eos if sampling.eos == "stop" else None
@@ -300,7 +305,9 @@ def run(options: argparse.Namespace) -> None:
     if options.watch is not None:
         require_terminal()  # before the model is loaded
     model = trained.load(options.workdir, step=options.step)
-    sampling = choose_sampling(options, model.experiment.sampling)
+    names = {field.name for field in dataclasses.fields(SamplingConfig)} - {"count", "rule"}
+    settings = {name: getattr(options, name) for name in names}
+    sampling = choose_sampling(model.experiment.sampling, options.rule, settings)
     rule = sampling.build()
     sampler = build_sampler(model, sampling, options.levels)
     loop.check(sampler, rule)
@@ -316,8 +323,8 @@ def run(options: argparse.Namespace) -> None:
         watch=options.watch,
     )
     if options.out:
-        settings = settings_of(options.workdir, model, sampler, sampling, options.seed)
-        write(options.out, texts, settings)
+        record = settings_of(options.workdir, model, sampler, sampling, options.seed)
+        write(options.out, texts, record)
     for text in texts:
         print(f"--- text {text.number + 1} of {len(texts)} ---")
         print(text.text)

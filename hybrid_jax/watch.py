@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 
-import numpy as np
 import rich.console
 import rich.live
 import rich.text
 
-from hybrid_jax.data.tokenizers import Tokenizer
 from hybrid_jax.errors import UserError
+from hybrid_jax.frames import Frame
 
 STYLES = {
     "given": "bold",
@@ -20,6 +18,7 @@ STYLES = {
     "active": "cyan",
     "corrected": "black on yellow",
     "masked": "bright_black",
+    "worthless": "bright_black",
 }
 
 
@@ -33,8 +32,6 @@ class Watch:
     """Shows one text; a context manager. Each frame repaints the last.
 
     Args:
-      tokenizer: of the text.
-      frozen: bool [L], given tokens.
       delay: least seconds between frames.
       console: where to draw; standard output if None.
 
@@ -42,18 +39,10 @@ class Watch:
       UserError: if that is no terminal.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        frozen: np.ndarray,
-        *,
-        delay: float = 0.0,
-        console: rich.console.Console | None = None,
-    ):
+    def __init__(self, *, delay: float = 0.0, console: rich.console.Console | None = None):
         if console is None:
             require_terminal()
-        self._tokenizer, self._frozen, self._delay = tokenizer, frozen, delay
-        self._before: np.ndarray | None = None
+        self._delay = delay
         self._live = rich.live.Live(
             console=console, auto_refresh=False, vertical_overflow="visible"
         )
@@ -65,41 +54,18 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def show(self, tokens: np.ndarray, settled: int, frontier: int, status: str) -> None:
-        """Paints a frame: tokens int32 [L], of which `settled` are final and `frontier` begun."""
-        kinds = self.kinds(tokens, settled, frontier)
-        self._before = np.array(tokens)
-        frame = rich.text.Text(overflow="fold")
-        for kind, ids in _runs(kinds, tokens):
-            frame.append(self._tokenizer.decode(ids, mask_text="░"), style=STYLES[kind])
-        frame.append("\n\n")
+    def show(self, frame: Frame) -> None:
+        """Paints a frame."""
+        painted = rich.text.Text(overflow="fold")
+        for kind, text in frame.runs:
+            painted.append(text, style=STYLES[kind])
+        painted.append("\n\n")
         for kind, style in STYLES.items():
-            frame.append(kind, style=style)
-            frame.append("  ")
-        frame.append(status, style="bright_black")
-        self._live.update(frame, refresh=True)
+            painted.append(kind, style=style)
+            painted.append("  ")
+        painted.append(
+            f"step {frame.step}/{frame.steps}, call {frame.calls}, {frame.corrections} corrections",
+            style="bright_black",
+        )
+        self._live.update(painted, refresh=True)
         time.sleep(self._delay)
-
-    def kinds(self, tokens: np.ndarray, settled: int, frontier: int) -> list[str]:
-        """The style of each position up to the frontier."""
-        mask = self._tokenizer.vocab_size
-        kinds = []
-        for i in range(max(settled, frontier)):
-            if self._frozen[i]:
-                kinds.append("given")
-            elif tokens[i] == mask:
-                kinds.append("masked")
-            elif self._before is not None and self._before[i] not in (mask, tokens[i]):
-                kinds.append("corrected")
-            else:
-                kinds.append("settled" if i < settled else "active")
-        return kinds
-
-
-def _runs(kinds: list[str], tokens: np.ndarray) -> Iterator[tuple[str, list[int]]]:
-    """Neighbours of one kind together, so that characters of several tokens stay whole."""
-    start = 0
-    for end in range(1, len(kinds) + 1):
-        if end == len(kinds) or kinds[end] != kinds[start]:
-            yield kinds[start], [int(token) for token in tokens[start:end]]
-            start = end

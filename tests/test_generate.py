@@ -8,6 +8,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import rich.console
 from conftest import REPOSITORY
 
-from hybrid_jax import generate, train, trained, workdir
+from hybrid_jax import generate, hyperschedule, train, trained, workdir
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -28,9 +29,11 @@ from hybrid_jax.config import (
 )
 from hybrid_jax.data.tokenizers import Byte
 from hybrid_jax.errors import UserError
+from hybrid_jax.frames import Frames
 from hybrid_jax.interruption import Signals
 from hybrid_jax.layout import Layout
 from hybrid_jax.objective import Objective
+from hybrid_jax.sampling import prompts
 from hybrid_jax.watch import Watch
 
 LENGTH = 24
@@ -145,7 +148,8 @@ def test_prompts_come_from_a_file_or_standard_input(folder, tmp_path, monkeypatc
         (["--prompt=abcdef", "--length=4"], "does not fit a text of 4"),
         (["--length=25"], "--length=25 is outside 1 … 24"),
         (["--infill=nothing missing"], "has no gap"),
-        (["--infill=a{{30}}b"], "asks for a text of 32 tokens, but the model writes 1 to 24"),
+        (["--infill=a{{20}}b{{20}}"], "asks for a text of 42 tokens, but the model writes 1 to 24"),
+        (["--infill=a{{9999999999}}b"], "The gap {{9999999999}} is longer than the 24 tokens"),
         (["--prompt_file=/nonexistent"], "The prompts in /nonexistent cannot be read"),
         (["--eta=1.5"], r"eta must lie in [0, 1], but is 1.5"),
         (["--rule=ancestral", "--eta=0.5"], "Rule ancestral has no eta: it belongs to acs and rem"),
@@ -198,22 +202,30 @@ def test_the_averaged_parameters_are_used(folder):
 
 
 def test_watching_tells_tokens_apart():
-    frozen = np.array([True, False, False, False, False, False, False])
+    schedule = hyperschedule.slide(length=6, width=2, levels=2)
+    given = prompts.build([[65]], length=6, tokens=258, stop=5)
+    frames = Frames(schedule, Byte(), given)
+
+    def state(tokens, step, calls):
+        return types.SimpleNamespace(
+            tokens=np.array([tokens]), step=[step], calls=[calls], corrections=[calls // 2]
+        )
+
     console = rich.console.Console(
-        file=io.StringIO(), force_terminal=True, color_system="standard", width=60
+        file=io.StringIO(), force_terminal=True, color_system="standard", width=100
     )
-    with Watch(Byte(), frozen, console=console) as watch:
-        before = np.array([65, 66, 67, 68, 258, 258, 258])
-        watch.show(before, 2, 5, "step 1")
-        after = np.array([65, 66, 67, 69, 70, 258, 258])
-        assert watch.kinds(after, 3, 6) == [
-            "given", "settled", "settled", "corrected", "active", "masked",
-        ]  # fmt: skip
-        watch.show(after, 3, 6, "step 2")
+    with Watch(console=console) as watch:
+        watch.show(frames.of(state([65, 67, 68, 258, 258, 258], 3, 2)))
+        frame = frames.of(state([65, 67, 69, 258, 258, 258], 4, 3))
+        watch.show(frame)
+    # The last token is not wanted, and the frontier has not come to the one before.
+    assert frame.runs == [
+        ("given", "A"), ("settled", "C"), ("corrected", "E"), ("masked", "░"), ("worthless", "·"),
+    ]  # fmt: skip
     painted = console.file.getvalue()
     assert "\x1b[1mA\x1b[0m" in painted
     assert "\x1b[30;43mE\x1b[0m" in painted
-    assert "step 2" in painted
+    assert f"step 4/{schedule.steps}, call 3, 1 corrections" in painted
 
 
 def test_watching_in_a_real_terminal(folder):

@@ -311,6 +311,12 @@ _NAMED: dict[str, type] = {
 NAMES = (*_NAMED, "greedy")
 
 
+def settings_of(name: str) -> tuple[str, ...]:
+    """The settings of a rule by their names, without those of the warp."""
+    kind = _NAMED.get(name)
+    return tuple(f.name for f in dataclasses.fields(kind) if f.name != "warp") if kind else ()
+
+
 def make(name: str, *, warp: Warp = PLAIN, **settings: Any) -> Rule:
     """The rule of a name, with those settings that are not None.
 
@@ -323,10 +329,9 @@ def make(name: str, *, warp: Warp = PLAIN, **settings: Any) -> Rule:
     if name == "greedy" and warp.temperature is not None:
         given["temperature"] = warp.temperature  # it has its own
     kind = _NAMED.get(name)
-    own = {field.name for field in dataclasses.fields(kind)} - {"warp"} if kind else set()
     for key in given:
-        if key not in own:
-            users = [n for n, k in _NAMED.items() if key in {f.name for f in dataclasses.fields(k)}]
+        if key not in settings_of(name):
+            users = [n for n in _NAMED if key in settings_of(n)]
             belongs = (
                 f"it belongs to {' and '.join(users)}" if users else "it takes the likeliest token"
             )

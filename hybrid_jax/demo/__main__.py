@@ -1,0 +1,66 @@
+"""Serves a page on which one watches a trained model write.
+
+    python -m hybrid_jax.demo --workdir=runs/gamma_hybrid
+
+The page is for this machine alone (docs/demo.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import sys
+import threading
+
+from hybrid_jax import trained
+from hybrid_jax.demo.server import Server, listen
+from hybrid_jax.demo.writer import Writer
+from hybrid_jax.errors import exit_status
+from hybrid_jax.interruption import Signals
+
+
+def _run(options: argparse.Namespace) -> None:
+    # First of all, so that a port that is taken shows before anything slow.
+    with listen(options.host, options.port) as listener:
+        model = trained.load(options.workdir, step=options.step)
+        writer = Writer(model, options.workdir, options.step)
+        server = Server(listener, writer, host=options.host)
+        # Signals raise in this thread, and must find it waiting, not in the midst of a request.
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving.start()
+        try:
+            print(f"{model.experiment.name}, step {model.step}, writes at {server.url}", flush=True)
+            if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+                print("warning: others can reach this address, and may use it", file=sys.stderr)
+            serving.join()
+        finally:
+            server.finish()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hybrid_jax.demo",
+        description="Serves a page on which one watches a trained model write.",
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
+    add(
+        "--step",
+        type=trained.step_of,
+        help="checkpoint to use, or 'best' on validation (default: newest)",
+    )
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, which "
+        "only this machine can reach)")  # fmt: skip
+    add("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")
+    options = parser.parse_args(argv)
+
+    def command() -> None:
+        with Signals():
+            _run(options)
+
+    return exit_status(command, interrupted="the page is closed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""The page, over HTTP, for browsers on this machine.
+
+``GET /`` and the files it names; ``GET /model`` says what can be chosen; ``POST /write`` takes a
+wish as JSON (`writer.Wish`) and streams what happens, a JSON object a line. Whatever is refused
+comes back as ``{"error": sentence}``.
+
+Any site that somebody visits can make their browser send requests here. So requests must name this
+machine as their host (a name that was rebound to its address does not), and what a page of another
+origin sends is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.server
+import importlib.resources
+import json
+import socket
+import socketserver
+import sys
+import threading
+import urllib.parse
+from typing import Any
+
+from hybrid_jax.demo.writer import Writer
+from hybrid_jax.errors import UserError
+
+PLACES = 4
+"""Texts that are written at once; whoever comes then is told to wait."""
+
+_MOST_BYTES = 100_000  # of a request
+_PATIENCE = 30.0  # seconds to wait for a client that neither reads nor writes
+_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes any that is free. Raises UserError if it cannot be."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port={port} is outside 0 … 65535.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # A burst of clicks waits, and is not turned away.
+        return socket.create_server(address[:2], family=family, backlog=64)
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise UserError(f"Port {port} of {host} is taken: choose another --port.") from error
+        raise UserError(f"{host} port {port} cannot be listened on: {error}.") from error
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """Serves the page of one writer, a thread for each connection."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, writer: Writer, *, host: str):
+        """`host`: the name or address that `listener` was made for."""
+        super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.host, self.writer = host, writer
+        self.places = threading.Semaphore(PLACES)
+        self.stopping = threading.Event()
+        folder = importlib.resources.files("hybrid_jax.demo")
+        self.files = {
+            path: (folder.joinpath(name).read_bytes(), kind)
+            for path, (name, kind) in _FILES.items()
+        }
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.socket.getsockname()[1]}/"
+
+    def finish(self) -> None:
+        """Ends serving and the texts that are being written, and waits until they have ended."""
+        self.stopping.set()
+        self.shutdown()
+        for _ in range(PLACES):
+            self.places.acquire()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # Clients come and go; everything else is a fault, which is shown with its traceback.
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+    server_version = "hybrid_jax"
+    sys_version = ""
+    timeout = _PATIENCE
+
+    def do_GET(self) -> None:
+        if not self._welcome():
+            return
+        if self.path in self.server.files:
+            self._answer(200, *self.server.files[self.path])
+        elif self.path == "/model":
+            self._answer(200, _json(self.server.writer.describe()), "application/json")
+        else:
+            self._refuse(404, "There is nothing here: the page is at /.")
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if body is None or not self._welcome():
+            return
+        if self.path != "/write":
+            self._refuse(404, "There is nothing here: texts are asked for at /write.")
+            return
+        try:
+            job = self.server.writer.job(_values(body))
+        except UserError as error:
+            self._refuse(400, str(error))
+            return
+        # Not `with`, which would wait for a place.
+        if not self.server.places.acquire(blocking=False):
+            self._refuse(
+                503,
+                f"{PLACES} texts are being written already: try again in a moment, or stop one.",
+            )
+            return
+        try:
+            self._begin(200, "application/x-ndjson")
+            for event in self.server.writer.write(job):
+                stopping = self.server.stopping.is_set()
+                said = {"error": "The server was stopped."} if stopping else event
+                # A client that went away raises ConnectionError here, which ends the generation.
+                self.wfile.write(_json(said) + b"\n")
+                if stopping:
+                    break
+        finally:
+            self.server.places.release()
+
+    def _body(self) -> bytes | None:
+        """What was sent; None if it was refused."""
+        try:
+            size = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            size = -1
+        if size < 0:
+            self._refuse(411, "The request does not say how long it is.")
+            return None
+        # Read even if it is refused: many clients send all before they look at the answer.
+        body = self.rfile.read(min(size, 10 * _MOST_BYTES))
+        if size > _MOST_BYTES:
+            self._refuse(
+                413, f"The request has {size} bytes, of which at most {_MOST_BYTES} are read."
+            )
+            return None
+        return body
+
+    def _welcome(self) -> bool:
+        """Whether the request may be answered; if not, it is refused."""
+        host = self.headers.get("Host", "")
+        try:
+            name = urllib.parse.urlsplit(f"//{host}").hostname
+        except ValueError:
+            name = None
+        # Not the port: a tunnel to this machine may have another.
+        here = {"localhost", self.server.host.lower(), self.connection.getsockname()[0]}
+        if name not in here:
+            self._refuse(403, "The request is for another host: open the address that was printed.")
+            return False
+        origin = self.headers.get("Origin")
+        if origin is not None and origin != f"http://{host}":
+            self._refuse(403, "The request comes from a page of another site.")
+            return False
+        # Forms of other sites cannot send this type, in browsers that send no Origin.
+        if self.command == "POST" and self.headers.get_content_type() != "application/json":
+            self._refuse(415, "The request is not application/json.")
+            return False
+        return True
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        if len(sentence) > 400:  # it repeats something long that was sent
+            sentence = f"{sentence[:400]}…"
+        self._answer(status, _json({"error": sentence}), "application/json")
+
+    def _answer(self, status: int, content: bytes, kind: str) -> None:
+        self._begin(status, kind, {"Content-Length": str(len(content))})
+        self.wfile.write(content)
+
+    def _begin(self, status: int, kind: str, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, **_HEADERS, **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not logged: the page shows what came of them."""
+
+
+def _values(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request. Raises UserError if there is none."""
+    try:
+        values = json.loads(body, parse_constant=_no_number, parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        raise UserError("The request is not a JSON object that can be read.") from error
+    if not isinstance(values, dict):
+        raise UserError("The request is not a JSON object.")
+    return values
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 16:
+        raise ValueError("a number of too many digits")
+    return int(digits)
+
+
+def _json(values: Any) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode("utf-8")
