@@ -13,11 +13,14 @@ import rich.text
 
 from hybrid_jax.data.tokenizers import Tokenizer
 from hybrid_jax.errors import UserError
+from hybrid_jax.kinds import Kind, kinds_of
 
-STYLES = {
+# Like the colours of `figures.palette`, as far as a terminal has them. Text ends at the frontier.
+STYLES: dict[Kind, str] = {
     "given": "bold",
     "settled": "",
     "active": "cyan",
+    "revealed": "bold green",
     "corrected": "black on yellow",
     "masked": "bright_black",
 }
@@ -80,23 +83,19 @@ class Watch:
         self._live.update(frame, refresh=True)
         time.sleep(self._delay)
 
-    def kinds(self, tokens: np.ndarray, settled: int, frontier: int) -> list[str]:
+    def kinds(self, tokens: np.ndarray, settled: int, frontier: int) -> list[Kind]:
         """The style of each position up to the frontier."""
-        mask = self._tokenizer.vocab_size
-        kinds = []
-        for i in range(max(settled, frontier)):
-            if self._frozen[i]:
-                kinds.append("given")
-            elif tokens[i] == mask:
-                kinds.append("masked")
-            elif self._before is not None and self._before[i] not in (mask, tokens[i]):
-                kinds.append("corrected")
-            else:
-                kinds.append("settled" if i < settled else "active")
-        return kinds
+        return kinds_of(
+            tokens.tolist(),
+            None if self._before is None else self._before.tolist(),
+            mask=self._tokenizer.vocab_size,
+            frozen=self._frozen.tolist(),
+            settled=settled,
+            frontier=frontier,
+        )[: max(settled, frontier)]
 
 
-def _runs(kinds: list[str], tokens: np.ndarray) -> Iterator[tuple[str, list[int]]]:
+def _runs(kinds: list[Kind], tokens: np.ndarray) -> Iterator[tuple[Kind, list[int]]]:
     """Neighbours of one kind together, so that characters of several tokens stay whole."""
     start = 0
     for end in range(1, len(kinds) + 1):

@@ -207,7 +207,7 @@ def test_watching_tells_tokens_apart():
         watch.show(before, 2, 5, "step 1")
         after = np.array([65, 66, 67, 69, 70, 258, 258])
         assert watch.kinds(after, 3, 6) == [
-            "given", "settled", "settled", "corrected", "active", "masked",
+            "given", "settled", "settled", "corrected", "revealed", "masked",
         ]  # fmt: skip
         watch.show(after, 3, 6, "step 2")
     painted = console.file.getvalue()
