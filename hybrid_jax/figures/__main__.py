@@ -60,8 +60,9 @@ def run(options: argparse.Namespace) -> None:
     """Draws what the options ask for, one picture after the other, and says what it wrote."""
     names = names_of(options)
     folder = Path(options.out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={folder} is not a folder: name one, or a place for a new one.")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"--out={folder} cannot be a folder, because {there} is not a folder.")
     canvas.module("matplotlib")  # before any work
     for name in names:
         files = files_of(name, options)

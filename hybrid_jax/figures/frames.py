@@ -33,7 +33,7 @@ class Frame:
       kinds: what each position is.
       step: generation steps done, of `Recording.steps`.
       calls: of the network so far.
-      corrections: so far, as the loop counts them.
+      corrections: so far, as the loop counts them (also in a window's positions behind the text).
     """
 
     cells: tuple[str, ...]

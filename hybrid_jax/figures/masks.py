@@ -1,7 +1,7 @@
 """Who may attend to whom: while training, and at one step of generation with a cache.
 
-The rows and the masks come from the functions of `layout` that training and `sampling.feeding` call;
-nothing here decides what may be seen.
+The rows and the masks come from the functions of `layout` that training and `sampling.feeding`
+call; nothing here decides what may be seen.
 """
 
 from __future__ import annotations
