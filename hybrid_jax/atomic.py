@@ -10,8 +10,8 @@ from pathlib import Path
 from hybrid_jax.errors import UserError
 
 
-def write_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a UTF-8 text file so that readers see the old content or the new, never a part.
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a file (text as UTF-8) so that readers see the old content or the new, never a part.
 
     Raises `UserError` if the file cannot be written, naming the path and the cause.
     """
@@ -19,8 +19,8 @@ def write_atomic(path: str | os.PathLike[str], text: str) -> None:
     # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

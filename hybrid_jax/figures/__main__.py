@@ -1,0 +1,102 @@
+"""Draws the paper's pictures from the package's own functions.
+
+    python -m hybrid_jax.figures --out=docs/figures
+    python -m hybrid_jax.figures hyperschedules noise --out=docs/figures
+    python -m hybrid_jax.figures --workdir=runs/ar --workdir=runs/mdlm --out=docs/figures
+
+All pictures that need no trained model are drawn, or those that are named; each --workdir adds a
+text to the animation, which is written as GIF and as one HTML file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hybrid_jax.atomic import one_line, write_atomic
+from hybrid_jax.config import nearest
+from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.figures import canvas, frames, gif, hyperschedules, masks, noise, page
+
+PICTURES: Mapping[str, Callable[[], bytes]] = {
+    "hyperschedules": hyperschedules.draw,
+    "noise": noise.draw,
+    "training_masks": masks.draw_training,
+    "inference_masks": masks.draw_inference,
+}
+ANIMATION = "animation"
+
+
+def names_of(options: argparse.Namespace) -> list[str]:
+    """The pictures to draw. Raises UserError for unknown names, or an animation of nothing."""
+    known = [*PICTURES, ANIMATION]
+    for name in options.names:
+        if name not in known:
+            raise UserError(f"There is no picture {name!r}: {nearest(name, known)}")
+    if options.workdir and options.names and ANIMATION not in options.names:
+        raise UserError(f"--workdir is for the picture {ANIMATION}: name it too, or name none.")
+    if ANIMATION in options.names and not options.workdir:
+        raise UserError(f"The {ANIMATION} shows trained runs: say which with --workdir=DIR.")
+    if not options.workdir and (options.prompt or options.seed):
+        raise UserError(f"--prompt and --seed are for the {ANIMATION}, which needs --workdir=DIR.")
+    chosen = options.names or [*PICTURES, *([ANIMATION] if options.workdir else [])]
+    return list(dict.fromkeys(chosen))
+
+
+def files_of(name: str, options: argparse.Namespace) -> dict[str, bytes | str]:
+    """The files of a picture, by name."""
+    if name != ANIMATION:
+        return {f"{name}.png": PICTURES[name]()}
+    recordings = [
+        frames.record_run(workdir, prompt=options.prompt, seed=options.seed)
+        for workdir in options.workdir
+    ]
+    return {f"{name}.gif": gif.draw(recordings), f"{name}.html": page.draw(recordings)}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Draws what the options ask for, one picture after the other, and says what it wrote."""
+    names = names_of(options)
+    folder = Path(options.out)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"--out={folder} cannot be a folder, because {there} is not a folder.")
+    canvas.module("matplotlib")  # before any work
+    for name in names:
+        files = files_of(name, options)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The folder {folder} cannot be made: {one_line(error)}.") from error
+        for file, content in files.items():
+            write_atomic(folder / file, content)
+            print(folder / file)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hybrid_jax.figures",
+        description="Draws the paper's pictures from the package's own functions.",
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME",
+        help=f"pictures: {', '.join(PICTURES)}, {ANIMATION} (default: all, the last of them "
+        "with --workdir)")  # fmt: skip
+    add("--out", default="figures", metavar="DIR", help="folder to write to (default: %(default)s)")
+    add("--workdir", action="append", default=[], metavar="DIR",
+        help="trained run to animate; may be repeated, for runs side by side")  # fmt: skip
+    add("--prompt", default="", metavar="TEXT", help="beginning of the animated texts")
+    add("--seed", type=int, default=0, help="of the animated texts")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    options = _parser().parse_args(argv)
+    return exit_status(lambda: run(options), interrupted="pictures that were written stay")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

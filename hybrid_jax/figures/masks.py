@@ -1,0 +1,202 @@
+"""Who may attend to whom: while training, and at one step of generation with a cache.
+
+The rows and the masks come from the functions of `layout` that training and `sampling.feeding`
+call; nothing here decides what may be seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax import hyperschedule, layout
+from hybrid_jax.figures import canvas
+from hybrid_jax.figures.palette import ATTENTION, INK, PAPER
+from hybrid_jax.hyperschedule import Hyperschedule
+from hybrid_jax.layout import NO_TARGET, Layout, Rows
+
+WIDTH = 3
+_NAMES = "z: noisy token, x: clean token, x2 → 3: the row that holds x2 predicts position 3"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One mask and its rows.
+
+    Attributes:
+      title: what it shows.
+      queries, keys: the rows, NumPy fields [Q] and [K].
+      mask: bool [Q, K].
+      cached: how many of the first keys are in the cache, and so are no queries.
+    """
+
+    title: str
+    queries: Rows
+    keys: Rows
+    mask: np.ndarray
+    cached: int = 0
+
+
+def training(how: Layout, schedule: Hyperschedule, phase: int) -> Picture:
+    """The mask of one training example, all windows at one phase."""
+
+    def rows_and_mask():
+        phases = jnp.full(schedule.phase_groups, phase, jnp.int32)
+        rows = layout.training_rows(how, schedule, phases)
+        return rows, layout.attention_mask(how, rows)
+
+    rows, mask = jax.device_get(jax.jit(rows_and_mask)())
+    return Picture(title=f"{schedule.name}, {how.alignment}", queries=rows, keys=rows, mask=mask)
+
+
+def inference(how: Layout, schedule: Hyperschedule, step: int) -> Picture:
+    """The mask of one generation step, when all settled tokens of earlier steps are in the cache.
+
+    Left out are rows that only keep shapes static: cache slots that are empty, and places for
+    settled tokens that this step does not have.
+    """
+    shift = int(how.alignment == "shifted")
+    filled = int(schedule.settled(step - 1)) + shift if step else 0
+    new = int(schedule.settled(step)) + shift - filled
+
+    def rows_and_mask():
+        now, slot, count = (jnp.int32(number) for number in (step, filled, new))
+        context = layout.context_rows(how, schedule, filled, slot)
+        queries = layout.query_rows(how, schedule, now, slot, count, capacity=new)
+        keys = layout.concatenate(context, queries)
+        return queries, keys, layout.masks_between(how, queries, keys)
+
+    queries, keys, mask = jax.device_get(jax.jit(rows_and_mask)())
+    title = f"{schedule.name}, {how.alignment}, step {step}"
+    return Picture(title=title, queries=queries, keys=keys, mask=mask, cached=filled)
+
+
+def training_pictures() -> list[Picture]:
+    """Two windows of a block schedule, three of a sliding one; both alignments."""
+    block = hyperschedule.block(length=6, width=WIDTH, levels=WIDTH)
+    slide = hyperschedule.slide(length=6, width=WIDTH, levels=WIDTH)
+    return [
+        training(Layout(alignment=alignment), schedule, 1)
+        for schedule in (block, slide)
+        for alignment in ("aligned", "shifted")
+    ]
+
+
+def inference_pictures() -> list[Picture]:
+    """A step at which tokens have just settled, and others are in the cache already."""
+    block = hyperschedule.block(length=9, width=WIDTH, levels=WIDTH)
+    slide = hyperschedule.slide(length=9, width=WIDTH, levels=WIDTH)
+    return [
+        inference(Layout(alignment=alignment), schedule, 2 * WIDTH)
+        for schedule in (block, slide)
+        for alignment in ("aligned", "shifted")
+    ]
+
+
+def draw_training() -> bytes:
+    """The masks while training, a PNG."""
+    title = (
+        f"Attention while training: [noisy rows | clean rows], one pass for all windows\n{_NAMES}"
+    )
+    return _draw(training_pictures(), title, height=10.4)
+
+
+def draw_inference() -> bytes:
+    """The masks at one step of generation, a PNG."""
+    title = f"Attention at one generation step: new rows look at the cache and themselves\n{_NAMES}"
+    return _draw(inference_pictures(), title, height=6.6)
+
+
+def row_name(rows: Rows, number: int) -> str:
+    """What a row holds: a noisy token z, a clean token x, the beginning of sequence, or nothing."""
+    position = int(rows.position[number])
+    if not rows.valid[number]:
+        return "–"
+    if position < 0:
+        return "BOS"
+    return f"{'z' if rows.holds_noise[number] else 'x'}{position}"
+
+
+def query_name(rows: Rows, number: int) -> str:
+    """A row's name, and the position that it predicts if it predicts one."""
+    target = int(rows.target[number])
+    name = row_name(rows, number)
+    return name if target == NO_TARGET or name == "–" else f"{name} → {target}"
+
+
+def groups(rows: Rows, cached: int = 0) -> list[tuple[str, int, int]]:
+    """Rows that belong together: a name, the first row, and the row after the last.
+
+    The rows that shifted layouts put in front of their windows are a group of their own.
+    """
+
+    def group(number: int) -> tuple[str, int]:
+        if number < cached:
+            return "cache", 0
+        if not rows.noisy[number]:
+            return ("just\nsettled" if cached else "clean"), 0
+        if not rows.holds_noise[number]:
+            return "in\nfront", 0
+        return "window", int(rows.first[number])
+
+    found = []
+    start = 0
+    for key, members in itertools.groupby(range(len(rows.position)), group):
+        end = start + len(list(members))
+        name = key[0]
+        if name == "window":
+            first, last = (int(rows.position[i]) for i in (start, end - 1))
+            name = f"window\n{first}" + (f"–{last}" if last > first else "")
+        found.append((name, start, end))
+        start = end
+    return found
+
+
+def relation(query_noisy: bool, key_noisy: bool) -> str:
+    """Which colour of `palette.ATTENTION` a pair that may attend has."""
+    if not query_noisy:
+        return "clean"
+    return "window" if key_noisy else "context"
+
+
+def _draw(pictures: Sequence[Picture], title: str, height: float) -> bytes:
+    figure = canvas.figure(10, height, title)
+    for axes, picture in zip(figure.subplots(2, 2).reshape(-1), pictures, strict=True):
+        _panel(axes, picture)
+    canvas.legend(
+        figure,
+        [
+            ("noisy → own window", {"facecolor": ATTENTION["window"]}),
+            ("noisy → settled before it", {"facecolor": ATTENTION["context"]}),
+            ("settled → settled", {"facecolor": ATTENTION["clean"]}),
+            ("may not attend", {"facecolor": PAPER}),
+        ],
+    )
+    return canvas.png(figure)
+
+
+def _panel(axes: Any, picture: Picture) -> None:
+    queries, keys = picture.queries, picture.keys
+    count, across = picture.mask.shape
+    canvas.grid_axes(axes, across, count)
+    axes.set_aspect("equal")
+    for (row, column), may in np.ndenumerate(picture.mask):
+        kind = relation(bool(queries.noisy[row]), bool(keys.noisy[column]))
+        canvas.cell(axes, column, row, ATTENTION[kind] if may else PAPER)
+    for _, start, _ in groups(queries)[1:]:
+        axes.axhline(start, color=INK, linewidth=1.5)
+    for _, start, _ in groups(keys, picture.cached)[1:]:
+        axes.axvline(start, color=INK, linewidth=1.5)
+    axes.set_title(picture.title, fontsize=10, color=INK)
+    axes.xaxis.tick_top()
+    axes.set_xticks(np.arange(across) + 0.5, [row_name(keys, i) for i in range(across)])
+    axes.set_yticks(np.arange(count) + 0.5, [query_name(queries, i) for i in range(count)])
+    for name, start, end in groups(keys, picture.cached):
+        axes.text((start + end) / 2, count + 0.2, name, ha="center", va="top", fontsize=8,
+                  color=INK)  # fmt: skip

@@ -1,0 +1,59 @@
+"""The colours of all pictures, and what they mean; after Okabe and Ito, safe for colour-blind eyes.
+
+Every kind has a sign beside its colour: a letter form, a line under it, or a glyph. Fills are
+opaque and carry their own ink, so that they read alike on light and dark pages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hybrid_jax.figures.kinds import Kind
+
+PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#767676"
+MASK_GLYPH, WORTHLESS_GLYPH = "░", "·"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Style:
+    """How a token is drawn.
+
+    Attributes:
+      meaning: for the legend.
+      fill, ink: colours; a fill of `PAPER` is the page itself where the page has a colour.
+      bold, underlined: signs that do not need colour.
+    """
+
+    meaning: str
+    fill: str = PAPER
+    ink: str = INK
+    bold: bool = False
+    underlined: bool = False
+
+
+STYLES: dict[Kind, Style] = {
+    "given": Style(meaning="given", bold=True),
+    "settled": Style(meaning="settled"),
+    "active": Style(meaning="active", fill="#b9def5"),
+    "revealed": Style(meaning="just revealed", fill="#00664d", ink="#ffffff", bold=True),
+    "corrected": Style(meaning="corrected", fill="#f0a830", bold=True, underlined=True),
+    "masked": Style(meaning="active, MASK", fill="#0072b2", ink="#ffffff"),
+    "worthless": Style(meaning="worthless (not begun)", ink=FAINT),
+}
+
+NOISE = {
+    "kept": Style(meaning="kept"),
+    "masked": dataclasses.replace(STYLES["masked"], meaning="MASK"),
+    "replaced": Style(meaning="replaced", fill="#e3a6c7", bold=True, underlined=True),
+}
+
+WORTHLESS_FILL = "#dcdcdc"
+LEVELS = ("#e3f2fb", STYLES["active"].fill, STYLES["masked"].fill)
+"""Colours of an active position from the lowest noise level to the highest."""
+
+ATTENTION = {
+    "window": "#0072b2",
+    "context": "#f0a830",
+    "clean": "#a9a9a9",
+}
+"""Noisy rows to their own window, noisy rows to settled tokens, settled tokens to each other."""

@@ -1,0 +1,457 @@
+"""The paper's pictures: the data behind each against the definitions, and the files themselves."""
+
+import dataclasses
+import io
+import itertools
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from enumeration import quick_jit
+from PIL import Image
+from test_evaluate import LENGTH, run_of
+
+from hybrid_jax import generate, hyperschedule, noising, trained
+from hybrid_jax.config import EvaluationConfig
+from hybrid_jax.data.tokenizers import Byte
+from hybrid_jax.estimator import Problem
+from hybrid_jax.figures import __main__ as figures
+from hybrid_jax.figures import frames, gif, hyperschedules, masks, noise, page
+from hybrid_jax.figures.kinds import KINDS, kinds_of
+from hybrid_jax.generate import Request
+from hybrid_jax.layout import Layout
+from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.objective import Objective
+from hybrid_jax.sampling import feeding, loop, prompts, rules
+from hybrid_jax.sampling.state import Sampler
+
+# ---------------------------------------------------------------------------------------------
+# Kinds of tokens.
+
+
+def test_kinds_of_tokens():
+    mask = 9
+    #          given  given(open)  settled  remasked  changed  masked  new   active  not begun
+    before = [0, mask, 1, 2, 3, mask, mask, 4, mask]
+    tokens = [0, 7, 1, mask, 8, mask, 5, 4, mask]
+    found = kinds_of(
+        tokens, before, mask=mask, frozen=[True, True] + [False] * 7, settled=3, frontier=8
+    )
+    assert found == ["given", "given", "settled", "corrected", "corrected", "masked", "revealed",
+                     "active", "worthless"]  # fmt: skip
+    assert set(found) == set(KINDS)
+    first = kinds_of(tokens, None, mask=mask, frozen=[False] * 9, settled=3, frontier=8)
+    assert not {"revealed", "corrected", "given"} & set(first)
+
+
+def test_tokens_that_are_not_begun_are_worthless_though_noise_shows_tokens():
+    found = kinds_of([1, 2], [1, 2], mask=9, frozen=[False] * 2, settled=0, frontier=1)
+    assert found == ["active", "worthless"]
+
+
+# ---------------------------------------------------------------------------------------------
+# Hyperschedules.
+
+
+def test_regions_of_a_literal_schedule():
+    schedule = hyperschedule.slide(length=4, width=2, levels=2)
+    wanted = ["AWWW", "AAWW", "SAAW", "SSAA", "SSSA"]
+    letters = np.array(["S", "A", "W"])[hyperschedules.regions(schedule)]
+    assert ["".join(row) for row in letters] == wanted
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_regions_are_those_of_settled_and_frontier(number):
+    schedule = hyperschedules.shown()[number]
+    steps = np.arange(schedule.steps)
+    settled = np.asarray(schedule.settled(steps))
+    frontier = np.asarray(schedule.frontier(steps + 1))
+    found = hyperschedules.regions(schedule)
+    assert found.shape == (schedule.steps, schedule.length)
+    for step, position in np.ndindex(*found.shape):
+        if position < settled[step]:
+            assert found[step, position] == hyperschedules.SETTLED
+        elif position < frontier[step]:
+            assert found[step, position] == hyperschedules.ACTIVE
+        else:
+            assert found[step, position] == hyperschedules.WORTHLESS
+
+
+# ---------------------------------------------------------------------------------------------
+# Noise.
+
+
+def test_noise_is_the_kernels_own():
+    clean = jnp.array([noise.WORDS.index(word) for word in noise.SENTENCE])
+    seen = []
+    for kernel in noise.shown():
+        tokens = noise.corrupted(kernel)
+        for row, level in zip(tokens, noise.LEVELS, strict=True):
+            levels = jnp.full(clean.shape, level, jnp.float32)
+            wanted = noising.corrupt(kernel, jax.random.key(noise.SEED), clean, levels)
+            np.testing.assert_array_equal(row, wanted)
+        states = noise.states(kernel, tokens)
+        assert (states[0] == "kept").all()
+        np.testing.assert_array_equal(states == "masked", tokens == kernel.mask)
+        np.testing.assert_array_equal(states == "kept", tokens == np.asarray(clean))
+        # What is masked stays so, and what is replaced never comes back.
+        order = np.select([states == "kept", states == "replaced"], [0, 1], 2)
+        assert (np.diff(order, axis=0) >= 0).all()
+        seen.append(set(states.reshape(-1)))
+    # The picture shows what each kernel can do.
+    every = {"kept", "masked", "replaced"}
+    assert seen == [every - {"replaced"}, every - {"masked"}, every, every]
+
+
+# ---------------------------------------------------------------------------------------------
+# Attention.
+
+
+def may(query, key):
+    """The predicate in words (see `layout`), for layouts with causal context."""
+    if not (query["valid"] and key["valid"]):
+        return False
+    if not query["noisy"]:
+        return not key["noisy"] and key["position"] <= query["position"]
+    if key["noisy"]:
+        return key["first"] == query["first"]
+    return key["position"] < query["first"]
+
+
+def single(rows):
+    return [
+        {name: values[i].item() for name, values in rows._asdict().items()}
+        for i in range(len(rows.position))
+    ]
+
+
+@pytest.mark.parametrize("pictures", [masks.training_pictures, masks.inference_pictures])
+def test_masks_are_the_predicate(pictures):
+    for picture in pictures():
+        pairs = itertools.product(single(picture.queries), single(picture.keys))
+        wanted = np.array([may(query, key) for query, key in pairs])
+        np.testing.assert_array_equal(picture.mask.reshape(-1), wanted)
+        assert picture.queries.valid.all()
+        assert picture.keys.valid.all()
+
+
+@dataclasses.dataclass(frozen=True)
+class Spy:
+    """A network that remembers what it was fed."""
+
+    network: Transformer
+    fed: list
+
+    def extend(self, params, cache, tokens, position, mask, level):
+        self.fed.append((position[0], mask[0]))
+        return self.network.extend(params, cache, tokens, position, mask, level)
+
+
+@pytest.mark.parametrize("number", [1, 2])  # shifted blocks, aligned slide
+def test_inference_masks_are_what_the_sampler_feeds(number):
+    """Against the network's own input in a real generation, less the rows without meaning."""
+    picture = masks.inference_pictures()[number]
+    schedules = [
+        build(length=9, width=masks.WIDTH, levels=masks.WIDTH)
+        for build in (hyperschedule.block, hyperschedule.slide)
+    ]
+    problem = Problem(
+        schedule=schedules[number // 2],
+        kernel=noising.absorbing(tokens=5),
+        layout=Layout(alignment=("aligned", "shifted")[number % 2]),
+        objective=Objective(),
+    )
+    network = Transformer(tokens=5, layers=1, width=8, heads=1)
+    sampler = Sampler(problem=problem, network=network)
+    params = network.init(jax.random.key(0))
+    given = prompts.build([[]], length=9, tokens=5)
+    state = loop.start(sampler, params, generate.keys_of(0, np.arange(1)), given)
+    state = loop.advance(sampler, rules.make("ancestral"), params, state, 2 * masks.WIDTH)
+    assert int(state.step[0]) == 2 * masks.WIDTH
+
+    def fed(state):
+        spy = Spy(network, [])
+        spied = dataclasses.replace(sampler, network=spy)
+        feeding.show_new(spied, params, state, sampler.capacity)
+        return spy.fed
+
+    ((position, mask),) = jax.device_get(quick_jit(fed)(state))
+    # Rows that nobody may look at, and that look at nothing, are there for the shape alone.
+    own = mask[:, sampler.slots :]
+    real = own.diagonal()
+    filled = int(state.filled[0])
+    assert picture.cached == filled
+    keys = np.concatenate([np.arange(sampler.slots) < filled, real])
+    np.testing.assert_array_equal(position[real], picture.queries.position)
+    np.testing.assert_array_equal(mask[real][:, keys], picture.mask)
+    assert mask.sum() == picture.mask.sum()
+
+
+def test_names_of_rows():
+    block = hyperschedule.block(length=6, width=3, levels=3)
+    picture = masks.training(Layout(alignment="shifted"), block, 0)
+    count = len(picture.queries.position)
+    assert [masks.query_name(picture.queries, i) for i in range(count)] == [
+        "BOS → 0", "x2 → 3", "z0 → 1", "z1 → 2", "z2", "z3 → 4", "z4 → 5", "z5",
+        "BOS", "x0", "x1", "x2",
+    ]  # fmt: skip
+    assert masks.groups(picture.queries) == [
+        ("in\nfront", 0, 2), ("window\n0–2", 2, 5), ("window\n3–5", 5, 8), ("clean", 8, 12)
+    ]  # fmt: skip
+    step = masks.inference(Layout(), hyperschedule.slide(length=9, width=3, levels=3), 6)
+    assert masks.groups(step.keys, step.cached) == [
+        ("cache", 0, 3), ("just\nsettled", 3, 4), ("window\n4–6", 4, 7)
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------
+# The animation.
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    lines = [f"{n} plus {n} makes {2 * n}.\n" for n in range(3000)]
+    (folder / "a.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hybrid(text, tmp_path_factory):
+    goal = Objective(loss="weighted_cross_entropy", time="continuous")
+    return run_of(text, tmp_path_factory.mktemp("hybrid"), "block", "aligned", "epsilon", goal,
+                  EvaluationConfig(kernel="absorbing"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recordings(hybrid):
+    """Under a rule that replaces, and one that masks again; each with what `generate` gives."""
+    model = trained.load(hybrid)
+    sampler = generate.build_sampler(model, model.experiment.sampling, None)
+    request = Request(prompt="12", ids=[49, 50], stop=LENGTH)
+    found = []
+    for name, rule in {
+        "acs": rules.make("acs", eta=1.0),
+        "remdm": rules.make("remdm", eta=0.5),
+    }.items():
+        given = (sampler, rule, model.params, model.tokenizer)
+        recording = frames.record(*given, request, seed=4, title=f"<{name}>", settings="")
+        (wanted,), _ = generate.generate(*given, [request], seed=4, batch_size=1)
+        found.append((recording, wanted))
+    return found
+
+
+def test_frames_end_in_the_text_that_generate_gives(recordings):
+    for recording, wanted in recordings:
+        assert recording.text == wanted
+        last = recording.frames[-1]
+        cells = frames.cells_of(Byte(), wanted.tokens, ["settled"] * len(wanted.tokens))
+        assert list(last.cells) == cells
+        assert set(last.kinds) <= {"given", "settled", "revealed", "corrected"}
+        assert (last.calls, last.corrections) == (wanted.calls, wanted.corrections)
+        assert last.step == recording.steps
+
+
+def test_frames_count_what_the_loop_counts(recordings):
+    for recording, wanted in recordings:
+        assert wanted.corrections > 0
+        assert len(recording.frames) == wanted.calls + 1
+        total = 0
+        for number, frame in enumerate(recording.frames):
+            total += frame.kinds.count("corrected")
+            assert frame.corrections == total
+            assert frame.calls == number
+            assert len(frame.cells) == len(frame.kinds) == LENGTH
+            assert frame.kinds[:2] == ("given", "given")
+    masked_again = [
+        cell
+        for frame in recordings[1][0].frames
+        for cell, kind in zip(frame.cells, frame.kinds, strict=True)
+        if kind == "corrected"
+    ]
+    assert "░" in masked_again
+
+
+def test_kinds_of_frames_follow_the_schedule(recordings):
+    """Blocks of 4: those done are settled, one is open, the others are not begun."""
+    for recording, _ in recordings:
+        for frame in recording.frames[:-1]:
+            block = frame.step // 4
+            for position, kind in enumerate(frame.kinds):
+                if position // 4 < block:
+                    assert kind in ("given", "settled", "revealed", "corrected")
+                elif position // 4 == block:
+                    assert kind in ("given", "active", "revealed", "corrected", "masked")
+                else:
+                    assert kind == "worthless"
+
+
+def test_text_behind_an_end_token_is_worthless(hybrid):
+    model = trained.load(hybrid)
+    sampler = generate.build_sampler(model, model.experiment.sampling, None)
+    # A common letter as end token, so that the text is sure to end.
+    stopping = dataclasses.replace(sampler, eos=ord(" "))
+    request = Request(prompt="", ids=[], stop=LENGTH)
+    for seed in range(5):
+        recording = frames.record(
+            stopping, rules.make("greedy"), model.params, model.tokenizer, request,
+            seed=seed, title="", settings="",
+        )  # fmt: skip
+        length = len(recording.text.tokens)
+        if length < LENGTH:
+            break
+    assert length < LENGTH
+    last = recording.frames[-1]
+    assert set(last.kinds[length:]) == {"worthless"}
+    assert "worthless" not in last.kinds[:length]
+    assert last.step == recording.steps
+
+
+def test_characters_of_several_tokens():
+    tokens = [*"a—b".encode(), 10, 258, 0xE2, 258, 257, 0x80]
+    kinds = ["settled"] * 10 + ["worthless"]
+    unreadable = frames.UNREADABLE
+    wanted = ["a", "—", "", "", "b", "⏎", "░", unreadable, "░", "", "·"]
+    assert frames.cells_of(Byte(), tokens, kinds) == wanted
+    # A character that is not whole yet is not made up from what is not begun.
+    kinds = ["settled", "active", "worthless"]
+    assert frames.cells_of(Byte(), list("—".encode()), kinds) == [unreadable, unreadable, "·"]
+
+
+def test_gif_has_a_frame_for_each_round(recordings):
+    runs = [recording for recording, _ in recordings]
+    with Image.open(io.BytesIO(gif.draw(runs))) as image:
+        assert image.format == "GIF"
+        rounds = max(len(run.frames) for run in runs)
+        assert image.n_frames == rounds
+        two = image.size
+        painted = []
+        for number in range(rounds):
+            image.seek(number)
+            painted.append(image.convert("RGB").tobytes())
+        assert all(a != b for a, b in itertools.pairwise(painted))
+    with Image.open(io.BytesIO(gif.draw(runs[:1]))) as image:
+        assert two[0] == 2 * image.size[0]
+
+
+def test_long_tokens_stay_inside_their_panel():
+    places = gif._places([50, 3, 40, 2, 2])
+    assert places == [(0, 0, 44), (1, 0, 3), (1, 3, 40), (2, 0, 2), (2, 2, 2)]
+
+
+def payload(html):
+    (values,) = re.findall(r'<script type="application/json" id="values">(.*?)</script>', html)
+    return json.loads(values)
+
+
+def test_page_holds_the_frames_and_needs_nothing_else(recordings):
+    runs = [recording for recording, _ in recordings]
+    html = page.draw(runs)
+    assert "//" not in html.replace("// ", "").replace("  //", "")  # no address of anything
+    assert "<acs>" not in html
+    for run, told in zip(runs, payload(html), strict=True):
+        assert told["title"] == run.title
+        assert told["widths"] == frames.widths(run)
+        cells = [""] * len(told["widths"])
+        for frame, (letters, changes, counts) in zip(run.frames, told["frames"], strict=True):
+            for position, text in zip(changes[::2], changes[1::2], strict=True):
+                cells[position] = text
+            assert cells == list(frame.cells)
+            assert list(letters) == [kind[0] for kind in frame.kinds]
+            assert counts == (
+                f"step {frame.step}/{run.steps}, {frame.calls} calls, "
+                f"{frame.corrections} corrections"
+            )
+    for kind in KINDS:
+        assert re.search(rf"^  \.{kind[0]} \{{", html, re.MULTILINE)
+
+
+# ---------------------------------------------------------------------------------------------
+# The command.
+
+
+def test_the_command_draws_what_needs_no_model(tmp_path, capsys):
+    assert figures.main([f"--out={tmp_path}/new/folder"]) == 0
+    folder = tmp_path / "new" / "folder"
+    files = {f"{name}.png" for name in figures.PICTURES}
+    assert {path.name for path in folder.iterdir()} == files
+    for file in files:
+        with Image.open(folder / file) as image:
+            assert image.format == "PNG"
+            image.load()
+            assert min(image.size) > 500
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 4
+            assert image.convert("RGBA").getextrema()[3] == (255, 255)  # opaque
+    assert len(capsys.readouterr().out.splitlines()) == len(files)
+
+
+def test_the_command_animates_a_run(hybrid, tmp_path):
+    arguments = ["animation", f"--workdir={hybrid}", "--prompt=7 ", "--seed=3", f"--out={tmp_path}"]
+    assert figures.main(arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"animation.gif", "animation.html"}
+    (run,) = payload((tmp_path / "animation.html").read_text(encoding="utf-8"))
+    assert run["settings"] == "block(ω=4, T=4), ε-hybrid(ε=0.01), ancestral"
+    out = tmp_path / "texts.jsonl"
+    command = [f"--workdir={hybrid}", "--prompt=7 ", "--seed=3", f"--out={out}"]
+    assert generate.main(command) == 0
+    wanted = json.loads(out.read_text(encoding="utf-8"))
+    recording = frames.record_run(hybrid, prompt="7 ", seed=3)
+    assert recording.text.tokens == wanted["tokens"]
+    assert run == page.values_of(recording)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nois"], "There is no picture 'nois': did you mean noise?"),
+        (["animation"], "The animation shows trained runs: say which with --workdir=DIR."),
+        (["noise", "--workdir=runs/a"], "--workdir is for the picture animation: name it too"),
+        (["--seed=1"], "--prompt and --seed are for the animation, which needs --workdir=DIR."),
+        (["animation", "--workdir=/nonexistent"], "/nonexistent holds no run"),
+        (["--out={file}"], "file is not a folder"),
+        (["--out={file}/below/this"], "file is not a folder"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, message):
+    file = tmp_path / "file"
+    file.write_text("mine", encoding="utf-8")
+    given = [argument.format(file=file) for argument in arguments]
+    if not any("--out" in argument for argument in given):
+        given.append(f"--out={tmp_path}/out")
+    assert figures.main(given) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert file.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_prompt_that_does_not_fit_is_refused(hybrid, tmp_path, capsys):
+    prompt = "x" * (LENGTH + 1)
+    assert figures.main([f"--workdir={hybrid}", f"--prompt={prompt}", "animation",
+                         f"--out={tmp_path}/out"]) == 2  # fmt: skip
+    assert "shorten it" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_matplotlib_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert figures.main([f"--out={tmp_path}/out"]) == 2
+    assert "install it with pip install 'hybrid_jax[eval]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_committed_pictures_are_small():
+    folder = Path(__file__).parents[1] / "docs" / "figures"
+    for path in folder.glob("*.*"):
+        assert path.stat().st_size < (400_000 if path.suffix in (".gif", ".html") else 150_000)
+    for name in (*(f"{name}.png" for name in figures.PICTURES), "animation.gif", "animation.html"):
+        assert (folder / name).is_file()
+        assert name in (folder / "README.md").read_text(encoding="utf-8")
