@@ -13,14 +13,23 @@ from hybrid_jax.errors import UserError
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file (text as UTF-8) so that readers see the old content or the new, never a part.
 
+    A device or a pipe, such as /dev/null, is written to and not replaced.
+
     Raises `UserError` if the file cannot be written, naming the path and the cause.
     """
     path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file() and not path.is_dir():
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        return
     # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
