@@ -70,6 +70,7 @@ def text_file(folder):
     return f"files:{file}"
 
 
+@pytest.mark.minutes
 def test_quickstart(tmp_path):
     said = run(
         "quickstart", tmp_path, STEPS=20, SOURCE=text_file(tmp_path), TOKENIZER="byte", LENGTH=32,
