@@ -31,6 +31,8 @@ from conftest import REPOSITORY
 from hybrid_jax import aot, evaluate, generate, interop, noising, objective
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import prepare
+from hybrid_jax.demo import __main__ as demo
+from hybrid_jax.figures import __main__ as figures
 from hybrid_jax.presets import sized
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import generate as generate_texts
@@ -45,7 +47,13 @@ OURS = ["python", ".venv/bin/python", "make", "sbatch"]
 OTHERS = ["python3", "pip", ".venv/bin/pip", "hf"]
 NOTE = '#!/bin/bash\nprintf "%s\\x1f" "${0#./}" "$@" >>"$NOTES"\nprintf "\\x1e" >>"$NOTES"\n'
 COMMAND = re.compile(r"^(?:[A-Z]+=|for |(?:\S*/)?(?:python3?|pip) |make |sbatch |hf |launch/)")
-MODULES = {"generate": generate, "evaluate": evaluate, "data.prepare": prepare}
+MODULES = {
+    "generate": generate,
+    "evaluate": evaluate,
+    "data.prepare": prepare,
+    "demo": demo,
+    "figures": figures,
+}
 
 
 def blocks(document):
@@ -92,8 +100,8 @@ def commands(document):
     """The words of every command of a document, as the shell gives them to the program."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        launch = [f"launch/{path.name}" for path in (REPOSITORY / "launch").glob("*.sh")]
-        for name in [*OURS, *OTHERS, *launch]:
+        scripts = [str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("*/*.sh")]
+        for name in [*OURS, *OTHERS, *scripts]:
             file = folder / name if "/" in name else folder / "bin" / name
             file.parent.mkdir(exist_ok=True, parents=True)
             file.write_text(NOTE, encoding="utf-8")
@@ -150,12 +158,13 @@ def test_commands_are_of_known_modules(document):
 
 @each_document
 @pytest.mark.parametrize("module", MODULES)
-def test_flags_of_generate_evaluate_and_prepare(document, module):
+def test_flags_of_commands(document, module):
     for words in ours(document, module):
         options = parsed(MODULES[module]._parser(), words)
         if module == "generate":
             sampling = Experiment.from_config(sized("any", "tiny")).sampling
-            generate.choose_sampling(options, sampling).build()
+            given = {k: v for k, v in vars(options).items() if hasattr(sampling, k)}
+            generate.choose_sampling(sampling, given.pop("rule"), given).build()
 
 
 def parsed(parser, words):

@@ -37,8 +37,7 @@ def _run(options: argparse.Namespace) -> None:
             server.finish()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hybrid_jax.demo",
         description="Serves a page on which one watches a trained model write.",
@@ -53,7 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, which "
         "only this machine can reach)")  # fmt: skip
     add("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    options = _parser().parse_args(argv)
 
     def command() -> None:
         with Signals():
