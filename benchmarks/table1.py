@@ -197,8 +197,8 @@ def _call(module: str, *arguments: str, log: Path) -> None:
         raise UserError(f"{module} ended with status {done.returncode}: see {file}.")
 
 
-def measured(job: Job) -> dict[str, Any]:
-    """What the workdir of a finished run says."""
+def measured(job: Job, data: str) -> dict[str, Any]:
+    """What the workdir of a finished run says. Flags name the data's folder as FOLDER."""
     sets = {}
     for name in SOURCES:
         stored = json.loads((job.workdir / "evaluation" / f"{name}.json").read_text())
@@ -215,7 +215,7 @@ def measured(job: Job) -> dict[str, Any]:
         "name": job.name,
         "seed": job.seed,
         "steps": job.steps,
-        "flags": job.flags,
+        "flags": [flag.replace(str(Path(data).resolve()), "FOLDER") for flag in job.flags],
         "sets": sets,
         "tokens_per_second": training[-1]["tokens_per_second"] if training else math.nan,
     }
@@ -267,7 +267,7 @@ def main() -> int:
         rows = []
         for number, job in enumerate(todo):
             run(job, options)
-            rows.append(measured(job))
+            rows.append(measured(job, options.data))
             spent = time.monotonic() - begun
             left = spent / (number + 1) * (len(todo) - number - 1)
             print(

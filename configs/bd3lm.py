@@ -2,7 +2,8 @@
 
     python -m hybrid_jax.main --config=configs/bd3lm.py
 
-Cost of ``tiny``: about that of ``gamma_hybrid``. No full run has been recorded yet. Arriola et al.
+Cost of ``tiny``: about that of ``gamma_hybrid``. Result on English books:
+docs/results.md. Arriola et al.
 2025, arXiv 2503.09573; ``base`` has blocks of 16.
 """
 

@@ -4,8 +4,8 @@ paper's weighted cross-entropy, reported by the absorbing bound (as in the paper
     python -m hybrid_jax.main --config=configs/epsilon_hybrid.py
 
 Samples with the adaptive correction sampler, guided by confidence (docs/results.md says why).
-Cost of ``tiny``: about that of ``gamma_hybrid``. No full run has been recorded yet. ``base`` is the
-paper's flat schedule with ε = 0.01.
+Cost of ``tiny``: about that of ``gamma_hybrid``. Results: docs/results.md. ``base`` is the paper's
+flat schedule with ε = 0.01.
 """
 
 from hybrid_jax.presets import sized

@@ -116,7 +116,8 @@ def generate(
             keys = keys_of(seed, numbers)
             if not number:  # compile everything before the clock starts
                 state = loop.start(sampler, params, keys, given)
-                state = loop.advance(sampler, rule, params, state, 0)
+                for _ in range(2):  # its own result may live elsewhere than what it starts from
+                    state = loop.advance(sampler, rule, params, state, 0)
                 jax.block_until_ready(loop.finish(sampler, given, state))
             begun = time.monotonic()
             frames = Frames(schedule, tokenizer, given)
