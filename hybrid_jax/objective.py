@@ -72,6 +72,11 @@ class Objective:
             raise UserError(
                 "The weighted cross-entropy needs objective.parameterisation=mean or context."
             )
+        if self.time == "continuous" and type(kernel) is not Kernel:
+            raise UserError(
+                f"The rates of {kernel.name} in continuous time are not known, only those of the "
+                "package's own kernels: choose time=discrete."
+            )
         if kernel.epsilon and self.time == "continuous" and self.loss == "bound":
             raise UserError(
                 "ε-hybrid noise jumps on leaving level 0, so its bound has no continuous form: "

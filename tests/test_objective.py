@@ -672,6 +672,16 @@ def test_objectives_without_meaning_are_refused(settings, kernel, message):
         problem_of(SCHEDULES["flat"], KERNELS[kernel], **settings)
 
 
+def test_a_kernel_of_ones_own_has_no_rates():
+    class Own(noising.Kernel):
+        pass
+
+    kernel = Own(name="own", tokens=3)
+    problem_of(SCHEDULES["flat"], kernel, time="discrete")
+    with pytest.raises(UserError, match="rates of own in continuous time are not known"):
+        problem_of(SCHEDULES["flat"], kernel, time="continuous")
+
+
 def test_problem_refuses_an_empty_chunk():
     problem = problem_of(SCHEDULES["flat"], KERNELS["absorbing"])
     with pytest.raises(UserError, match="chunk of positions must be at least 1"):
