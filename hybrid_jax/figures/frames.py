@@ -145,7 +145,8 @@ def _frame(
         np.asarray(given.frozen[0]),
         mask=mask,
         settled=int(schedule.settled(step)),
-        frontier=int(schedule.frontier(step)),
+        # The window of the round to come: what the network is shown next.
+        frontier=int(schedule.frontier(min(step + 1, schedule.steps))),
     )
     kinds[length:] = ["worthless"] * (len(kinds) - length)
     return Frame(
