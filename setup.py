@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 EVAL = ["safetensors>=0.4", "scikit-learn>=1.4", "scipy>=1.11", "matplotlib>=3.8"]
 DEV = [
+    "setuptools>=70",  # tests read setup.py; Python 3.12 brings none
     "pytest>=8",
     "pytest-xdist>=3.5",
     "ruff>=0.8",

@@ -267,9 +267,13 @@ def real(word, made, folder):
 def test_flags_of_benchmarks(document):
     for program, *words in commands(document):
         if program in OURS[:2] and words[0].endswith(".py"):
-            tree = ast.parse((REPOSITORY / words[0]).read_text(encoding="utf-8"))
-            known = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-            assert names(words[1:]) <= known
+            assert names(words[1:]) <= constants(REPOSITORY / words[0])
+
+
+def constants(file):
+    """The strings of a program."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    return {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
 
 def names(words):
@@ -342,6 +346,8 @@ def all_flags():
     absl = flags.FLAGS.flags_by_module_dict()
     every |= {f"--{flag.name}" for name in ("main", "aot") for flag in absl[f"hybrid_jax.{name}"]}
     every |= {f"--config.{name}" for name in settings()}
+    for benchmark in (REPOSITORY / "benchmarks").glob("*.py"):
+        every |= {word for word in constants(benchmark) if word.startswith("--")}
     for script in (REPOSITORY / "launch").glob("*.sh"):
         if script.name != "tpu_worker.sh":
             every |= script_flags(f"launch/{script.name}")
