@@ -11,7 +11,8 @@ analytically (parameterisation "context", docs/math.md; the paper trains raw sco
 ``--config.objective.parameterisation=score``). ``base`` has the paper's flat schedule with
 γ = 0.01, T = 2048, batch 256, and adaLN on σ. It has not been trained here.
 
-Compiled, not run, for 16 TPU v5e (jax 0.10.2, libtpu 0.0.42)::
+Compiled, not run, for 16 TPU v5e (jax 0.10.2, libtpu 0.0.42), when attention was dense and logits
+were computed a second time in the backward pass::
 
     python -m hybrid_jax.aot --config=configs/gamma_hybrid.py:base --topology=v5e:4x4
 
