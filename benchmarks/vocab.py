@@ -4,7 +4,7 @@
 
 "Plain" is the same sum written down directly: all logits of the batch, and automatic
 differentiation. "Recomputed" streams over chunks and computes logits again in the backward pass.
-"Streamed" is `objective.summed_terms`, which takes gradients while the logits of a chunk exist.
+"Streamed" is `streaming.summed_terms`, which takes gradients while the logits of a chunk exist.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import in_turn
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax import noising, objective
+from hybrid_jax import noising, streaming
 from hybrid_jax.objective import Draw, Objective
 
 CASES = {
@@ -48,7 +48,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         return features @ head["kernel"]
 
     def plain(head, features):
-        terms = objective.position_terms(
+        terms = streaming.position_terms(
             goal, kernel, lambda f: to_logits(head, f), features, tokens, states, where,
             time=goal.time, loss=True, chunk=options.length,
         )  # fmt: skip
@@ -58,7 +58,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         @jax.checkpoint
         def of_chunk(inputs):
             feature, *rest = inputs
-            return objective.position_terms(
+            return streaming.position_terms(
                 goal, kernel, lambda f: to_logits(head, f), feature, *rest,
                 time=goal.time, loss=True, chunk=options.chunk,
             ).sum()  # fmt: skip
@@ -70,7 +70,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         return jax.lax.map(of_chunk, jax.tree.map(cut, (features, tokens, states, where))).sum()
 
     def streamed(head, features):
-        return objective.summed_terms(
+        return streaming.summed_terms(
             goal, kernel, to_logits, head, features, tokens, states, where,
             time=goal.time, loss=True, chunk=options.chunk,
         )  # fmt: skip

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_jax import layout as layouts
-from hybrid_jax import noising, objective
+from hybrid_jax import noising, objective, streaming
 from hybrid_jax.errors import UserError
 from hybrid_jax.hyperschedule import Hyperschedule
 from hybrid_jax.layout import Layout
@@ -108,7 +108,7 @@ def batch_loss(
     states, phase, where = corrupt_batch(problem, tokens, index, key, count=count, time=time)
     keys = None if dropout_key is None else _of_examples(dropout_key, index)
     features, exists = _predicting(problem, network, params, tokens, states, phase, where, keys)
-    total = objective.summed_terms(
+    total = streaming.summed_terms(
         problem.objective,
         problem.kernel,
         network.logits,
@@ -164,7 +164,7 @@ def drawn_terms(
 ) -> jax.Array:
     """`batch_terms` for given draws: states int32 [b, L], phase int32 [b, groups], Draw [b, L]."""
     features, exists = _predicting(problem, network, params, tokens, states, phase, where)
-    terms = objective.position_terms(
+    terms = streaming.position_terms(
         problem.objective,
         problem.kernel,
         lambda f: network.logits(params, f),

@@ -17,7 +17,7 @@ from enumeration import (
     quick_jit,
 )
 
-from hybrid_jax import estimator, hyperschedule, noising, objective
+from hybrid_jax import estimator, hyperschedule, noising, objective, streaming
 from hybrid_jax.errors import UserError
 from hybrid_jax.estimator import Problem
 from hybrid_jax.layout import Layout
@@ -577,7 +577,7 @@ def test_inactive_positions_contribute_nothing():
     states = jnp.array([[4, 2, TOKENS]])
 
     def terms(features, time):
-        return objective.position_terms(
+        return streaming.position_terms(
             problem.objective, problem.kernel, lambda f: f, features, tokens, states, where,
             time=time, loss=False, chunk=2,
         )  # fmt: skip
@@ -615,13 +615,13 @@ def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
     rest = {"time": time, "loss": True}
 
     def plain(features, head):
-        terms = objective.position_terms(
+        terms = streaming.position_terms(
             goal, kernel, lambda f: f @ head, features, tokens, states, where, chunk=5, **rest
         )
         return 3.0 * terms.sum()
 
     def streamed(features, head, chunk):
-        return 3.0 * objective.summed_terms(
+        return 3.0 * streaming.summed_terms(
             goal, kernel, lambda head, f: f @ head, head, features, tokens, states, where,
             chunk=chunk, **rest,
         )  # fmt: skip
