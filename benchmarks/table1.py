@@ -82,7 +82,7 @@ _BLOCK = {"schedule.family": "block", "schedule.width": 16, "schedule.levels": 1
 _SCORE = {"objective.parameterisation": "score", "model.condition": 32}
 TABLE = {
     "AR": Row(config="ar"),
-    "SEDD": Row(config="sedd"),
+    "SEDD": Row(config="sedd", seeds=2),
     "MDLM": Row(config="mdlm", seeds=2),
     "BD3-LM": Row(config="bd3lm", settings=_BLOCK),
     "γ-hybrid": Row(config="gamma_hybrid", settings=_FLAT, seeds=2),
@@ -91,6 +91,7 @@ TABLE = {
     "ε-hybrid, block": Row(config="epsilon_hybrid", settings=_BLOCK),
     "γ-hybrid, slide": Row(config="slide", settings={**_BLOCK, "schedule.family": "slide"}),
 }
+# γ = 0 and ε = 0 are MDLM, and SEDD with scores: the rows of the table.
 ABLATIONS = {
     "γ = 0.05": Row(config="gamma_hybrid", settings={**_FLAT, "noise.gamma": 0.05}),
     "γ = 0.1": Row(config="gamma_hybrid", settings={**_FLAT, "noise.gamma": 0.1}),
@@ -102,6 +103,12 @@ ABLATIONS = {
     "ε = 0.05": Row(config="epsilon_hybrid", settings={**_FLAT, "noise.epsilon": 0.05}),
     "ε = 0.01, λ_w = 0.1": Row(
         config="epsilon_hybrid", settings={**_FLAT, "objective.shown_weight": 0.1}
+    ),
+    "ε = 0.01, λ_w = 0": Row(
+        config="epsilon_hybrid", settings={**_FLAT, "objective.shown_weight": 0.0}
+    ),
+    "γ = 0.01, cross-entropy": Row(
+        config="gamma_hybrid", settings={**_FLAT, "objective.loss": "weighted_cross_entropy"}
     ),
     "ε-hybrid, block, shifted": Row(
         config="epsilon_hybrid", settings={**_BLOCK, "layout.alignment": "shifted"}
@@ -135,8 +142,14 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     if options.steps:
         common["train.steps"] = common["train.eval_every"] = options.steps
     length = common.get("data.length", 512)
+    rows = GROUPS[options.group]
+    wanted = options.rows.split(";") if options.rows else list(rows)
+    for name in wanted:
+        if name not in rows:
+            raise UserError(f"--rows: {name!r} is not one of {'; '.join(rows)}.")
     found = []
-    for name, row in GROUPS[options.group].items():
+    for name in wanted:
+        row = rows[name]
         settings = {k: length if v == "L" else v for k, v in (common | row.settings).items()}
         if row.config in ("mdlm", "sedd"):
             settings["schedule.levels"] = length
@@ -256,6 +269,7 @@ def main() -> int:
     add("--out", required=True, help="JSON file; the table beside it as .md")
     add("--size", choices=SIZES, default="cpu")
     add("--group", choices=GROUPS, default="table", help="of rows (default: %(default)s)")
+    add("--rows", default="", help="names of rows separated by ';' (default: all of the group)")
     add("--shards", default="train-00000.jsonl.xz", help="of gutenberg to train on")
     add("--steps", type=int, default=0, help="another budget than the size's")
     add("--records", type=int, default=1024, help="of each data set")

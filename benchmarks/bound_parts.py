@@ -1,0 +1,133 @@
+"""Where the nats of a bound are: at masked positions, at shown ones, at shown ones that are wrong.
+
+    python benchmarks/bound_parts.py --workdir=runs/gamma_hybrid --workdir=runs/mdlm
+
+Estimated on the validation records of each run, under the noise of its training (``own``) and under
+masking alone (``absorbing``), which compares what networks know about masked tokens whatever they
+were trained with. Parts of one line add up to its bound. "wrong" is the share of shown tokens that
+noise replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+from pathlib import Path
+
+import device
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax import estimator, noising, trained
+from hybrid_jax.atomic import write_atomic
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval import perplexity
+from hybrid_jax.metrics import mean_and_standard_error
+from hybrid_jax.objective import Bound
+from hybrid_jax.trained import Trained
+
+PARTS = ("masked", "shown, right", "shown, wrong")
+
+
+def bounds_of(model: Trained) -> list[Bound]:
+    """The bounds that the network has: of its own noise, and of masking alone."""
+    problem, experiment = model.problem, model.experiment
+    absorbing = noising.absorbing(tokens=problem.kernel.tokens)
+    # ε-noise jumps on leaving level 0: its bound exists in discrete time only.
+    own_time = "discrete" if problem.kernel.epsilon else experiment.evaluation.time
+    bounds = [Bound(kernel=problem.kernel, time=own_time)]
+    if problem.kernel.replaces:
+        bounds.append(Bound(kernel=absorbing, time=experiment.evaluation.time))
+    return bounds
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def parts_of_batch(problem, network, time, count, params, tokens, key):
+    """Nats of each record in each part [parts, B], and the wrong and all shown tokens, two ints."""
+    index = jnp.arange(count, dtype=jnp.int32)
+    states, phase, where = estimator.corrupt_batch(
+        problem, tokens, index, key, count=count, time=time
+    )
+    terms = estimator.drawn_terms(
+        problem, network, params, tokens, states, phase, where, time=time, loss=False
+    )
+    masked = states == problem.kernel.mask
+    right = states == tokens
+    kinds = jnp.stack([masked, right, ~masked & ~right])
+    shown = where.active & ~masked
+    return jnp.sum(terms * kinds, axis=2), jnp.sum(shown & ~right), jnp.sum(shown)
+
+
+def measure(model: Trained, bound: Bound, records: np.ndarray, *, draws: int, batch: int) -> dict:
+    goal = dataclasses.replace(model.problem.objective, loss="bound", time=bound.time)
+    problem = dataclasses.replace(model.problem, kernel=bound.kernel, objective=goal)
+    found, wrong, shown = [], 0, 0
+    for start in range(0, len(records), batch):
+        tokens = records[start : start + batch]
+        total = 0.0
+        for draw in range(draws):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), start), draw)
+            parts, batch_wrong, batch_shown = parts_of_batch(
+                problem, model.network, bound.time, len(tokens), model.params, tokens, key
+            )
+            total = total + np.asarray(parts) / draws / tokens.shape[1]
+            wrong, shown = wrong + int(batch_wrong), shown + int(batch_shown)
+        found.append(total)
+    values = np.concatenate(found, axis=1)
+    row = {"bound": bound.label, "records": len(records), "draws": draws}
+    for name, nats in [("whole", values.sum(0)), *zip(PARTS, values, strict=True)]:
+        row[name], row[f"{name}_error"] = mean_and_standard_error(nats)
+    return row | {"wrong": wrong / max(shown, 1)}
+
+
+def as_markdown(rows: list[dict]) -> str:
+    names = ("whole", *PARTS)
+    lines = [
+        f"| model | bound | {' | '.join(names)} | wrong |",
+        f"|---|---|{'---|' * len(names)}---|",
+    ]
+    for row in rows:
+        cells = [f"{row[name]:.3f} ± {row[f'{name}_error']:.3f}" for name in names]
+        lines.append(
+            f"| {row['model']} | {row['bound']} | {' | '.join(cells)} | {row['wrong']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Nats per token of a bound at masked, right and wrong positions."
+    )
+    add = parser.add_argument
+    add("--workdir", action="append", required=True, help="of a run; may be given more than once")
+    add("--records", type=int, default=512, help="validation records (default: %(default)s)")
+    add("--draws", type=int, default=8, help="of noise for each record (default: %(default)s)")
+    add("--batch", type=int, default=32)
+    add("--out", help="JSON file; the table beside it as .md")
+    options = parser.parse_args()
+    rows = []
+    try:
+        for workdir in options.workdir:
+            model = trained.load(workdir)
+            records = perplexity.held_out(model, options.records).tokens
+            for bound in bounds_of(model):
+                row = measure(model, bound, records, draws=options.draws, batch=options.batch)
+                rows.append({"model": Path(workdir).name, "step": model.step, **row})
+                print(json.dumps(rows[-1], ensure_ascii=False), file=sys.stderr, flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.out:
+        result = {"device": device.name(), "versions": device.versions(), "rows": rows}
+        write_atomic(options.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(Path(options.out).with_suffix(".md"), as_markdown(rows) + "\n")
+    print(as_markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
