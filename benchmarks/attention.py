@@ -67,9 +67,8 @@ def measure(name: str, pattern: Pattern, options: argparse.Namespace) -> dict:
 
         found = jax.jit(function)(*inputs[:3]).astype(jnp.float32)
         row["error"][backend] = float(jnp.abs(found - exact).max())
-        gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-        row["megabytes"][backend] = in_turn.peak_megabytes(gradient, *inputs)
-        programs[backend] = lambda gradient=gradient: gradient(*inputs)
+        gradient = jax.grad(loss, argnums=(0, 1, 2))
+        programs[backend], row["megabytes"][backend] = in_turn.compiled(gradient, *inputs)
     row["milliseconds"] = in_turn.milliseconds(programs, repeats=options.repeats)
     row["ratios"] = {
         backend: in_turn.ratios(row["milliseconds"]["dense"], times)
@@ -107,14 +106,14 @@ def main() -> None:
     add("--repeats", type=int, default=7)
     add("--out", default="benchmarks/results", metavar="DIR")
     options = parser.parse_args()
-    rows = []
+    rows: list[dict] = []
+    shape = {k: getattr(options, k) for k in ("length", "batch", "heads", "head", "dtype")}
     for name, (schedule, layout) in cases(options.length).items():
         rows.append(measure(name, pattern_of(schedule, layout), options))
         for backend, ratio in rows[-1]["ratios"].items():
             in_turn.note(f"{name}: {backend} {statistics.median(ratio):.2f} times faster")
-    table = as_markdown(rows)
-    shape = {k: getattr(options, k) for k in ("length", "batch", "heads", "head", "dtype")}
-    in_turn.store("attention", options.out, rows, table, **shape)
+        report = in_turn.store("attention", options.out, rows, as_markdown(rows), **shape)
+    print(report)
 
 
 if __name__ == "__main__":

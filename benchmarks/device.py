@@ -21,6 +21,13 @@ def name() -> str:
     return f"{len(models)} × {models[0]}" if models else kind
 
 
+def short_name() -> str:
+    """For names of files: "cpu", or that of the accelerator."""
+    if jax.default_backend() == "cpu":
+        return "cpu"
+    return "-".join(jax.devices()[0].device_kind.lower().split())
+
+
 def versions() -> dict[str, str]:
     """Versions that speed depends on."""
     return {"python": platform.python_version(), "jax": jax.__version__}

@@ -1,21 +1,15 @@
 #!/usr/bin/env bash
 # Every benchmark on one GPU, in at most eight minutes: attention, vocabulary, training steps at the
 # shape of the paper, sampling with and without the cache. Results go to benchmarks/results, named by
-# device and date. A part that does not finish in its time is named, and the others still run.
+# device and date, after every row: a part whose time runs out is named, and keeps what it has.
 #
 #   PYTHON=.venv/bin/python benchmarks/gpu_all.sh
-#
-# For a smaller device, or a trial on a processor:
-#   SIZE=tiny BATCH=2 LENGTH=128 DTYPE=float32 benchmarks/gpu_all.sh
+#   TRIAL=1 benchmarks/gpu_all.sh      # the same parts, small enough for a processor
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 python=${PYTHON:-.venv/bin/python}
 out=${OUT:-benchmarks/results}
-size=${SIZE:-base}
-batch=${BATCH:-32}
-length=${LENGTH:-1024}
-dtype=${DTYPE:-bfloat16}
 failed=()
 
 part() { # SECONDS NAME ARGUMENTS...
@@ -25,13 +19,19 @@ part() { # SECONDS NAME ARGUMENTS...
   timeout "$seconds" "$python" "benchmarks/$name.py" --out="$out" "$@" || failed+=("$name ($?)")
 }
 
-part 90 attention --length="$length" --batch=8 --heads=12 --dtype="$dtype" --repeats=5
-part 180 train_step --size="$size" --batch_size="$batch" --length="$length" --dtype="$dtype" \
-  --steps=5 --repeats=3
-part 60 vocab --length="$length" --batch=4 --width=768 --repeats=5
-part 150 sampling --repeats=3
+if [[ -n ${TRIAL:-} ]]; then
+  part 120 attention --length=128 --heads=2 --repeats=2
+  part 180 train_step --size=tiny --layouts=AR,flat,block --repeats=2 --no-parts
+  part 60 vocab --tokens=512 --length=128 --width=64 --repeats=2
+  part 120 sampling --size=tiny --cases=2 --repeats=2
+else
+  part 80 attention --batch=8 --heads=12 --dtype=bfloat16 --repeats=5
+  part 260 train_step --size=base --batch_size=32 --dtype=bfloat16 --steps=5 --repeats=3 --no-parts
+  part 50 vocab --batch=4 --width=768 --repeats=5
+  part 90 sampling --size=base --dtype=bfloat16 --cases=3 --repeats=3
+fi
 
 if ((${#failed[@]})); then
-  echo "not finished: ${failed[*]}" >&2
+  echo "not finished (status 124: its time ran out): ${failed[*]}" >&2
   exit 1
 fi

@@ -46,23 +46,28 @@ def ratios(slow: list[float], fast: list[float]) -> list[float]:
     return [a / b for a, b in zip(slow, fast, strict=True)]
 
 
-def peak_megabytes(function: Callable, *arguments: Any) -> float:
-    """What the compiled program needs beside its arguments, as the compiler says."""
-    analysis = jax.jit(function).lower(*arguments).compile().memory_analysis()
-    return (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / 1e6
+def compiled(function: Callable, *arguments: Any) -> tuple[Callable[[], Any], float]:
+    """A program to call, and what it needs beside its arguments, in MB, as the compiler says."""
+    program = jax.jit(function).lower(*arguments).compile()
+    analysis = program.memory_analysis()
+    megabytes = (analysis.temp_size_in_bytes + analysis.output_size_in_bytes) / 1e6
+    return lambda: program(*arguments), megabytes
 
 
-def store(kind: str, out: str, rows: list[dict[str, Any]], table: str, **more: Any) -> None:
-    """Prints a table and writes it, with all numbers as JSON, named by kind, device and date."""
+def store(kind: str, out: str, rows: list[dict[str, Any]], table: str, **more: Any) -> str:
+    """Writes a table, with all numbers as JSON, named by kind, device and date; returns it.
+
+    To be called after every row: what was measured stays when the time for the rest runs out.
+    """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     today = datetime.date.today().isoformat()
     result = {"device": device.name(), "versions": device.versions(), **more, "rows": rows}
     report = f"{kind} on {result['device']}, {result['versions']}, {today}\n\n{table}\n"
-    file = folder / f"{kind}-{jax.default_backend()}-{today}"
+    file = folder / f"{kind}-{device.short_name()}-{today}"
     write_atomic(file.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     write_atomic(file.with_suffix(".md"), report)
-    print(report)
+    return report
 
 
 def note(text: str) -> None:

@@ -1,6 +1,7 @@
 """Sampling with and without the cache, side by side.
 
-    python benchmarks/sampling.py --out=benchmarks/results
+    python benchmarks/sampling.py
+    python benchmarks/sampling.py --size=base --dtype=bfloat16 --cases=3     # on a GPU
 
 Random parameters (speed does not depend on them). A round is one call of the network with all that
 belongs to it: attention, head, draws, update rule, cache. Shapes are static, so every round of a
@@ -13,29 +14,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import json
 import statistics
-import sys
 import time
-from pathlib import Path
 
-import device
+import in_turn
 import jax
 
 from hybrid_jax import hyperschedule, noising
-from hybrid_jax.atomic import write_atomic
+from hybrid_jax.config import Experiment
 from hybrid_jax.estimator import Problem
 from hybrid_jax.layout import Layout
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.objective import Objective
+from hybrid_jax.presets import sized
 from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.rules import ACS
 from hybrid_jax.sampling.state import Sampler
 
-TOKENS = 16_384
-# The shape of size `small` in hybrid_jax.presets, in float32.
-NETWORK = Transformer(tokens=TOKENS, layers=8, width=512, heads=8, qk_norm=True)
 RULE = ACS(eta=0.25)
 
 
@@ -51,14 +46,14 @@ class Case:
     uncached: bool = True
     whole: bool = False
 
-    def sampler(self, *, cached: bool) -> Sampler:
+    def sampler(self, network: Transformer, *, cached: bool) -> Sampler:
         problem = Problem(
             schedule=hyperschedule.block(length=self.length, width=self.width, levels=self.levels),
-            kernel=noising.epsilon_hybrid(tokens=TOKENS, epsilon=0.01),
+            kernel=noising.epsilon_hybrid(tokens=network.tokens, epsilon=0.01),
             layout=Layout(alignment="shifted" if self.shifted else "aligned"),
             objective=Objective(),
         )
-        return Sampler(problem=problem, network=NETWORK, cached=cached)
+        return Sampler(problem=problem, network=network, cached=cached)
 
 
 CASES = [
@@ -79,9 +74,9 @@ CASES = [
 class Rounds:
     """A sampler whose rounds can be timed."""
 
-    def __init__(self, case: Case, params, *, cached: bool):
+    def __init__(self, case: Case, network: Transformer, params, *, cached: bool):
         self.case, self.params = case, params
-        self.sampler = case.sampler(cached=cached)
+        self.sampler = case.sampler(network, cached=cached)
         self.steps = self.sampler.problem.schedule.steps
         self.keys = jax.random.split(jax.random.key(0), case.batch)
         self.given = prompts.nothing(case.batch, case.length)
@@ -109,9 +104,17 @@ class Rounds:
         return (time.perf_counter() - begun) * 1e3 / rounds
 
 
-def measure(case: Case, params, *, repeats: int) -> dict:
-    cached = Rounds(case, params, cached=True)
-    uncached = Rounds(case, params, cached=False) if case.uncached else None
+def network_of(size: str, dtype: str) -> Transformer:
+    """The network of a size of `hybrid_jax.presets`, in the given type."""
+    config = sized("sampling", size)
+    config.model.dtype = dtype
+    experiment = Experiment.from_config(config)
+    return experiment.network(experiment.data.vocab_size)
+
+
+def measure(case: Case, network: Transformer, params, *, repeats: int) -> dict:
+    cached = Rounds(case, network, params, cached=True)
+    uncached = Rounds(case, network, params, cached=False) if case.uncached else None
     times: dict[str, list[float]] = {"cached": [], "uncached": []}
     for _ in range(repeats):
         # Whole windows, because the round after a window has settled also feeds it.
@@ -170,35 +173,28 @@ def as_markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description="Times sampling with and without the cache.")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", default="benchmarks/results", metavar="DIR")
+    add = parser.add_argument
+    add("--size", default="small", choices=["tiny", "small", "base"], help="of the network")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"])
+    add("--cases", type=int, default=len(CASES), help="only the first ones (default: all)")
+    add("--repeats", type=int, default=5)
+    add("--out", default="benchmarks/results", metavar="DIR")
     options = parser.parse_args()
-    params = jax.jit(NETWORK.init)(jax.random.key(0))
-    rows = []
-    for number, case in enumerate(CASES, 1):
+    network = network_of(options.size, options.dtype)
+    params = jax.jit(network.init)(jax.random.key(0))
+    shape = {"size": options.size, "dtype": options.dtype, "rule": "ACS η=0.25"}
+    rows: list[dict] = []
+    cases = CASES[: options.cases]
+    for number, case in enumerate(cases, 1):
         begun = time.monotonic()
-        rows.append(measure(case, params, repeats=options.repeats))
+        rows.append(measure(case, network, params, repeats=options.repeats))
         took = time.monotonic() - begun
-        print(f"case {number} of {len(CASES)}: {took:.0f} s", file=sys.stderr, flush=True)
-    table = as_markdown(rows)
-    result = {
-        "device": device.name(),
-        "versions": device.versions(),
-        "network": dataclasses.asdict(NETWORK),
-        "rule": "ACS η=0.25",
-        "cases": rows,
-    }
-    name = f"sampling-{jax.default_backend()}-{datetime.date.today().isoformat()}"
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / f"{name}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    report = f"{result['device']}, {result['versions']}\n\n{table}"
-    write_atomic(out / f"{name}.md", report + "\n")
+        in_turn.note(f"case {number} of {len(cases)}: {took:.0f} s")
+        report = in_turn.store("sampling", options.out, rows, as_markdown(rows), **shape)
     print(report)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -140,8 +140,10 @@ def measure(name: str, peak: float, options: argparse.Namespace) -> dict:
     fast, slow = Steps(experiment, options), Steps(plain(experiment), options)
     times = in_turn.milliseconds({"plain": slow.run, "default": fast.run}, repeats=options.repeats)
     times = {variant: [t / options.steps for t in values] for variant, values in times.items()}
-    parts = in_turn.milliseconds(fast.parts(), repeats=options.repeats)
-    parts["optimizer, averages"] = [t / options.steps for t in parts["optimizer, averages"]]
+    parts = {}
+    if options.parts:
+        parts = in_turn.milliseconds(fast.parts(), repeats=options.repeats)
+        parts["optimizer, averages"] = [t / options.steps for t in parts["optimizer, averages"]]
     work = flops.training_flops(fast.recipe.network, fast.recipe.problem) * options.batch_size
     median = statistics.median(times["default"])
     return {
@@ -170,8 +172,10 @@ def as_markdown(rows: list[dict]) -> str:
             f"{row['megabytes']['default']:.0f} | {row['tokens_per_second']:.0f} | "
             f"{row['teraflops']:.3f} | {row['mfu']:.2f} |"
         )
-    lines += ["", "Where the time goes, ms (each part less the one before it):", ""]
     names = list(rows[0]["parts"])
+    if not names:
+        return "\n".join(lines)
+    lines += ["", "Where the time goes, ms (each part less the one before it):", ""]
     lines += [f"| layout | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for row in rows:
         totals = [row["parts"][name] for name in names]
@@ -190,18 +194,20 @@ def main() -> None:
     add("--steps", type=int, default=1, help="between two looks at the clock")
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--repeats", type=int, default=5)
+    add("--parts", action=argparse.BooleanOptionalAction, default=True, help="time them as well")
     add("--out", default="benchmarks/results", metavar="DIR")
     options = parser.parse_args()
     on_cpu = jax.default_backend() == "cpu"
     peak = measured_peak() if on_cpu else flops.peak_flops(jax.devices()[0])
-    rows = []
+    rows: list[dict] = []
+    shape = {k: getattr(options, k) for k in ("size", "batch_size", "dtype", "steps")}
+    shape["peak_flops"] = peak
     for name in options.layouts.split(","):
         rows.append(measure(name, peak or 0.0, options))
         in_turn.note(f"{name}: {statistics.median(rows[-1]['ratios']):.2f} times faster")
-    shape = {k: getattr(options, k) for k in ("size", "batch_size", "dtype", "steps")}
-    in_turn.store(
-        f"train-step-{options.size}", options.out, rows, as_markdown(rows), peak_flops=peak, **shape
-    )
+        kind = f"train-step-{options.size}"
+        report = in_turn.store(kind, options.out, rows, as_markdown(rows), **shape)
+    print(report)
 
 
 if __name__ == "__main__":

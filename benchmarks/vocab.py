@@ -79,9 +79,8 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     for variant, function in (
         ("plain", plain), ("recomputed", recomputed), ("streamed", streamed),
     ):  # fmt: skip
-        gradient = jax.jit(jax.value_and_grad(function, argnums=(0, 1)))
-        megabytes[variant] = in_turn.peak_megabytes(gradient, head, features)
-        programs[variant] = lambda gradient=gradient: gradient(head, features)
+        gradient = jax.value_and_grad(function, argnums=(0, 1))
+        programs[variant], megabytes[variant] = in_turn.compiled(gradient, head, features)
     times = in_turn.milliseconds(programs, repeats=options.repeats)
     return {
         "case": name,
@@ -118,12 +117,13 @@ def main() -> None:
     add("--repeats", type=int, default=5)
     add("--out", default="benchmarks/results", metavar="DIR")
     options = parser.parse_args()
-    rows = []
+    rows: list[dict] = []
+    shape = {k: getattr(options, k) for k in ("tokens", "length", "batch", "width", "chunk")}
     for name in CASES:
         rows.append(measure(name, options))
         in_turn.note(f"{name}: done")
-    shape = {k: getattr(options, k) for k in ("tokens", "length", "batch", "width", "chunk")}
-    in_turn.store("vocab", options.out, rows, as_markdown(rows), **shape)
+        report = in_turn.store("vocab", options.out, rows, as_markdown(rows), **shape)
+    print(report)
 
 
 if __name__ == "__main__":
