@@ -16,7 +16,9 @@ BACKENDS = typing.get_args(Backend)
 
 # Finite, so that a row with nothing to attend to sees everything equally and stays finite.
 _HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
-_BLOCK = 128  # query rows whose scores exist at the same time
+# Query rows whose scores exist at the same time: 128, or more where that makes above eight blocks,
+# since each is a shape of its own for the compiler (docs/performance.md).
+_BLOCK, _BLOCKS = 128, 8
 
 
 def attend(
@@ -94,7 +96,12 @@ def dense(
 
 
 def blockwise(
-    query: jax.Array, key: jax.Array, value: jax.Array, pattern: Pattern, *, block: int = _BLOCK
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    pattern: Pattern,
+    *,
+    block: int | None = None,
 ) -> jax.Array:
     """`dense` over the ranges of `pattern` alone: in one softmax, own window and clean prefix.
 
@@ -103,11 +110,12 @@ def blockwise(
 
     Args:
       query, key, value: [B, R, H, K].
-      block: query rows at a time.
+      block: query rows at a time; None for 128, or more where these would be above eight blocks.
 
     Returns:
       [B, R, H, K] in the type of `value`.
     """
+    block = block or _BLOCK * -(-pattern.regions.rows // (_BLOCK * _BLOCKS))
     parts = []
     for span in spans(pattern.layout, pattern.regions, block):
         keys, values = (
