@@ -30,6 +30,8 @@ from hybrid_jax.objective import Objective
 from hybrid_jax.sampling import feeding, loop, prompts, rules
 from hybrid_jax.sampling.state import Sampler
 
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+
 # ---------------------------------------------------------------------------------------------
 # Kinds of tokens.
 
@@ -349,6 +351,42 @@ def payload(html):
     return json.loads(values)
 
 
+def test_page_is_played_and_stepped_through_in_a_browser(browser):
+    tab = browser.new_page(reduced_motion="reduce")  # so that it does not begin by itself
+    troubles = []
+    tab.on("pageerror", lambda error: troubles.append(error))
+    tab.goto((FIGURES / "animation.html").as_uri())
+
+    def shown():
+        now, _, last = tab.locator("#count").text_content().partition("/")
+        texts = tab.locator(".text").all_text_contents()
+        return int(now), int(last), texts
+
+    now, last, begun = shown()
+    assert now == 0
+    tab.get_by_label("one call on").click()
+    tab.keyboard.press("ArrowRight")
+    assert shown()[0] == 2
+    tab.get_by_label("one call back").click()
+    assert shown()[0] == 1
+    tab.get_by_label("last").click()
+    assert shown()[0] == last
+    assert all(a != b for a, b in zip(shown()[2], begun, strict=True))
+    tab.get_by_label("first").click()
+    assert shown()[::2] == (0, begun)
+    tab.get_by_label("speed").select_option("fast")
+    tab.get_by_role("button", name="play").click()
+    tab.locator("#count", has_text=re.compile(r"^(?:[3-9]|\d\d)")).wait_for()
+    tab.get_by_role("button", name="pause").click()
+    assert 2 < shown()[0] == shown()[0]
+    tab.get_by_label("calls").fill(str(last - 1))
+    tab.get_by_role("button", name="play").click()
+    tab.get_by_role("button", name="play").wait_for()  # it pauses at the end
+    assert shown()[0] == last
+    tab.close()
+    assert not troubles
+
+
 def test_page_holds_the_frames_and_needs_nothing_else(recordings):
     runs = [recording for recording, _ in recordings]
     html = page.draw(runs)
@@ -449,7 +487,7 @@ def test_without_matplotlib_the_command_says_what_to_install(tmp_path, monkeypat
 
 
 def test_committed_pictures_are_small():
-    folder = Path(__file__).parents[1] / "docs" / "figures"
+    folder = FIGURES
     for path in folder.glob("*.*"):
         assert path.stat().st_size < (400_000 if path.suffix in (".gif", ".html") else 150_000)
     for name in (*(f"{name}.png" for name in figures.PICTURES), "animation.gif", "animation.html"):
