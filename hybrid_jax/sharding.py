@@ -111,6 +111,16 @@ def use(mesh: Mesh) -> AbstractContextManager[Any]:
     return jax.set_mesh(mesh)
 
 
+def platform() -> str:
+    """What the program that is being made will run on, "cpu", "gpu" or "tpu".
+
+    The mesh in use says so, also where its devices are not there (`aot`).
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is cut."""
     return math.prod(mesh.shape[name] for name in RULES["batch"])

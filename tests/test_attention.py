@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from enumeration import quick_jit
 
-from hybrid_jax import hyperschedule
+from hybrid_jax import hyperschedule, sharding
 from hybrid_jax import layout as layouts
 from hybrid_jax.errors import UserError
 from hybrid_jax.layout import Layout
 from hybrid_jax.models import attention
 from hybrid_jax.models.pattern import spans, training_pattern
 from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.sharding import MeshConfig
 
 LENGTH = 24
 SCHEDULES = {
@@ -121,6 +122,63 @@ def test_fused_is_dense_where_one_mask_serves_all(schedule, how):
     assert pattern.plain_causal == (schedule == "quenched AR")
 
 
+SPLASHED = [("block", "aligned"), ("ragged block", "causal window"), ("quenched AR", "shifted")]
+
+
+@pytest.mark.parametrize(("schedule", "how"), SPLASHED)
+def test_splash_is_dense_in_values_and_gradients(schedule, how):
+    pattern = pattern_of(schedule, how)
+    *arguments, weight = inputs(pattern.regions.rows, batch=2, head=8)
+    mask = pattern.mask()[:1]
+    seen = np.asarray(mask.any(-1))[..., None, None]
+
+    def total(backend, arguments):
+        found = attention.attend(*arguments, pattern, backend=backend)
+        return jnp.sum(weight * jnp.where(seen, found, 0.0))
+
+    pattern = dataclasses.replace(pattern, rows=jax.tree.map(lambda x: x[:1], pattern.rows))
+    value, gradients = quick_jit(jax.value_and_grad(functools.partial(total, "dense")))(arguments)
+    other, others = quick_jit(jax.value_and_grad(functools.partial(total, "splash")))(arguments)
+    np.testing.assert_allclose(other, value, rtol=1e-5)
+    for a, b in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_splash_takes_several_blocks_of_the_kernel():
+    schedule = hyperschedule.block(length=300, width=10, levels=2)
+    rows = layouts.training_rows(Layout(), schedule, jnp.zeros(schedule.phase_groups, jnp.int32))
+    pattern = training_pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
+    query, key, value, _ = inputs(pattern.regions.rows, batch=1, heads=1, head=8)
+    assert pattern.regions.rows == 590
+    found = attention.attend(query, key, value, pattern, backend="splash")
+    wanted = attention.dense(query, key, value, pattern.mask())
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "how"), PAIRS)
+def test_constant_masks_are_those_of_every_phase(schedule, how):
+    pattern = pattern_of(schedule, how)
+    if not pattern.constant:
+        with pytest.raises(ValueError, match="move with the phase"):
+            pattern.constant_mask()
+        return
+    constant = jax.jit(lambda: pattern.constant_mask())()  # also while a program is made
+    assert (np.asarray(pattern.mask()) == constant).all()
+
+
+def test_splash_runs_on_each_part_of_a_mesh():
+    pattern = pattern_of("block", "aligned", batch=1)
+    query, key, value, _ = inputs(pattern.regions.rows, batch=8, heads=2)
+    wanted = attention.dense(query, key, value, pattern.mask())
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with sharding.use(mesh):
+        found = quick_jit(lambda *x: attention.attend(*x, pattern, backend="splash"))(
+            query, key, value
+        )
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert len({str(shard.index) for shard in found.addressable_shards}) == 8
+
+
 @pytest.mark.parametrize(("schedule", "how"), PAIRS)
 def test_only_full_and_causal_patterns_are_taken_for_such(schedule, how):
     pattern = pattern_of(schedule, how)
@@ -150,7 +208,7 @@ def test_no_score_matrix_of_all_rows():
     assert largest < pattern.regions.rows**2 / 4
 
 
-@pytest.mark.parametrize("backend", ["dense", "blockwise", "fused", "auto"])
+@pytest.mark.parametrize("backend", ["dense", "blockwise", "fused", "splash", "auto"])
 def test_the_backend_of_a_network_changes_nothing(backend):
     pattern = pattern_of("block", "shifted")
     network = Transformer(tokens=11, layers=2, width=16, heads=2)

@@ -8,10 +8,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from hybrid_jax import sharding
 from hybrid_jax.models.cache import Cache
 from hybrid_jax.models.pattern import Pattern, spans
 
-Backend = Literal["auto", "dense", "blockwise", "fused"]
+Backend = Literal["auto", "dense", "blockwise", "fused", "splash"]
 BACKENDS = typing.get_args(Backend)
 
 # Finite, so that a row with nothing to attend to sees everything equally and stays finite.
@@ -36,7 +37,8 @@ def attend(
       query: [B, R, H, K]; key, value: [B, R', H, K], any float type.
       mask: bool [B or 1, R, M + R'] as for `dense`, or a `Pattern` of R = R' rows.
       cached: keys and values of earlier rows, which only `dense` takes.
-      backend: "auto" for the choice of `choose`. Where the rows come with a mask, it is "dense".
+      backend: "auto" for the choice of `choose`. Where the rows come with a mask, it is "dense",
+        and where a kernel does not know the pattern, "blockwise".
 
     Returns:
       [B, R, H, K] in the type of `value`.
@@ -46,18 +48,22 @@ def attend(
     chosen = choose(mask, query.dtype) if backend == "auto" else backend
     if chosen == "fused" and (mask.plain_causal or mask.full):
         return fused(query, key, value, mask)
+    if chosen == "splash" and mask.constant:
+        from hybrid_jax.models.splash import splash  # Pallas takes a while to import
+
+        return splash(query, key, value, mask.constant_mask())
     if chosen == "dense" or mask.full:
         return dense(query, key, value, mask.mask())
     return blockwise(query, key, value, mask)
 
 
 def choose(pattern: Pattern, dtype: jnp.dtype) -> Backend:
-    """The backend for rows of a pattern on the default device.
+    """The backend for rows of a pattern on the devices that the program is made for.
 
     "fused" where one mask serves all heads and the device has a kernel for it (GPU, 16 bits);
     otherwise "blockwise", which computes what a window can see and no more.
     """
-    on_gpu = jax.default_backend() == "gpu"
+    on_gpu = sharding.platform() == "gpu"
     if on_gpu and dtype == jnp.bfloat16 and (pattern.plain_causal or pattern.full):
         return "fused"
     return "dense" if pattern.full else "blockwise"
@@ -134,7 +140,7 @@ def fused(query: jax.Array, key: jax.Array, value: jax.Array, pattern: Pattern) 
     """
     if not (pattern.plain_causal or pattern.full):
         raise ValueError("the fused kernel knows causal and full attention only")
-    kernel: Literal["cudnn", "xla"] = "cudnn" if jax.default_backend() == "gpu" else "xla"
+    kernel: Literal["cudnn", "xla"] = "cudnn" if sharding.platform() == "gpu" else "xla"
     return jax.nn.dot_product_attention(
         query, key, value, is_causal=pattern.plain_causal, implementation=kernel
     )

@@ -64,7 +64,9 @@ class Span(NamedTuple):
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["layout", "regions"]
+    jax.tree_util.register_dataclass,
+    data_fields=["rows"],
+    meta_fields=["layout", "schedule", "regions"],
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pattern:
@@ -73,11 +75,13 @@ class Pattern:
     Attributes:
       rows: of `layout.training_rows`, fields [B or 1, R].
       layout: which predicate.
+      schedule: that the rows belong to.
       regions: how the rows are ordered.
     """
 
     rows: Rows
     layout: Layout
+    schedule: Hyperschedule
     regions: Regions
 
     @property
@@ -97,6 +101,20 @@ class Pattern:
         """For all pairs, bool [B or 1, R, R] (query, key)."""
         return layouts.attention_mask(self.layout, self.rows)
 
+    @property
+    def constant(self) -> bool:
+        """Whether the mask is the same in every phase, so that a program may contain it."""
+        return self.schedule.settles_whole
+
+    def constant_mask(self) -> np.ndarray:
+        """`mask` as a constant of the program, bool [R, R]. Raises ValueError if it is none."""
+        if not self.constant:
+            raise ValueError(f"the windows of {self.schedule.name} move with the phase")
+        with jax.ensure_compile_time_eval():
+            phase = jnp.zeros(self.schedule.phase_groups, jnp.int32)
+            rows = layouts.training_rows(self.layout, self.schedule, phase)
+            return np.asarray(layouts.attention_mask(self.layout, rows))
+
     def part(self, queries: slice, keys: tuple[slice, ...]) -> jax.Array:
         """For some of the pairs, bool [B or 1, queries, keys]."""
         query = jax.tree.map(lambda x: x[..., queries], self.rows)
@@ -108,7 +126,8 @@ class Pattern:
 
 def training_pattern(layout: Layout, schedule: Hyperschedule, rows: Rows) -> Pattern:
     """The pattern of rows that `layout.training_rows` made, fields [B or 1, R]."""
-    return Pattern(rows=rows, layout=layout, regions=training_regions(layout, schedule))
+    regions = training_regions(layout, schedule)
+    return Pattern(rows=rows, layout=layout, schedule=schedule, regions=regions)
 
 
 def training_regions(layout: Layout, schedule: Hyperschedule) -> Regions:

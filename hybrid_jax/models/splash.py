@@ -1,0 +1,68 @@
+"""The splash kernel of Pallas for TPU: scores never leave the chip, and blocks of the mask that are
+empty are not computed."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from hybrid_jax import sharding
+
+_TILE = 128  # the kernel's blocks are multiples of it
+_LARGEST_BLOCK = 512
+_AXES = ("batch", "whole", "heads", "whole")
+
+
+def splash(query: jax.Array, key: jax.Array, value: jax.Array, mask: np.ndarray) -> jax.Array:
+    """`attention.dense` for one mask that is known when the program is compiled.
+
+    Off TPUs the kernel is interpreted, which is for tests: correct, and very slow.
+
+    Args:
+      query, key, value: [B, R, H, K].
+      mask: bool [R, R], the same for all examples and heads. Rows that see nothing see themselves.
+
+    Returns:
+      [B, R, H, K] in the type of `query`.
+    """
+    whole, block = _padded(mask)
+    interpret = sharding.platform() != "tpu"
+    sizes = kernels.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+
+    def local(query, key, value):
+        rows, heads, head = query.shape[1:]
+        kernel = kernels.make_splash_mha_single_device(
+            masks.MultiHeadMask([masks.NumpyMask(whole)] * heads),
+            block_sizes=sizes,
+            interpret=interpret,
+        )
+        added = [(0, 0), (0, len(whole) - rows), (0, 0), (0, 0)]
+        by_head = (jnp.swapaxes(jnp.pad(x, added), 1, 2) for x in (query * head**-0.5, key, value))
+        return jnp.swapaxes(jax.vmap(kernel)(*by_head), 1, 2)[:, :rows]
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(query, key, value)
+    # A kernel is no product of matrices that the compiler could cut: it runs on each part.
+    spec = sharding.spec(dict(mesh.shape), query.shape, _AXES)
+    return jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(
+        query, key, value
+    )
+
+
+def _padded(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """The mask with as many rows as whole blocks take, and the size of a block."""
+    block = min(_LARGEST_BLOCK, -(-len(mask) // _TILE) * _TILE)
+    rows = -(-len(mask) // block) * block
+    whole = np.zeros((rows, rows), bool)
+    whole[: len(mask), : len(mask)] = mask
+    alone = ~whole.any(axis=1)
+    whole[alone, alone] = True
+    return whole, block
