@@ -231,6 +231,7 @@ def measured(job: Job, data: str) -> dict[str, Any]:
         "flags": [flag.replace(str(Path(data).resolve()), "FOLDER") for flag in job.flags],
         "sets": sets,
         "tokens_per_second": training[-1]["tokens_per_second"] if training else math.nan,
+        "losses": {line["step"]: line["loss"] for line in training},
     }
 
 

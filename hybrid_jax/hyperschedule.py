@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Protocol
 
 import jax
@@ -99,6 +100,15 @@ class Ramp:
     name: str
     starts: tuple[int, ...]
     levels: int
+
+    def __post_init__(self) -> None:
+        _check_positive(length=len(self.starts), levels=self.levels)
+        ordered = all(a <= b for a, b in itertools.pairwise(self.starts))
+        if self.starts[0] != 0 or not ordered:
+            raise UserError(
+                f"{self.name}: the steps at which positions start must begin at 0 and never fall, "
+                f"but are {str(self.starts[:8])[1:-1]}, …"
+            )
 
     @property
     def length(self) -> int:

@@ -346,3 +346,17 @@ def test_custom_names_the_first_entry_that_breaks_a_rule(table, message):
 def test_families_refuse_sizes_without_meaning(family, arguments, message):
     with pytest.raises(UserError, match=message):
         family(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("starts", "levels", "message"),
+    [
+        ((), 2, "length must be at least 1"),
+        ((0, 1), 0, "levels must be at least 1"),
+        ((1, 2), 2, "must begin at 0 and never fall, but are 1, 2"),
+        ((0, 4, 2), 2, "must begin at 0 and never fall, but are 0, 4, 2"),
+    ],
+)
+def test_ramps_that_are_none_are_refused(starts, levels, message):
+    with pytest.raises(UserError, match=message):
+        hyperschedule.Ramp(name="mine", starts=starts, levels=levels)
