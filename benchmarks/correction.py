@@ -25,7 +25,7 @@ import device
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import generate, trained
+from hybrid_jax import trained, writing
 from hybrid_jax.atomic import write_atomic
 from hybrid_jax.data.pipeline import Records
 from hybrid_jax.errors import UserError
@@ -89,7 +89,7 @@ def repair(model, records: np.ndarray, *, batch: int, wrong: int = 2) -> list[di
                 length=schedule.length,
                 tokens=sampler.problem.kernel.tokens,
             )
-            keys = generate.keys_of(1, np.arange(start, start + batch))
+            keys = writing.keys_of(1, np.arange(start, start + batch))
             state = loop.start(sampler, model.params, keys, given)
             state = dataclasses.replace(
                 state,

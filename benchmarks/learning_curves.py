@@ -21,7 +21,7 @@ from hybrid_jax.figures.palette import INK
 
 
 def is_flat(row: dict[str, Any]) -> bool:
-    """Whether all positions are noised together: the others see clean tokens from the first step."""
+    """Whether all positions are noised together; in other runs some are clean at every step."""
     return row["name"] in ("SEDD", "MDLM") or "--config.schedule.family=flat" in row["flags"]
 
 

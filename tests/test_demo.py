@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from hybrid_jax import frames, generate, train, trained, watch, workdir
+from hybrid_jax import frames, generate, train, trained, watch, workdir, writing
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -280,7 +280,7 @@ def test_plain_autoregression_has_no_levels(block, tmp_path):
     path.write_text(json.dumps(values), encoding="utf-8")
     writer = Writer(trained.load(tmp_path / "ar"), "ar")
     assert not writer.describe()["levels"]["free"]
-    with pytest.raises(generate.UserError, match="has no windows"):
+    with pytest.raises(writing.UserError, match="has no windows"):
         writer.job({"levels": 2})
 
 

@@ -28,7 +28,7 @@ import scipy.stats
 from absl import flags
 from conftest import REPOSITORY
 
-from hybrid_jax import aot, evaluate, generate, interop, noising, objective
+from hybrid_jax import aot, evaluate, generate, interop, noising, objective, writing
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import prepare
 from hybrid_jax.demo import __main__ as demo
@@ -164,7 +164,7 @@ def test_flags_of_commands(document, module):
         if module == "generate":
             sampling = Experiment.from_config(sized("any", "tiny")).sampling
             given = {k: v for k, v in vars(options).items() if hasattr(sampling, k)}
-            generate.choose_sampling(sampling, given.pop("rule"), given).build()
+            writing.choose_sampling(sampling, given.pop("rule"), given).build()
 
 
 def parsed(parser, words):

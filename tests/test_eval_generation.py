@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_eval_gpt2 import random_tensors, write
 
-from hybrid_jax import generate
+from hybrid_jax import writing
 from hybrid_jax.data.tokenizers import Byte, make_tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import gpt2_weights, mauve, protocols, scoring
@@ -388,7 +388,7 @@ def lines(*texts, **settings):
     records = [
         {
             **dataclasses.asdict(
-                generate.Text(
+                writing.Text(
                     number=n, prompt="", text=text, tokens=list(text.encode()), calls=4 + n,
                     corrections=0,
                 )

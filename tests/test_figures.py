@@ -16,19 +16,19 @@ from enumeration import quick_jit
 from PIL import Image
 from test_evaluate import LENGTH, run_of
 
-from hybrid_jax import generate, hyperschedule, noising, trained
+from hybrid_jax import generate, hyperschedule, noising, trained, writing
 from hybrid_jax.config import EvaluationConfig
 from hybrid_jax.data.tokenizers import Byte
 from hybrid_jax.estimator import Problem
 from hybrid_jax.figures import __main__ as figures
 from hybrid_jax.figures import frames, gif, hyperschedules, masks, noise, page
 from hybrid_jax.figures.kinds import KINDS, kinds_of
-from hybrid_jax.generate import Request
 from hybrid_jax.layout import Layout
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.objective import Objective
 from hybrid_jax.sampling import feeding, loop, prompts, rules
 from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.writing import Request
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
@@ -172,7 +172,7 @@ def test_inference_masks_are_what_the_sampler_feeds(number):
     sampler = Sampler(problem=problem, network=network)
     params = network.init(jax.random.key(0))
     given = prompts.build([[]], length=9, tokens=5)
-    state = loop.start(sampler, params, generate.keys_of(0, np.arange(1)), given)
+    state = loop.start(sampler, params, writing.keys_of(0, np.arange(1)), given)
     state = loop.advance(sampler, rules.make("ancestral"), params, state, 2 * masks.WIDTH)
     assert int(state.step[0]) == 2 * masks.WIDTH
 
@@ -234,7 +234,7 @@ def hybrid(text, tmp_path_factory):
 def recordings(hybrid):
     """Under a rule that replaces, and one that masks again; each with what `generate` gives."""
     model = trained.load(hybrid)
-    sampler = generate.build_sampler(model, model.experiment.sampling, None)
+    sampler = writing.build_sampler(model, model.experiment.sampling, None)
     request = Request(prompt="12", ids=[49, 50], stop=LENGTH)
     found = []
     for name, rule in {
@@ -295,7 +295,7 @@ def test_kinds_of_frames_follow_the_schedule(recordings):
 
 def test_text_behind_an_end_token_is_worthless(hybrid):
     model = trained.load(hybrid)
-    sampler = generate.build_sampler(model, model.experiment.sampling, None)
+    sampler = writing.build_sampler(model, model.experiment.sampling, None)
     # A common letter as end token, so that the text is sure to end.
     stopping = dataclasses.replace(sampler, eos=ord(" "))
     request = Request(prompt="", ids=[], stop=LENGTH)

@@ -7,7 +7,7 @@ import pytest
 from test_eval_gpt2 import random_tensors, write
 from test_evaluate import LENGTH, run_of
 
-from hybrid_jax import evaluate, generate, trained
+from hybrid_jax import evaluate, generate, trained, writing
 from hybrid_jax.config import EvaluationConfig, SamplingConfig
 from hybrid_jax.data import gpt2 as gpt2_tokenizer
 from hybrid_jax.data.pipeline import evaluation_batches
@@ -61,7 +61,7 @@ def test_a_run_judges_by_its_own_likelihood(ar):
         )
         wanted = evaluate_bound(
             model.problem, model.network, model.params, evaluation_batches(one, 1), bound,
-            key=generate.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
+            key=writing.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
         )  # fmt: skip
         assert row.mean(dtype=np.float64) == pytest.approx(wanted.nats, rel=1e-5)
 

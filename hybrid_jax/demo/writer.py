@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_jax import config, generate
+from hybrid_jax import config, writing
 from hybrid_jax.config import SamplingConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.frames import KINDS, Frames
@@ -96,7 +96,7 @@ class Job:
       command: what makes `hybrid_jax.generate` write the same text.
     """
 
-    request: generate.Request
+    request: writing.Request
     given: Prompts
     sampler: Sampler
     rule: Rule
@@ -145,7 +145,7 @@ class Writer:
         """The rules that go with the model's noise."""
         fit = []
         for name in rules.NAMES:
-            rule = generate.choose_sampling(self._model.experiment.sampling, name, {}).build()
+            rule = writing.choose_sampling(self._model.experiment.sampling, name, {}).build()
             try:
                 rule.check(self._model.problem.kernel, self._model.problem.objective)
             except UserError:
@@ -154,7 +154,7 @@ class Writer:
         return fit
 
     def _describe_rule(self, name: str) -> dict[str, Any]:
-        sampling = generate.choose_sampling(self._model.experiment.sampling, name, {})
+        sampling = writing.choose_sampling(self._model.experiment.sampling, name, {})
         rule = sampling.build()
         hints = typing.get_type_hints(type(rule))
         settings = {
@@ -181,15 +181,15 @@ class Writer:
         length, tokenizer = model.problem.schedule.length, model.tokenizer
         if wish.levels is not None and wish.levels > self.most_levels:
             raise UserError(f"levels is {wish.levels}, but this page takes 1 … {self.most_levels}.")
-        sampling = generate.choose_sampling(model.experiment.sampling, wish.rule, wish.sampling)
+        sampling = writing.choose_sampling(model.experiment.sampling, wish.rule, wish.sampling)
         rule = sampling.build()
-        sampler = generate.build_sampler(model, sampling, wish.levels)
+        sampler = writing.build_sampler(model, sampling, wish.levels)
         loop.check(sampler, rule)
         if wish.gaps:
-            request = generate.with_gaps(wish.text, tokenizer, length)
+            request = writing.with_gaps(wish.text, tokenizer, length)
         else:
             stop = length if wish.length is None else wish.length
-            request = generate.beginning(wish.text, tokenizer, stop=stop)
+            request = writing.beginning(wish.text, tokenizer, stop=stop)
         given = prompts.build(
             [request.ids], length=length, tokens=tokenizer.vocab_size, stop=request.stop
         )
@@ -221,9 +221,9 @@ class Writer:
         model, tokenizer = self._model, self._model.tokenizer
         with self._turn:
             self._make_room(job)
-            keys = generate.keys_of(job.seed, np.arange(1))
+            keys = writing.keys_of(job.seed, np.arange(1))
         frames = Frames(job.sampler.problem.schedule, tokenizer, job.given)
-        states = generate.rounds(job.sampler, job.rule, model.params, keys, job.given)
+        states = writing.rounds(job.sampler, job.rule, model.params, keys, job.given)
         state = None
         while True:
             with self._turn:
@@ -236,7 +236,7 @@ class Writer:
         with self._turn:
             result = jax.device_get(loop.finish(job.sampler, job.given, state))
             self._compiled.add(_program(job))
-        (text,) = generate.texts_from(result, [job.request], tokenizer, first=0)
+        (text,) = writing.texts_from(result, [job.request], tokenizer, first=0)
         yield {
             "frame": dataclasses.asdict(frames.last(result)),
             "done": {**dataclasses.asdict(text), "command": job.command},

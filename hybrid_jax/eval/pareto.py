@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hybrid_jax import generate
+from hybrid_jax import writing
 from hybrid_jax.config import SamplingConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import samples
@@ -76,7 +76,7 @@ def grid(model: Trained, rules: Sequence[str], paces: Sequence[float]) -> list[P
             )
         for label in rules:
             sampling = SamplingConfig.parse(label)
-            sampler = generate.build_sampler(model, sampling, levels)
+            sampler = writing.build_sampler(model, sampling, levels)
             loop.check(sampler, sampling.build())
             points.append(Point(label=label, sampling=sampling, rho=rho, sampler=sampler))
     return points
@@ -120,7 +120,7 @@ def texts_of(
       UserError: if they cannot be read or written.
     """
     file = folder / f"{_plain(point.label)}-rho{point.rho:g}-seed{seed}.jsonl"
-    settings = generate.settings_of(workdir, model, point.sampler, point.sampling, seed)
+    settings = writing.settings_of(workdir, model, point.sampler, point.sampling, seed)
     if file.exists():
         found = samples.read(file)
         kept = {name: found.settings.get(name) for name in settings}
@@ -130,17 +130,17 @@ def texts_of(
             progress(count)
             return found
     rule, length = point.sampling.build(), point.sampler.problem.schedule.length
-    texts: list[generate.Text] = []
+    texts: list[writing.Text] = []
     for start in range(0, count, batch_size):
-        keys = generate.keys_of(seed, start + np.arange(batch_size))
+        keys = writing.keys_of(seed, start + np.arange(batch_size))
         given = prompts.nothing(batch_size, length)
         made = jax.device_get(loop.generate(point.sampler, rule, model.params, keys, given))
-        requests = [generate.Request(prompt="", ids=[], stop=length)] * min(
+        requests = [writing.Request(prompt="", ids=[], stop=length)] * min(
             batch_size, count - start
         )
-        texts += generate.texts_from(made, requests, model.tokenizer, first=start)
+        texts += writing.texts_from(made, requests, model.tokenizer, first=start)
         progress(len(texts))
-    generate.write(file, texts, settings)
+    writing.write(file, texts, settings)
     return samples.read(file)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_jax import generate
+from hybrid_jax import writing
 from hybrid_jax.errors import UserError
 
 
@@ -37,7 +37,7 @@ def read(path: str | Path) -> Samples:
       UserError: if it cannot be read, is no such file, is empty, or holds texts of different
         settings.
     """
-    own = {field.name for field in dataclasses.fields(generate.Text)}
+    own = {field.name for field in dataclasses.fields(writing.Text)}
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
