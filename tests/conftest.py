@@ -3,6 +3,7 @@ reference material."""
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -18,6 +19,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# A shell starts what runs in the background with Ctrl-C ignored, and every program that is started
+# by a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = REPOSITORY.parent / "shared"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
