@@ -1,14 +1,20 @@
 """Settings shared by all tests: several CPU devices, cheap compilations, and the paths of optional
 reference material."""
 
+import importlib.metadata
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compilation takes most of the time of these tests, and their programs are small.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Compilation takes most of the time of these tests, and their programs are small. The second flag,
+# which later versions do not know, halves it.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jax").startswith("0.10.")
+)
 
 import jax
 import pytest
@@ -31,15 +37,17 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--share", default="1/1", metavar="K/N",
-        help="of the cases of each parametrised test, run the K-th of every N; tests that are not "
-        "parametrised always run, but the ones that take minutes only in the first share",
+        help="of the cases of each parametrised test, run the K-th of every N, or with K-M/N the "
+        "K-th to the M-th; tests that are not parametrised always run, but the ones that take "
+        "minutes only in the first share",
     )  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    share, shares = (int(part) for part in config.getoption("--share").split("/"))
-    if not 1 <= share <= shares:
-        raise pytest.UsageError("--share=K/N needs K from 1 to N")
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", config.getoption("--share"))
+    first, last, shares = (int(part or found[1]) for part in found.groups()) if found else (0, 0, 0)
+    if not 1 <= first <= last <= shares:
+        raise pytest.UsageError("--share needs K/N or K-M/N with 1 <= K <= M <= N")
     cases: dict[str, int] = {}
     kept, left_out = [], []
     for item in items:
@@ -48,8 +56,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             number = cases.get(test, 0)
             cases[test] = number + 1
         else:
-            number = 0 if item.get_closest_marker("minutes") else share - 1
-        (kept if number % shares == share - 1 else left_out).append(item)
+            number = 0 if item.get_closest_marker("minutes") else first - 1
+        (kept if first <= number % shares + 1 <= last else left_out).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
 
