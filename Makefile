@@ -1,6 +1,6 @@
 # make run    venv + install + train the small γ-hybrid on the embedded corpus
 # make test   venv + install + the test suite
-# make bench  venv + install + the benchmarks that a processor can run, a quarter of an hour
+# make bench  venv + install + the benchmarks that a processor can run, about twenty minutes
 # Choose an interpreter with PYTHON=python3.12, a place for the environment with VENV=folder, and
 # what pytest is told with ARGS=..., such as ARGS=--share=1/4 (a quarter of each test's cases).
 
@@ -21,6 +21,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/vocab.py
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/step_settings.py
 	$(BIN)/python benchmarks/sampling.py --repeats=3
 
 lint: $(VENV)/installed-dev
