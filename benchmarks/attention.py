@@ -17,11 +17,11 @@ import in_turn
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax import hyperschedule
-from hybrid_jax import layout as layouts
-from hybrid_jax.layout import Layout
+from hybrid_jax.method import hyperschedule
+from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.mask_blocks import Pattern, training_pattern
 from hybrid_jax.models import attention
-from hybrid_jax.models.pattern import Pattern, training_pattern
 
 
 def cases(length: int) -> dict[str, tuple[hyperschedule.Hyperschedule, Layout]]:

@@ -22,13 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import estimator, noising, trained
-from hybrid_jax.atomic import write_atomic
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import perplexity
-from hybrid_jax.metrics import mean_and_standard_error
-from hybrid_jax.objective import Bound
-from hybrid_jax.trained import Trained
+from hybrid_jax.method import loss as estimator
+from hybrid_jax.method import noising
+from hybrid_jax.method.objective import Bound
+from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.training import pretrained
+from hybrid_jax.training.pretrained import Trained
+from hybrid_jax.training.statistics import mean_and_standard_error
 
 PARTS = ("masked", "shown, right", "shown, wrong")
 
@@ -112,7 +114,7 @@ def main() -> int:
     rows = []
     try:
         for workdir in options.workdir:
-            model = trained.load(workdir)
+            model = pretrained.load(workdir)
             records = perplexity.held_out(model, options.records).tokens
             for bound in bounds_of(model):
                 row = measure(model, bound, records, draws=options.draws, batch=options.batch)

@@ -25,14 +25,15 @@ import device
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import trained, writing
-from hybrid_jax.atomic import write_atomic
 from hybrid_jax.data.pipeline import Records
 from hybrid_jax.errors import UserError
-from hybrid_jax.metrics import mean_and_standard_error
+from hybrid_jax.generation import requests
+from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.rules import ACS, Ancestral, ReMDM
 from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.training import pretrained
+from hybrid_jax.training.statistics import mean_and_standard_error
 
 RULES = {
     "ancestral": Ancestral(),
@@ -89,7 +90,7 @@ def repair(model, records: np.ndarray, *, batch: int, wrong: int = 2) -> list[di
                 length=schedule.length,
                 tokens=sampler.problem.kernel.tokens,
             )
-            keys = writing.keys_of(1, np.arange(start, start + batch))
+            keys = requests.keys_of(1, np.arange(start, start + batch))
             state = loop.start(sampler, model.params, keys, given)
             state = dataclasses.replace(
                 state,
@@ -137,7 +138,7 @@ def main() -> int:
     options = parser.parse_args()
     begun = time.time()
     try:
-        model = trained.load(options.workdir)
+        model = pretrained.load(options.workdir)
         held_out = Records(options.data, "valid")
         count = min(len(held_out), options.windows)
         records = held_out.read(range(count // options.batch_size * options.batch_size))

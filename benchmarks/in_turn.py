@@ -18,7 +18,7 @@ from typing import Any
 import device
 import jax
 
-from hybrid_jax.atomic import write_atomic
+from hybrid_jax.runtime.files import write_atomic
 
 
 def milliseconds(

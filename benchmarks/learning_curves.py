@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.atomic import write_atomic
 from hybrid_jax.errors import UserError
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import INK
+from hybrid_jax.runtime.files import write_atomic
 
 
 def is_flat(row: dict[str, Any]) -> bool:

@@ -20,12 +20,12 @@ import time
 import in_turn
 import jax
 
-from hybrid_jax import hyperschedule, noising
 from hybrid_jax.config import Experiment
-from hybrid_jax.estimator import Problem
-from hybrid_jax.layout import Layout
+from hybrid_jax.method import hyperschedule, noising
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import Transformer
-from hybrid_jax.objective import Objective
 from hybrid_jax.presets import sized
 from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.rules import ACS

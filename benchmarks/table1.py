@@ -25,9 +25,9 @@ from typing import Any
 
 import device
 
-from hybrid_jax.atomic import write_atomic
 from hybrid_jax.errors import UserError
-from hybrid_jax.metrics import format_seconds
+from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.progress import format_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 

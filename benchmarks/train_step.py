@@ -26,10 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import estimator, flops, sharding
 from hybrid_jax.config import Experiment
-from hybrid_jax.sharding import MeshConfig
-from hybrid_jax.step import Recipe
+from hybrid_jax.method import loss as estimator
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.sharding import MeshConfig
+from hybrid_jax.training import flops
+from hybrid_jax.training.train_step import Recipe
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LAYOUTS = {

@@ -15,8 +15,8 @@ import in_turn
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax import noising, streaming
-from hybrid_jax.objective import Draw, Objective
+from hybrid_jax.method import chunked_loss, noising
+from hybrid_jax.method.objective import Draw, Objective
 
 CASES = {
     "cross-entropy (absorbing)": ("absorbing", Objective(time="continuous")),
@@ -48,7 +48,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         return features @ head["kernel"]
 
     def plain(head, features):
-        terms = streaming.position_terms(
+        terms = chunked_loss.position_terms(
             goal, kernel, lambda f: to_logits(head, f), features, tokens, states, where,
             time=goal.time, loss=True, chunk=options.length,
         )  # fmt: skip
@@ -58,7 +58,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         @jax.checkpoint
         def of_chunk(inputs):
             feature, *rest = inputs
-            return streaming.position_terms(
+            return chunked_loss.position_terms(
                 goal, kernel, lambda f: to_logits(head, f), feature, *rest,
                 time=goal.time, loss=True, chunk=options.chunk,
             ).sum()  # fmt: skip
@@ -70,7 +70,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         return jax.lax.map(of_chunk, jax.tree.map(cut, (features, tokens, states, where))).sum()
 
     def streamed(head, features):
-        return streaming.summed_terms(
+        return chunked_loss.summed_terms(
             goal, kernel, to_logits, head, features, tokens, states, where,
             time=goal.time, loss=True, chunk=options.chunk,
         )  # fmt: skip

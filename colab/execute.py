@@ -23,8 +23,8 @@ from pathlib import Path
 import nbclient
 import nbformat
 
-from hybrid_jax.atomic import write_atomic
 from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.runtime.files import write_atomic
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LARGEST_PICTURE = 60_000  # bytes

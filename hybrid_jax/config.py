@@ -15,20 +15,20 @@ from typing import Literal
 
 import ml_collections
 
-from hybrid_jax import hyperschedule, noising
 from hybrid_jax.errors import UserError
-from hybrid_jax.estimator import Problem
-from hybrid_jax.hyperschedule import Hyperschedule
-from hybrid_jax.layout import Layout
+from hybrid_jax.method import hyperschedule, noising
+from hybrid_jax.method.hyperschedule import Hyperschedule
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.transformer import Transformer
-from hybrid_jax.noising import Kernel
-from hybrid_jax.objective import Bound, Objective, Time
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling import rules
-from hybrid_jax.sampling.rule import Rule
-from hybrid_jax.sampling.warp import Warp
-from hybrid_jax.sharding import MeshConfig
+from hybrid_jax.sampling.draw import Warp
+from hybrid_jax.sampling.update_rule import Rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

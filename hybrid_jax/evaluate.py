@@ -31,26 +31,20 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_jax import sharding, trained
-from hybrid_jax.atomic import unwritable, write_atomic
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.eval import (
-    datasets,
-    generation,
-    judges,
-    pareto,
-    pareto_plot,
-    perplexity,
-    protocols,
-    quality_table,
-    samples,
-)
+from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
 from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.quality_table import Row
-from hybrid_jax.metrics import Progress
-from hybrid_jax.sharding import MeshConfig
-from hybrid_jax.trained import Trained
+from hybrid_jax.eval.scorers import load as judges
+from hybrid_jax.figures import pareto as pareto_plot
+from hybrid_jax.generation import samples
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.progress import Progress
+from hybrid_jax.runtime.sharding import MeshConfig
+from hybrid_jax.training import pretrained
+from hybrid_jax.training.pretrained import Trained
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,7 +87,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _measure_sets(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
-    model = trained.load(options.workdir, step=options.step, mesh=mesh)
+    model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
     valid = validation_set(model.experiment)
     wanted = [
         datasets.parse(text, validation=valid) for text in options.datasets.split(",") if text
@@ -154,12 +148,12 @@ def _judge_texts(options: argparse.Namespace) -> None:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
     made = [samples.read(file) for file in files]  # all, before anything slow
     judge, judge_tokenizer = judges.load(options.judge)
-    model = trained.load(options.workdir, step=options.step)
+    model = pretrained.load(options.workdir, step=options.step)
     reference, _ = _references(model, options, max(len(texts.texts) for texts in made))
     folder = _folder(options)
     rows = []
     for file, texts in zip(files, made, strict=True):
-        quality = generation.evaluate(
+        quality = text_quality.evaluate(
             judge, judge_tokenizer, texts.tokens, rules,
             tokenizer=model.tokenizer, reference=reference, settings=texts.settings,
             batch_size=options.batch_size,
@@ -176,7 +170,7 @@ def _judge_texts(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     rules = protocols.protocol(options.protocol)
     judge, judge_tokenizer = judges.load(options.judge)
-    model = trained.load(options.workdir, step=options.step)
+    model = pretrained.load(options.workdir, step=options.step)
     labels = [label for label in (options.rules or "").split(",") if label]
     if not labels:
         labels, reasons = pareto.fitting(model, pareto.RULES)
@@ -190,8 +184,8 @@ def _sweep(options: argparse.Namespace) -> None:
     texts.mkdir(exist_ok=True)
     seeds = range(options.seed, options.seed + options.seeds)
 
-    def judged(made: Sequence[np.ndarray], settings: Mapping[str, Any]) -> generation.Quality:
-        return generation.evaluate(
+    def judged(made: Sequence[np.ndarray], settings: Mapping[str, Any]) -> text_quality.Quality:
+        return text_quality.evaluate(
             judge, judge_tokenizer, made, rules,
             tokenizer=model.tokenizer, reference=reference, settings=settings,
             batch_size=options.batch_size,
@@ -277,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, help="folder of a run")
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
-    add("--step", type=trained.step_of, help="checkpoint, or 'best' (default: the newest)")
+    add("--step", type=pretrained.step_of, help="checkpoint, or 'best' (default: the newest)")
     add("--records", type=int, default=0, metavar="N", help="most records (default: all)")
     add("--draws", type=int, default=4, metavar="K", help="of noise for each (default: 4)")
     add("--batch_size", type=int, default=64, metavar="B", help="records at a time (default: 64)")

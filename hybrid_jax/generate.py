@@ -21,18 +21,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_jax import trained, writing
 from hybrid_jax.config import SamplingConfig
-from hybrid_jax.data.tokenizers import Tokenizer
+from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.frames import Frames
-from hybrid_jax.metrics import Progress
+from hybrid_jax.generation import requests as writing
+from hybrid_jax.generation.frames import Frames
+from hybrid_jax.generation.requests import Request, Text
+from hybrid_jax.generation.terminal import Watch, require_terminal
+from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.sampling import loop, prompts, rules
 from hybrid_jax.sampling.prompts import GAP
-from hybrid_jax.sampling.rule import Rule
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.watch import Watch, require_terminal
-from hybrid_jax.writing import Request, Text
+from hybrid_jax.sampling.update_rule import Rule
+from hybrid_jax.training import pretrained
 
 _PIECES = 100  # that a batch is run in, for the progress bar
 
@@ -143,7 +144,7 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be at least 1, but is {getattr(options, name)}.")
     if options.watch is not None:
         require_terminal()  # before the model is loaded
-    model = trained.load(options.workdir, step=options.step)
+    model = pretrained.load(options.workdir, step=options.step)
     names = {field.name for field in dataclasses.fields(SamplingConfig)} - {"count", "rule"}
     settings = {name: getattr(options, name) for name in names}
     sampling = writing.choose_sampling(model.experiment.sampling, options.rule, settings)
@@ -188,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
     add(
         "--step",
-        type=trained.step_of,
+        type=pretrained.step_of,
         help="checkpoint to use, or 'best' on validation (default: newest)",
     )
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")

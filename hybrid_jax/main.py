@@ -17,8 +17,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from hybrid_jax.command_line import check_config_file, flag_mistakes
 from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.runtime.command_line import check_config_file, flag_mistakes
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:SIZE.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME if not given.")
@@ -41,10 +41,12 @@ def main(argv: list[str]) -> int:
 def run_experiment() -> None:
     """The experiment named by the flags, from text to samples."""
     # JAX and friends start slowly, so they are imported after the flags have been checked.
-    from hybrid_jax import distributed, report, train, workdir
     from hybrid_jax.config import Experiment
-    from hybrid_jax.interruption import Signals
-    from hybrid_jax.quiet import quieten_orbax
+    from hybrid_jax.generation import summary
+    from hybrid_jax.runtime import processes as distributed
+    from hybrid_jax.runtime.preemption import Signals
+    from hybrid_jax.runtime.quiet import quieten_orbax
+    from hybrid_jax.training import loop, workdir
 
     experiment = Experiment.from_config(CONFIG.value)
     folder = Path(_WORKDIR.value or f"runs/{experiment.name}")
@@ -59,13 +61,13 @@ def run_experiment() -> None:
 
     with Signals() as signals:
         distributed.together(lambda: workdir.check(folder, experiment))
-        run = train.open_run(experiment)
+        run = loop.open_run(experiment)
         claim = functools.partial(workdir.claim, folder, experiment, run.tokenizer)
         distributed.together(lambda: claim() if lead else None)
         distributed.check_shared(folder)
-        say(report.introduction(run, folder))
-        state = train.train(run, folder, signals, say=say)
-        report.finish(run, folder, state)
+        say(summary.introduction(run, folder))
+        state = loop.train(run, folder, signals, say=say)
+        summary.finish(run, folder, state)
 
 
 def parse(argv: list[str]) -> None:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from hybrid_jax import layout, noising
-from hybrid_jax.models.pattern import Pattern
+from hybrid_jax.method import layout, noising
+from hybrid_jax.method.mask_blocks import Pattern
 
 # Many small programs, each run once or twice: compiling them is most of the time they take.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})

@@ -14,14 +14,17 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from hybrid_jax import aot, collectives, flops, sharding, topology
-from hybrid_jax.aot import Memory, Program
-from hybrid_jax.collectives import Collective
+from hybrid_jax.aot import __main__ as aot
+from hybrid_jax.aot import collectives, topology
+from hybrid_jax.aot.__main__ import Memory, Program
+from hybrid_jax.aot.collectives import Collective
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
 from hybrid_jax.presets import sized
-from hybrid_jax.sharding import MeshConfig
-from hybrid_jax.step import Recipe
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.sharding import MeshConfig
+from hybrid_jax.training import flops
+from hybrid_jax.training.train_step import Recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "configs" / "gamma_hybrid.py"

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from enumeration import quick_jit
 
-from hybrid_jax import hyperschedule, sharding
-from hybrid_jax import layout as layouts
 from hybrid_jax.errors import UserError
-from hybrid_jax.layout import Layout
+from hybrid_jax.method import hyperschedule
+from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.mask_blocks import spans, training_pattern
 from hybrid_jax.models import attention
-from hybrid_jax.models.pattern import spans, training_pattern
 from hybrid_jax.models.transformer import Transformer
-from hybrid_jax.sharding import MeshConfig
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.sharding import MeshConfig
 
 LENGTH = 24
 SCHEDULES = {

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from enumeration import Reader, all_logits, all_sequences, kernels, quick_jit
 
-from hybrid_jax import estimator, hyperschedule, noising, objective
-from hybrid_jax.estimator import Problem
-from hybrid_jax.layout import Layout
+from hybrid_jax.method import hyperschedule, noising, objective
+from hybrid_jax.method import loss as estimator
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.objective import Draw, Objective
 from hybrid_jax.models.transformer import Transformer
-from hybrid_jax.objective import Draw, Objective
 
 LENGTH = 3
 POSITIONS = jnp.arange(LENGTH)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from hybrid_jax.sampling.categorical import sample_categorical
+from hybrid_jax.sampling.draw import sample_categorical
 
 MANY = 50_304
 

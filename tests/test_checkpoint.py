@@ -12,14 +12,14 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from hybrid_jax.atomic import write_atomic
-from hybrid_jax.checkpoint import (
+from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.checkpoint import (
     Checkpointer,
     DamagedCheckpointError,
     checksums,
     latest_step,
 )
-from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.files import write_atomic
 
 
 @jax.tree_util.register_dataclass

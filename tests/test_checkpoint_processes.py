@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax.checkpoint import Checkpointer, latest_step
+from hybrid_jax.runtime.checkpoint import Checkpointer, latest_step
 
 TWO_PROCESSES = """
 import glob, os, sys

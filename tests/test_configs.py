@@ -13,7 +13,7 @@ import pytest
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
-from hybrid_jax.step import Recipe, train_step
+from hybrid_jax.training.train_step import Recipe, train_step
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))

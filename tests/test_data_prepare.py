@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hybrid_jax.data import pipeline, prepare, splits, tokenizers
-from hybrid_jax.data.card import Card
+from hybrid_jax.data.manifest import Card
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.errors import UserError
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tiktoken.load
 
-from hybrid_jax.data import gpt2, sentencepiece_bpe, tokenizers
+from hybrid_jax.data import tokenizers
+from hybrid_jax.data.tokenizers import gpt2
+from hybrid_jax.data.tokenizers import sentencepiece as sentencepiece_bpe
 from hybrid_jax.errors import UserError
 
 CORPUS = [f"Document {n} tells of {n * n} hares, {n % 7} foxes and a river.\n" for n in range(90)]

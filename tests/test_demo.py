@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from hybrid_jax import frames, generate, train, trained, watch, workdir, writing
+from hybrid_jax import generate
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -34,10 +34,14 @@ from hybrid_jax.config import (
 from hybrid_jax.demo import __main__ as command_line
 from hybrid_jax.demo import server as demo
 from hybrid_jax.demo.writer import MOST_CHARACTERS, Writer
-from hybrid_jax.interruption import Signals
-from hybrid_jax.layout import Layout
-from hybrid_jax.objective import Objective
+from hybrid_jax.generation import frames, requests
+from hybrid_jax.generation import terminal as watch
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.objective import Objective
+from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.sampling import loop, rules
+from hybrid_jax.training import loop as train
+from hybrid_jax.training import pretrained, workdir
 
 LENGTH = 24
 
@@ -103,7 +107,7 @@ class Watched(demo.Server):
 @contextlib.contextmanager
 def serving(folder):
     listener = demo.listen("127.0.0.1", 0)
-    server = Watched(listener, Writer(trained.load(folder), str(folder)), host="127.0.0.1")
+    server = Watched(listener, Writer(pretrained.load(folder), str(folder)), host="127.0.0.1")
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
@@ -278,9 +282,9 @@ def test_plain_autoregression_has_no_levels(block, tmp_path):
     values = json.loads(path.read_text(encoding="utf-8"))
     values["schedule"]["family"] = "quenched_ar"
     path.write_text(json.dumps(values), encoding="utf-8")
-    writer = Writer(trained.load(tmp_path / "ar"), "ar")
+    writer = Writer(pretrained.load(tmp_path / "ar"), "ar")
     assert not writer.describe()["levels"]["free"]
-    with pytest.raises(writing.UserError, match="has no windows"):
+    with pytest.raises(requests.UserError, match="has no windows"):
         writer.job({"levels": 2})
 
 

@@ -28,11 +28,15 @@ import scipy.stats
 from absl import flags
 from conftest import REPOSITORY
 
-from hybrid_jax import aot, evaluate, generate, interop, noising, objective, writing
+from hybrid_jax import evaluate, generate
+from hybrid_jax.aot import __main__ as aot
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import prepare
 from hybrid_jax.demo import __main__ as demo
 from hybrid_jax.figures import __main__ as figures
+from hybrid_jax.generation import requests
+from hybrid_jax.interop import __main__ as interop
+from hybrid_jax.method import noising, objective
 from hybrid_jax.presets import sized
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import generate as generate_texts
@@ -164,7 +168,7 @@ def test_flags_of_commands(document, module):
         if module == "generate":
             sampling = Experiment.from_config(sized("any", "tiny")).sampling
             given = {k: v for k, v in vars(options).items() if hasattr(sampling, k)}
-            writing.choose_sampling(sampling, given.pop("rule"), given).build()
+            requests.choose_sampling(sampling, given.pop("rule"), given).build()
 
 
 def parsed(parser, words):

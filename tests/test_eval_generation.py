@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from test_eval_gpt2 import random_tensors, write
 
-from hybrid_jax import writing
-from hybrid_jax.data.tokenizers import Byte, make_tokenizer
+from hybrid_jax.data.tokenizers import make_tokenizer
+from hybrid_jax.data.tokenizers.byte import Byte
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import gpt2_weights, mauve, protocols, scoring
-from hybrid_jax.eval import samples as samples_file
-from hybrid_jax.eval.generation import evaluate
-from hybrid_jax.eval.gpt2 import GPT2, Config
+from hybrid_jax.eval import mauve, protocols
 from hybrid_jax.eval.protocols import PROTOCOLS
+from hybrid_jax.eval.scorers import base as scoring
+from hybrid_jax.eval.scorers import gpt2_weights
+from hybrid_jax.eval.scorers.gpt2 import GPT2, Config
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, repetition
+from hybrid_jax.eval.text_quality import evaluate
+from hybrid_jax.generation import requests
+from hybrid_jax.generation import samples as samples_file
 
 BYTES = Byte()
 END = "<|endoftext|>"
@@ -388,7 +391,7 @@ def lines(*texts, **settings):
     records = [
         {
             **dataclasses.asdict(
-                writing.Text(
+                requests.Text(
                     number=n, prompt="", text=text, tokens=list(text.encode()), calls=4 + n,
                     corrections=0,
                 )

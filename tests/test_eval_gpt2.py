@@ -13,8 +13,9 @@ import pytest
 import safetensors.numpy
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import gpt2, gpt2_weights, scoring
-from hybrid_jax.eval.gpt2 import GPT2, Config
+from hybrid_jax.eval.scorers import base as scoring
+from hybrid_jax.eval.scorers import gpt2, gpt2_weights
+from hybrid_jax.eval.scorers.gpt2 import GPT2, Config
 
 SIZES = {"vocab_size": 97, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 3}
 CONFIG = {"model_type": "gpt2", "activation_function": "gelu_new", **SIZES}

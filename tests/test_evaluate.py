@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax import evaluate, train, trained, workdir
+from hybrid_jax import evaluate
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -21,15 +21,16 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from hybrid_jax.data.card import Card
-from hybrid_jax.data.detokenize import NAMES, detokenizer
+from hybrid_jax.data.manifest import Card
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import datasets, perplexity
 from hybrid_jax.eval.datasets import EvaluationSet
-from hybrid_jax.interruption import Signals
-from hybrid_jax.layout import Layout
-from hybrid_jax.objective import Objective
+from hybrid_jax.eval.detokenize import NAMES, detokenizer
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime.preemption import Signals
+from hybrid_jax.training import loop, pretrained, workdir
 
 LENGTH = 16
 
@@ -59,9 +60,9 @@ def run_of(text, folder, schedule, layout, noise, objective, evaluation):
         evaluation=evaluation,
         sampling=SamplingConfig(count=0),
     )
-    run = train.open_run(experiment, jax.devices()[:1])
+    run = loop.open_run(experiment, jax.devices()[:1])
     workdir.claim(folder / "run", experiment, run.tokenizer)
-    train.train(run, folder / "run", Signals(), say=lambda _: None)
+    loop.train(run, folder / "run", Signals(), say=lambda _: None)
     return folder / "run"
 
 
@@ -79,7 +80,7 @@ def hybrid(text, tmp_path_factory):
 
 
 def measured(folder, dataset, **settings):
-    model = trained.load(folder)
+    model = pretrained.load(folder)
     packed = perplexity.pack(dataset, model.tokenizer, LENGTH)
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     settings = {"draws": 1, "batch_size": 32, "seed": 0} | settings
@@ -88,7 +89,7 @@ def measured(folder, dataset, **settings):
 
 def test_autoregression_is_the_exact_cross_entropy(ar, text):
     """Computed again from the tokens up: byte ids, BOS in front, causal mask, log-softmax."""
-    model = trained.load(ar)
+    model = pretrained.load(ar)
     found = measured(ar, EvaluationSet(name="b", source=f"files:{text}/b.txt"))
     tokenizer = model.tokenizer
     stream = [*(text / "b.txt").read_bytes(), tokenizer.eos]

@@ -10,7 +10,7 @@ import time
 import pytest
 import runs
 
-from hybrid_jax.checkpoint import latest_step
+from hybrid_jax.runtime.checkpoint import latest_step
 
 SUM = "the same command continues from the newest checkpoint"
 

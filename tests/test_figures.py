@@ -16,19 +16,22 @@ from enumeration import quick_jit
 from PIL import Image
 from test_evaluate import LENGTH, run_of
 
-from hybrid_jax import generate, hyperschedule, noising, trained, writing
+from hybrid_jax import generate
 from hybrid_jax.config import EvaluationConfig
-from hybrid_jax.data.tokenizers import Byte
-from hybrid_jax.estimator import Problem
+from hybrid_jax.data.tokenizers.byte import Byte
 from hybrid_jax.figures import __main__ as figures
 from hybrid_jax.figures import frames, gif, hyperschedules, masks, noise, page
-from hybrid_jax.figures.kinds import KINDS, kinds_of
-from hybrid_jax.layout import Layout
+from hybrid_jax.generation import requests
+from hybrid_jax.generation.kinds import KINDS, kinds_of
+from hybrid_jax.generation.requests import Request
+from hybrid_jax.method import hyperschedule, noising
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import Transformer
-from hybrid_jax.objective import Objective
-from hybrid_jax.sampling import feeding, loop, prompts, rules
+from hybrid_jax.sampling import cache_feed, loop, prompts, rules
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.writing import Request
+from hybrid_jax.training import pretrained
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
@@ -172,14 +175,14 @@ def test_inference_masks_are_what_the_sampler_feeds(number):
     sampler = Sampler(problem=problem, network=network)
     params = network.init(jax.random.key(0))
     given = prompts.build([[]], length=9, tokens=5)
-    state = loop.start(sampler, params, writing.keys_of(0, np.arange(1)), given)
+    state = loop.start(sampler, params, requests.keys_of(0, np.arange(1)), given)
     state = loop.advance(sampler, rules.make("ancestral"), params, state, 2 * masks.WIDTH)
     assert int(state.step[0]) == 2 * masks.WIDTH
 
     def fed(state):
         spy = Spy(network, [])
         spied = dataclasses.replace(sampler, network=spy)
-        feeding.show_new(spied, params, state, sampler.capacity)
+        cache_feed.show_new(spied, params, state, sampler.capacity)
         return spy.fed
 
     ((position, mask),) = jax.device_get(quick_jit(fed)(state))
@@ -233,8 +236,8 @@ def hybrid(text, tmp_path_factory):
 @pytest.fixture(scope="module")
 def recordings(hybrid):
     """Under a rule that replaces, and one that masks again; each with what `generate` gives."""
-    model = trained.load(hybrid)
-    sampler = writing.build_sampler(model, model.experiment.sampling, None)
+    model = pretrained.load(hybrid)
+    sampler = requests.build_sampler(model, model.experiment.sampling, None)
     request = Request(prompt="12", ids=[49, 50], stop=LENGTH)
     found = []
     for name, rule in {
@@ -294,8 +297,8 @@ def test_kinds_of_frames_follow_the_schedule(recordings):
 
 
 def test_text_behind_an_end_token_is_worthless(hybrid):
-    model = trained.load(hybrid)
-    sampler = writing.build_sampler(model, model.experiment.sampling, None)
+    model = pretrained.load(hybrid)
+    sampler = requests.build_sampler(model, model.experiment.sampling, None)
     # A common letter as end token, so that the text is sure to end.
     stopping = dataclasses.replace(sampler, eos=ord(" "))
     request = Request(prompt="", ids=[], stop=LENGTH)

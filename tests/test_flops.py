@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax import flops, hyperschedule, noising
-from hybrid_jax import layout as layouts
-from hybrid_jax.estimator import Problem
-from hybrid_jax.layout import Layout
+from hybrid_jax.method import hyperschedule, noising
+from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import Transformer
-from hybrid_jax.objective import Objective
+from hybrid_jax.training import flops
 
 LENGTH = 12
 # 127 tokens and MASK fill the head's 128 columns, so that none is padding.

@@ -16,7 +16,7 @@ import pytest
 import rich.console
 from conftest import REPOSITORY
 
-from hybrid_jax import generate, hyperschedule, train, trained, workdir
+from hybrid_jax import generate
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -27,14 +27,16 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from hybrid_jax.data.tokenizers import Byte
+from hybrid_jax.data.tokenizers.byte import Byte
 from hybrid_jax.errors import UserError
-from hybrid_jax.frames import Frames
-from hybrid_jax.interruption import Signals
-from hybrid_jax.layout import Layout
-from hybrid_jax.objective import Objective
+from hybrid_jax.generation.frames import Frames
+from hybrid_jax.generation.terminal import Watch
+from hybrid_jax.method import hyperschedule
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.objective import Objective
+from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.sampling import prompts
-from hybrid_jax.watch import Watch
+from hybrid_jax.training import loop, pretrained, workdir
 
 LENGTH = 24
 
@@ -59,9 +61,9 @@ def folder(tmp_path_factory):
         evaluation=EvaluationConfig(kernel="absorbing"),
         sampling=SamplingConfig(rule="acs", eta=0.5),
     )
-    run = train.open_run(experiment, jax.devices()[:1])
+    run = loop.open_run(experiment, jax.devices()[:1])
     workdir.claim(place / "run", experiment, run.tokenizer)
-    train.train(run, place / "run", Signals(), say=lambda _: None)
+    loop.train(run, place / "run", Signals(), say=lambda _: None)
     shutil.rmtree(place / "data")
     return place / "run"
 
@@ -192,10 +194,10 @@ def test_an_experiment_whose_rule_does_not_go_with_its_noise_is_refused():
 
 
 def test_the_averaged_parameters_are_used(folder):
-    model = trained.load(folder)
+    model = pretrained.load(folder)
     with pytest.raises(UserError, match="There is no checkpoint"):
-        trained.load(folder, step=1)
-    earlier = trained.load(folder, step=2)
+        pretrained.load(folder, step=1)
+    earlier = pretrained.load(folder, step=2)
     assert (earlier.step, model.step) == (2, 3)
     leaves = zip(jax.tree.leaves(earlier.params), jax.tree.leaves(model.params), strict=True)
     assert any(np.any(a != b) for a, b in leaves)

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from enumeration import Reader, kernels, quick_jit
 
-from hybrid_jax import hyperschedule
 from hybrid_jax.errors import UserError
-from hybrid_jax.estimator import Problem
-from hybrid_jax.layout import Layout
+from hybrid_jax.method import hyperschedule
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import Transformer
-from hybrid_jax.objective import Objective
-from hybrid_jax.sampling import feeding, loop, prompts, rules
+from hybrid_jax.sampling import cache_feed, loop, prompts, rules
+from hybrid_jax.sampling.draw import Warp
 from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.rules import ACS, Ancestral, EntropyBound, ReMDM, Threshold
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.sampling.warp import Warp
 
 N, LENGTH = 13, 12
 
@@ -133,8 +133,8 @@ def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, h
 
     @quick_jit
     def compare(state):
-        features, ready, _ = feeding.show(cached, params, state)
-        wanted, _, _ = feeding.show(whole, params, state)
+        features, ready, _ = cache_feed.show(cached, params, state)
+        wanted, _, _ = cache_feed.show(whole, params, state)
         step = jnp.minimum(state.step, cached.problem.schedule.steps - 1)
         place = cached.problem.schedule.settled(step)[:, None] + jnp.arange(features.shape[1])
         inside = place < cached.problem.schedule.frontier(step + 1)[:, None]
@@ -319,7 +319,7 @@ def test_shifted_autoregression_is_a_plain_gpt_decode():
     state = loop.start(sampler, params, keys_of(3), given(rows))
     _, logits = plain_gpt_decode(network, params, problem.bos, [], LENGTH)
     for position in range(LENGTH):
-        features, _, _ = feeding.show(sampler, params, state)
+        features, _, _ = cache_feed.show(sampler, params, state)
         said = network.logits(params, features)[0, 0, :N]
         np.testing.assert_allclose(said, logits[position], rtol=1e-4, atol=1e-4)
         state = loop.advance(sampler, rules.greedy(), params, state, 1)

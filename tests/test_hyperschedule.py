@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax import hyperschedule
 from hybrid_jax.errors import UserError
-from hybrid_jax.hyperschedule import block, custom, flat, quenched_ar, slide
+from hybrid_jax.method import hyperschedule
+from hybrid_jax.method.hyperschedule import block, custom, flat, quenched_ar, slide
 
 UNEVEN = [[4, 4, 4], [2, 4, 4], [2, 3, 4], [0, 3, 3], [0, 1, 1], [0, 0, 0]]
 

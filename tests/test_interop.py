@@ -17,9 +17,7 @@ import sentencepiece
 from conftest import REPOSITORY
 from enumeration import quick_jit
 
-from hybrid_jax import generate, interop, interop_config, objective, train, trained
-from hybrid_jax import workdir as workdirs
-from hybrid_jax.checkpoint import Checkpointer, named_leaves
+from hybrid_jax import generate
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -30,14 +28,20 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from hybrid_jax.data.sentencepiece_bpe import SentencePiece
-from hybrid_jax.data.tokenizers import Byte
+from hybrid_jax.data.tokenizers.byte import Byte
+from hybrid_jax.data.tokenizers.sentencepiece import SentencePiece
 from hybrid_jax.errors import UserError
-from hybrid_jax.interop import Released
-from hybrid_jax.interruption import Signals
-from hybrid_jax.layout import Layout
-from hybrid_jax.objective import Objective
+from hybrid_jax.interop import __main__ as interop
+from hybrid_jax.interop import released_config
+from hybrid_jax.interop.__main__ import Released
+from hybrid_jax.method import objective
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime.checkpoint import Checkpointer, named_leaves
+from hybrid_jax.runtime.preemption import Signals
+from hybrid_jax.training import loop, pretrained
+from hybrid_jax.training import workdir as workdirs
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -444,15 +448,15 @@ def test_what_the_format_cannot_say_is_not_exported(tmp_path, section, values, m
 def test_schedules_of_released_configs(tmp_path, config, family, width, levels, layout, notes):
     model = {"length": 16, "hidden_size": 8, "n_blocks": 1, "n_heads": 1}
     config = {**config, "tokens": 63, "model": model, "training": {"epsilon": 0.0}}
-    kind, run, tokens, found = interop_config.read_config(config, tmp_path, name="x")
+    kind, run, tokens, found = released_config.read_config(config, tmp_path, name="x")
     assert (kind, tokens, run.noise.kernel, run.sampling.rule) == (
         "epsilon", 63, "absorbing", "ancestral",
     )  # fmt: skip
     assert run.schedule == ScheduleConfig(family=family, width=width, levels=levels)
     assert run.layout == layout
     assert len(found) == notes
-    again = interop_config.write_config(run, run.network(63))
-    assert interop_config.read_config(again, tmp_path, name="x")[1] == run
+    again = released_config.write_config(run, run.network(63))
+    assert released_config.read_config(again, tmp_path, name="x")[1] == run
 
 
 # ---------------------------------------------------------------------------------------------
@@ -476,13 +480,13 @@ def continued(folder) -> Experiment:
     return Experiment.from_config(module.get_config())
 
 
-def open_run(experiment: Experiment) -> train.Run:
-    return train.open_run(experiment, jax.devices()[:1])
+def open_run(experiment: Experiment) -> loop.Run:
+    return loop.open_run(experiment, jax.devices()[:1])
 
 
-def train_on(folder, run: train.Run):
+def train_on(folder, run: loop.Run):
     workdirs.claim(folder, run.experiment, run.tokenizer)
-    return train.train(run, folder, Signals(), say=lambda _: None)
+    return loop.train(run, folder, Signals(), say=lambda _: None)
 
 
 def start_of(folder, run):
@@ -508,15 +512,15 @@ def imported(model, folder, data):
 def test_an_imported_epsilon_hybrid_is_evaluated_and_generates(tmp_path, data):
     model = random_model("epsilon", data)
     folder = imported(model, tmp_path, data)
-    opened = trained.load(folder)
+    opened = pretrained.load(folder)
     assert opened.step == 0
     assert isinstance(opened.tokenizer, Byte)
     same(opened.params, interop.load_released(tmp_path / "released").params)
     run = open_run(continued(folder))
-    found = train.evaluate(run, opened.params, final=False)
+    found = loop.evaluate(run, opened.params, final=False)
     assert found.bound == "absorbing, continuous time"
     # Padding rows differ, and nothing reads them.
-    assert found == train.evaluate(run, model.params, final=False)
+    assert found == loop.evaluate(run, model.params, final=False)
     (text,) = generated(folder, "--prompt=7 plus")
     assert text["text"].startswith("7 plus")
     assert len(text["tokens"]) == LENGTH
@@ -529,21 +533,21 @@ def test_training_goes_on_from_an_imported_gamma_hybrid(tmp_path, data, capsys):
     run = open_run(continued(folder))
     state = start_of(folder, run)
     same(state.params, interop.load_released(tmp_path / "released").params)
-    before = train.evaluate(run, state.params, final=False)
-    assert before == train.evaluate(run, model.params, final=False)
+    before = loop.evaluate(run, state.params, final=False)
+    assert before == loop.evaluate(run, model.params, final=False)
     after = train_on(folder, run)
     assert int(after.step) == 3
-    assert train.evaluate(run, after.params, final=False).nats < before.nats
+    assert loop.evaluate(run, after.params, final=False).nats < before.nats
 
     # What was trained here goes out again, with its tokenizer, and comes back.
-    assert trained.load(folder).step == 3
+    assert pretrained.load(folder).step == 3
     out, back = tmp_path / "out", tmp_path / "back"
     assert interop.main(["export", f"--workdir={folder}", f"--out={out}", "--step=3"]) == 0
     again = ["import", f"--from={out}", f"--workdir={back}", f"--tokenizer={out / 'tokenizer'}"]
     assert interop.main(again) == 0
     np.testing.assert_array_equal(
-        seen(model.network, trained.load(back).params),
-        seen(model.network, trained.load(folder).params),
+        seen(model.network, pretrained.load(back).params),
+        seen(model.network, pretrained.load(folder).params),
     )
 
 
@@ -616,7 +620,7 @@ def test_the_start_command(tmp_path, data, ar, capsys):
                "--config.schedule.levels=4"]  # fmt: skip
     assert interop.main([*command, *changes, "--step=3"]) == 0
     assert "starts from step 3" in capsys.readouterr().out
-    assert trained.load(tmp_path / "run").experiment.schedule.width == 4
+    assert pretrained.load(tmp_path / "run").experiment.schedule.width == 4
     assert "is not an empty folder: choose another" in said(capsys, *command)
     elsewhere = [*command[:-1], f"--workdir={tmp_path / 'other'}"]
     assert "no checkpoint" in said(capsys, *elsewhere, "--step=7").lower()

@@ -7,18 +7,23 @@ import pytest
 from test_eval_gpt2 import random_tensors, write
 from test_evaluate import LENGTH, run_of
 
-from hybrid_jax import evaluate, generate, trained, writing
+from hybrid_jax import evaluate, generate
 from hybrid_jax.config import EvaluationConfig, SamplingConfig
-from hybrid_jax.data import gpt2 as gpt2_tokenizer
 from hybrid_jax.data.pipeline import evaluation_batches
+from hybrid_jax.data.tokenizers import gpt2 as gpt2_tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import judges, pareto, perplexity, run_judge, samples, scoring
-from hybrid_jax.eval.bound import evaluate_bound
-from hybrid_jax.eval.generation import evaluate as judged
+from hybrid_jax.eval import pareto, perplexity
 from hybrid_jax.eval.protocols import PROTOCOLS
 from hybrid_jax.eval.quality_table import Row, as_markdown
+from hybrid_jax.eval.scorers import base as scoring
+from hybrid_jax.eval.scorers import load as judges
+from hybrid_jax.eval.scorers import run as run_judge
 from hybrid_jax.eval.statistics import Estimate, combined
-from hybrid_jax.objective import Objective
+from hybrid_jax.eval.text_quality import evaluate as judged
+from hybrid_jax.generation import requests, samples
+from hybrid_jax.method.objective import Objective
+from hybrid_jax.training import pretrained
+from hybrid_jax.training.likelihood import evaluate_bound
 
 TEXT = "".join(f"{n} plus {n} makes {2 * n}.\n" for n in range(3000))
 
@@ -49,7 +54,7 @@ def hybrid(text, tmp_path_factory):
 
 def test_a_run_judges_by_its_own_likelihood(ar):
     """Against the bound of the same run, which is exact: another program, another layout."""
-    model, judge = trained.load(ar), run_judge.load(ar)
+    model, judge = pretrained.load(ar), run_judge.load(ar)
     packed = perplexity.held_out(model, 5)
     front = np.full((5, 1), model.tokenizer.bos, np.int32)
     rows = np.concatenate([front, packed.tokens], axis=1)
@@ -61,7 +66,7 @@ def test_a_run_judges_by_its_own_likelihood(ar):
         )
         wanted = evaluate_bound(
             model.problem, model.network, model.params, evaluation_batches(one, 1), bound,
-            key=writing.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
+            key=requests.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
         )  # fmt: skip
         assert row.mean(dtype=np.float64) == pytest.approx(wanted.nats, rel=1e-5)
 
@@ -122,7 +127,7 @@ def test_files_of_several_seeds_are_judged_in_one_table(ar, hybrid, tmp_path, ca
     assert "protocol standard-1" in lines[5]
 
     judge, tokenizer = judges.load(f"run:{ar}")
-    model = trained.load(hybrid)
+    model = pretrained.load(hybrid)
     stored = [
         json.loads((hybrid / f"evaluation/quality-seed{seed}.json").read_text()) for seed in (0, 1)
     ]
@@ -184,12 +189,12 @@ def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, hybrid,
 
 
 def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, hybrid):
-    model = trained.load(hybrid)
+    model = pretrained.load(hybrid)
     assert pareto.paces(model) == [4, 2, 1]
     fit, reasons = pareto.fitting(model, pareto.RULES)
     assert fit == list(pareto.RULES)
     assert not reasons
-    fit, reasons = pareto.fitting(trained.load(ar), pareto.RULES)
+    fit, reasons = pareto.fitting(pretrained.load(ar), pareto.RULES)
     assert "acs:eta=0" in fit
     assert "acs:eta=0.5" not in fit
     assert any("choose rule remdm" in reason for reason in reasons)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from enumeration import quick_jit
 
-from hybrid_jax import hyperschedule, layout
 from hybrid_jax.errors import UserError
-from hybrid_jax.layout import NO_TARGET, Layout, Rows
+from hybrid_jax.method import hyperschedule, layout
+from hybrid_jax.method.layout import NO_TARGET, Layout, Rows
 
 BOS = 99
 

@@ -12,14 +12,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.metrics import (
-    MetricsWriter,
-    Progress,
-    bits_per_byte,
-    format_seconds,
-    mean_and_standard_error,
-    perplexity,
-)
+from hybrid_jax.runtime.metrics_writer import MetricsWriter
+from hybrid_jax.runtime.progress import Progress, format_seconds
+from hybrid_jax.training.statistics import bits_per_byte, mean_and_standard_error, perplexity
 
 
 def lines_of(workdir):

@@ -9,8 +9,8 @@ import pytest
 import scipy.stats
 from enumeration import data_posterior, dense_posterior, dense_transition, kernels, quick_jit
 
-from hybrid_jax import noising
 from hybrid_jax.errors import UserError
+from hybrid_jax.method import noising
 
 TOKENS = 4
 KERNELS = kernels(TOKENS)

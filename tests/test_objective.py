@@ -17,11 +17,12 @@ from enumeration import (
     quick_jit,
 )
 
-from hybrid_jax import estimator, hyperschedule, noising, objective, streaming
 from hybrid_jax.errors import UserError
-from hybrid_jax.estimator import Problem
-from hybrid_jax.layout import Layout
-from hybrid_jax.objective import Draw, Objective
+from hybrid_jax.method import chunked_loss, hyperschedule, noising, objective
+from hybrid_jax.method import loss as estimator
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.objective import Draw, Objective
 
 TOKENS = 5
 DATA = np.array([0.55, 0.2, 0.12, 0.1, 0.03])
@@ -577,7 +578,7 @@ def test_inactive_positions_contribute_nothing():
     states = jnp.array([[4, 2, TOKENS]])
 
     def terms(features, time):
-        return streaming.position_terms(
+        return chunked_loss.position_terms(
             problem.objective, problem.kernel, lambda f: f, features, tokens, states, where,
             time=time, loss=False, chunk=2,
         )  # fmt: skip
@@ -615,13 +616,13 @@ def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
     rest = {"time": time, "loss": True}
 
     def plain(features, head):
-        terms = streaming.position_terms(
+        terms = chunked_loss.position_terms(
             goal, kernel, lambda f: f @ head, features, tokens, states, where, chunk=5, **rest
         )
         return 3.0 * terms.sum()
 
     def streamed(features, head, chunk):
-        return 3.0 * streaming.summed_terms(
+        return 3.0 * chunked_loss.summed_terms(
             goal, kernel, lambda head, f: f @ head, head, features, tokens, states, where,
             chunk=chunk, **rest,
         )  # fmt: skip

@@ -19,12 +19,12 @@ from enumeration import all_logits, all_sequences, kernels
 from scipy.stats import chisquare
 from test_bound import LENGTH, problem_of, reader
 
-from hybrid_jax import hyperschedule
+from hybrid_jax.method import hyperschedule
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import generate
-from hybrid_jax.sampling.rule import Prediction, Window
 from hybrid_jax.sampling.rules import ACS, EntropyBound, ReMDM, Threshold
 from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.sampling.update_rule import Prediction, Window
 
 N = 2
 MASK = N

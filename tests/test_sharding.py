@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from hybrid_jax import estimator, sharding
-from hybrid_jax.checkpoint import named_leaves
 from hybrid_jax.config import (
     DataConfig,
     Experiment,
@@ -21,14 +19,17 @@ from hybrid_jax.config import (
     TrainConfig,
 )
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval.bound import evaluate_bound
-from hybrid_jax.objective import Bound, Objective
+from hybrid_jax.method import loss as estimator
+from hybrid_jax.method.objective import Bound, Objective
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.checkpoint import named_leaves
+from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling import prompts, rules
 from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.sharding import MeshConfig
-from hybrid_jax.step import Recipe
+from hybrid_jax.training.likelihood import evaluate_bound
+from hybrid_jax.training.train_step import Recipe
 
 STEPS, BATCH, LENGTH, TOKENS = 20, 32, 16, 60
 MESHES = {

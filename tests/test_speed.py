@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybrid_jax.speed import Meter
+from hybrid_jax.runtime.throughput import Meter
 
 
 class Clock:

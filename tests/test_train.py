@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid_jax import report, train, workdir
-from hybrid_jax.checkpoint import latest_step
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -23,11 +21,15 @@ from hybrid_jax.config import (
     TrainConfig,
 )
 from hybrid_jax.errors import UserError
-from hybrid_jax.interruption import Signals
-from hybrid_jax.layout import Layout
-from hybrid_jax.objective import Objective
+from hybrid_jax.generation import summary
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
-from hybrid_jax.step import TrainState, train_step
+from hybrid_jax.runtime.checkpoint import latest_step
+from hybrid_jax.runtime.preemption import Signals
+from hybrid_jax.training import loop as train
+from hybrid_jax.training import workdir
+from hybrid_jax.training.train_step import TrainState, train_step
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +177,7 @@ def test_workdir_of_another_experiment_is_refused(experiment, tmp_path):
 def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     run = opened(experiment)
     state = trained(experiment, tmp_path)
-    report.finish(run, tmp_path, state)
+    summary.finish(run, tmp_path, state)
     shown = capsys.readouterr().out
     assert "perplexity ≤" in shown
     assert "unigram perplexity of the same tokens" in shown

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from enumeration import quick_jit
 
-from hybrid_jax.checkpoint import named_leaves
 from hybrid_jax.errors import UserError
 from hybrid_jax.models import attention
 from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime.checkpoint import named_leaves
 
 SMALL = Transformer(tokens=11, layers=2, width=16, heads=2, condition=6)
 BATCH, ROWS = 2, 5

@@ -7,8 +7,8 @@ import pytest
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.sampling import rules
+from hybrid_jax.sampling.draw import Warp
 from hybrid_jax.sampling.rules import ACS, Threshold, proportional_chances
-from hybrid_jax.sampling.warp import Warp
 
 P = np.array([0.1, 0.4, 0.05, 0.25, 0.2])
 

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from array_record.python import array_record_module
 
-from hybrid_jax.data.card import Shard, Split
+from hybrid_jax.data.manifest import Shard, Split
 
 _FLUSH = 1 << 20  # tokens gathered before records are cut from them
 

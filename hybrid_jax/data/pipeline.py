@@ -12,7 +12,7 @@ from typing import Protocol
 import grain
 import numpy as np
 
-from hybrid_jax.data.card import Card
+from hybrid_jax.data.manifest import Card
 from hybrid_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]

@@ -22,10 +22,10 @@ from typing import Any
 from tqdm import tqdm
 
 from hybrid_jax.data import splits
-from hybrid_jax.data.card import CARD, FORMAT, Card
+from hybrid_jax.data.manifest import CARD, FORMAT, Card
 from hybrid_jax.data.packing import RecordWriter, token_dtype
-from hybrid_jax.data.tokenizer_protocol import Tokenizer
 from hybrid_jax.data.tokenizers import make_tokenizer
+from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
 
 VALID_EVERY = 20

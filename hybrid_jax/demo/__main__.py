@@ -12,17 +12,17 @@ import ipaddress
 import sys
 import threading
 
-from hybrid_jax import trained
 from hybrid_jax.demo.server import Server, listen
 from hybrid_jax.demo.writer import Writer
 from hybrid_jax.errors import exit_status
-from hybrid_jax.interruption import Signals
+from hybrid_jax.runtime.preemption import Signals
+from hybrid_jax.training import pretrained
 
 
 def _run(options: argparse.Namespace) -> None:
     # First of all, so that a port that is taken shows before anything slow.
     with listen(options.host, options.port) as listener:
-        model = trained.load(options.workdir, step=options.step)
+        model = pretrained.load(options.workdir, step=options.step)
         writer = Writer(model, options.workdir, options.step)
         server = Server(listener, writer, host=options.host)
         # Signals raise in this thread, and must find it waiting, not in the midst of a request.
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
     add(
         "--step",
-        type=trained.step_of,
+        type=pretrained.step_of,
         help="checkpoint to use, or 'best' on validation (default: newest)",
     )
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, which "

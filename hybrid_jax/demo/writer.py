@@ -13,15 +13,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_jax import config, writing
+from hybrid_jax import config
 from hybrid_jax.config import SamplingConfig
 from hybrid_jax.errors import UserError
-from hybrid_jax.frames import KINDS, Frames
+from hybrid_jax.generation import requests
+from hybrid_jax.generation.frames import KINDS, Frames
 from hybrid_jax.sampling import loop, prompts, rules
 from hybrid_jax.sampling.prompts import Prompts
-from hybrid_jax.sampling.rule import Rule
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.trained import Trained
+from hybrid_jax.sampling.update_rule import Rule
+from hybrid_jax.training.pretrained import Trained
 
 MOST_CHARACTERS = 20_000
 _MOST_PROGRAMS = 24  # compiled ones that are kept
@@ -96,7 +97,7 @@ class Job:
       command: what makes `hybrid_jax.generate` write the same text.
     """
 
-    request: writing.Request
+    request: requests.Request
     given: Prompts
     sampler: Sampler
     rule: Rule
@@ -145,7 +146,7 @@ class Writer:
         """The rules that go with the model's noise."""
         fit = []
         for name in rules.NAMES:
-            rule = writing.choose_sampling(self._model.experiment.sampling, name, {}).build()
+            rule = requests.choose_sampling(self._model.experiment.sampling, name, {}).build()
             try:
                 rule.check(self._model.problem.kernel, self._model.problem.objective)
             except UserError:
@@ -154,7 +155,7 @@ class Writer:
         return fit
 
     def _describe_rule(self, name: str) -> dict[str, Any]:
-        sampling = writing.choose_sampling(self._model.experiment.sampling, name, {})
+        sampling = requests.choose_sampling(self._model.experiment.sampling, name, {})
         rule = sampling.build()
         hints = typing.get_type_hints(type(rule))
         settings = {
@@ -181,15 +182,15 @@ class Writer:
         length, tokenizer = model.problem.schedule.length, model.tokenizer
         if wish.levels is not None and wish.levels > self.most_levels:
             raise UserError(f"levels is {wish.levels}, but this page takes 1 … {self.most_levels}.")
-        sampling = writing.choose_sampling(model.experiment.sampling, wish.rule, wish.sampling)
+        sampling = requests.choose_sampling(model.experiment.sampling, wish.rule, wish.sampling)
         rule = sampling.build()
-        sampler = writing.build_sampler(model, sampling, wish.levels)
+        sampler = requests.build_sampler(model, sampling, wish.levels)
         loop.check(sampler, rule)
         if wish.gaps:
-            request = writing.with_gaps(wish.text, tokenizer, length)
+            request = requests.with_gaps(wish.text, tokenizer, length)
         else:
             stop = length if wish.length is None else wish.length
-            request = writing.beginning(wish.text, tokenizer, stop=stop)
+            request = requests.beginning(wish.text, tokenizer, stop=stop)
         given = prompts.build(
             [request.ids], length=length, tokens=tokenizer.vocab_size, stop=request.stop
         )
@@ -221,9 +222,9 @@ class Writer:
         model, tokenizer = self._model, self._model.tokenizer
         with self._turn:
             self._make_room(job)
-            keys = writing.keys_of(job.seed, np.arange(1))
+            keys = requests.keys_of(job.seed, np.arange(1))
         frames = Frames(job.sampler.problem.schedule, tokenizer, job.given)
-        states = writing.rounds(job.sampler, job.rule, model.params, keys, job.given)
+        states = requests.rounds(job.sampler, job.rule, model.params, keys, job.given)
         state = None
         while True:
             with self._turn:
@@ -236,7 +237,7 @@ class Writer:
         with self._turn:
             result = jax.device_get(loop.finish(job.sampler, job.given, state))
             self._compiled.add(_program(job))
-        (text,) = writing.texts_from(result, [job.request], tokenizer, first=0)
+        (text,) = requests.texts_from(result, [job.request], tokenizer, first=0)
         yield {
             "frame": dataclasses.asdict(frames.last(result)),
             "done": {**dataclasses.asdict(text), "command": job.command},

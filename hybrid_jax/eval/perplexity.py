@@ -13,14 +13,14 @@ from jax.sharding import Mesh
 
 import hybrid_jax
 from hybrid_jax.data import pipeline, prepare, sources
-from hybrid_jax.data.detokenize import detokenizer
 from hybrid_jax.data.splits import pieces
-from hybrid_jax.data.tokenizers import Tokenizer
+from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval.bound import BoundEstimate, evaluate_bound
 from hybrid_jax.eval.datasets import EvaluationSet
-from hybrid_jax.objective import Bound
-from hybrid_jax.trained import Trained
+from hybrid_jax.eval.detokenize import detokenizer
+from hybrid_jax.method.objective import Bound
+from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
+from hybrid_jax.training.pretrained import Trained
 
 # Characters of text that are encoded at a time.
 _CHARACTERS = 1 << 22

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_jax.eval.generation import Quality
 from hybrid_jax.eval.statistics import Estimate, combined
+from hybrid_jax.eval.text_quality import Quality
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hybrid_jax.metrics import mean_and_standard_error
+from hybrid_jax.training.statistics import mean_and_standard_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_jax import trained, writing
-from hybrid_jax.data.tokenizers import Tokenizer
-from hybrid_jax.figures.kinds import Kind, kinds_of
+from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.figures.palette import MASK_GLYPH, WORTHLESS_GLYPH
+from hybrid_jax.generation import requests
+from hybrid_jax.generation.kinds import Kind, kinds_of
+from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.sampling import loop, prompts
-from hybrid_jax.sampling.rule import Rule
 from hybrid_jax.sampling.state import Generation, Sampler
-from hybrid_jax.writing import Request, Text
+from hybrid_jax.sampling.update_rule import Rule
+from hybrid_jax.training import pretrained
 
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
@@ -85,7 +86,7 @@ def record(
         tokens=sampler.problem.kernel.tokens,
         stop=request.stop,
     )
-    state = loop.start(sampler, params, writing.keys_of(seed, np.arange(1)), given)
+    state = loop.start(sampler, params, requests.keys_of(seed, np.arange(1)), given)
     frames = []
     before = None
     while True:
@@ -99,7 +100,7 @@ def record(
             break
         before = tokens
         state = loop.advance(sampler, rule, params, state, 1)
-    (text,) = writing.texts_from(result, [request], tokenizer, first=0)
+    (text,) = requests.texts_from(result, [request], tokenizer, first=0)
     shown = tuple(_until(frame, request.stop) for frame in frames)
     return Recording(title=title, settings=settings, steps=schedule.steps, frames=shown, text=text)
 
@@ -110,9 +111,9 @@ def record_run(workdir: str | Path, *, prompt: str = "", seed: int = 0) -> Recor
     Raises:
       UserError: if the run cannot be opened, or the prompt does not fit.
     """
-    model = trained.load(workdir)
+    model = pretrained.load(workdir)
     sampling = model.experiment.sampling
-    sampler = writing.build_sampler(model, sampling, None)
+    sampler = requests.build_sampler(model, sampling, None)
     ids = [int(i) for i in model.tokenizer.encode(prompt)]
     problem = model.problem
     return record(

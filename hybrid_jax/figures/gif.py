@@ -10,8 +10,8 @@ from typing import Any
 
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.frames import Frame, Recording, status, widths
-from hybrid_jax.figures.kinds import KINDS, Kind
 from hybrid_jax.figures.palette import FAINT, INK, MASK_GLYPH, PAPER, STYLES
+from hybrid_jax.generation.kinds import KINDS, Kind
 
 _COLUMNS = 44  # characters of a line of text
 _SIZE, _LINE, _MARGIN = 15, 21, 12  # pixels: letters, a line, around panels

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import hyperschedule, layout
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import FAINT, INK, LEVELS, PAPER, WORTHLESS_FILL
-from hybrid_jax.hyperschedule import Hyperschedule
+from hybrid_jax.method import hyperschedule, layout
+from hybrid_jax.method.hyperschedule import Hyperschedule
 
 SETTLED, ACTIVE, WORTHLESS = 0, 1, 2
 LENGTH = 12

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import hyperschedule, layout
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import ATTENTION, INK, PAPER
-from hybrid_jax.hyperschedule import Hyperschedule
-from hybrid_jax.layout import NO_TARGET, Layout, Rows
+from hybrid_jax.method import hyperschedule, layout
+from hybrid_jax.method.hyperschedule import Hyperschedule
+from hybrid_jax.method.layout import NO_TARGET, Layout, Rows
 
 WIDTH = 3
 _NAMES = "z: noisy token, x: clean token, x2 → 3: the row that holds x2 predicts position 3"

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax import noising
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import INK, NOISE
-from hybrid_jax.noising import Kernel
+from hybrid_jax.method import noising
+from hybrid_jax.method.noising import Kernel
 
 SENTENCE = ("the", "old", "ship", "left", "the", "harbour", "at", "dawn")
 OTHERS = ("a", "boat", "by", "empty", "moon", "night", "one", "reached", "river", "train", "under",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybrid_jax.figures.frames import Frame, Recording, status, widths
-from hybrid_jax.figures.kinds import KINDS, Kind
 from hybrid_jax.figures.palette import MASK_GLYPH, PAPER, STYLES, WORTHLESS_GLYPH
+from hybrid_jax.generation.kinds import KINDS, Kind
 
 
 def draw(recordings: Sequence[Recording]) -> str:

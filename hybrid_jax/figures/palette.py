@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from hybrid_jax.figures.kinds import Kind
+from hybrid_jax.generation.kinds import Kind
 
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#767676"
 MASK_GLYPH, WORTHLESS_GLYPH = "░", "·"

@@ -8,9 +8,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax import sharding
+from hybrid_jax.method.mask_blocks import Pattern, spans
 from hybrid_jax.models.cache import Cache
-from hybrid_jax.models.pattern import Pattern, spans
+from hybrid_jax.runtime import sharding
 
 Backend = Literal["auto", "dense", "blockwise", "fused", "splash"]
 BACKENDS = typing.get_args(Backend)

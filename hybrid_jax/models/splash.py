@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from hybrid_jax import sharding
+from hybrid_jax.runtime import sharding
 
 _TILE = 128  # the kernel's blocks are multiples of it
 _LARGEST_BLOCK = 512

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.method.mask_blocks import Pattern
 from hybrid_jax.models import attention
 from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.cache import AXES as CACHE_AXES
 from hybrid_jax.models.cache import Cache
-from hybrid_jax.models.pattern import Pattern
-from hybrid_jax.sharding import constrain, gathered
+from hybrid_jax.runtime.sharding import constrain, gathered
 
 _LANES = 128  # output rows are padded to a multiple of the accelerators' vector width
 _TIME_FREQUENCIES = 128

@@ -24,13 +24,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax import layout as layouts
 from hybrid_jax.errors import UserError
-from hybrid_jax.hyperschedule import Hyperschedule
-from hybrid_jax.sampling import feeding
+from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.hyperschedule import Hyperschedule
+from hybrid_jax.sampling import cache_feed
 from hybrid_jax.sampling.prompts import Prompts
-from hybrid_jax.sampling.rule import Rule, Window
 from hybrid_jax.sampling.state import Generated, Generation, Sampler
+from hybrid_jax.sampling.update_rule import Rule, Window
 
 
 def generate(sampler: Sampler, rule: Rule, params, keys: jax.Array, prompts: Prompts) -> Generated:
@@ -102,11 +102,11 @@ def start(sampler: Sampler, params, keys: jax.Array, prompts: Prompts) -> Genera
     chunk = min(max(sampler.prefill, schedule.width), sampler.slots)
 
     def feed(state):
-        _, new, count = feeding.show_new(sampler, params, state, chunk, window=False)
-        return feeding.commit(sampler, state, new, count)
+        _, new, count = cache_feed.show_new(sampler, params, state, chunk, window=False)
+        return cache_feed.commit(sampler, state, new, count)
 
     def waits(state):
-        return jnp.any(feeding.pending_count(sampler, state) > sampler.capacity)
+        return jnp.any(cache_feed.pending_count(sampler, state) > sampler.capacity)
 
     return jax.lax.while_loop(waits, feed, state)
 
@@ -149,7 +149,7 @@ def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
 def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generation:
     schedule, kernel = sampler.problem.schedule, sampler.problem.kernel
     live = state.step < schedule.steps
-    features, ready, fed = feeding.show(sampler, params, state)
+    features, ready, fed = cache_feed.show(sampler, params, state)
     step = jnp.minimum(state.step, schedule.steps - 1)
 
     at, inside = layouts.window_positions(schedule, step)

@@ -18,12 +18,12 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax import noising, objective
 from hybrid_jax.errors import UserError
-from hybrid_jax.noising import Kernel
-from hybrid_jax.objective import Objective
-from hybrid_jax.sampling.categorical import sample_categorical
-from hybrid_jax.sampling.rule import (
+from hybrid_jax.method import noising, objective
+from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.objective import Objective
+from hybrid_jax.sampling.draw import Warp, sample_categorical
+from hybrid_jax.sampling.update_rule import (
     PLAIN,
     Prediction,
     Rule,
@@ -36,7 +36,6 @@ from hybrid_jax.sampling.rule import (
     read_prediction,
     reveal_surest,
 )
-from hybrid_jax.sampling.warp import Warp
 
 
 @functools.partial(

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax import layout as layouts
-from hybrid_jax.estimator import Network, Problem
+from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.loss import Network, Problem
 
 
 class CachingNetwork(Network, Protocol):

@@ -1,0 +1,1 @@
+"""Compiling the real programs for devices that are not there."""

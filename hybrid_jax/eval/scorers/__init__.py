@@ -1,0 +1,1 @@
+"""Models that read text and say how likely it is."""

@@ -1,0 +1,347 @@
+"""Quality of generated text: generative perplexity, entropy, repetition and MAUVE, in one result.
+
+No number of these stands alone: a sampler that repeats itself has a low perplexity under any judge,
+and a low entropy. What a number means is fixed by a `protocols.Protocol`, which is named, versioned
+and written beside it.
+
+Errors are standard errors over texts, as if these were independent.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hybrid_jax.data.tokenizers.base import Tokenizer
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval import mauve as mauves
+from hybrid_jax.eval.mauve import Mauve
+from hybrid_jax.eval.protocols import Protocol
+from hybrid_jax.eval.scorers import base as scoring
+from hybrid_jax.eval.scorers.base import Judge
+from hybrid_jax.eval.statistics import Estimate, distinct, entropy, mean, repetition
+from hybrid_jax.training.statistics import perplexity
+
+END = "<|endoftext|>"  # the end-of-document mark in a text given as a string
+_PACKAGES = ("hybrid_jax", "jax", "numpy", "safetensors", "scikit-learn", "tiktoken")
+
+Texts = Sequence[str] | Sequence[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Quality of a set of generated texts, with all that the numbers depend on.
+
+    Attributes:
+      protocol: what they mean.
+      judge, judge_fingerprint: name and SHA-256 of the judge.
+      tokenizer_fingerprint: of the judge's tokenizer.
+      texts: how many there were, empty ones included.
+      tokens: scored by the judge, in all.
+      perplexity: generative perplexity, as the protocol averages it.
+      nats: per scored token, under the judge.
+      entropy: of the token frequencies within a text, mean over texts.
+      distinct: by n, different n-grams of all texts over all their n-grams (arXiv 1510.03055); it
+        falls with the number of texts. Its error is that of the jackknife.
+      repetition: by n, share of a text's n-grams that it has had before, 1 − different/all (seq-rep
+        of arXiv 1908.04319), mean over texts.
+      mauve: against reference texts, if there were any.
+      mauve_tokens: mean tokens of the generated and of the reference texts that MAUVE read.
+      settings: of the sampler, as given.
+      versions: of packages.
+    """
+
+    protocol: Protocol
+    judge: str
+    judge_fingerprint: str
+    tokenizer_fingerprint: str
+    texts: int
+    tokens: int
+    perplexity: Estimate
+    nats: Estimate
+    entropy: Estimate
+    distinct: Mapping[int, Estimate]
+    repetition: Mapping[int, Estimate]
+    mauve: Mauve | None
+    mauve_tokens: tuple[float, float] | None
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """One line of JSON; numbers that are not finite are the strings "nan" and "inf"."""
+        return json.dumps(_plain(self), ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        def text(estimate: Estimate, digits: int) -> str:
+            return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
+
+        found = "no MAUVE without reference texts"
+        if self.mauve is not None:
+            found = f"MAUVE {self.mauve.value:.3f} ± {self.mauve.spread:.3f} over seeds"
+        return (
+            f"generative perplexity {text(self.perplexity, 2)}, "
+            f"entropy {text(self.entropy, 3)} {self.protocol.entropy_unit}, {found} "
+            f"({self.judge}; protocol {self.protocol.name}-{self.protocol.version}; "
+            f"{self.texts} texts)"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---------------------------------------------------------------------------------------------
+# Texts.
+
+
+def _parts(texts: Texts, tokenizer: Tokenizer | None) -> list[list[str]]:
+    """Each text as its documents: what lies between end-of-document marks."""
+    found = []
+    for number, text in enumerate(texts):
+        if isinstance(text, str):
+            found.append(text.split(END))
+            continue
+        assert tokenizer is not None  # `_check_texts` has seen to it
+        ids = _ids(np.asarray(text), tokenizer, number)
+        cuts = np.flatnonzero(ids == tokenizer.eos)
+        runs = np.split(ids, np.sort(np.concatenate([cuts, cuts + 1])))
+        # Every second run is an end mark alone.
+        found.append([tokenizer.decode(run) for run in runs[::2]])
+    return found
+
+
+def _ids(text: np.ndarray, tokenizer: Tokenizer, number: int) -> np.ndarray:
+    ids = np.asarray(text, np.int32)
+    wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+    if len(wrong):
+        what = "MASK" if wrong[0] == tokenizer.vocab_size else f"token {wrong[0]}"
+        raise UserError(
+            f"Text {number} holds {what}, which is no token of a finished text: check its sampler "
+            "and its tokenizer."
+        )
+    return ids
+
+
+def _judged(
+    texts: Texts,
+    parts: list[list[str]],
+    tokenizer: Tokenizer | None,
+    judge_tokenizer: Tokenizer,
+    rules: Protocol,
+) -> list[np.ndarray]:
+    """What the judge scores for each text, without what is put in front."""
+    if not rules.retokenised:
+        given_as_text = isinstance(texts[0], str)
+        own = tokenizer is not None and tokenizer.fingerprint == judge_tokenizer.fingerprint
+        if given_as_text or not own:
+            raise UserError(
+                f"Protocol {rules.name} scores token ids as they were generated: it needs token "
+                "ids of the judge's own tokenizer; choose standard or mdlm for other texts."
+            )
+        rows = [_ids(np.asarray(text), judge_tokenizer, n) for n, text in enumerate(texts)]
+    elif rules.end == "nothing":
+        rows = judge_tokenizer.encode_batch(["".join(documents) for documents in parts])
+    else:
+        flat = iter(judge_tokenizer.encode_batch([d for documents in parts for d in documents]))
+        mark = np.array([judge_tokenizer.eos], np.int32)
+        rows = []
+        for documents in parts:
+            pieces = [x for _ in documents for x in (next(flat), mark)]
+            rows.append(np.concatenate(pieces[:-1]))
+    return [row[: rules.max_tokens] for row in rows]
+
+
+def _padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.array([len(row) for row in rows])
+    tokens = np.zeros((len(rows), max(lengths)), np.int32)
+    for place, row in zip(tokens, rows, strict=True):
+        place[: len(row)] = row
+    return tokens, lengths
+
+
+# ---------------------------------------------------------------------------------------------
+# The judge.
+
+
+def _perplexity(
+    judge: Judge,
+    rows: Sequence[np.ndarray],
+    judge_tokenizer: Tokenizer,
+    rules: Protocol,
+    batch_size: int,
+) -> tuple[Estimate, Estimate, int]:
+    """Perplexity, nats per token, and how many tokens were scored."""
+    ends = [_counted(row, judge_tokenizer.eos, rules) for row in rows]
+    if rules.bos:
+        front = np.array([judge_tokenizer.bos], np.int32)
+        rows = [np.concatenate([front, row]) for row in rows]
+    else:
+        ends = [counted[1:] for counted in ends]  # nothing predicts a first token
+    kept = [i for i, counted in enumerate(ends) if counted.any()]
+    if not kept:
+        raise UserError(
+            "No text has a token that the judge could score: all are empty or too short."
+        )
+    nats = scoring.score(judge, *_padded([rows[i] for i in kept]), batch_size=batch_size).nats
+    counts = np.array([ends[i].sum() for i in kept])
+    totals = np.array(
+        [
+            row[: len(ends[i])][ends[i]].sum(dtype=np.float64)
+            for row, i in zip(nats, kept, strict=True)
+        ]
+    )
+    means = totals / counts
+    per_token = mean(means, counts)
+    if rules.average == "texts":
+        with np.errstate(over="ignore"):  # infinite past what a float64 holds
+            return mean(np.exp(means)), per_token, int(counts.sum())
+    value, error = perplexity(per_token.value, per_token.error)
+    return Estimate(value=value, error=error, texts=len(kept)), per_token, int(counts.sum())
+
+
+def _counted(row: np.ndarray, end: int, rules: Protocol) -> np.ndarray:
+    """Which tokens of a text count towards perplexity, bool [n]."""
+    is_end = row == end
+    if rules.ends_scored == "all":
+        return np.ones(len(row), bool)
+    return ~is_end | (np.cumsum(is_end) == 1)
+
+
+def _mauve(
+    judge: Judge,
+    generated: Sequence[np.ndarray],
+    reference: Sequence[np.ndarray],
+    rules: Protocol,
+    seeds: Sequence[int],
+    batch_size: int,
+) -> tuple[Mauve, tuple[float, float]]:
+    # Sets of one size, because the number of buckets follows the smaller one.
+    count = min(len(generated), len(reference), rules.mauve_texts or len(generated))
+    if count < 2:
+        raise UserError(
+            f"MAUVE needs at least two texts that are not empty in each set, but got "
+            f"{len(generated)} generated and {len(reference)} of reference."
+        )
+    sets = [[row[: rules.mauve_tokens] for row in rows[:count]] for rows in (generated, reference)]
+    found = [scoring.last_features(judge, *_padded(rows), batch_size=batch_size) for rows in sets]
+    lengths = [float(np.mean([len(row) for row in rows])) for rows in sets]
+    return mauves.mauve(*found, seeds=seeds), (lengths[0], lengths[1])
+
+
+def evaluate(
+    judge: Judge,
+    judge_tokenizer: Tokenizer,
+    generated: Texts,
+    rules: Protocol,
+    *,
+    tokenizer: Tokenizer | None = None,
+    reference: Texts | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] = mauves.SEEDS,
+    batch_size: int = 8,
+) -> Quality:
+    """Judges generated texts.
+
+    Args:
+      judge_tokenizer: the judge's, of as many tokens as it has.
+      generated: strings, in which "<|endoftext|>" marks the end of a document, or arrays of token
+        ids, int [n] each.
+      rules: the protocol; see `protocol`.
+      tokenizer: of texts given as token ids, whose `eos` marks the end of a document.
+      reference: human texts for MAUVE, strings or ids like `generated`; as many as are used of
+        both sets, from their beginnings.
+      settings: of the sampler, to carry along.
+      seeds: of MAUVE's k-means.
+      batch_size: texts that the judge reads at a time; no number depends on it but for rounding.
+
+    Returns:
+      the numbers. Entropy, n-grams and MAUVE are those of the texts without end marks, in the
+      judge's tokens. Empty texts have none, and are left out there; see `Estimate.texts`.
+
+    Raises:
+      UserError: for no texts, texts that the protocol cannot judge, a tokenizer that is not the
+        judge's, MASK left in a text, or missing packages.
+    """
+    if judge_tokenizer.vocab_size != judge.tokens:
+        raise UserError(
+            f"The judge {judge.name} reads {judge.tokens} tokens, and its tokenizer has "
+            f"{judge_tokenizer.vocab_size}: name the tokenizer that belongs to it."
+        )
+    if judge.needs_bos and not rules.bos:
+        raise UserError(
+            f"Protocol {rules.name} puts nothing in front of a text, and the judge {judge.name} "
+            "has only learnt to read behind a beginning-of-sequence token: choose standard."
+        )
+    _check_texts(generated, tokenizer, "generated")
+    parts = _parts(generated, tokenizer)
+    judged = _judged(generated, parts, tokenizer, judge_tokenizer, rules)
+    plain = _without_marks(parts, judge_tokenizer, rules)
+    found = None
+    if reference is not None:
+        _check_texts(reference, tokenizer, "reference")
+        human = _without_marks(_parts(reference, tokenizer), judge_tokenizer, rules)
+        found = _mauve(judge, plain, human, rules, seeds, batch_size)
+    perplexities, nats, scored = _perplexity(judge, judged, judge_tokenizer, rules, batch_size)
+    unit = math.log(2.0) if rules.entropy_unit == "bits" else 1.0
+    return Quality(
+        protocol=rules,
+        judge=judge.name,
+        judge_fingerprint=judge.fingerprint,
+        tokenizer_fingerprint=judge_tokenizer.fingerprint,
+        texts=len(generated),
+        tokens=scored,
+        perplexity=perplexities,
+        nats=nats,
+        entropy=mean([entropy(row) / unit for row in plain]),
+        distinct={n: distinct(plain, n) for n in rules.ngrams},
+        repetition={n: repetition(plain, n) for n in rules.ngrams},
+        mauve=None if found is None else found[0],
+        mauve_tokens=None if found is None else found[1],
+        settings=dict(settings or {}),
+        versions=_versions(),
+    )
+
+
+def _check_texts(texts: Texts, tokenizer: Tokenizer | None, what: str) -> None:
+    if not len(texts):
+        raise UserError(f"There are no {what} texts.")
+    kinds = collections.Counter(isinstance(text, str) for text in texts)
+    if len(kinds) > 1:
+        raise UserError(f"The {what} texts are strings and token ids mixed: give one kind.")
+    if not kinds[True] and tokenizer is None:
+        raise UserError(f"The {what} texts are token ids, and need the tokenizer that made them.")
+
+
+def _without_marks(
+    parts: list[list[str]], judge_tokenizer: Tokenizer, rules: Protocol
+) -> list[np.ndarray]:
+    """Texts that are not empty, without end marks, in the judge's tokens."""
+    rows = judge_tokenizer.encode_batch(["".join(documents) for documents in parts])
+    return [row[: rules.max_tokens] for row in rows if len(row)]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

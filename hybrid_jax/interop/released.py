@@ -1,0 +1,315 @@
+"""The files of the released HDLM models: `hdlm-group/hdlm-base-{epsilon,gamma}-*` on Hugging Face.
+
+A folder holds ``config.json`` (nested settings of the PyTorch code of arXiv 2504.06416) and
+``model.safetensors`` (or ``pytorch_model.bin``). Networks are the same up to names and layout:
+
+- their linear weights are [out, in] and one tensor a layer, ours [in, out] and stacked;
+- their vocabulary has N + 1 rows, MASK last; ours has the same rows and zeros up to a multiple of
+  128, which nothing reads;
+- an ε-hybrid gives logits of the clean token (parameterisation "mean"); a γ-hybrid gives the
+  log-ratios of SEDD, which σ and log N scale outside of the network (parameterisation "score").
+
+Every tensor is either used or one of `_UNNEEDED`; anything else is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax.config import Experiment
+from hybrid_jax.errors import UserError
+from hybrid_jax.interop.released_config import Kind, read_config, write_config
+from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime.checkpoint import named_leaves
+from hybrid_jax.runtime.files import one_line, unwritable, write_atomic
+
+CONFIG, WEIGHTS, TORCH_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
+
+_SHARED = {
+    "embedding": "vocab_embed.embedding",
+    "norm": "output_layer.norm_final.weight",
+    "head/kernel": "output_layer.linear.weight",
+    "head/bias": "output_layer.linear.bias",
+    "layers/norm_attention": "blocks.{}.norm1.weight",
+    "layers/qkv": "blocks.{}.attn_qkv.weight",
+    "layers/out": "blocks.{}.attn_out.weight",
+    "layers/norm_mlp": "blocks.{}.norm2.weight",
+    "layers/mlp_in": "blocks.{}.mlp.0.weight",
+    "layers/mlp_in_bias": "blocks.{}.mlp.0.bias",
+    "layers/mlp_out": "blocks.{}.mlp.2.weight",
+    "layers/mlp_out_bias": "blocks.{}.mlp.2.bias",
+}
+_CONDITIONAL = {
+    "level/in/kernel": "sigma_map.mlp.0.weight",
+    "level/in/bias": "sigma_map.mlp.0.bias",
+    "level/out/kernel": "sigma_map.mlp.2.weight",
+    "level/out/bias": "sigma_map.mlp.2.bias",
+    "layers/condition": "blocks.{}.adaLN_modulation.weight",
+    "layers/condition_bias": "blocks.{}.adaLN_modulation.bias",
+}
+_FREQUENCIES = "rotary_emb.inv_freq"
+_UNNEEDED = (
+    re.compile(re.escape(_FREQUENCIES)),  # a buffer: a function of the width of a head
+    re.compile(r"sigma_map\.mlp\.[02]\.(weight|bias)"),  # made, and not read, without conditioning
+)
+
+
+class Model(Protocol):
+    """A network with its parameters and what it is for: `Released`, or `trained.Trained`."""
+
+    @property
+    def experiment(self) -> Experiment: ...
+    @property
+    def network(self) -> Transformer: ...
+    @property
+    def params(self) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Released:
+    """A released model under our names.
+
+    Attributes:
+      kind: "epsilon" or "gamma".
+      experiment: schedule, noise, layout, objective, size and training that its config describes;
+        the network computes in float32.
+      params: float32, as `Transformer.init` would make them.
+      notes: what of its config the experiment cannot say exactly, a sentence each.
+    """
+
+    kind: Kind
+    experiment: Experiment
+    network: Transformer
+    params: Any
+    notes: tuple[str, ...] = ()
+
+
+def load_released(source: str | Path) -> Released:
+    """Reads a released model.
+
+    Args:
+      source: a folder, or a name on the Hugging Face hub such as hdlm-group/hdlm-base-gamma-0.01,
+        which needs the package huggingface_hub and a network (or the hub's cache).
+
+    Raises:
+      UserError: if files are missing or damaged, the config describes another architecture, or a
+        tensor is missing, unexpected or of another shape or type.
+    """
+    folder = _folder(source)
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name the folder of a released "
+                        f"model, with {CONFIG} and {WEIGHTS}.") from error  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({one_line(error)}): fetch it again.") from error
+    kind, experiment, tokens, notes = read_config(config, path, name=folder.resolve().name)
+    network = experiment.network(tokens)
+    params = parameters(network, *_read_tensors(folder))
+    return Released(
+        kind=kind, experiment=experiment, network=network, params=params, notes=tuple(notes)
+    )
+
+
+def export_released(model: Model, folder: str | Path) -> None:
+    """Writes a model as a released one: ``config.json`` and ``model.safetensors``, float32.
+
+    Padding rows of the vocabulary are left out. `load_released` of the folder gives everything
+    else back bit for bit.
+
+    Raises:
+      UserError: if the released code has no such model, the folder is not empty, or it cannot be
+        written.
+    """
+    folder = Path(folder)
+    config = write_config(model.experiment, model.network)
+    safetensors = _module("safetensors.numpy", "to write model.safetensors")
+    head = model.network.width // model.network.heads
+    found = tensors(model.network, model.params) | {_FREQUENCIES: _frequencies(head)}
+    arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
+    temporary = folder / f".{WEIGHTS}.{uuid.uuid4().hex}"
+    try:
+        require_empty(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # The metadata that Hugging Face's loaders ask for.
+            temporary.write_bytes(safetensors.save(arrays, metadata={"format": "pt"}))
+            os.replace(temporary, folder / WEIGHTS)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    write_atomic(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+
+
+def require_empty(folder: Path) -> None:
+    """Raises UserError if `folder` exists and is not an empty folder."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder: choose another.")
+
+
+# ---------------------------------------------------------------------------------------------
+# Tensors.
+
+
+def tensors(network: Transformer, params: Any) -> dict[str, Any]:
+    """Our parameters as released tensors by name, without buffers; see `parameters`."""
+    leaves = named_leaves(params)
+    out: dict[str, Any] = {}
+    for ours, theirs in _names(network).items():
+        if ours.startswith("layers/"):
+            for layer in range(network.layers):
+                out[theirs.format(layer)] = _outward(network, ours, leaves[ours][layer])
+        else:
+            out[theirs] = _outward(network, ours, leaves[ours])
+    return out
+
+
+def parameters(network: Transformer, found: Mapping[str, np.ndarray], path: Path) -> Any:
+    """Released tensors as our parameters, float32 in the structure of `Transformer.init`.
+
+    Raises:
+      UserError: naming the first tensor of the file `path` that is missing, unexpected, or of
+        another shape or type than the config asks for.
+    """
+    abstract = jax.eval_shape(network.init, jax.random.key(0))
+    wanted = jax.eval_shape(functools.partial(tensors, network), abstract)
+    for name, want in wanted.items():
+        if name not in found:
+            raise UserError(f"{path} has no tensor {name}, which its config asks for.")
+        have = found[name]
+        if have.shape != want.shape:
+            raise UserError(
+                f"In {path} the tensor {name} has the shape {list(have.shape)}, and its config "
+                f"asks for {list(want.shape)}."
+            )
+        if have.dtype not in (np.float32, np.float16):
+            raise UserError(f"In {path} the tensor {name} is {have.dtype}: convert it to float32.")
+    for name in found:
+        if name not in wanted and not any(known.fullmatch(name) for known in _UNNEEDED):
+            raise UserError(f"{path} has a tensor {name} that this architecture does not know.")
+    _check_frequencies(network, found, path)
+
+    names = _names(network)
+
+    def leaf(ours: str) -> np.ndarray:
+        theirs = names[ours]
+        if not ours.startswith("layers/"):
+            return _inward(network, ours, found[theirs])
+        layers = range(network.layers)
+        return np.stack([_inward(network, ours, found[theirs.format(i)]) for i in layers])
+
+    leaves = [jnp.asarray(leaf(ours), np.float32) for ours in named_leaves(abstract)]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _names(network: Transformer) -> dict[str, str]:
+    return _SHARED | (_CONDITIONAL if network.condition else {})
+
+
+def _outward(network: Transformer, ours: str, x):
+    if ours == "layers/qkv":  # [D, 3, D]
+        x = x.reshape(network.width, -1)
+    if ours == "embedding":
+        return x[: network.tokens + 1]
+    x = x.T
+    return x[: network.tokens + 1] if ours.startswith("head/") else x
+
+
+def _inward(network: Transformer, ours: str, y: np.ndarray) -> np.ndarray:
+    if ours == "embedding" or ours.startswith("head/"):
+        rows = network.rows - network.tokens - 1
+        y = np.pad(y, [(0, rows)] + [(0, 0)] * (y.ndim - 1))
+    if ours == "embedding":
+        return y
+    return y.T.reshape(network.width, 3, -1) if ours == "layers/qkv" else y.T
+
+
+def _frequencies(head: int) -> np.ndarray:
+    """The rotary buffer: in float32 throughout, which gives the released bits."""
+    exponent = np.arange(0, head, 2, dtype=np.float32) / np.float32(head)
+    return np.float32(1.0) / np.float32(10_000.0) ** exponent
+
+
+def _check_frequencies(network: Transformer, found: Mapping[str, np.ndarray], path: Path) -> None:
+    """Refuses rotary frequencies that are not ours; nothing else would show them."""
+    wanted = _frequencies(network.width // network.heads)
+    have = found.get(_FREQUENCIES, wanted)
+    if have.shape != wanted.shape or not np.allclose(have, wanted, rtol=2e-3, atol=0.0):
+        raise UserError(f"In {path} the tensor {_FREQUENCIES} is not that of a rotary base 10000.")
+
+
+# ---------------------------------------------------------------------------------------------
+# Files.
+
+
+def _folder(source: str | Path) -> Path:
+    if Path(source).expanduser().is_dir():
+        return Path(source).expanduser()
+    name = str(source)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        raise UserError(f"There is no folder {name}: name one with {CONFIG} and {WEIGHTS}.")
+    advice = f"fetch it with `hf download {name} --local-dir=FOLDER` and name that folder"
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise UserError(
+            f"{name} is no folder here, and the package huggingface_hub is not installed: {advice}."
+        ) from error
+    try:
+        found = Path(hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+        if not (found / WEIGHTS).exists():
+            found = Path(hub.snapshot_download(name, allow_patterns=[CONFIG, TORCH_WEIGHTS]))
+    except Exception as error:  # of several packages, and not all are OSError
+        raise UserError(
+            f"{name} is no folder here and cannot be fetched ({one_line(error)}): where there is a "
+            f"network, {advice}."
+        ) from error
+    return found
+
+
+def _read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], Path]:
+    path = folder / WEIGHTS
+    if path.exists():
+        load = _module("safetensors.numpy", f"to read {path}").load_file
+    elif (folder / TORCH_WEIGHTS).exists():
+        path = folder / TORCH_WEIGHTS
+        load = functools.partial(_torch_tensors, _module("torch", f"to read {path}", "convert it "
+                                 f"to {WEIGHTS} elsewhere, or "))  # fmt: skip
+    else:
+        raise UserError(f"{folder} has neither {WEIGHTS} nor {TORCH_WEIGHTS}: fetch it again.")
+    try:
+        return dict(load(path)), path
+    except Exception as error:  # a cut file raises whatever its format does
+        raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again, or convert it "
+                        "to float32.") from error  # fmt: skip
+
+
+def _torch_tensors(torch, path: Path) -> dict[str, np.ndarray]:
+    # weights_only: a pickle may run any code, and this file comes from elsewhere.
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: value.float().numpy() for name, value in found.items()}
+
+
+def _module(name: str, purpose: str, instead: str = ""):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise UserError(
+            f"The package {package} is needed {purpose}: {instead}pip install {package}."
+        ) from error

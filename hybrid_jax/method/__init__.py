@@ -1,0 +1,1 @@
+"""The method of the paper, pure: hyperschedules, noise, layout, objective and loss."""

@@ -1,0 +1,148 @@
+"""Terms of many positions: vocabulary-sized arrays exist for one chunk of positions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hybrid_jax.method import objective
+from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.objective import Draw, Objective, Time
+
+
+def position_terms(
+    goal: Objective,
+    kernel: Kernel,
+    to_logits: Callable[[jax.Array], jax.Array],
+    features: jax.Array,
+    tokens: jax.Array,
+    states: jax.Array,
+    where: Draw,
+    *,
+    time: Time,
+    loss: bool,
+    chunk: int,
+) -> jax.Array:
+    """Terms of the loss (`loss=True`) or of the bound for every position, in nats.
+
+    Args:
+      to_logits: features [..., D] -> logits [..., V].
+      features: [B, n, D] of the rows that predict each position.
+      tokens, states: int32 [B, n], clean and noisy.
+      where: Draw with fields [B, n].
+      chunk: positions of an example whose logits exist at the same time (n is padded to a
+        multiple); the batch axis stays whole, so that it may be sharded.
+
+    Returns:
+      float32 [B, n]; 0 where inactive. The sum over an example, times `schedule.phases`, has the
+      bound as its mean.
+    """
+    terms = _terms(goal, kernel, time, loss)
+    batch, count = tokens.shape
+
+    def of_chunk(inputs):
+        feature, *rest = inputs
+        return terms(to_logits(feature), *rest)
+
+    found = jax.lax.map(of_chunk, _split((features, tokens, states, where), count, chunk))
+    return jnp.moveaxis(found, 0, 1).reshape(batch, -1)[:, :count]
+
+
+def summed_terms(
+    goal: Objective,
+    kernel: Kernel,
+    to_logits: Callable[[Any, jax.Array], jax.Array],
+    head: Any,
+    features: jax.Array,
+    tokens: jax.Array,
+    states: jax.Array,
+    where: Draw,
+    *,
+    time: Time,
+    loss: bool,
+    chunk: int,
+) -> jax.Array:
+    """The sum of `position_terms`, float32 scalar, to be differentiated.
+
+    Gradients are taken chunk by chunk while the logits exist, so that these are neither kept nor
+    computed a second time: in the forward pass, where nothing asks for gradients yet.
+
+    Args:
+      to_logits: (head, features [..., D]) -> logits [..., V].
+      head: parameters of the head; gradients are those of `head` and `features`.
+      others: as for `position_terms`.
+    """
+    terms = _terms(goal, kernel, time, loss)
+
+    def of_chunk(head, feature, rest):
+        return jnp.sum(terms(to_logits(head, feature), *rest))
+
+    @jax.custom_vjp
+    def total(head, features, rest):
+        def add(summed, inputs):
+            return summed + of_chunk(head, *inputs), None
+
+        return jax.lax.scan(add, jnp.float32(0.0), (features, rest))[0]
+
+    def forward(head, features, rest):
+        def add(carry, inputs):
+            value, (of_head, of_feature) = jax.value_and_grad(of_chunk, argnums=(0, 1))(
+                head, *inputs
+            )
+            return jax.tree.map(jnp.add, carry, (value, of_head)), of_feature
+
+        zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, head))
+        (summed, of_head), of_features = jax.lax.scan(add, zero, (features, rest))
+        return summed, (of_head, of_features)
+
+    def backward(gradients, scale):
+        scaled = jax.tree.map(lambda x: (scale * x).astype(x.dtype), gradients)
+        return *scaled, None
+
+    total.defvjp(forward, backward)
+    features, *rest = _split((features, tokens, states, where), tokens.shape[1], chunk)
+    return total(head, features, rest)
+
+
+def _terms(goal: Objective, kernel: Kernel, time: Time, loss: bool):
+    """(logits [B, n, V], tokens, states, Draw) -> terms float32 [B, n]."""
+    cross_entropy = loss and goal.loss == "weighted_cross_entropy"
+
+    def one(logits, token, state, at: Draw):
+        # Inactive positions get levels at which no formula divides by zero.
+        at = at._replace(
+            level=jnp.where(at.active, at.level, 0.5),
+            level_next=jnp.where(at.active, at.level_next, 0.0),
+        )
+        if cross_entropy:
+            term = at.measure * objective.weighted_cross_entropy(
+                goal, kernel, logits, token, state, at.level
+            )
+        elif time == "continuous":
+            term = at.measure * objective.continuous_term(
+                goal, kernel, logits, token, state, at.level
+            )
+        else:
+            term = objective.discrete_term(
+                goal, kernel, logits, token, state, at.level, at.level_next
+            )
+        return jnp.where(at.active, term, 0.0)
+
+    return jax.vmap(jax.vmap(one))
+
+
+def _split(tree, count: int, chunk: int):
+    """Cuts axis 1 into chunks: [B, count, ...] -> [chunks, B, chunk, ...], filled up with zeros,
+    which as positions are inactive."""
+    chunk = min(chunk, count)
+    chunks = -(-count // chunk)
+
+    def split(x):
+        padding = [(0, 0), (0, chunks * chunk - count)] + [(0, 0)] * (x.ndim - 2)
+        parts = jnp.pad(x, padding).reshape(x.shape[0], chunks, chunk, *x.shape[2:])
+        return jnp.moveaxis(parts, 1, 0)
+
+    return jax.tree.map(split, tree)

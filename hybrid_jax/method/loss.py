@@ -1,0 +1,207 @@
+"""One forward pass over a batch: a term of the bound or of the loss for every position.
+
+This is where schedule, noise, layout, network and objective meet; training and evaluation share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.method import chunked_loss, noising, objective
+from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.hyperschedule import Hyperschedule
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.mask_blocks import Pattern, training_pattern
+from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.objective import Draw, Objective, Time
+
+
+class Network(Protocol):
+    """What the rest of the package asks of a network (see `models.transformer.Transformer`)."""
+
+    def features(
+        self, params, tokens, position, mask: jax.Array | Pattern, level, dropout_keys=None
+    ) -> jax.Array: ...
+
+    def head(self, params) -> Any: ...
+
+    def logits(self, params, features) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A hyperschedule, a noise kernel, a layout and an objective that go together.
+
+    Attributes:
+      bos: id of the beginning-of-sequence token (shifted layouts).
+      chunk: positions of an example whose logits exist at the same time.
+    """
+
+    schedule: Hyperschedule
+    kernel: Kernel
+    layout: Layout
+    objective: Objective
+    bos: int = 0
+    chunk: int = 128
+
+    def __post_init__(self):
+        self.layout.check(self.schedule)
+        self.objective.check(self.kernel)
+        if self.chunk < 1:
+            raise UserError(f"The chunk of positions must be at least 1, but is {self.chunk}.")
+
+
+def batch_terms(
+    problem: Problem,
+    network: Network,
+    params,
+    tokens: jax.Array,
+    index: jax.Array,
+    key: jax.Array,
+    *,
+    count: int,
+    time: Time,
+    loss: bool,
+) -> jax.Array:
+    """Draws levels and noise, and returns the terms of every position.
+
+    Args:
+      tokens: int32 [b, L].
+      index: int32 [b], place of each example in the global batch of `count`. Noise is a function
+        of (key, index): it does not depend on devices, processes or accumulation.
+      key: one key for the whole batch.
+      time: levels drawn at the schedule's steps or inside them.
+      loss: terms of the training loss, or of the bound.
+
+    Returns:
+      float32 [b, L] in nats; the sum over an example has the bound (or loss) on −log p(x) as its
+      mean.
+    """
+    states, phase, where = corrupt_batch(problem, tokens, index, key, count=count, time=time)
+    return drawn_terms(problem, network, params, tokens, states, phase, where, time=time, loss=loss)
+
+
+def batch_loss(
+    problem: Problem,
+    network: Network,
+    params,
+    tokens: jax.Array,
+    index: jax.Array,
+    key: jax.Array,
+    *,
+    count: int,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """The training loss of a batch in nats per token, float32 scalar, to be differentiated.
+
+    The mean of `batch_terms` with the objective's own time and loss; arguments as there.
+
+    Args:
+      dropout_key: one for the whole batch; None for no dropout.
+    """
+    time = problem.objective.time
+    states, phase, where = corrupt_batch(problem, tokens, index, key, count=count, time=time)
+    keys = None if dropout_key is None else _of_examples(dropout_key, index)
+    features, exists = _predicting(problem, network, params, tokens, states, phase, where, keys)
+    total = chunked_loss.summed_terms(
+        problem.objective,
+        problem.kernel,
+        network.logits,
+        network.head(params),
+        features,
+        tokens,
+        states,
+        where._replace(active=where.active & exists),
+        time=time,
+        loss=True,
+        chunk=problem.chunk,
+    )
+    return total * (problem.schedule.phases / tokens.size)
+
+
+def corrupt_batch(
+    problem: Problem,
+    tokens: jax.Array,
+    index: jax.Array,
+    key: jax.Array,
+    *,
+    count: int,
+    time: Time,
+) -> tuple[jax.Array, jax.Array, Draw]:
+    """Draws levels and noise; arguments as for `batch_terms`.
+
+    Returns:
+      noisy tokens int32 [b, L], phases int32 [b, groups], and a Draw with fields [b, L].
+    """
+    key_level, key_noise = jax.random.split(key)
+    uniforms = objective.draw_uniforms(key_level, problem.schedule, time, count, index)
+    phase, where = jax.vmap(lambda u: objective.draw(problem.schedule, problem.kernel, time, u))(
+        uniforms
+    )
+    keys = _of_examples(key_noise, index)
+    states = jax.vmap(lambda k, x, d: noising.corrupt(problem.kernel, k, x, d.level))(
+        keys, tokens, where
+    )
+    return states, phase, where
+
+
+def drawn_terms(
+    problem: Problem,
+    network: Network,
+    params,
+    tokens: jax.Array,
+    states: jax.Array,
+    phase: jax.Array,
+    where: Draw,
+    *,
+    time: Time,
+    loss: bool,
+) -> jax.Array:
+    """`batch_terms` for given draws: states int32 [b, L], phase int32 [b, groups], Draw [b, L]."""
+    features, exists = _predicting(problem, network, params, tokens, states, phase, where)
+    terms = chunked_loss.position_terms(
+        problem.objective,
+        problem.kernel,
+        lambda f: network.logits(params, f),
+        features,
+        tokens,
+        states,
+        where._replace(active=where.active & exists),
+        time=time,
+        loss=loss,
+        chunk=problem.chunk,
+    )
+    return terms * problem.schedule.phases
+
+
+def _predicting(
+    problem: Problem,
+    network: Network,
+    params,
+    tokens: jax.Array,
+    states: jax.Array,
+    phase: jax.Array,
+    where: Draw,
+    dropout_keys: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Features of the row that predicts each position, [b, L, D], and whether there is one."""
+    schedule, layout = problem.schedule, problem.layout
+    rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
+    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, problem.bos))(rows, states, tokens)
+    level = jax.vmap(layouts.row_levels)(rows, where.level)
+    # Windows that settle whole do not move with the phase: one pattern serves the whole batch.
+    shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows
+    pattern = training_pattern(layout, schedule, shared)
+    features = network.features(params, held, shared.position, pattern, level, dropout_keys)
+    source, exists = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
+    return jnp.take_along_axis(features, source[..., None], axis=1), exists
+
+
+def _of_examples(key: jax.Array, index: jax.Array) -> jax.Array:
+    """One key for each example of a batch."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)

@@ -1,0 +1,181 @@
+"""Which rows of a training example may attend to which, without a mask that says it for all pairs.
+
+A mask of 2L × 2L rows is mostly False: a noisy row sees its window and the clean rows before it, a
+clean row sees clean rows up to itself. A `Pattern` keeps the rows, and knows for any block of them
+a few contiguous ranges that hold all it may see; inside these ranges `layout.may_attend` decides,
+as everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.hyperschedule import Hyperschedule
+from hybrid_jax.method.layout import Layout, Rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Regions:
+    """How the rows of a training example are ordered: ``[leading rows | noisy rows | clean rows]``.
+
+    Attributes:
+      leads: leading rows of windows, one each (shifted layouts).
+      noisy: rows of windows, in the order of their positions from 0 on.
+      clean: clean rows, in the order of their positions from 0, or −1 if shifted, on.
+      width: most rows of a window, without the leading one.
+      regular: windows begin at the multiples of `width`; otherwise they may begin anywhere.
+    """
+
+    leads: int
+    noisy: int
+    clean: int
+    width: int
+    regular: bool
+
+    @property
+    def rows(self) -> int:
+        return self.leads + self.noisy + self.clean
+
+    def begin(self, position: int) -> int:
+        """First position that the window of `position` may begin at."""
+        if self.regular:
+            return position // self.width * self.width
+        return max(0, position - self.width + 1)
+
+    def end(self, position: int) -> int:
+        """Last position that the window of `position` may end before."""
+        if self.regular:
+            return (position // self.width + 1) * self.width
+        return position + self.width
+
+
+class Span(NamedTuple):
+    """Rows that are looked at together: queries, and ranges of keys that hold all they may see."""
+
+    queries: slice
+    keys: tuple[slice, ...]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rows"],
+    meta_fields=["layout", "schedule", "regions"],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """The pairs of rows that `layout.may_attend` allows.
+
+    Attributes:
+      rows: of `layout.training_rows`, fields [B or 1, R].
+      layout: which predicate.
+      schedule: that the rows belong to.
+      regions: how the rows are ordered.
+    """
+
+    rows: Rows
+    layout: Layout
+    schedule: Hyperschedule
+    regions: Regions
+
+    @property
+    def plain_causal(self) -> bool:
+        """Whether each row sees all rows up to itself."""
+        r = self.regions
+        return not r.noisy and self.layout.context == "causal"
+
+    @property
+    def full(self) -> bool:
+        """Whether each row sees every row: one window, and nothing else."""
+        r = self.regions
+        alone = not r.leads and not r.clean and r.regular and r.width == r.noisy
+        return alone and not self.layout.causal_window
+
+    def mask(self) -> jax.Array:
+        """For all pairs, bool [B or 1, R, R] (query, key)."""
+        return layouts.attention_mask(self.layout, self.rows)
+
+    @property
+    def constant(self) -> bool:
+        """Whether the mask is the same in every phase, so that a program may contain it."""
+        return self.schedule.settles_whole
+
+    def constant_mask(self) -> np.ndarray:
+        """`mask` as a constant of the program, bool [R, R]. Raises ValueError if it is none."""
+        if not self.constant:
+            raise ValueError(f"the windows of {self.schedule.name} move with the phase")
+        with jax.ensure_compile_time_eval():
+            phase = jnp.zeros(self.schedule.phase_groups, jnp.int32)
+            rows = layouts.training_rows(self.layout, self.schedule, phase)
+            return np.asarray(layouts.attention_mask(self.layout, rows))
+
+    def part(self, queries: slice, keys: tuple[slice, ...]) -> jax.Array:
+        """For some of the pairs, bool [B or 1, queries, keys]."""
+        query = jax.tree.map(lambda x: x[..., queries], self.rows)
+        key = jax.tree.map(
+            lambda x: jnp.concatenate([x[..., part] for part in keys], axis=-1), self.rows
+        )
+        return layouts.masks_between(self.layout, query, key)
+
+
+def training_pattern(layout: Layout, schedule: Hyperschedule, rows: Rows) -> Pattern:
+    """The pattern of rows that `layout.training_rows` made, fields [B or 1, R]."""
+    regions = training_regions(layout, schedule)
+    return Pattern(rows=rows, layout=layout, schedule=schedule, regions=regions)
+
+
+def training_regions(layout: Layout, schedule: Hyperschedule) -> Regions:
+    """How `layout.training_rows` orders its rows."""
+    length, width = schedule.length, schedule.width
+    shift = int(layout.alignment == "shifted")
+    clean = layouts.settled_before_last_step(schedule) + shift
+    if layout.plain(schedule):
+        return Regions(leads=0, noisy=0, clean=clean, width=1, regular=True)
+    regular = False
+    if schedule.settles_whole:
+        with jax.ensure_compile_time_eval():
+            starts = np.asarray(layouts.window_start(schedule, jnp.arange(length)))
+        regular = bool(np.all(starts == np.arange(length) // width * width))
+    return Regions(
+        leads=schedule.windows * shift, noisy=length, clean=clean, width=width, regular=regular
+    )
+
+
+def spans(layout: Layout, regions: Regions, block: int) -> list[Span]:
+    """Covers every allowed pair once: queries in blocks of at most `block` rows.
+
+    A block's ranges hold what any of its rows may see, wherever the windows of irregular schedules
+    begin.
+    """
+    r = regions
+    shift = int(layout.alignment == "shifted")
+    noisy, clean = r.leads, r.leads + r.noisy  # where these regions begin
+    found = []
+    for start in range(0, r.leads, block):
+        # A leading row is as long as its window: few, and each sees rows far apart.
+        found.append(Span(slice(start, min(start + block, r.leads)), (slice(0, r.rows),)))
+    for start in range(0, r.noisy, block):
+        stop = min(start + block, r.noisy)
+        low, high = r.begin(start), min(r.end(stop - 1), r.noisy)
+        # Clean rows before the last window's first position, which is at most stop − 1.
+        before = min(r.begin(stop - 1) if r.regular else stop - 1, r.noisy) + shift
+        keys = [slice(0, r.leads), slice(noisy + low, noisy + high),
+                slice(clean, clean + min(before, r.clean))]  # fmt: skip
+        found.append(Span(slice(noisy + start, noisy + stop), _filled(keys)))
+    for start in range(0, r.clean, block):
+        stop = min(start + block, r.clean)
+        upto = stop
+        if layout.context == "block_causal":
+            upto = min(r.end(max(stop - 1 - shift, 0)) + shift, r.clean)
+        found.append(Span(slice(clean + start, clean + stop), (slice(clean, clean + upto),)))
+    return found
+
+
+def _filled(keys: list[slice]) -> tuple[slice, ...]:
+    return tuple(part for part in keys if part.stop > part.start)

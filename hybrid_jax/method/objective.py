@@ -1,0 +1,283 @@
+"""Bounds on −log p(x) and training losses, for every hyperschedule and kernel.
+
+One bound covers them all:
+
+    −log p(x) ≤ Σ_s Σ_{i active at s} E_{z ~ q_τ[s](·|x)} KL( q(z'_i | z_i, x_i) ‖ p_θ(z'_i | z) )
+
+with z' at level τ[s + 1]. Its terms are either these KL divergences (``time="discrete"``) or their
+limit for infinitely fine steps, the score entropy (``time="continuous"``). Absorbing noise turns a
+term into a weighted cross-entropy; one position a step turns the bound into the exact likelihood.
+
+What is trained on (``loss``) and what is reported (``bound``) are separate: the ε-hybrid of the
+paper trains a weighted cross-entropy that is not a bound and reports a bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.method import noising
+from hybrid_jax.method.hyperschedule import Hyperschedule
+from hybrid_jax.method.noising import Kernel
+
+Time = Literal["discrete", "continuous"]
+Parameterisation = Literal["mean", "context", "score"]
+
+# Continuous levels stay this far inside (0, 1): float32 cannot tell them from the ends beyond it.
+_MARGIN = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the network's output means, and what it is trained on.
+
+    Attributes:
+      parameterisation: what the logits are.
+        "mean": of the clean token given everything shown (x0-prediction).
+        "context": of the clean token given its context; what the shown token z itself tells is
+        known exactly and added here, p(x | z) ∝ p(x | context) q(z | x), so that masked and shown
+        positions ask the same of the network. (For absorbing noise this is MDLM's carry-over.)
+        "score": log-ratios of the noisy marginals (SEDD).
+      loss: "bound": the bound of `time`. "weighted_cross_entropy": the ε-hybrid loss of the paper,
+        masked positions weigh 1/λ, replaced ones λ_w(1−ε)/(1−λ), kept ones λ_w ε/(1−λ).
+      time: levels of the training loss, "discrete" (the schedule's own) or "continuous" (drawn
+        inside each step).
+      shown_weight: λ_w of the weighted cross-entropy.
+    """
+
+    parameterisation: Parameterisation = "mean"
+    loss: Literal["bound", "weighted_cross_entropy"] = "bound"
+    time: Time = "discrete"
+    shown_weight: float = 1.0
+
+    def check(self, kernel: Kernel) -> None:
+        """Raises UserError for combinations without meaning."""
+        for value, known in (
+            (self.parameterisation, typing.get_args(Parameterisation)),
+            (self.loss, ("bound", "weighted_cross_entropy")),
+            (self.time, typing.get_args(Time)),
+        ):
+            if value not in known:
+                raise UserError(f"objective: {value!r} is not one of {', '.join(known)}.")
+        if self.loss == "weighted_cross_entropy" and self.parameterisation == "score":
+            raise UserError(
+                "The weighted cross-entropy needs objective.parameterisation=mean or context."
+            )
+        if self.time == "continuous" and type(kernel) is not Kernel:
+            raise UserError(
+                f"The rates of {kernel.name} in continuous time are not known, only those of the "
+                "package's own kernels: choose time=discrete."
+            )
+        if kernel.epsilon and self.time == "continuous" and self.loss == "bound":
+            raise UserError(
+                "ε-hybrid noise jumps on leaving level 0, so its bound has no continuous form: "
+                "choose time=discrete or loss=weighted_cross_entropy."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A bound to report.
+
+    Attributes:
+      kernel: the noise of the bound: that of training, or absorbing for a network trained with
+        any noise (what the paper does for ε-hybrid).
+      time: "discrete" or "continuous".
+    """
+
+    kernel: Kernel
+    time: Time
+
+    @property
+    def label(self) -> str:
+        return f"{self.kernel.name}, {self.time} time"
+
+
+class Draw(NamedTuple):
+    """Where one example is looked at: per position, [L].
+
+    Attributes:
+      level: λ at which the noisy token is drawn, float32.
+      level_next: λ after the step, float32 (discrete time).
+      measure: dλ that this draw stands for, float32 (continuous time); 0 where nothing happens.
+      active: whether the position has a term, bool.
+    """
+
+    level: jax.Array
+    level_next: jax.Array
+    measure: jax.Array
+    active: jax.Array
+
+
+def draw_uniforms(
+    key: jax.Array, schedule: Hyperschedule, time: Time, count: int, index: jax.Array
+) -> jax.Array:
+    """Stratified uniforms for a batch: each on its own uniform in [0, 1), all together even.
+
+    Args:
+      key: one key for the whole batch.
+      count: number of examples of the global batch.
+      index: int32 [b], global indices of the examples wanted here.
+
+    Returns:
+      float32 [b, phase_groups]. A pure function of (key, count, index): it does not depend on which
+      device or process asks for which examples.
+    """
+    groups = schedule.phase_groups
+    if schedule.phases == 1 and time == "discrete":
+        return jnp.zeros((index.shape[0], groups))  # nothing to draw (autoregression)
+    key_order, key_jitter = jax.random.split(key)
+    total = count * groups
+    order = jax.random.permutation(key_order, total).reshape(count, groups)
+    jitter = jax.random.uniform(key_jitter, (count, groups))
+    return ((order + jitter) / total)[index]
+
+
+def draw(
+    schedule: Hyperschedule, kernel: Kernel, time: Time, uniform: jax.Array
+) -> tuple[jax.Array, Draw]:
+    """Turns uniforms [phase_groups] into phases and levels: (phase int32 [groups], Draw).
+
+    In continuous time the place inside a step is not uniform but pushed away from its start, by
+    just as much as the integrand (1 − λ)^−γ grows at λ → 1: the weighted integrand stays bounded.
+    """
+    scaled = uniform * schedule.phases
+    phase = jnp.minimum(scaled.astype(jnp.int32), schedule.phases - 1)
+    step, _ = schedule.tile(phase)
+    position = jnp.arange(schedule.length)
+    now = schedule.level(step, position)
+    after = schedule.level(step + 1, position)
+    top = schedule.levels
+    active = now != after
+    level, level_next = now / top, after / top
+    if time == "discrete":
+        return phase, Draw(level, level_next, level - level_next, active)
+
+    place = scaled - phase
+    power = 1.0 / (1.0 - kernel.gamma) if kernel.gamma < 1 else 1.0
+    inside = place**power
+    density = power * place ** (power - 1.0)
+    # Positions of one window share the place: they move together.
+    per_position = jnp.broadcast_to(inside, (schedule.windows,))[_window_index(schedule, step)]
+    weight = jnp.broadcast_to(density, (schedule.windows,))[_window_index(schedule, step)]
+    exact = level - per_position * (level - level_next)
+    exact = jnp.where(active, jnp.clip(exact, _MARGIN, 1.0 - _MARGIN), level)
+    return phase, Draw(exact, level_next, weight * (level - level_next), active)
+
+
+def _window_index(schedule: Hyperschedule, step: jax.Array) -> jax.Array:
+    """Which window of a tiling a position's step belongs to, int32 [L]."""
+    if schedule.phase_groups == 1:
+        return jnp.zeros_like(step)
+    return step // schedule.levels
+
+
+# ---------------------------------------------------------------------------------------------
+# Terms of one position. logits are float32 [V >= N]; tokens and levels are scalars.
+
+
+def log_prediction(objective: Objective, kernel: Kernel, logits, state, level) -> jax.Array:
+    """Reads the network's output, float32 [N]: log p of the clean token, or log-scores.
+
+    Scores are scaled as in SEDD: a constant output means that every token is as likely as noise of
+    this level makes it.
+    """
+    real = logits[: kernel.tokens].astype(jnp.float32)
+    if objective.parameterisation == "score":
+        inside = jnp.clip(level, _MARGIN, 1.0 - _MARGIN)
+        odds = jnp.log(inside) - jnp.log1p(-inside)  # log(e^σ − 1)
+        return real - odds - jnp.log(jnp.float32(kernel.tokens))
+    if objective.parameterisation == "context" and kernel.replaces:
+        at = kernel.survival(level)
+        # log q(z | x = z) − log q(z | x ≠ z); MASK matches no token and tells nothing.
+        evidence = jnp.log1p(kernel.tokens * at.kept / jnp.maximum(at.replaced, _MARGIN**2))
+        real = real + jnp.where(jnp.arange(kernel.tokens) == state, evidence, 0.0)
+    return jax.nn.log_softmax(real)
+
+
+def reverse_step(
+    objective: Objective, kernel: Kernel, logits, state, level_to, level_from
+) -> jax.Array:
+    """log p_θ(z_s = · | z_t) of the network's output, float32 [N + 1]."""
+    if objective.parameterisation != "score":
+        prediction = log_prediction(objective, kernel, logits, state, level_from)
+        return noising.reverse_mean(kernel, prediction, state, level_to, level_from)
+    level_from = jnp.minimum(level_from, noising.HIGHEST_SCORE_LEVEL)
+    prediction = log_prediction(objective, kernel, logits, state, level_from)
+    return noising.reverse_score(kernel, prediction, state, level_to, level_from)
+
+
+def discrete_term(
+    objective: Objective, kernel: Kernel, logits, token, state, level, level_next
+) -> jax.Array:
+    """KL( q(z_s | z_t, x) ‖ p_θ(z_s | z_t) ) of one position in nats."""
+    if objective.parameterisation != "score" and not kernel.replaces:
+        # Absorbing noise: (λ_t − λ_s)/λ_t · (−log p(x)) where the token is masked.
+        prediction = log_prediction(objective, kernel, logits, state, level)
+        reveal = noising.reveal_probability(kernel, level_next, level)
+        return jnp.where(state == kernel.mask, -reveal * prediction[token], 0.0)
+    true = noising.posterior(kernel, token, state, level_next, level)
+    guess = reverse_step(objective, kernel, logits, state, level_next, level)
+    possible = true > -jnp.inf
+    difference = jnp.where(possible, true, 0.0) - jnp.where(possible, guess, 0.0)
+    return jnp.sum(jnp.where(possible, jnp.exp(true) * difference, 0.0))
+
+
+def continuous_term(objective: Objective, kernel: Kernel, logits, token, state, level) -> jax.Array:
+    """Score entropy of one position in nats per dλ (arXiv 2504.06416 section 4; SEDD eq. 5).
+
+    With true ratios r and estimates s over real tokens, ``Σ_y r_y φ(log s_y − log r_y)`` with
+    ``φ(d) = e^d − 1 − d``, times 1 − γ where the position is masked and γ/N (y ≠ z) where it shows
+    a token, times dσ/dλ = 1/(1 − λ). True scores make its integral the entropy of the data.
+    """
+    prediction = log_prediction(objective, kernel, logits, state, level)
+    masked = state == kernel.mask
+    at = kernel.survival(level)
+    if objective.parameterisation != "score" and not kernel.replaces:
+        return jnp.where(masked, -prediction[token] / at.masked, 0.0)
+    if objective.parameterisation != "score":
+        score = noising.score_of_mean(kernel, prediction, state, level)
+    else:
+        score = prediction
+    clean, _, other = noising.true_score(kernel, token, state, level)
+    z = jnp.minimum(state, kernel.tokens - 1)
+    everywhere = jnp.sum(_entropy_gap(score, other))
+    # The sum above took every token for an "other" one: mend the clean one, and z if it is shown.
+    at_token = _entropy_gap(score[token], clean) - _entropy_gap(score[token], other)
+    at_state = _entropy_gap(score[z], other)
+    shown = everywhere - at_state + jnp.where(z == token, 0.0, at_token)
+    rate = jnp.where(
+        masked,
+        (1.0 - kernel.gamma) * (everywhere + at_token),
+        kernel.gamma / kernel.tokens * shown,
+    )
+    return rate / (1.0 - level)
+
+
+def _entropy_gap(log_score, log_ratio) -> jax.Array:
+    """s − r log s + r(log r − 1) = r φ(log s − log r), without cancellation; s where r = 0."""
+    zero = log_ratio == -jnp.inf
+    ratio = jnp.where(zero, 0.0, log_ratio)
+    gap = log_score - ratio
+    return jnp.where(zero, jnp.exp(log_score), jnp.exp(ratio) * (jnp.expm1(gap) - gap))
+
+
+def weighted_cross_entropy(
+    objective: Objective, kernel: Kernel, logits, token, state, level
+) -> jax.Array:
+    """The ε-hybrid training loss of the paper for one position, per dλ."""
+    prediction = log_prediction(objective, kernel, logits, state, level)
+    clean = jnp.maximum(1.0 - level, _MARGIN)
+    shown = objective.shown_weight / clean
+    weight = jnp.where(
+        state == kernel.mask,
+        1.0 / jnp.maximum(level, _MARGIN),
+        jnp.where(state == token, kernel.epsilon, 1.0 - kernel.epsilon) * shown,
+    )
+    return -weight * prediction[token]

@@ -1,0 +1,1 @@
+"""The machine around a run: devices, processes, files, checkpoints, progress."""

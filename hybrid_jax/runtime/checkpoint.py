@@ -1,0 +1,387 @@
+"""Checkpoints that are verified when they are read. The only module that imports Orbax.
+
+A step is a folder ``<directory>/<step>`` with two Orbax items: ``state``, the leaves as a flat
+dict keyed by their path (``ema/head/kernel``), so that no Python class is tied to the files and a
+reader can take a part of the leaves; and ``meta``, JSON with the path, shape, dtype and checksum
+of each leaf, the run's config, and a checksum of all this.
+
+Orbax makes a *save* atomic, but restores changed bytes without complaint, lists folders that an
+interrupted deletion left hollow, and does not fall back to an older step. Here each leaf is
+compared with its checksum, and a step that fails is moved to ``<directory>/quarantine`` once an
+older one has been restored. Nothing is deleted because it could not be read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import uuid
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import orbax.checkpoint.checkpoint_managers as managers
+from etils import epath  # a dependency of Orbax, in whose interface it is
+from jax.experimental import multihost_utils
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.files import one_line, unwritable
+
+logger = logging.getLogger(__name__)
+
+_HANDLERS = {"state": ocp.PyTreeCheckpointHandler, "meta": ocp.JsonCheckpointHandler}
+FORMAT = 1  # of the layout described above; to be raised when older readers would misread it
+
+
+class DamagedCheckpointError(UserError):
+    """A step that exists but cannot be read, or whose values differ from those saved."""
+
+    def __init__(self, where: Path, why: str):
+        super().__init__(f"The checkpoint {where} is damaged: {why}; restore another step.")
+
+
+class Checkpointer:
+    """Saves and restores a state: any pytree whose leaves are `jax.Array`s (typed keys too).
+
+    A context manager; leaving it waits for a running save. Every process makes the same calls.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        config: dict[str, Any] | None = None,
+        read_only: bool = False,
+    ):
+        """Opens ``directory``, creating it where it is to be written.
+
+        Args:
+          directory: folder of the steps. A local or shared file system, not a bucket URL.
+          keep: how many of the newest steps to keep, at least 1; the best of all is kept besides.
+          config: JSON-serialisable description of the run, stored with each step.
+          read_only: changes nothing on disk, so it is safe beside a running training; the
+            folder need not exist.
+
+        Raises `UserError` if ``keep`` < 1, or if the folder cannot be created or written.
+        """
+        if keep < 1:
+            raise UserError(f"keep = {keep} keeps no checkpoint; set it to 1 or more.")
+        self.directory = Path(directory).absolute()  # Orbax refuses relative paths
+        self._config = config
+        self._read_only = read_only
+        if not read_only:
+            probe = self.directory / f".probe.{uuid.uuid4().hex}"
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                probe.write_bytes(b"probe")
+                probe.unlink()
+            except OSError as error:
+                raise unwritable(self.directory, error) from error
+        # Orbax's own read_only only turns off the same settings, and warns of it.
+        best = managers.BestN(
+            get_metric_fn=_score,
+            reverse=True,  # it keeps the last, and lower is better
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = managers.AnyPreservationPolicy([managers.LatestN(n=keep), best])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=None if read_only else policy,
+            best_fn=None if read_only else _score,  # Orbax writes no scores without it
+            create=not read_only,
+            # What a killed save left behind; a reader must not remove a save in progress.
+            cleanup_tmp_directories=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(self, step: int, state: Any, *, score: float | None = None) -> None:
+        """Copies ``state`` off the devices and writes it in the background.
+
+        ``score`` says how good it is, lower being better; see `best_step`.
+
+        When this returns, the state's buffers may be donated. It blocks while an earlier save is
+        running, until ``state`` is computed, and for the copy to the host.
+
+        Raises `UserError` if an earlier save failed or this one cannot be written, RuntimeError
+        if Orbax skips the step, as it does for one not newer than the latest.
+        """
+        if self._read_only:
+            raise RuntimeError("save() on a read-only Checkpointer")
+        self.wait()
+        leaves = named_leaves(state)
+        # Taken now, from these very buffers: the next training step may overwrite them.
+        sums = _digest(leaves)
+        rows = [{**_describe(name, leaves[name]), "checksum": sums[name]} for name in leaves]
+        meta: dict[str, Any] = {"format": FORMAT, "leaves": rows, "config": self._config}
+        meta["crc32"] = _crc32(meta)
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), meta=ocp.args.JsonSave(meta))
+        try:
+            metrics = {"score": math.inf if score is None else float(score)}
+            saved = self._manager.save(step, args=args, metrics=metrics)
+        except OSError as error:
+            raise unwritable(self.directory, error) from error
+        if not saved:
+            newest = self._manager.latest_step()
+            raise RuntimeError(f"Orbax skipped the checkpoint of step {step}; newest is {newest}")
+
+    def wait(self) -> None:
+        """Blocks until the running save is on disk. Raises `UserError` if it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # TensorStore makes a full disk a ValueError
+            raise unwritable(self.directory, error) from error
+
+    def close(self) -> None:
+        """Waits for the running save, then releases Orbax's threads. Raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """All listed steps, oldest first; a listed step may still prove to be damaged."""
+        if self._read_only:
+            self._manager.reload()  # a training may have saved since
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The listed step with the lowest score; None if none has a score."""
+        metrics = {step: self._manager.metrics(step) for step in self.steps()}
+        scores = {step: _score(found) for step, found in metrics.items() if found}
+        best = min(scores, key=lambda step: scores[step], default=None)
+        return None if best is None or math.isinf(scores[best]) else best
+
+    def config(self, step: int) -> dict[str, Any] | None:
+        """The config stored with ``step``. Raises `UserError` if the step cannot be read."""
+        return self._read_meta(step)["config"]
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """Restores one step, equal bit for bit to the state that was saved.
+
+        ``abstract_state`` is the state's pytree with `jax.ShapeDtypeStruct` leaves, whose
+        shardings say where each leaf goes; they need not be those it was saved with.
+
+        Raises `DamagedCheckpointError` if it cannot be read or its values are not those saved,
+        `UserError` if there is no such step or its leaves have other names, shapes or dtypes,
+        ValueError if a sharding does not divide its leaf.
+        """
+        return self._load(step, abstract_state, partial=False)
+
+    def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
+        """Restores the newest step that is intact; see `restore`.
+
+        Returns (step, state), or None if there is no checkpoint. Damaged newer steps are reported
+        with `logging.warning` and moved to ``<directory>/quarantine`` (unless read-only).
+
+        Raises `UserError` if the newest readable step's leaves do not match ``abstract_state``, or
+        if every step is damaged. Nothing is moved in either case.
+        """
+        return self._restore_newest(abstract_state, partial=False)
+
+    def restore_partial(
+        self, step: int | None, abstract_subtree: dict[str, Any]
+    ) -> tuple[int, Any] | None:
+        """Restores and verifies a part of the state, reading nothing else.
+
+        ``step`` None is the newest that is intact. ``abstract_subtree`` is a nested dict with the
+        wanted part at its place in the state, such as ``{"ema": abstract_params}`` for a state
+        with a field or key ``ema``.
+
+        Returns (step, subtree), or None if ``step`` is None and there is no checkpoint. Raises as
+        `restore` and `restore_latest`, but for damage outside the part; moves no step.
+        """
+        if step is None:
+            return self._restore_newest(abstract_subtree, partial=True)
+        return step, self._load(step, abstract_subtree, partial=True)
+
+    def _restore_newest(self, abstract: Any, *, partial: bool) -> tuple[int, Any] | None:
+        damaged: dict[int, DamagedCheckpointError] = {}
+        for step in reversed(self.steps()):
+            try:
+                state = self._load(step, abstract, partial=partial)
+            except DamagedCheckpointError as error:
+                logger.warning("%s", error)
+                damaged[step] = error
+            else:
+                if damaged and not (partial or self._read_only):
+                    self._quarantine(list(damaged))
+                return step, state
+        if not damaged:
+            return None
+        # Likelier a failing disk or a wrong version than so many bad files: move nothing.
+        causes = " ".join(str(error) for error in damaged.values())
+        raise UserError(f"No checkpoint in {self.directory} can be restored. {causes}")
+
+    def _load(self, step: int, abstract: Any, *, partial: bool) -> Any:
+        where = self.directory / str(step)
+        saved = {leaf["path"]: leaf for leaf in self._read_meta(step)["leaves"]}
+        wanted = named_leaves(abstract)
+        _check_structure(where, saved, wanted, partial)
+        for leaf in wanted.values():
+            leaf.sharding.shard_shape(leaf.shape)  # JAX explains a sharding that does not divide
+        restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
+        leaves = self._restore_item(step, "state", args)
+        for name, value in _digest(leaves).items():
+            if value != saved[name]["checksum"]:
+                raise DamagedCheckpointError(where, f"the values of {name} are not those saved")
+        return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        where = self.directory / str(step)
+        if step not in self._manager.all_steps():
+            raise UserError(f"There is no checkpoint {where}; choose one of {self.steps()}.")
+        meta = self._restore_item(step, "meta")
+        if not isinstance(meta, dict) or meta.get("crc32") != _crc32(meta):
+            raise DamagedCheckpointError(where, "its item 'meta' fails its checksum")
+        if meta["format"] != FORMAT:
+            raise UserError(
+                f"The checkpoint {where} has format {meta['format']}, and this version of "
+                f"hybrid_jax reads format {FORMAT}; use the version that wrote it."
+            )
+        return meta
+
+    def _restore_item(self, step: int, item: str, args: Any = None) -> Any:
+        # Not by the manager's restore(): it ends in a barrier, and a process that cannot read
+        # its shards would never reach it. These handlers read, and communicate nothing.
+        handler = _HANDLERS[item]()
+        where = self.directory / str(step)
+        restored, cause = None, None
+        try:
+            restored = handler.restore(epath.Path(where / item), args=args)
+        except Exception as error:  # noqa: BLE001 - a truncated file raises a bare Exception
+            cause = error
+        finally:
+            handler.close()
+        # All processes must take the same branch: what follows communicates.
+        if not _all_processes(cause is None):
+            reason = one_line(cause) if cause else "another process could not read it"
+            raise DamagedCheckpointError(where, f"cannot read its {item} ({reason})") from cause
+        return restored
+
+    def _quarantine(self, steps: Sequence[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                source = self.directory / str(step)
+                target = self.directory / "quarantine" / str(step)
+                if target.exists():  # from an earlier time that this step was damaged
+                    target = target.with_name(f"{step}.{uuid.uuid4().hex[:8]}")
+                try:
+                    target.parent.mkdir(exist_ok=True)
+                    source.rename(target)
+                except OSError as error:
+                    raise unwritable(self.directory, error) from error
+                logger.warning("Moved the damaged checkpoint %s to %s.", source, target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("hybrid_jax quarantine")
+        self._manager.reload()
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
+
+
+def latest_step(directory: str | os.PathLike[str]) -> int | None:
+    """The newest listed step in a checkpoint folder, or None. Only lists the folder."""
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by path, in flattening order: ``{"ema/head/kernel": leaf, …}``.
+
+    Raises TypeError for a leaf that is neither an array nor a `jax.ShapeDtypeStruct`, ValueError
+    if two leaves have the same path, because a key contains a slash.
+    """
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+            raise TypeError(f"leaf {name} is a {type(leaf).__name__}, not a jax.Array")
+        if name in leaves:
+            raise ValueError(f"two leaves of the state have the path {name}")
+        leaves[name] = leaf
+    return leaves
+
+
+def checksums(leaves: Sequence[jax.Array]) -> jax.Array:
+    """One uint32 per leaf, uint32 [number of leaves]; exact and the same for every sharding.
+
+    Each word is mixed with its index by a bijection, and the results are added modulo 2³²: a
+    change of one word is always seen, any other but for one in 2³². (A plain weighted sum misses
+    zeroed pages of values such as 1.0, whose bit patterns end in many zeros.) Leaves may be bool,
+    integers or floats of 8 to 64 bits, or typed keys.
+    """
+    return jnp.stack([_checksum(leaf) for leaf in leaves])
+
+
+def _checksum(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == bool:
+        leaf = leaf.astype(jnp.uint8)
+    # 64-bit words become a last axis of two 32-bit ones.
+    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[leaf.dtype.itemsize]
+    words = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
+    # The flat index from one iota per axis: flattening would gather a sharded leaf.
+    index = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    mixed = words + (index + 1) * jnp.uint32(0x9E3779B1)
+    # The finaliser of MurmurHash3, a bijection on 32-bit words.
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+
+_jitted_checksums = jax.jit(checksums)  # cached by the leaves' shapes, dtypes and shardings
+
+
+def _digest(leaves: dict[str, jax.Array]) -> dict[str, int]:
+    sums = np.asarray(_jitted_checksums(list(leaves.values())))
+    return dict(zip(leaves, sums.tolist(), strict=True))
+
+
+def _crc32(meta: dict[str, Any]) -> int:
+    covered = {field: meta.get(field) for field in ("format", "leaves", "config")}
+    return zlib.crc32(json.dumps(covered).encode())
+
+
+def _describe(name: str, leaf: Any) -> dict[str, Any]:
+    return {"path": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def _check_structure(where: Path, saved: dict[str, Any], wanted: dict[str, Any], partial: bool):
+    advice = "use the config that the checkpoint was trained with"
+    for name, leaf in wanted.items():
+        if name not in saved:
+            raise UserError(f"The checkpoint {where} has no leaf {name}; {advice}.")
+        have, want = saved[name], _describe(name, leaf)
+        if any(have[field] != want[field] for field in want):
+            raise UserError(
+                f"In the checkpoint {where} the leaf {name} is {have['dtype']}{have['shape']} and "
+                f"this run needs {want['dtype']}{want['shape']}; {advice}."
+            )
+    extra = next((name for name in saved if name not in wanted), None)
+    if extra is not None and not partial:
+        raise UserError(f"The checkpoint {where} has a leaf {extra} unknown to this run; {advice}.")
+
+
+def _all_processes(ok: bool) -> bool:
+    if jax.process_count() == 1:
+        return ok
+    return bool(np.all(multihost_utils.process_allgather(np.array(ok))))

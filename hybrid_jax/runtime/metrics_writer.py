@@ -1,0 +1,122 @@
+"""The log of a run: metrics.jsonl and TensorBoard files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorboardX
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.files import write_atomic
+
+
+class MetricsWriter:
+    """Appends to ``<workdir>/metrics.jsonl`` and to TensorBoard files. A context manager.
+
+    A line is ``{"step": 10, "kind": "train", "loss": 2.5, …}``. Values that are not finite are
+    the strings "nan", "inf" and "-inf", which `float` reads back; JSON has no numbers for them.
+    Only one process of a run may write.
+
+    Attributes:
+      path: of the log.
+      found: (step, kind) of the lines that were there when it was opened.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int):
+        """Opens the log, without what was logged after ``resume_step``.
+
+        Args:
+          workdir: folder of the run; created if absent.
+          resume_step: step of the restored checkpoint, 0 for a new run. Lines of later steps,
+            which will be logged again, and a last line cut off by a kill are dropped.
+
+        Raises:
+          UserError: if the folder cannot be written, or a line before the last is not one of
+            this log's.
+        """
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.found: set[tuple[int, str]] = set()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                self.found = _drop_after(self.path, resume_step)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+            # TensorBoard hides what an earlier file logged at purge_step and later.
+            self._board = tensorboardX.SummaryWriter(
+                str(self.path.parent / "tensorboard"),
+                purge_step=resume_step + 1 if resume_step else None,
+                # The name's time has a resolution of a second, within which a run may resume.
+                filename_suffix=f".{os.getpid()}.{time.monotonic_ns()}",
+            )
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Appends one line, on disk when this returns but for the system's own buffers.
+
+        Args:
+          step: updates made so far.
+          kind: "train", "valid", …; TensorBoard shows ``<kind>/<name>``.
+          values: by name, which is neither "step" nor "kind".
+
+        Raises:
+          UserError: if the file cannot be written.
+          ValueError: for a reserved name.
+        """
+        if reserved := {"step", "kind"} & values.keys():
+            raise ValueError(f"a metric may not be called {' or '.join(sorted(reserved))}")
+        numbers = {name: float(value) for name, value in values.items()}
+        line = {name: x if math.isfinite(x) else str(x) for name, x in numbers.items()}
+        try:
+            self._file.write(json.dumps({"step": int(step), "kind": kind, **line}) + "\n")
+            self._file.flush()
+            for name, value in numbers.items():
+                if math.isfinite(value):  # TensorBoard cannot plot the others
+                    self._board.add_scalar(f"{kind}/{name}", value, int(step))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        """Writes out and closes the files; may be called again."""
+        self._file.close()
+        self._board.close()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"Cannot write {self.path} ({error.strerror or error}); "
+            "make it writable, free space there, or name another working directory."
+        )
+
+
+def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
+    """Removes the lines of later steps; returns (step, kind) of the others."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = []
+    found = set()
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line.endswith("\n"):
+            break  # cut off by a kill; a whole line ends in a newline
+        try:
+            values = json.loads(line)
+            line_step, kind = values["step"], values["kind"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"Line {number} of {path} is not a line of metrics; mend it, or move the file away."
+            ) from error
+        if line_step <= step:
+            kept.append(line)
+            found.add((line_step, kind))
+    if len(kept) < len(lines):
+        write_atomic(path, "".join(kept))
+    return found

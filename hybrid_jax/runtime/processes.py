@@ -1,0 +1,207 @@
+"""Several processes as one run: how they start, agree, and fail together.
+
+Every process runs the same program on its own devices. What only one of them finds out (a full
+disk, another configuration, a missing file) must reach the others before their next collective
+operation, or they would wait for it for ever: `together` and `agree` see to that. With one process
+they do nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.files import unwritable
+
+T = TypeVar("T")
+
+TIMEOUT = 300  # seconds in which all processes have to come
+# How long a process that ends waits for the others. They may wait for this one in an operation
+# that only ends with it, so not for long.
+_SHUTDOWN = 15
+
+
+def start(
+    coordinator: str = "",
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    timeout: int = TIMEOUT,
+) -> None:
+    """Joins the other processes of the run, before any other use of JAX.
+
+    On a TPU pod and under SLURM JAX finds the others by itself; elsewhere they have to be named,
+    and without names there is one process.
+
+    Args:
+      coordinator: HOST:PORT of process 0, reachable by all.
+      processes: how many there are.
+      process: number of this one, from 0.
+      timeout: seconds until all must have come; afterwards this process exits with status 2.
+
+    Raises:
+      UserError: if only some of the three are given, or they make no sense.
+    """
+    given = [bool(coordinator), processes is not None, process is not None]
+    if any(given) and not all(given):
+        raise UserError(
+            "--coordinator, --processes and --process belong together: give all three, or none."
+        )
+    if processes is not None and process is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError(f"--coordinator={coordinator} is not HOST:PORT.")
+        if not 0 <= process < processes:
+            raise UserError(
+                f"--process={process} is not one of 0 … {processes - 1} (--processes={processes})."
+            )
+        where = f"process {process} of {processes}, coordinator {coordinator}"
+    elif int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        where = f"task {os.environ['SLURM_PROCID']} of {os.environ['SLURM_NTASKS']} of SLURM"
+    elif _on_tpu():
+        where = "a TPU host"
+    else:
+        return
+    with _watchdog(where, timeout):
+        jax.distributed.initialize(
+            coordinator or None,
+            processes,
+            process,
+            # The watchdog is to come first: JAX ends the process with a stack trace.
+            initialization_timeout=timeout + 60,
+            shutdown_timeout_seconds=_SHUTDOWN,
+        )
+
+
+def is_lead() -> bool:
+    """Whether this is the process that prints and writes for all."""
+    return jax.process_index() == 0
+
+
+def together(action: Callable[[], T]) -> T:
+    """Runs `action` on every process; a `UserError` on one of them is raised on all.
+
+    All processes have to call this at the same place. It waits for the slowest.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result: T | None = None
+    problem = ""
+    try:
+        result = action()
+    except UserError as error:
+        problem = str(error)
+    for number, text in enumerate(_gather(problem)):
+        if text:
+            raise UserError(
+                text if number == jax.process_index() else f"On process {number}: {text}"
+            )
+    return result  # type: ignore[return-value]  # without an error there is a result
+
+
+def lead_first(action: Callable[[], T]) -> T:
+    """`together`, but the lead acts before the others.
+
+    They find its work done where they share a disk, and do it themselves where they do not.
+    """
+    together(lambda: action() if is_lead() else None)
+    return together(action)
+
+
+def agree(what: str, text: str, *, difference: Callable[[str, str], str] | None = None) -> None:
+    """Raises `UserError` on all processes unless they all have the same `text`.
+
+    Args:
+      what: names it in the message.
+      difference: (text of the lead, another text) -> a phrase that says where they differ.
+    """
+    if jax.process_count() == 1:
+        return
+    first, *others = _gather(text)
+    for number, other in enumerate(others, 1):
+        if other != first:
+            where = f" ({difference(first, other)})" if difference else ""
+            raise UserError(
+                f"Process {number} has another {what} than process 0{where}: start all processes "
+                "with the same command, code and data."
+            )
+
+
+def check_shared(folder: Path) -> None:
+    """Raises `UserError` on all processes unless they see the same existing folder."""
+    if jax.process_count() == 1:
+        return
+    token = folder / f".shared.{_gather(uuid.uuid4().hex)[0]}"
+
+    def write() -> None:
+        try:
+            token.touch()
+        except OSError as error:
+            raise unwritable(folder, error) from error
+
+    def see() -> None:
+        if not token.exists():
+            raise UserError(
+                f"{folder} is another folder here than on process 0: name a --workdir on a file "
+                "system that all hosts share."
+            )
+
+    together(lambda: write() if is_lead() else None)
+    try:
+        together(see)
+    finally:
+        if is_lead():
+            token.unlink()
+
+
+def _gather(text: str) -> list[str]:
+    """The texts of all processes."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(data.size, np.int32))
+    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
+def _on_tpu() -> bool:
+    """Whether this host has TPU chips and the library for them."""
+    wanted = os.environ.get("JAX_PLATFORMS") or "tpu"
+    if "tpu" not in wanted.split(",") or not importlib.util.find_spec("libtpu"):
+        return False
+    return any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+
+
+@contextlib.contextmanager
+def _watchdog(where: str, seconds: float) -> Iterator[None]:
+    """Ends the process with a sentence if the block takes longer: it cannot be interrupted."""
+
+    def bark() -> None:
+        print(
+            f"error: Not all processes came within {seconds:g} s (this is {where}): check that "
+            "each of them was started, that they name the same coordinator, and that its port can "
+            "be reached from here.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(seconds, bark)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

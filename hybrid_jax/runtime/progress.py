@@ -1,0 +1,120 @@
+"""How far a run is and when it will end: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TextIO
+
+import tqdm
+
+
+class Progress:
+    """Shows how far a run is: a bar on a terminal, plain lines elsewhere. A context manager.
+
+    The first `update` only starts the clock of the rate and of the estimated time of arrival, so
+    that compilation, which comes before it, is not taken for the speed of a step.
+    """
+
+    def __init__(
+        self,
+        *,
+        total: int,
+        start: int = 0,
+        interval: float = 0.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Starts at once.
+
+        Args:
+          total: step at which the run ends.
+          start: step at which this process starts.
+          interval: least number of seconds between plain lines; the last step is always shown.
+          stream: where to write; standard error if None.
+          clock: current time in seconds.
+        """
+        self._total, self._interval = total, interval
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._begun = clock()
+        self._first: tuple[int, float] | None = None
+        self._shown = -math.inf
+        self._bar: tqdm.tqdm | None = None
+        if self._stream.isatty():
+            # Containers give terminals without a size, where tqdm would show nothing.
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=start,
+                file=self._stream,
+                dynamic_ncols=columns > 0,
+                ncols=None if columns else 100,
+                # tqdm's own rate and remaining time would count the compilation.
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def note(self, text: str) -> None:
+        """Shows a line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def update(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows ``step``, the values, speed, elapsed time and estimated time left."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (step, now)
+        parts = [f"{name} {_short(value)}" for name, value in values.items()]
+        first_step, first_time = self._first
+        if step > first_step and now > first_time:
+            rate = (step - first_step) / (now - first_time)
+            parts.append(f"{rate:.3g} steps/s")
+            times = [f"ETA {format_seconds(max(0, self._total - step) / rate)}"]
+        else:
+            times = []
+        parts += [f"elapsed {format_seconds(now - self._begun)}", *times]
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
+            self._bar.n = step
+            self._bar.refresh()
+        elif step >= self._total or now - self._shown >= self._interval:
+            self._shown = now
+            print(f"step {step}/{self._total}  " + "  ".join(parts), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar on the screen and ends its line; may be called again."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people, from its two largest units: ``"7s"``, ``"1m 20s"``, ``"2d 3h"``."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    left = max(0, round(seconds))
+    days, left = divmod(left, 86400)
+    hours, left = divmod(left, 3600)
+    minutes, left = divmod(left, 60)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {left}s" if minutes else f"{left}s"
+
+
+def _short(number: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.4g}"

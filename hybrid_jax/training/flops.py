@@ -1,0 +1,180 @@
+"""How much work a model is, and how much a device can do.
+
+Counted are the multiplications and additions of matrix products that the model's definition asks
+for, 2·m·n·k for a product of [m, k] and [k, n]. Not counted: what the implementation adds (layers
+computed again in the backward pass, hidden pairs of dense attention, padded vocabulary), norms,
+softmax, noise and the optimizer. Divided by the time of a step and by what the devices could do,
+this is the *model FLOPs utilisation* (MFU; Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.models.transformer import Transformer
+
+# More phases than this are represented by as many, evenly spread.
+_MOST_PHASES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flops:
+    """FLOPs of one forward pass over one example.
+
+    Attributes:
+      rows: rows fed to the network, noisy and clean.
+      pairs: of rows that attend to one another, the mean over the schedule's phases.
+      matmul: of the layers' weights, and of the conditioning on levels.
+      attention: scores and weighted values of the `pairs` that the mask allows.
+      head: logits of the L predicted positions over the N + 1 tokens.
+    """
+
+    rows: int
+    pairs: float
+    matmul: float
+    attention: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.matmul + self.attention + self.head
+
+    @property
+    def dense_attention(self) -> float:
+        """`attention` as the dense backend computes it: of all pairs of rows."""
+        return self.attention * self.rows**2 / self.pairs
+
+
+def forward_flops(network: Transformer, problem: Problem) -> Flops:
+    """FLOPs of a forward pass over one training example of L positions.
+
+    Computes masks on the default device, so call it outside of a mesh.
+    """
+    rows, pairs = _rows_and_pairs(problem)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    # Every entry of a weight matrix takes one multiplication and one addition for each row. The
+    # layers' leaves have a leading axis of layers; vectors are scales and biases.
+    weights = [leaf for leaf in jax.tree.leaves(shapes["layers"]) if leaf.ndim > 2]
+    weights += [leaf for leaf in jax.tree.leaves(shapes.get("level", ())) if leaf.ndim > 1]
+    width = network.width
+    return Flops(
+        rows=rows,
+        pairs=pairs,
+        matmul=2.0 * rows * sum(leaf.size for leaf in weights),
+        # Scores, then the weighted sum of values: 2·D each.
+        attention=4.0 * pairs * width * network.layers,
+        head=2.0 * problem.schedule.length * width * (network.tokens + 1),
+    )
+
+
+def training_flops(network: Transformer, problem: Problem) -> float:
+    """FLOPs of one training example: forward, and twice as much backward.
+
+    Layers that are computed again in the backward pass (``model.remat``) are not counted again.
+    """
+    return 3.0 * forward_flops(network, problem).total
+
+
+def _rows_and_pairs(problem: Problem) -> tuple[int, float]:
+    """Rows of a training example, and the mean number of pairs that its mask allows."""
+    schedule, layout = problem.schedule, problem.layout
+    # Windows that settle whole do not move with the phase.
+    count = 1 if schedule.settles_whole else min(schedule.phases, _MOST_PHASES)
+    phases = np.arange(count) * schedule.phases // count
+
+    @jax.jit
+    def pairs(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
+        groups = jnp.broadcast_to(phase, (schedule.phase_groups,))
+        rows = layouts.training_rows(layout, schedule, groups)
+        return rows.valid, layouts.attention_mask(layout, rows).sum()
+
+    found = [pairs(jnp.int32(phase)) for phase in phases]
+    return found[0][0].shape[0], float(np.mean([int(number) for _, number in found]))
+
+
+# ---------------------------------------------------------------------------------------------
+# Devices, by a part of `jax.Device.device_kind`; the longest part that occurs counts.
+
+PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
+    {
+        # bfloat16 FLOP/s of what JAX calls a device, as generally quoted for each chip; not
+        # compared with the vendor's pages one by one.
+        "TPU v2": 45e12 / 2,  # a device is one of two cores
+        "TPU v3": 123e12 / 2,  # the same
+        "TPU v4": 275e12,  # a device is a chip ("megacore"), as on Cloud; one core where it is off
+        "TPU v5 lite": 197e12,  # v5e
+        "TPU v5e": 197e12,
+        "TPU v5": 459e12,  # v5p; a device is a chip
+        "TPU v5p": 459e12,
+        "TPU v6 lite": 918e12,  # v6e
+        "TPU v6e": 918e12,
+        # A device is one of two chiplets. By the topology that the compiler describes, and not yet
+        # checked on hardware.
+        "TPU7x": 2307e12 / 2,
+        # Dense bfloat16 tensor core FLOP/s, half of those "with sparsity"; quoted likewise.
+        "A100": 312e12,
+        "L4": 121e12,
+        "L40S": 362e12,
+        "H100 80GB HBM3": 989e12,  # SXM
+        "H100 PCIe": 756e12,
+        "H100 NVL": 835e12,
+        "H200": 989e12,  # SXM
+        "H200 NVL": 835e12,
+        "GH200": 989e12,
+        "B200": 2250e12,
+    }
+)  # fmt: skip
+
+_GIB = 2**30
+MEMORY: Mapping[str, int] = MappingProxyType(
+    {
+        # Bytes of a device that a program can have: of TPUs, what the compiler (libtpu 0.0.42) says
+        # is available when it refuses a program; of GPUs, as they are sold. JAX takes three
+        # quarters of a GPU's unless XLA_PYTHON_CLIENT_MEM_FRACTION asks for more.
+        "TPU v2": int(7.48 * _GIB),
+        "TPU v3": int(15.48 * _GIB),
+        "TPU v4": int(30.75 * _GIB),
+        "TPU v5 lite": int(15.75 * _GIB),
+        "TPU v5e": int(15.75 * _GIB),
+        "TPU v5": int(95.74 * _GIB),
+        "TPU v5p": int(95.74 * _GIB),
+        "TPU v6 lite": int(31.25 * _GIB),
+        "TPU v6e": int(31.25 * _GIB),
+        "TPU7x": int(94.75 * _GIB),
+        "A100-SXM4-40GB": 40 * 10**9,
+        "A100-PCIE-40GB": 40 * 10**9,
+        "A100-SXM4-80GB": 80 * 10**9,
+        "A100 80GB PCIe": 80 * 10**9,
+        "L4": 24 * 10**9,
+        "L40S": 48 * 10**9,
+        "H100 80GB HBM3": 80 * 10**9,
+        "H100 PCIe": 80 * 10**9,
+        "H100 NVL": 94 * 10**9,
+        "H200": 141 * 10**9,
+        "GH200": 96 * 10**9,  # the smaller of two sizes
+        "B200": 180 * 10**9,
+    }
+)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Dense bfloat16 FLOP/s that a device can do at most; None if it is not known."""
+    return _of_kind(PEAK_FLOPS, device.device_kind)
+
+
+def memory_bytes(device: jax.Device) -> int | None:
+    """Bytes that a program can have on a device; None if it is not known."""
+    return _of_kind(MEMORY, device.device_kind)
+
+
+def _of_kind(table: Mapping, kind: str):
+    parts = [part for part in table if part in kind]
+    return table[max(parts, key=len)] if parts else None

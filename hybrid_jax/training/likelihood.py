@@ -1,0 +1,153 @@
+"""The reported number: a true bound on held-out text, with its standard error."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from hybrid_jax.method import loss as estimator
+from hybrid_jax.method.loss import Network, Problem
+from hybrid_jax.method.objective import Bound
+from hybrid_jax.runtime import sharding
+from hybrid_jax.training import statistics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoundEstimate:
+    """A bound on the negative log-likelihood of some records.
+
+    Attributes:
+      bound: which bound it is.
+      nats, nats_error: per token, mean over records and its standard error (of records and draws).
+      bits_per_byte: the same per byte of text.
+      unigram_perplexity: of the same tokens under their own token frequencies.
+      records, draws: size of the estimate.
+    """
+
+    bound: str
+    nats: float
+    nats_error: float
+    bits_per_byte: float
+    unigram_perplexity: float
+    records: int
+    draws: int
+
+    @property
+    def perplexity(self) -> float:
+        return statistics.perplexity(self.nats, self.nats_error)[0]
+
+    @property
+    def perplexity_error(self) -> float:
+        return statistics.perplexity(self.nats, self.nats_error)[1]
+
+    def values(self) -> dict[str, float]:
+        """As scalars to log."""
+        return {
+            "nats": self.nats,
+            "nats_error": self.nats_error,
+            "perplexity": self.perplexity,
+            "perplexity_error": self.perplexity_error,
+            "bits_per_byte": self.bits_per_byte,
+            "unigram_perplexity": self.unigram_perplexity,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"perplexity ≤ {self.perplexity:.2f} ± {self.perplexity_error:.2f} "
+            f"({self.bits_per_byte:.3f} bits per byte; {self.bound}; {self.records} records, "
+            f"{self.draws} draws)"
+        )
+
+
+def evaluate_bound(
+    problem: Problem,
+    network: Network,
+    params,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    bound: Bound,
+    *,
+    key: jax.Array,
+    draws: int,
+    bytes_per_token: float,
+    mesh: Mesh | None = None,
+) -> BoundEstimate:
+    """Estimates `bound` on every valid record of `batches`.
+
+    Args:
+      batches: dicts with "tokens" int32 [B, L] and "valid" bool [B] (False marks padding).
+      key: fixes levels and noise: equal keys compare models on equal draws.
+      draws: independent draws of levels and noise for each record.
+      bytes_per_token: bytes of text per token of these records.
+      mesh: of the devices that share a batch, on which the estimate does not depend; None for the
+        first device.
+    """
+    goal = dataclasses.replace(problem.objective, loss="bound", time=bound.time)
+    problem = dataclasses.replace(problem, kernel=bound.kernel, objective=goal)
+    mesh = mesh or sharding.one_device()
+    per_record: list[np.ndarray] = []
+    counts = np.zeros(bound.kernel.tokens, np.int64)
+    for number, batch in enumerate(batches):
+        tokens = np.asarray(batch["tokens"])
+        valid = np.asarray(batch["valid"], bool)
+        total = np.zeros(len(tokens))
+        for draw in range(draws):
+            draw_key = jax.random.fold_in(jax.random.fold_in(key, number), draw)
+            total += _record_bounds(problem, network, params, tokens, draw_key, mesh)
+        per_record.append(total[valid] / draws / tokens.shape[1])
+        counts += np.bincount(tokens[valid].reshape(-1), minlength=len(counts))
+    values = np.concatenate(per_record)
+    nats, error = statistics.mean_and_standard_error(values)
+    share = counts[counts > 0] / counts.sum()
+    return BoundEstimate(
+        bound=bound.label,
+        nats=nats,
+        nats_error=error,
+        bits_per_byte=statistics.bits_per_byte(nats, bytes_per_token),
+        unigram_perplexity=float(np.exp(-np.sum(share * np.log(share)))),
+        records=len(values),
+        draws=draws,
+    )
+
+
+def _record_bounds(problem, network, params, tokens, key, mesh) -> np.ndarray:
+    """Nats of each record of a batch, float32 [B]."""
+    count = len(tokens)
+    # Rows are added, not draws: what is drawn for a record depends on its place among `count`.
+    padded = -(-count // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
+    index = np.minimum(np.arange(padded), count - 1)
+    rows = sharding.local_rows(mesh, padded)
+    place = functools.partial(sharding.place_rows, mesh, rows=rows, batch=padded)
+    # Processes share values of NumPy, but not arrays that live on a device of one of them.
+    key_data = np.asarray(jax.random.key_data(key))
+    with sharding.use(mesh):
+        found = _padded_bounds(
+            problem,
+            network,
+            count,
+            params,
+            place(tokens[index[rows]]),
+            place(index[rows].astype(np.int32)),
+            key_data,
+        )
+    return np.asarray(found)[:count]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _padded_bounds(problem, network, count, params, tokens, index, key_data) -> jax.Array:
+    terms = estimator.batch_terms(
+        problem,
+        network,
+        params,
+        tokens,
+        index,
+        jax.random.wrap_key_data(key_data),
+        count=count,
+        time=problem.objective.time,
+        loss=False,
+    )
+    return sharding.constrain(terms.sum(axis=1), "whole")

@@ -1,0 +1,205 @@
+"""The training loop: one function, read from top to bottom.
+
+A batch is a function of (seed, step) and so is its noise, so a resumed run is the run it resumes,
+on whatever devices and however many processes it is resumed.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from hybrid_jax import optim
+from hybrid_jax.config import Experiment
+from hybrid_jax.data import pipeline, prepare, tokenizers
+from hybrid_jax.errors import UserError
+from hybrid_jax.runtime import processes as distributed
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.runtime.preemption import Signals
+from hybrid_jax.runtime.processes import together
+from hybrid_jax.runtime.throughput import Meter
+from hybrid_jax.training import flops
+from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
+from hybrid_jax.training.run_log import Log
+from hybrid_jax.training.train_step import EVALUATION, Recipe, TrainState
+
+# Steps that the host may be ahead of the devices: enough to keep them busy, few enough to stop soon
+# after a signal.
+_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A recipe with its data opened and the devices it runs on."""
+
+    recipe: Recipe
+    card: prepare.Card
+    tokenizer: tokenizers.Tokenizer
+    data_dir: Path
+    mesh: Mesh
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.recipe.experiment
+
+
+def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Run:
+    """Prepares the data where needed, and builds the experiment's parts on it.
+
+    `devices` are those to run on; None for all of all processes.
+
+    Raises `UserError`, on all processes, if anything of the experiment does not work here.
+    """
+    mesh = sharding.make_mesh(experiment.mesh, devices)
+    data_dir, card = distributed.lead_first(lambda: prepared_data(experiment))
+    tokenizer = together(lambda: tokenizers.load_tokenizer(data_dir))
+    together(lambda: prepare.check_tokenizer(card, tokenizer))
+    distributed.agree("set of prepared data", repr((card.train.sha256, card.valid.sha256)))
+    recipe = Recipe.build(experiment, card.vocab_size, card.bos)
+    recipe.check(mesh)
+    return Run(recipe=recipe, card=card, tokenizer=tokenizer, data_dir=data_dir, mesh=mesh)
+
+
+def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Card]:
+    """The folder of the experiment's records and its card; prepares them if they are missing."""
+    data = experiment.data
+    settings = dataclasses.asdict(data)
+    del settings["dir"]
+    out = Path(data.dir) if data.dir else prepare.default_dir(**settings)
+    card = prepare.prepare(**settings, out=out)
+    return out, card
+
+
+def train(
+    run: Run, workdir: Path, signals: Signals, *, say: Callable[[str], None] = print
+) -> TrainState:
+    """Trains until `train.steps`, resuming from the newest checkpoint in `workdir`.
+
+    Raises:
+      UserError: if the loss stops being finite (the last good checkpoint stays), or something
+        cannot be read or written.
+      Interrupted: after a signal, when the state is saved.
+    """
+    config, recipe, mesh = run.experiment.train, run.recipe, run.mesh
+    learning_rate = optim.learning_rate_at(run.experiment.optimizer, config.steps)
+    size = config.batch_size
+    rows = sharding.local_rows(mesh, size)
+    records = together(lambda: pipeline.Records(run.data_dir, "train"))
+    stream = pipeline.Stream(records, batch_size=size, seed=config.seed, rows=rows)
+    settings = dataclasses.asdict(run.experiment)
+    meter = Meter(
+        tokens=size * run.card.length,
+        devices=mesh.size,
+        flops=size * flops.training_flops(recipe.network, recipe.problem),
+        peak=flops.peak_flops(mesh.devices.flat[0]),
+    )
+    saver = together(
+        lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
+    )
+    with sharding.use(mesh), saver:
+        restored = saver.restore_latest(recipe.abstract_state(mesh))
+        if restored is None:
+            start, state = 0, recipe.compile_init(mesh)()
+        else:
+            start, state = restored
+            say(f"resuming at step {start} from {workdir / 'checkpoints'}")
+        if start >= config.steps:
+            say(f"already trained for {start} steps")
+            return state
+        update = recipe.compile_step(mesh)
+        saved = start
+        pending: list[dict[str, jax.Array]] = []
+        ahead: collections.deque[jax.Array] = collections.deque()
+        log = together(lambda: Log(workdir, total=config.steps, start=start))
+        with log, signals.deferred():
+            if start and start % config.eval_every == 0 and not log.has(start, "valid"):
+                # The run was stopped between a checkpoint and the evaluation that belongs to it.
+                estimate = evaluate(run, state.ema, final=False)
+                together(functools.partial(log.valid, start, estimate))
+            batches = stream.iterate(start)
+            for done in range(start + 1, config.steps + 1):
+                with meter.waiting():
+                    _, batch = next(batches)
+                tokens, index = (
+                    sharding.place_rows(mesh, batch[name], rows, size)
+                    for name in ("tokens", "index")
+                )
+                state, metrics = update(state, tokens, index)
+                pending.append(metrics)
+                ahead.append(metrics["loss"])
+                if len(ahead) > _AHEAD:
+                    ahead.popleft().block_until_ready()
+
+                stops = signals.reached(done)
+                last = done == config.steps
+                saves = stops or last or done % config.checkpoint_every == 0
+                if saves or done % config.log_every == 0:
+                    values = _collect(pending, done, saved, run.experiment)
+                    values["learning_rate"] = float(learning_rate(done - 1))
+                    values |= meter.read(len(pending))
+                    pending = []
+                    together(functools.partial(log.train, done, values))
+                score = None
+                with meter.paused():
+                    if done % config.eval_every == 0 and not stops:
+                        estimate = evaluate(run, state.ema, final=False)
+                        score = estimate.nats
+                        together(functools.partial(log.valid, done, estimate))
+                    if saves:
+                        saver.save(done, state, score=score)
+                        saved = done
+                if stops and not last:
+                    saver.wait()
+                    raise signals.stopped(done)
+        saver.wait()
+    return state
+
+
+def evaluate(run: Run, params: Any, *, final: bool) -> BoundEstimate:
+    """The experiment's bound on its validation records; `final` for the full protocol."""
+    config = run.experiment.evaluation
+    limit = config.final_records if final else config.records
+    batches = pipeline.evaluation_batches(
+        together(lambda: pipeline.Records(run.data_dir, "valid")),
+        config.batch_size,
+        limit=limit or None,
+    )
+    return evaluate_bound(
+        run.recipe.problem,
+        run.recipe.network,
+        params,
+        batches,
+        run.experiment.bound(run.card.vocab_size),
+        key=run.recipe.key(EVALUATION),
+        draws=config.draws if final else 1,
+        bytes_per_token=run.card.valid.bytes_per_token,
+        mesh=run.mesh,
+    )
+
+
+def _collect(pending, done: int, saved: int, experiment: Experiment) -> dict[str, float]:
+    """Means of the metrics since the last call, refused if any is not finite.
+
+    The only place where the host waits for all that the devices have to do.
+    """
+    fetched = jax.device_get(pending)
+    for offset, values in enumerate(fetched):
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            step = done - len(fetched) + offset + 1
+            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved"
+            raise UserError(
+                f"{bad[0]} became {float(values[bad[0]])} at step {step}; {kept}: "
+                f"lower optimizer.learning_rate (now {experiment.optimizer.learning_rate:g})."
+            )
+    return {name: float(np.mean([v[name] for v in fetched])) for name in fetched[0]}

@@ -1,0 +1,84 @@
+"""A trained model, opened from its workdir. Nothing else is needed: no data, no configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from hybrid_jax.config import Experiment
+from hybrid_jax.data.tokenizers.base import Tokenizer
+from hybrid_jax.errors import UserError
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.training import workdir as workdirs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network with its parameters, and what it was trained for.
+
+    Attributes:
+      params: the averaged parameters (EMA), which are the ones to evaluate and sample.
+      step: updates made.
+    """
+
+    experiment: Experiment
+    tokenizer: Tokenizer
+    network: Transformer
+    problem: Problem
+    params: Any
+    step: int
+
+
+def step_of(text: str) -> int | Literal["best"]:
+    """A step as the command line names it. Raises ValueError for neither a number nor "best"."""
+    return "best" if text == "best" else int(text)
+
+
+def load(
+    workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
+) -> Trained:
+    """Opens a workdir; safe beside a training that writes to it.
+
+    Args:
+      step: of the checkpoint; "best" for the one with the lowest bound on validation text, None for
+        the newest that is intact.
+      mesh: of the devices that each get a copy of the parameters; None for the first device.
+
+    Raises:
+      UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
+    """
+    workdir = Path(workdir)
+    experiment = workdirs.load(workdir)
+    tokenizer = workdirs.load_tokenizer(workdir)
+    network = experiment.network(tokenizer.vocab_size)
+    place = sharding.everywhere(mesh or sharding.one_device())
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(network.init, jax.random.key(0)),
+    )
+    folder = workdir / "checkpoints"
+    with Checkpointer(folder, read_only=True) as saver:
+        if step == "best":
+            step = saver.best_step()
+            if step is None:
+                raise UserError(f"No checkpoint in {folder} was evaluated: leave out the step.")
+        found = saver.restore_partial(step, {"ema": params})
+    if found is None:
+        raise UserError(
+            f"{folder} holds no checkpoint yet: wait for the training's first, or run it longer."
+        )
+    return Trained(
+        experiment=experiment,
+        tokenizer=tokenizer,
+        network=network,
+        problem=experiment.problem(tokenizer.vocab_size, tokenizer.bos),
+        params=found[1]["ema"],
+        step=found[0],
+    )

@@ -1,0 +1,187 @@
+"""One update: what training changes, and the pure function that changes it.
+
+Nothing random is kept in the state. The noise of a step is a function of (seed, step, place in the
+global batch), so it depends neither on how many devices, processes or accumulation rounds share the
+batch nor on whether the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from hybrid_jax import optim
+from hybrid_jax.config import Experiment
+from hybrid_jax.errors import UserError
+from hybrid_jax.method import loss as estimator
+from hybrid_jax.method.loss import Problem
+from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime import sharding
+
+# What a key is for: the second argument of the first `fold_in` after the seed.
+_INIT, _NOISE, _DROPOUT, EVALUATION, SAMPLING = range(5)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "ema", "optimizer"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+      step: int32 scalar, updates made so far.
+      params, ema: parameters and their moving average, float32.
+      optimizer: state of the optax transformation.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    optimizer: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """An experiment with its parts built for a vocabulary. Needs no data."""
+
+    experiment: Experiment
+    problem: Problem
+    network: Transformer
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def build(cls, experiment: Experiment, tokens: int, bos: int) -> Recipe:
+        """The recipe for N = `tokens` real tokens, of which `bos` begins a sequence."""
+        network = experiment.network(tokens)
+        params = jax.eval_shape(network.init, jax.random.key(0))
+        return cls(
+            experiment=experiment,
+            problem=experiment.problem(tokens, bos),
+            network=network,
+            optimizer=optim.make_optimizer(experiment.optimizer, experiment.train.steps, params),
+        )
+
+    def key(self, purpose: int) -> jax.Array:
+        """The key of one purpose."""
+        return jax.random.fold_in(jax.random.key(self.experiment.train.seed), purpose)
+
+    def init(self) -> TrainState:
+        """A fresh state."""
+        params = self.network.init(self.key(_INIT))
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            # A copy: the step donates both trees, so they may not share buffers.
+            ema=jax.tree.map(jnp.copy, params),
+            optimizer=self.optimizer.init(params),
+        )
+
+    def check(self, mesh: Mesh) -> None:
+        """Raises UserError if batch or heads do not divide among the devices."""
+        config = self.experiment.train
+        shards = sharding.batch_shards(mesh)
+        round_ = config.batch_size // config.accumulation
+        if round_ % shards:
+            raise UserError(
+                f"train.batch_size / train.accumulation = {round_} examples do not divide among "
+                f"mesh.data × mesh.fsdp = {shards} devices: choose a multiple of {shards}."
+            )
+        if self.network.heads % mesh.shape["tensor"]:
+            raise UserError(
+                f"model.heads={self.network.heads} do not divide among mesh.tensor="
+                f"{mesh.shape['tensor']} devices: choose a divisor of the number of heads."
+            )
+
+    def abstract_state(self, mesh: Mesh) -> TrainState:
+        """Shapes, types and places of the state's leaves on a mesh."""
+        shapes = jax.eval_shape(self.init)
+        places = sharding.like_parameters(mesh, shapes, self.network.axes)
+        return sharding.with_shardings(shapes, places)
+
+    def compile_init(self, mesh: Mesh) -> Callable[[], TrainState]:
+        """`init`, each leaf made where it is to live."""
+        places = jax.tree.map(lambda x: x.sharding, self.abstract_state(mesh))
+        return jax.jit(self.init, out_shardings=places)
+
+    def compile_step(self, mesh: Mesh):
+        """`train_step` under jit on a mesh: (state, tokens, index) -> (state, metrics).
+
+        The state is donated; tokens and index are global arrays, cut along the batch.
+        """
+        size, length = self.experiment.train.batch_size, self.experiment.data.length
+        places = jax.tree.map(lambda x: x.sharding, self.abstract_state(mesh))
+        return jax.jit(
+            functools.partial(train_step, self),
+            in_shardings=(
+                places,
+                sharding.on(mesh, (size, length), "batch", "whole"),
+                sharding.on(mesh, (size,), "batch"),
+            ),
+            out_shardings=(places, sharding.everywhere(mesh)),
+            donate_argnums=0,
+        )
+
+
+def train_step(
+    recipe: Recipe, state: TrainState, tokens: jax.Array, index: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update.
+
+    Args:
+      tokens: int32 [B, L], the global batch.
+      index: int32 [B], place of each example in it.
+
+    Returns:
+      the new state, and "loss" (nats per token) and "grad_norm" as float32 scalars.
+    """
+    config = recipe.experiment.train
+    noise_key = jax.random.fold_in(recipe.key(_NOISE), state.step)
+    dropout_key = jax.random.fold_in(recipe.key(_DROPOUT), state.step)
+
+    def loss(params, tokens, index):
+        return estimator.batch_loss(
+            recipe.problem,
+            recipe.network,
+            params,
+            tokens,
+            index,
+            noise_key,
+            count=config.batch_size,
+            dropout_key=dropout_key if recipe.network.dropout else None,
+        )
+
+    def accumulate(total, part):
+        value = jax.value_and_grad(loss)(state.params, *part)
+        return jax.tree.map(jnp.add, total, value), None
+
+    rounds = config.accumulation
+    if rounds == 1:
+        value, gradient = jax.value_and_grad(loss)(state.params, tokens, index)
+    else:
+        # Every round takes a part of what each device holds: no example changes its device.
+        parts = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, rounds, *x.shape[1:]), 1, 0), (tokens, index)
+        )
+        zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, state.params))
+        summed, _ = jax.lax.scan(accumulate, zero, parts)
+        value, gradient = jax.tree.map(lambda x: x / rounds, summed)
+
+    updates, optimizer = recipe.optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = TrainState(
+        step=state.step + 1,
+        params=params,
+        ema=optim.ema_update(state.ema, params, config.ema_decay, state.step),
+        optimizer=optimizer,
+    )
+    return new, {"loss": value, "grad_norm": optax.tree.norm(gradient)}
