@@ -29,44 +29,42 @@ from hybrid_jax.method import noising
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.training import pretrained
-from hybrid_jax.training.pretrained import Trained
+from hybrid_jax.training.pretrained import Model
 from hybrid_jax.training.statistics import mean_and_standard_error
 
 PARTS = ("masked", "shown, right", "shown, wrong")
 
 
-def bounds_of(model: Trained) -> list[Bound]:
+def bounds_of(model: Model) -> list[Bound]:
     """The bounds that the network has: of its own noise, and of masking alone."""
-    problem, experiment = model.problem, model.experiment
-    absorbing = noising.absorbing(tokens=problem.kernel.tokens)
+    spec, experiment = model.spec, model.experiment
+    absorbing = noising.absorbing(vocab_size=spec.kernel.vocab_size)
     # ε-noise jumps on leaving level 0: its bound exists in discrete time only.
-    own_time = "discrete" if problem.kernel.epsilon else experiment.evaluation.time
-    bounds = [Bound(kernel=problem.kernel, time=own_time)]
-    if problem.kernel.replaces:
+    own_time = "discrete" if spec.kernel.epsilon else experiment.evaluation.time
+    bounds = [Bound(kernel=spec.kernel, time=own_time)]
+    if spec.kernel.replaces:
         bounds.append(Bound(kernel=absorbing, time=experiment.evaluation.time))
     return bounds
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def parts_of_batch(problem, network, time, count, params, tokens, key):
+def parts_of_batch(spec, network, time, count, params, tokens, key):
     """Nats of each record in each part [parts, B], and the wrong and all shown tokens, two ints."""
     index = jnp.arange(count, dtype=jnp.int32)
-    states, phase, where = estimator.corrupt_batch(
-        problem, tokens, index, key, count=count, time=time
-    )
+    states, phase, where = estimator.corrupt_batch(spec, tokens, index, key, count=count, time=time)
     terms = estimator.drawn_terms(
-        problem, network, params, tokens, states, phase, where, time=time, loss=False
+        spec, network, params, tokens, states, phase, where, time=time, loss=False
     )
-    masked = states == problem.kernel.mask
+    masked = states == spec.kernel.mask
     right = states == tokens
     kinds = jnp.stack([masked, right, ~masked & ~right])
     shown = where.active & ~masked
     return jnp.sum(terms * kinds, axis=2), jnp.sum(shown & ~right), jnp.sum(shown)
 
 
-def measure(model: Trained, bound: Bound, records: np.ndarray, *, draws: int, batch: int) -> dict:
-    goal = dataclasses.replace(model.problem.objective, loss="bound", time=bound.time)
-    problem = dataclasses.replace(model.problem, kernel=bound.kernel, objective=goal)
+def measure(model: Model, bound: Bound, records: np.ndarray, *, draws: int, batch: int) -> dict:
+    goal = dataclasses.replace(model.spec.objective, loss="bound", time=bound.time)
+    spec = dataclasses.replace(model.spec, kernel=bound.kernel, objective=goal)
     found, wrong, shown = [], 0, 0
     for start in range(0, len(records), batch):
         tokens = records[start : start + batch]
@@ -74,7 +72,7 @@ def measure(model: Trained, bound: Bound, records: np.ndarray, *, draws: int, ba
         for draw in range(draws):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), start), draw)
             parts, batch_wrong, batch_shown = parts_of_batch(
-                problem, model.network, bound.time, len(tokens), model.params, tokens, key
+                spec, model.network, bound.time, len(tokens), model.params, tokens, key
             )
             total = total + np.asarray(parts) / draws / tokens.shape[1]
             wrong, shown = wrong + int(batch_wrong), shown + int(batch_shown)

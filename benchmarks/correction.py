@@ -54,7 +54,7 @@ def spoiled_windows(sampler: Sampler, records: np.ndarray, wrong: int, rng: np.r
     Returns:
       the step, the tokens int32 [n, L] with MASK, and which of them are wrong and right, bool.
     """
-    schedule, kernel = sampler.problem.schedule, sampler.problem.kernel
+    schedule, kernel = sampler.spec.schedule, sampler.spec.kernel
     steps = np.arange(schedule.steps)
     settled = np.asarray(schedule.settled(steps))
     frontier = np.asarray(schedule.frontier(steps + 1))
@@ -67,15 +67,15 @@ def spoiled_windows(sampler: Sampler, records: np.ndarray, wrong: int, rng: np.r
     bad = np.zeros(records.shape, bool)
     for row, places in zip(bad, shown, strict=True):
         row[rng.permutation(np.flatnonzero(places))[:wrong]] = True
-    offsets = rng.integers(1, kernel.tokens, records.shape)
-    tokens = np.where(bad, (records + offsets) % kernel.tokens, records)
+    offsets = rng.integers(1, kernel.vocab_size, records.shape)
+    tokens = np.where(bad, (records + offsets) % kernel.vocab_size, records)
     known = shown | (np.arange(schedule.length) < window[0])
     return step, int(window[0]), np.where(known, tokens, kernel.mask), bad, shown & ~bad
 
 
 def repair(model, records: np.ndarray, *, batch: int, wrong: int = 2) -> list[dict]:
-    sampler = Sampler(problem=model.problem, network=model.network)
-    schedule = sampler.problem.schedule
+    sampler = Sampler(spec=model.spec, network=model.network)
+    schedule = sampler.spec.schedule
     step, first, tokens, bad, good = spoiled_windows(
         sampler, records, wrong, np.random.default_rng(0)
     )
@@ -88,7 +88,7 @@ def repair(model, records: np.ndarray, *, batch: int, wrong: int = 2) -> list[di
             given = prompts.build(
                 [record[:first].tolist() for record in records[part]],
                 length=schedule.length,
-                tokens=sampler.problem.kernel.tokens,
+                vocab_size=sampler.spec.kernel.vocab_size,
             )
             keys = requests.keys_of(1, np.arange(start, start + batch))
             state = loop.start(sampler, model.params, keys, given)
@@ -144,8 +144,8 @@ def main() -> int:
         records = held_out.read(range(count // options.batch_size * options.batch_size))
         result = {
             "model": f"{Path(options.workdir).name}, step {model.step}",
-            "schedule": model.problem.schedule.name,
-            "noise": model.problem.kernel.name,
+            "schedule": model.spec.schedule.name,
+            "noise": model.spec.kernel.name,
             "device": device.name(),
             "versions": device.versions(),
             "repair": repair(model, records, batch=options.batch_size),

@@ -23,7 +23,7 @@ import jax
 from hybrid_jax.config import Experiment
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.presets import sized
@@ -47,13 +47,13 @@ class Case:
     whole: bool = False
 
     def sampler(self, network: Transformer, *, cached: bool) -> Sampler:
-        problem = Problem(
+        spec = Spec(
             schedule=hyperschedule.block(length=self.length, width=self.width, levels=self.levels),
-            kernel=noising.epsilon_hybrid(tokens=network.tokens, epsilon=0.01),
+            kernel=noising.epsilon_hybrid(vocab_size=network.vocab_size, epsilon=0.01),
             layout=Layout(alignment="shifted" if self.shifted else "aligned"),
             objective=Objective(),
         )
-        return Sampler(problem=problem, network=network, cached=cached)
+        return Sampler(spec=spec, network=network, cached=cached)
 
 
 CASES = [
@@ -77,7 +77,7 @@ class Rounds:
     def __init__(self, case: Case, network: Transformer, params, *, cached: bool):
         self.case, self.params = case, params
         self.sampler = case.sampler(network, cached=cached)
-        self.steps = self.sampler.problem.schedule.steps
+        self.steps = self.sampler.spec.schedule.steps
         self.keys = jax.random.split(jax.random.key(0), case.batch)
         self.given = prompts.nothing(case.batch, case.length)
         self.restart()

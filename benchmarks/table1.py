@@ -216,7 +216,7 @@ def measured(job: Job, data: str) -> dict[str, Any]:
     for name in SOURCES:
         stored = json.loads((job.workdir / "evaluation" / f"{name}.json").read_text())
         sets[name] = {
-            **{k: stored["values"][k] for k in ("nats", "nats_error", "perplexity",
+            **{k: stored["values"][k] for k in ("nats", "nll_se", "perplexity",
                                                 "perplexity_error", "bits_per_byte",
                                                 "unigram_perplexity")},
             "protocol": stored["protocol"],
@@ -249,7 +249,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
             values = [row["sets"][dataset] for row in runs]
             nats = [value["nats"] for value in values]
             mean = sum(nats) / len(nats)
-            error = math.sqrt(sum(value["nats_error"] ** 2 for value in values)) / len(values)
+            error = math.sqrt(sum(value["nll_se"] ** 2 for value in values)) / len(values)
             spread = ""
             if len(nats) > 1:
                 low, high = (math.exp(x) for x in (min(nats), max(nats)))

@@ -31,7 +31,7 @@ from hybrid_jax.method import loss as estimator
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import flops
-from hybrid_jax.training.train_step import Recipe
+from hybrid_jax.training.train_step import TrainSetup
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LAYOUTS = {
@@ -69,13 +69,13 @@ class Steps:
 
     def __init__(self, experiment: Experiment, options: argparse.Namespace, donate: bool = True):
         tokens = experiment.data.vocab_size
-        self.recipe = Recipe.build(experiment, tokens, 1)
+        self.setup = TrainSetup.build(experiment, tokens, 1)
         self.mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1])
         length = experiment.data.length
         rng = np.random.default_rng(0)
         with sharding.use(self.mesh):
-            self.state = self.recipe.compile_init(self.mesh)()
-            step = self.recipe.compile_step(self.mesh)
+            self.state = self.setup.compile_init(self.mesh)()
+            step = self.setup.compile_step(self.mesh)
             self.tokens = jnp.asarray(
                 rng.integers(0, tokens, (options.batch_size, length)), jnp.int32
             )
@@ -97,27 +97,27 @@ class Steps:
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         """What a step is made of, each part with all before it."""
-        recipe, problem = self.recipe, self.recipe.problem
+        setup, spec = self.setup, self.setup.spec
         key, count = jax.random.key(0), len(self.index)
 
         @jax.jit
         def loss(params):
             return estimator.batch_loss(
-                problem, recipe.network, params, self.tokens, self.index, key, count=count
+                spec, setup.network, params, self.tokens, self.index, key, count=count
             )
 
         @jax.jit
         def forward(params):
             terms = estimator.batch_terms(
-                problem, recipe.network, params, self.tokens, self.index, key,
-                count=count, time=problem.objective.time, loss=True,
+                spec, setup.network, params, self.tokens, self.index, key,
+                count=count, time=spec.objective.time, loss=True,
             )  # fmt: skip
             return terms.sum()
 
         @jax.jit
         def corrupt():
             return estimator.corrupt_batch(
-                problem, self.tokens, self.index, key, count=count, time=problem.objective.time
+                spec, self.tokens, self.index, key, count=count, time=spec.objective.time
             )
 
         gradient = jax.jit(jax.grad(loss))
@@ -152,10 +152,10 @@ def measure(name: str, peak: float, options: argparse.Namespace) -> dict:
     if options.parts:
         parts = in_turn.milliseconds(fast.parts(), repeats=options.repeats)
         parts["optimizer, averages"] = [t / options.steps for t in parts["optimizer, averages"]]
-    work = flops.training_flops(fast.recipe.network, fast.recipe.problem) * options.batch_size
+    work = flops.training_flops(fast.setup.network, fast.setup.spec) * options.batch_size
     median = statistics.median(times["default"])
     return {
-        "layout": f"{name}: {fast.recipe.problem.schedule.name}",
+        "layout": f"{name}: {fast.setup.spec.schedule.name}",
         "milliseconds": times,
         "ratios": in_turn.ratios(times["plain"], times["default"]),
         "megabytes": {"plain": slow.megabytes, "default": fast.megabytes},

@@ -30,8 +30,8 @@ CASES = {
 def measure(name: str, options: argparse.Namespace) -> dict:
     kind, goal = CASES[name]
     tokens_of = {
-        "absorbing": noising.absorbing(tokens=options.tokens),
-        "gamma": noising.gamma_hybrid(tokens=options.tokens, gamma=0.01),
+        "absorbing": noising.absorbing(vocab_size=options.tokens),
+        "gamma": noising.gamma_hybrid(vocab_size=options.tokens, gamma=0.01),
     }
     kernel = tokens_of[kind]
     columns = -(-(options.tokens + 1) // 128) * 128

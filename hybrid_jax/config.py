@@ -19,8 +19,8 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.loss import Problem
-from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.loss import Spec
+from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.transformer import Transformer
@@ -84,17 +84,17 @@ class NoiseConfig:
     gamma: float = 0.01
     epsilon: float = 0.01
 
-    def build(self, tokens: int) -> Kernel:
-        """The kernel over N = `tokens` real tokens."""
+    def build(self, vocab_size: int) -> NoiseKernel:
+        """The kernel over N = `vocab_size` real tokens."""
         match self.kernel:
             case "absorbing":
-                return noising.absorbing(tokens=tokens)
+                return noising.absorbing(vocab_size=vocab_size)
             case "uniform":
-                return noising.uniform(tokens=tokens)
+                return noising.uniform(vocab_size=vocab_size)
             case "gamma":
-                return noising.gamma_hybrid(tokens=tokens, gamma=self.gamma)
+                return noising.gamma_hybrid(vocab_size=vocab_size, gamma=self.gamma)
             case "epsilon":
-                return noising.epsilon_hybrid(tokens=tokens, epsilon=self.epsilon)
+                return noising.epsilon_hybrid(vocab_size=vocab_size, epsilon=self.epsilon)
         raise UserError(
             f"noise.kernel must be absorbing, uniform, gamma or epsilon, but is {self.kernel}."
         )
@@ -273,26 +273,26 @@ class Experiment:
     evaluation: EvaluationConfig = EvaluationConfig()
     sampling: SamplingConfig = SamplingConfig()
 
-    def network(self, tokens: int) -> Transformer:
-        """The transformer for N = `tokens` real tokens."""
-        return Transformer(tokens=tokens, **dataclasses.asdict(self.model))
+    def network(self, vocab_size: int) -> Transformer:
+        """The transformer for N = `vocab_size` real tokens."""
+        return Transformer(vocab_size=vocab_size, **dataclasses.asdict(self.model))
 
-    def problem(self, tokens: int, bos: int) -> Problem:
-        """Schedule, noise, layout and objective for N = `tokens` real tokens."""
-        return Problem(
+    def spec(self, vocab_size: int, bos: int) -> Spec:
+        """Schedule, noise, layout and objective for N = `vocab_size` real tokens."""
+        return Spec(
             schedule=self.schedule.build(self.data.length),
-            kernel=self.noise.build(tokens),
+            kernel=self.noise.build(vocab_size),
             layout=self.layout,
             objective=self.objective,
             bos=bos,
             chunk=self.train.loss_chunk,
         )
 
-    def bound(self, tokens: int) -> Bound:
+    def bound(self, vocab_size: int) -> Bound:
         """The bound that this experiment reports."""
-        kernel = self.noise.build(tokens)
+        kernel = self.noise.build(vocab_size)
         if self.evaluation.kernel == "absorbing":
-            kernel = noising.absorbing(tokens=tokens)
+            kernel = noising.absorbing(vocab_size=vocab_size)
         return Bound(kernel=kernel, time=self.evaluation.time)
 
     def to_config(self) -> ml_collections.ConfigDict:
@@ -314,10 +314,10 @@ class Experiment:
             values = values.to_dict()
         experiment = from_values(cls, values, "config")
         # Whatever does not go together shows here, before any work: N = 2 stands for any size.
-        problem = experiment.problem(tokens=2, bos=0)
-        experiment.sampling.build().check(problem.kernel, problem.objective)
-        experiment.network(tokens=2)
-        if experiment.bound(tokens=2).kernel.epsilon and experiment.evaluation.time != "discrete":
+        spec = experiment.spec(vocab_size=2, bos=0)
+        experiment.sampling.build().check(spec.kernel, spec.objective)
+        experiment.network(vocab_size=2)
+        if experiment.bound(vocab_size=2).kernel.epsilon and experiment.evaluation.time != "discrete":
             raise UserError(
                 "The ε-hybrid's own bound has no continuous form: choose evaluation.time=discrete "
                 "or evaluation.kernel=absorbing."

@@ -36,7 +36,7 @@ from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
 from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.quality_table import Row
-from hybrid_jax.eval.scorers import load as judges
+from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import samples
 from hybrid_jax.runtime import sharding
@@ -44,7 +44,7 @@ from hybrid_jax.runtime.files import unwritable, write_atomic
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import pretrained
-from hybrid_jax.training.pretrained import Trained
+from hybrid_jax.training.pretrained import Model
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,12 +66,12 @@ def _run(options: argparse.Namespace) -> None:
     if options.pareto and options.texts:
         raise UserError("--pareto generates its own texts: leave out --texts, or --pareto.")
     judging = options.pareto or options.texts is not None
-    if judging and options.judge is None:
+    if judging and options.scorer is None:
         raise UserError(
             "Generated texts need a judge: --judge=run:DIR, the workdir of an autoregressive run, "
             "or --judge=gpt2:gpt2-large."
         )
-    if options.judge is not None and not judging:
+    if options.scorer is not None and not judging:
         raise UserError("--judge reads generated texts: name them with --texts, or add --pareto.")
     if options.pareto:
         _sweep(options)
@@ -130,11 +130,11 @@ def _row(found: perplexity.Measurement) -> str:
     )
 
 
-def _records(model: Trained, dataset: EvaluationSet, count: int) -> perplexity.Packed:
+def _records(model: Model, dataset: EvaluationSet, count: int) -> perplexity.Packed:
     """Records of a text; 0 for all."""
     if not dataset.source:
         return perplexity.held_out(model, count)
-    return perplexity.pack(dataset, model.tokenizer, model.problem.schedule.length, count)
+    return perplexity.pack(dataset, model.tokenizer, model.spec.schedule.length, count)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -147,14 +147,14 @@ def _judge_texts(options: argparse.Namespace) -> None:
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
     made = [samples.read(file) for file in files]  # all, before anything slow
-    judge, judge_tokenizer = judges.load(options.judge)
+    scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
     reference, _ = _references(model, options, max(len(texts.texts) for texts in made))
     folder = _folder(options)
     rows = []
     for file, texts in zip(files, made, strict=True):
         quality = text_quality.evaluate(
-            judge, judge_tokenizer, texts.tokens, rules,
+            scorer, scorer_tokenizer, texts.tokens, rules,
             tokenizer=model.tokenizer, reference=reference, settings=texts.settings,
             batch_size=options.batch_size,
         )  # fmt: skip
@@ -164,12 +164,12 @@ def _judge_texts(options: argparse.Namespace) -> None:
         every = tuple(quality for row in rows for quality in row.qualities)
         rows.append(Row(label="all", qualities=every))
     print(quality_table.as_markdown(rows))
-    print(f"judge {judge.name}, protocol {rules.name}-{rules.version}, stored in {folder}")
+    print(f"judge {scorer.name}, protocol {rules.name}-{rules.version}, stored in {folder}")
 
 
 def _sweep(options: argparse.Namespace) -> None:
     rules = protocols.protocol(options.protocol)
-    judge, judge_tokenizer = judges.load(options.judge)
+    scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
     labels = [label for label in (options.rules or "").split(",") if label]
     if not labels:
@@ -186,7 +186,7 @@ def _sweep(options: argparse.Namespace) -> None:
 
     def judged(made: Sequence[np.ndarray], settings: Mapping[str, Any]) -> text_quality.Quality:
         return text_quality.evaluate(
-            judge, judge_tokenizer, made, rules,
+            scorer, scorer_tokenizer, made, rules,
             tokenizer=model.tokenizer, reference=reference, settings=settings,
             batch_size=options.batch_size,
         )  # fmt: skip
@@ -211,7 +211,7 @@ def _sweep(options: argparse.Namespace) -> None:
     values = json.dumps(quality_table.as_json(rows), indent=1, ensure_ascii=False)
     title = (
         f"{model.experiment.name}, step {model.step}: {options.count} texts for each point, "
-        f"read by {judge.name}"
+        f"read by {scorer.name}"
     )
     write_atomic(folder / "pareto.json", values + "\n")
     write_atomic(folder / "pareto.md", table + "\n")
@@ -225,7 +225,7 @@ def _from(bar: Progress, before: int, done: int) -> None:
 
 
 def _references(
-    model: Trained, options: argparse.Namespace, count: int
+    model: Model, options: argparse.Namespace, count: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Human texts for MAUVE, and others to judge beside the generated ones, each of a record."""
     valid = validation_set(model.experiment)

@@ -58,7 +58,7 @@ def generate(
       the texts, and the seconds that they took without compilation.
     """
     loop.check(sampler, rule)
-    schedule = sampler.problem.schedule
+    schedule = sampler.spec.schedule
     texts: list[Text] = []
     seconds = 0.0
     batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
@@ -72,7 +72,7 @@ def generate(
             given = prompts.build(
                 [request.ids for request in filled],
                 length=schedule.length,
-                tokens=sampler.problem.kernel.tokens,
+                vocab_size=sampler.spec.kernel.vocab_size,
                 stop=[request.stop for request in filled],
             )
             numbers = number * batch_size + np.arange(batch_size)
@@ -120,7 +120,7 @@ def read_requests(options: argparse.Namespace, tokenizer: Tokenizer, length: int
     prompts.build(
         [request.ids for request in requests],
         length=length,
-        tokens=tokenizer.vocab_size,
+        vocab_size=tokenizer.vocab_size,
         stop=[request.stop for request in requests],
     )
     return [request for request in requests for _ in range(options.num_samples)]
@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
     rule = sampling.build()
     sampler = writing.build_sampler(model, sampling, options.levels)
     loop.check(sampler, rule)
-    requests = read_requests(options, model.tokenizer, sampler.problem.schedule.length)
+    requests = read_requests(options, model.tokenizer, sampler.spec.schedule.length)
     texts, seconds = generate(
         sampler,
         rule,
@@ -174,9 +174,9 @@ def run(options: argparse.Namespace) -> None:
     )
     print(
         f"{made} tokens in {seconds:.2f} s without compilation: {made / seconds:.1f} tokens/s; "
-        f"{np.mean([t.calls for t in texts]):.1f} calls and "
+        f"{np.mean([t.nfe for t in texts]):.1f} calls and "
         f"{np.mean([t.corrections for t in texts]):.1f} corrections a text "
-        f"({sampling.rule}, {sampler.problem.schedule.name})",
+        f"({sampling.rule}, {sampler.spec.schedule.name})",
         file=sys.stderr,
     )
 

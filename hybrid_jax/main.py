@@ -52,18 +52,18 @@ def run_experiment() -> None:
     folder = Path(_WORKDIR.value or f"runs/{experiment.name}")
     quieten_orbax()
     distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    distributed.agree("configuration", experiment.to_json(), difference=workdir.difference)
-    lead = distributed.is_lead()
+    distributed.assert_same("configuration", experiment.to_json(), difference=workdir.difference)
+    lead = distributed.is_process0()
 
     def say(text: str) -> None:
         if lead:
             print(text, flush=True)
 
     with Signals() as signals:
-        distributed.together(lambda: workdir.check(folder, experiment))
+        distributed.raise_on_all(lambda: workdir.check(folder, experiment))
         run = loop.open_run(experiment)
         claim = functools.partial(workdir.claim, folder, experiment, run.tokenizer)
-        distributed.together(lambda: claim() if lead else None)
+        distributed.raise_on_all(lambda: claim() if lead else None)
         distributed.check_shared(folder)
         say(summary.introduction(run, folder))
         state = loop.train(run, folder, signals, say=say)

@@ -24,11 +24,11 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 def kernels(tokens):
     """One kernel of each kind, and γ on both sides of one half."""
     return {
-        "absorbing": noising.absorbing(tokens=tokens),
-        "uniform": noising.uniform(tokens=tokens),
-        "gamma .1": noising.gamma_hybrid(tokens=tokens, gamma=0.1),
-        "gamma .7": noising.gamma_hybrid(tokens=tokens, gamma=0.7),
-        "epsilon": noising.epsilon_hybrid(tokens=tokens, epsilon=0.2),
+        "absorbing": noising.absorbing(vocab_size=tokens),
+        "uniform": noising.uniform(vocab_size=tokens),
+        "gamma .1": noising.gamma_hybrid(vocab_size=tokens, gamma=0.1),
+        "gamma .7": noising.gamma_hybrid(vocab_size=tokens, gamma=0.7),
+        "epsilon": noising.epsilon_hybrid(vocab_size=tokens, epsilon=0.2),
     }
 
 
@@ -37,21 +37,21 @@ def all_sequences(symbols, length):
     return np.array(list(itertools.product(range(symbols), repeat=length)), np.int32)
 
 
-def all_logits(problem, network, params):
+def all_logits(spec, network, params):
     """What the network says at every step of every state, seen whole: [S, states, L, V].
 
     States are all sequences of tokens and MASK, in the order of `all_sequences`.
     """
-    schedule = problem.schedule
+    schedule = spec.schedule
     position = jnp.arange(schedule.length)
-    states = jnp.asarray(all_sequences(problem.kernel.tokens + 1, schedule.length))
+    states = jnp.asarray(all_sequences(spec.kernel.vocab_size + 1, schedule.length))
 
     def at(step):
-        rows = layout.generation_rows(problem.layout, schedule, step)
+        rows = layout.generation_rows(spec.layout, schedule, step)
         level = schedule.level(step, position) / schedule.levels
-        held = jax.vmap(lambda z: layout.row_tokens(rows, z, z, problem.bos))(states)
+        held = jax.vmap(lambda z: layout.row_tokens(rows, z, z, spec.bos))(states)
         row_level = jnp.broadcast_to(layout.row_levels(rows, level), held.shape)
-        mask = layout.attention_mask(problem.layout, rows)[None]
+        mask = layout.attention_mask(spec.layout, rows)[None]
         features = network.features(params, held, rows.position[None], mask, row_level)
         source, _ = layout.predictors(rows, schedule.length)
         return network.logits(params, features[:, source])
@@ -60,18 +60,18 @@ def all_logits(problem, network, params):
 
 
 @functools.cache
-def dense_transition(kernel, level_from, level_to):
+def dense_transition(kernel, level_t, level_s):
     """q(z_t | z_s) as the exponential of the kernel's rate matrix, [N + 1, N + 1]."""
-    n = kernel.tokens
+    n = kernel.vocab_size
     absorb = np.zeros((n + 1, n + 1))
     absorb[:n, :n] -= np.eye(n)
     absorb[:n, n] = 1.0
     replace = np.zeros((n + 1, n + 1))
     replace[:n, :n] = np.full((n, n), 1.0 / n) - np.eye(n)
-    sigma = noise_time(level_to) - noise_time(level_from)
+    sigma = noise_time(level_s) - noise_time(level_t)
     rate = (1.0 - kernel.gamma) * absorb + kernel.gamma * replace
     move = scipy.linalg.expm(sigma * rate)
-    if kernel.epsilon and level_from == 0 and level_to > 0:
+    if kernel.epsilon and level_t == 0 and level_s > 0:
         jump = np.eye(n + 1)
         jump[:n, :n] = (1.0 - kernel.epsilon) * np.eye(n) + kernel.epsilon / n
         move = jump @ move
@@ -83,10 +83,10 @@ def noise_time(level):
     return -np.log(max(1.0 - level, 1e-300))
 
 
-def dense_posterior(kernel, level_to, level_from):
+def dense_posterior(kernel, level_s, level_t):
     """q(z_s | z_t, x) by Bayes' rule, [x, z_t, z_s]; nan where z_t cannot come from x."""
-    before = dense_transition(kernel, 0.0, level_to)[: kernel.tokens]
-    step = dense_transition(kernel, level_to, level_from)
+    before = dense_transition(kernel, 0.0, level_s)[: kernel.vocab_size]
+    step = dense_transition(kernel, level_s, level_t)
     joint = np.einsum("xs,st->xts", before, step)
     total = joint.sum(-1, keepdims=True)
     return np.where(total > 1e-25, joint / np.where(total > 0, total, 1.0), np.nan)
@@ -94,7 +94,7 @@ def dense_posterior(kernel, level_to, level_from):
 
 def data_posterior(kernel, data, level):
     """p(x | z) for data distribution [N], [z, x]; nan where z is impossible."""
-    joint = (data[:, None] * dense_transition(kernel, 0.0, level)[: kernel.tokens]).T
+    joint = (data[:, None] * dense_transition(kernel, 0.0, level)[: kernel.vocab_size]).T
     total = joint.sum(-1, keepdims=True)
     return np.where(total > 1e-25, joint / np.where(total > 0, total, 1.0), np.nan)
 

@@ -24,7 +24,7 @@ from hybrid_jax.presets import sized
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import flops
-from hybrid_jax.training.train_step import Recipe
+from hybrid_jax.training.train_step import TrainSetup
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "configs" / "gamma_hybrid.py"
@@ -134,11 +134,11 @@ def test_collectives_of_a_text():
 def test_the_step_is_the_one_that_trains(mesh):
     small = experiment(**mesh)
     devices = sharding.make_mesh(small.mesh)
-    recipe = Recipe.build(small, 100, bos=0)
+    setup = TrainSetup.build(small, 100, bos=0)
     shape = small.train.batch_size, small.data.length
     batch = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape[:1], jnp.int32)
     with sharding.use(devices):
-        used = recipe.compile_step(devices).lower(recipe.abstract_state(devices), *batch)
+        used = setup.compile_step(devices).lower(setup.abstract_state(devices), *batch)
     assert lines(aot.lower_training(small, devices)) == lines(used)
 
 
@@ -151,14 +151,14 @@ def test_numbers_of_a_training_step():
     small = experiment(fsdp=4, tensor=2)
     mesh = sharding.make_mesh(small.mesh)
     program = aot.build(small, mesh, "train", None)
-    state = sharding.bytes_per_device(Recipe.build(small, 100, bos=0).abstract_state(mesh))
+    state = sharding.bytes_per_device(TrainSetup.build(small, 100, bos=0).abstract_state(mesh))
     batch = 32 // 4 * (16 + 1) * 4  # tokens and index, int32
     assert program.memory.arguments == state + batch
     assert program.memory.output < 1000  # the state, far larger, is donated
     assert program.memory.temporaries > 0
     assert program.memory.peak > 0
     assert program.batch == 32
-    forward = flops.forward_flops(small.network(100), small.problem(100, bos=0)).total
+    forward = flops.forward_flops(small.network(100), small.spec(100, bos=0)).total
     assert program.flops == 3 * 32 * forward
     assert program.collectives
 
@@ -181,7 +181,7 @@ def test_numbers_of_the_sampling_loop(family):
     mesh = sharding.make_mesh(small.mesh)
     program = aot.build(small, mesh, "sample", 2)
     assert program.batch == 2 * 8
-    params = Recipe.build(small, 100, bos=0).abstract_state(mesh).params
+    params = TrainSetup.build(small, 100, bos=0).abstract_state(mesh).params
     assert program.memory.arguments > sharding.bytes_per_device(params)
     assert any(item.in_loop for item in program.collectives)
 

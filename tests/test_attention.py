@@ -212,7 +212,7 @@ def test_no_score_matrix_of_all_rows():
 @pytest.mark.parametrize("backend", ["dense", "blockwise", "fused", "splash", "auto"])
 def test_the_backend_of_a_network_changes_nothing(backend):
     pattern = pattern_of("block", "shifted")
-    network = Transformer(tokens=11, layers=2, width=16, heads=2)
+    network = Transformer(vocab_size=11, layers=2, width=16, heads=2)
     params = jax.jit(network.init)(jax.random.key(0))
     rows = pattern.regions.rows
     tokens = jax.random.randint(jax.random.key(2), (3, rows), 0, 12, jnp.int32)
@@ -229,4 +229,4 @@ def test_choices():
     assert attention.choose(pattern_of("flat", "aligned"), jnp.float32) == "dense"
     assert attention.choose(pattern_of("slide", "shifted"), jnp.bfloat16) == "blockwise"
     with pytest.raises(UserError, match=r"model\.attention must be one of auto, dense, blockwise"):
-        Transformer(tokens=3, layers=1, width=8, heads=1, attention="flash")
+        Transformer(vocab_size=3, layers=1, width=8, heads=1, attention="flash")

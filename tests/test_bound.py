@@ -17,7 +17,7 @@ from enumeration import Reader, all_logits, all_sequences, kernels, quick_jit
 from hybrid_jax.method import hyperschedule, noising, objective
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Draw, Objective
 from hybrid_jax.models.transformer import Transformer
 
@@ -38,14 +38,14 @@ SCHEDULES = {
 
 @functools.cache
 def reader(tokens):
-    network = Reader(tokens=tokens, length=LENGTH)
+    network = Reader(vocab_size=tokens, length=LENGTH)
     return network, network.init(seed=8)
 
 
 @functools.cache
 def transformer(tokens):
     """A small transformer with large random weights."""
-    network = Transformer(tokens=tokens, layers=2, width=16, heads=2, condition=8)
+    network = Transformer(vocab_size=tokens, layers=2, width=16, heads=2, condition=8)
     leaves, tree = jax.tree.flatten(jax.jit(network.init)(jax.random.key(7)))
     keys = jax.random.split(jax.random.key(3), len(leaves))
     wild = [
@@ -54,27 +54,27 @@ def transformer(tokens):
     return network, jax.tree.unflatten(tree, wild)
 
 
-def sampler_distribution(problem, network, params):
+def sampler_distribution(spec, network, params):
     """Exact distribution of the ancestral sampler after the last step, [N + 1] * L."""
-    schedule, kernel = problem.schedule, problem.kernel
-    states = all_sequences(kernel.tokens + 1, LENGTH)
+    schedule, kernel = spec.schedule, spec.kernel
+    states = all_sequences(kernel.vocab_size + 1, LENGTH)
 
     def moves(step, logits):
         """P(next token | state) for every state and position: [states, L, N + 1]."""
         level = schedule.level(step, POSITIONS) / schedule.levels
         after = schedule.level(step + 1, POSITIONS) / schedule.levels
         active = level != after
-        one = functools.partial(objective.reverse_step, problem.objective, kernel)
+        one = functools.partial(objective.reverse_step, spec.objective, kernel)
         log_next = jax.vmap(jax.vmap(one), (0, 0, None, None))(
             logits,
             jnp.asarray(states),
             jnp.where(active, after, 0.0),
             jnp.where(active, level, 0.5),
         )
-        stay = jax.nn.one_hot(jnp.asarray(states), kernel.tokens + 1)
+        stay = jax.nn.one_hot(jnp.asarray(states), kernel.vocab_size + 1)
         return jnp.where(active[None, :, None], jnp.exp(log_next), stay)
 
-    logits = all_logits(problem, network, params)
+    logits = all_logits(spec, network, params)
     chances = quick_jit(jax.vmap(moves))(jnp.arange(schedule.steps), logits)
     start = np.exp(np.asarray(noising.marginal(kernel, 0, 1.0), np.float64))
     mass = np.einsum("a,b,c->abc", start, start, start)
@@ -85,11 +85,11 @@ def sampler_distribution(problem, network, params):
     return mass
 
 
-def enumerated_bound(problem, network, params, data):
+def enumerated_bound(spec, network, params, data):
     """Σ over phases and noisy sequences, weighted exactly: the mean of the training estimator."""
-    schedule, kernel = problem.schedule, problem.kernel
+    schedule, kernel = spec.schedule, spec.kernel
     phases = all_sequences(schedule.phases, schedule.phase_groups)
-    states = all_sequences(kernel.tokens + 1, LENGTH)
+    states = all_sequences(kernel.vocab_size + 1, LENGTH)
     n = len(states)
 
     def total(tokens, phase):
@@ -97,7 +97,7 @@ def enumerated_bound(problem, network, params, data):
         level = schedule.level(step, POSITIONS) / schedule.levels
         after = schedule.level(step + 1, POSITIONS) / schedule.levels
         terms = estimator.drawn_terms(
-            problem,
+            spec,
             network,
             params,
             jnp.broadcast_to(tokens, (n, LENGTH)),
@@ -118,20 +118,20 @@ def enumerated_bound(problem, network, params, data):
     return np.asarray(run(jnp.asarray(data), jnp.asarray(phases)), np.float64).mean(1)
 
 
-def bound_and_likelihood(problem, network, params):
+def bound_and_likelihood(spec, network, params):
     """For every text: its bound, and −log p of the sampler."""
-    exact = sampler_distribution(problem, network, params)
+    exact = sampler_distribution(spec, network, params)
     assert exact.sum() == pytest.approx(1.0, abs=1e-5)
-    data = all_sequences(problem.kernel.tokens, LENGTH)
+    data = all_sequences(spec.kernel.vocab_size, LENGTH)
     p = exact[tuple(data.T)]
     # Nothing is left on MASK at the end.
     assert p.sum() == pytest.approx(1.0, abs=1e-5)
     with np.errstate(divide="ignore"):
-        return enumerated_bound(problem, network, params, data), -np.log(p)
+        return enumerated_bound(spec, network, params, data), -np.log(p)
 
 
-def check(problem, network, params, *, exact):
-    bound, surprise = bound_and_likelihood(problem, network, params)
+def check(spec, network, params, *, exact):
+    bound, surprise = bound_and_likelihood(spec, network, params)
     if exact:
         np.testing.assert_allclose(bound, surprise, rtol=2e-5, atol=5e-6)
         return
@@ -142,7 +142,7 @@ def check(problem, network, params, *, exact):
 
 
 def problem_of(schedule_name, kernel, alignment, *, context="causal", **objective_settings):
-    return Problem(
+    return Spec(
         schedule=SCHEDULES[schedule_name],
         kernel=kernel,
         layout=Layout(alignment=alignment, context=context),
@@ -165,12 +165,12 @@ CASES = [
 
 @pytest.mark.parametrize(("schedule_name", "kernel_name", "alignment"), CASES)
 def test_bound_holds_and_is_exact_for_autoregression(schedule_name, kernel_name, alignment):
-    problem = problem_of(schedule_name, kernels(2)[kernel_name], alignment)
+    spec = problem_of(schedule_name, kernels(2)[kernel_name], alignment)
     # Full uniform noise is a random token, and aligned rows show it to the network: p(x) is then a
     # mixture over that token, of which the bound takes the logarithm inside (Jensen).
     random_input = kernel_name == "uniform" and alignment == "aligned"
     exact = schedule_name == "quenched AR" and not random_input
-    check(problem, *reader(2), exact=exact)
+    check(spec, *reader(2), exact=exact)
 
 
 @pytest.mark.parametrize(
@@ -184,21 +184,21 @@ def test_bound_holds_and_is_exact_for_autoregression(schedule_name, kernel_name,
 def test_bound_holds_for_scores(schedule_name, kernel_name, alignment):
     """Clamped entries make some texts impossible: then both sides may be infinite."""
     kernel = kernels(2)[kernel_name]
-    problem = problem_of(schedule_name, kernel, alignment, parameterisation="score")
-    check(problem, *reader(2), exact=schedule_name == "quenched AR")
+    spec = problem_of(schedule_name, kernel, alignment, parameterisation="score")
+    check(spec, *reader(2), exact=schedule_name == "quenched AR")
 
 
 def test_bound_holds_for_the_context_parameterisation():
     kernel = kernels(2)["gamma .7"]
-    problem = problem_of("slide", kernel, "aligned", parameterisation="context")
-    check(problem, *reader(2), exact=False)
+    spec = problem_of("slide", kernel, "aligned", parameterisation="context")
+    check(spec, *reader(2), exact=False)
 
 
 @pytest.mark.parametrize("alignment", ["aligned", "shifted"])
 @pytest.mark.parametrize("schedule_name", ["quenched AR", "block"])
 def test_bound_holds_for_block_causal_context(schedule_name, alignment):
-    problem = problem_of(schedule_name, kernels(2)["absorbing"], alignment, context="block_causal")
-    check(problem, *reader(2), exact=schedule_name == "quenched AR")
+    spec = problem_of(schedule_name, kernels(2)["absorbing"], alignment, context="block_causal")
+    check(spec, *reader(2), exact=schedule_name == "quenched AR")
 
 
 def test_bound_holds_for_three_tokens():

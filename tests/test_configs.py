@@ -13,7 +13,7 @@ import pytest
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
-from hybrid_jax.training.train_step import Recipe, train_step
+from hybrid_jax.training.train_step import TrainSetup, train_step
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
@@ -34,11 +34,11 @@ def test_the_rows_of_the_paper_are_there():
 @pytest.mark.parametrize("name", NAMES)
 def test_one_training_step_of_every_config_has_its_shapes(name, size):
     experiment = Experiment.from_config(config(name, size))
-    recipe = Recipe.build(experiment, experiment.data.vocab_size, bos=0)
-    state = jax.eval_shape(recipe.init)
+    setup = TrainSetup.build(experiment, experiment.data.vocab_size, bos=0)
+    state = jax.eval_shape(setup.init)
     batch = jax.ShapeDtypeStruct((experiment.train.batch_size, experiment.data.length), jnp.int32)
     index = jax.ShapeDtypeStruct((experiment.train.batch_size,), jnp.int32)
-    new, metrics = jax.eval_shape(functools.partial(train_step, recipe), state, batch, index)
+    new, metrics = jax.eval_shape(functools.partial(train_step, setup), state, batch, index)
     assert jax.tree.all(
         jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new)
     )

@@ -189,7 +189,7 @@ def test_missing_and_cut_files_are_found_when_opening(copied):
     path = copied / FIRST
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with pytest.raises(UserError, match=f"{FIRST} has not the size that the card says"):
+    with pytest.raises(UserError, match=f"{FIRST} has not the size that the manifest says"):
         Records(copied, "train")
     path.write_bytes(b"\0" * len(content))
     with pytest.raises(UserError, match="are damaged"):
@@ -205,13 +205,19 @@ def test_missing_and_cut_files_are_found_when_opening(copied):
 
 
 def test_files_that_contradict_the_card_are_found(copied):
-    card = json.loads((copied / "card.json").read_text(encoding="utf-8"))
+    manifest = json.loads((copied / "manifest.json").read_text(encoding="utf-8"))
     for changes, message in [
         ({"length": LENGTH + 1}, "a record has not 17 tokens"),
-        ({"train": {**card["train"], "records": 38}}, "there are 37 records, but the card says 38"),
-        ({"train": {**card["train"], "sha256": "0"}}, "the records are not those of the card"),
+        (
+            {"train": {**manifest["train"], "records": 38}},
+            "there are 37 records, but the manifest says 38",
+        ),
+        (
+            {"train": {**manifest["train"], "sha256": "0"}},
+            "the records are not those of the manifest",
+        ),
     ]:
-        (copied / "card.json").write_text(json.dumps({**card, **changes}), encoding="utf-8")
+        (copied / "manifest.json").write_text(json.dumps({**manifest, **changes}), encoding="utf-8")
         with pytest.raises(UserError) as caught:
             Records(copied, "train").verify()
         assert message in str(caught.value)

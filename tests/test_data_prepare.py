@@ -1,4 +1,4 @@
-"""Preparation: records that are the documents, cards that say so, and failures without traces."""
+"""Preparation: records that are the documents, manifests that say so, and failures without traces."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hybrid_jax.data import pipeline, prepare, splits, tokenizers
-from hybrid_jax.data.manifest import Card
+from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.errors import UserError
 
@@ -49,10 +49,10 @@ def test_records_are_the_documents_one_after_the_other(story, tmp_path, kind, re
     if kind == "gpt2":
         spec = f"gpt2:{request.getfixturevalue('shared_data') / 'gpt2'}"
     out = tmp_path / "out"
-    card = prepare.prepare(**settings(story, tokenizer=spec, vocab_size=320), out=out)
+    manifest = prepare.prepare(**settings(story, tokenizer=spec, vocab_size=320), out=out)
     tokenizer = tokenizers.load_tokenizer(out)
-    prepare.check_tokenizer(card, tokenizer)
-    assert card.tokenizer_name == tokenizer.name == kind
+    prepare.check_tokenizer(manifest, tokenizer)
+    assert manifest.tokenizer_name == tokenizer.name == kind
     held_out = splits.held_out(story, every=20)
     passages = list(splits.passages(story, held_out=held_out))
     for name in ("train", "valid"):
@@ -66,16 +66,16 @@ def test_records_are_the_documents_one_after_the_other(story, tmp_path, kind, re
         assert got == texts[: len(got)]
         assert len(got) >= len(texts) - 2
 
-        split = card.split(name)
+        split = manifest.split(name)
         assert split.documents == len(texts)
         assert split.text_bytes == sum(len(text.encode()) for text in texts)
         assert split.tokens == len(expected)
-        assert split.records * card.length == len(tokens)
-        assert split.dropped_tokens == len(expected) - len(tokens) < card.length
+        assert split.records * manifest.length == len(tokens)
+        assert split.dropped_tokens == len(expected) - len(tokens) < manifest.length
         dropped = int(tokenizer.token_bytes[expected[len(tokens) :]].sum())
         assert split.kept_bytes == split.text_bytes - dropped
         assert split.bytes_per_token == split.kept_bytes / len(tokens)
-        data = tokens.astype(card.dtype).tobytes()
+        data = tokens.astype(manifest.dtype).tobytes()
         assert split.sha256 == hashlib.sha256(data).hexdigest()
 
 
@@ -83,8 +83,8 @@ def test_long_documents_are_encoded_in_pieces_but_stay_one(tmp_path):
     text = "".join(f"sentence {n} of a long tale\n" for n in range(3000))
     story = write_story(tmp_path / "a.jsonl", [text, "another tale"])
     out = tmp_path / "out"
-    card = prepare.prepare(**settings(story, valid_source=story), out=out)
-    assert card.train.documents == 2
+    manifest = prepare.prepare(**settings(story, valid_source=story), out=out)
+    assert manifest.train.documents == 2
     expected = [*text.encode(), 257, *b"another tale", 257]
     tokens = stored(out, "train")
     assert tokens.tolist() == expected[: len(tokens)]
@@ -92,8 +92,8 @@ def test_long_documents_are_encoded_in_pieces_but_stay_one(tmp_path):
 
 def test_an_explicit_validation_text(story, tmp_path):
     other = write_story(tmp_path / "other.jsonl", ["held out text " * 9])
-    card = prepare.prepare(**settings(story, valid_source=other), out=tmp_path / "out")
-    assert (card.train.documents, card.valid.documents) == (len(STORY), 1)
+    manifest = prepare.prepare(**settings(story, valid_source=other), out=tmp_path / "out")
+    assert (manifest.train.documents, manifest.valid.documents) == (len(STORY), 1)
     assert bytes(stored(tmp_path / "out", "valid").astype(np.uint8)).startswith(b"held out text")
 
 
@@ -106,7 +106,7 @@ def test_shards_hold_the_records_in_order(story, tmp_path):
     names = {shard.name for shard in many.train.shards + many.valid.shards}
     assert f"train-00000-of-{len(many.train.shards):05d}.array_record" in names
     assert {path.name for path in (tmp_path / "many").iterdir()} == names | {
-        "card.json",
+        "manifest.json",
         "tokenizer.json",
     }
     assert many.train.sha256 == one.train.sha256
@@ -159,11 +159,11 @@ def test_documents_longer_than_the_buffer_are_packed(tmp_path):
 def test_what_is_there_is_reused(story, tmp_path):
     out = tmp_path / "out"
     copy = tmp_path / "copy.jsonl"
-    card = prepare.prepare(**settings(write_story(copy, STORY)), out=out)
+    manifest = prepare.prepare(**settings(write_story(copy, STORY)), out=out)
     copy.unlink()  # without its text, nothing could be prepared
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert prepare.prepare(**settings(f"files:{copy}", vocab_size=7), out=out) == card
-    assert Card.load(out) == card
+    assert prepare.prepare(**settings(f"files:{copy}", vocab_size=7), out=out) == manifest
+    assert Manifest.load(out) == manifest
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
 
 
@@ -200,8 +200,8 @@ def test_foreign_folders_are_not_touched(story, tmp_path):
 
 def test_an_empty_folder_is_filled(story, tmp_path):
     (tmp_path / "out").mkdir()
-    card = prepare.prepare(**settings(story), out=tmp_path / "out")
-    assert Card.load(tmp_path / "out") == card
+    manifest = prepare.prepare(**settings(story), out=tmp_path / "out")
+    assert Manifest.load(tmp_path / "out") == manifest
 
 
 def test_a_failure_leaves_nothing(tmp_path):
@@ -253,7 +253,7 @@ def test_a_full_disk_is_one_sentence(story, tmp_path):
 
 
 def test_of_two_at_once_the_first_wins(story, tmp_path):
-    """A second run finishes while the first one reads; both return the same card."""
+    """A second run finishes while the first one reads; both return the same manifest."""
     out, fifo = tmp_path / "out", tmp_path / "slow.jsonl"
     os.mkfifo(fifo)
     arguments = [f"--source={story}", f"--valid_source=files:{fifo}", "--tokenizer=byte",
@@ -262,14 +262,14 @@ def test_of_two_at_once_the_first_wins(story, tmp_path):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in STORY[:9])
     with process, open(fifo, "w", encoding="utf-8") as pipe:
         other = write_story(tmp_path / "valid.jsonl", STORY[:9])
-        card = prepare.prepare(**settings(story, valid_source=other), out=tmp_path / "twin")
-        same = dataclasses.replace(card, valid_source=f"files:{fifo}")
+        manifest = prepare.prepare(**settings(story, valid_source=other), out=tmp_path / "twin")
+        same = dataclasses.replace(manifest, valid_source=f"files:{fifo}")
         (tmp_path / "twin").rename(out)
         same.save(out)
         pipe.write(lines)
         pipe.close()
         assert process.wait(60) == 0
-    assert Card.load(out) == same
+    assert Manifest.load(out) == same
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -312,24 +312,24 @@ def test_bad_settings(story, tmp_path, change, message):
 
 
 def test_another_tokenizer_is_refused(story, tmp_path):
-    card = prepare.prepare(**settings(story), out=tmp_path / "out")
+    manifest = prepare.prepare(**settings(story), out=tmp_path / "out")
     other = tokenizers.make_tokenizer("sentencepiece", STORY, vocab_size=320)
     with pytest.raises(UserError) as caught:
-        prepare.check_tokenizer(card, other)
+        prepare.check_tokenizer(manifest, other)
     assert str(caught.value) == (
         f"The tokenizer (sentencepiece, {other.fingerprint[:12]}) does not match the prepared data "
-        f"(byte, {card.fingerprint[:12]}): use the tokenizer in the folder of the data."
+        f"(byte, {manifest.fingerprint[:12]}): use the tokenizer in the folder of the data."
     )
 
 
 def test_damaged_cards_are_refused(story, tmp_path):
     prepare.prepare(**settings(story), out=tmp_path / "out")
-    path = tmp_path / "out" / "card.json"
+    path = tmp_path / "out" / "manifest.json"
     good = json.loads(path.read_text(encoding="utf-8"))
     fewer = {name: value for name, value in good.items() if name != "eos"}
     for content, message in [
         ("{", "is damaged"),
-        ("[]", "is damaged (Card is no object)"),
+        ("[]", "is damaged (Manifest is no object)"),
         (json.dumps(fewer), "is damaged (missing or unknown: eos)"),
         (json.dumps({**good, "more": 1}), "is damaged (missing or unknown: more)"),
         (json.dumps({**good, "length": "32"}), "is damaged (length is no int)"),
@@ -339,10 +339,10 @@ def test_damaged_cards_are_refused(story, tmp_path):
     ]:
         path.write_text(content, encoding="utf-8")
         with pytest.raises(UserError) as caught:
-            Card.load(tmp_path / "out")
+            Manifest.load(tmp_path / "out")
         assert message in str(caught.value)
     with pytest.raises(UserError, match="holds no prepared data"):
-        Card.load(tmp_path)
+        Manifest.load(tmp_path)
 
 
 def test_default_folders_differ_with_the_data():
@@ -365,9 +365,9 @@ def test_command_line(story, tmp_path, capsys):
     arguments = [f"--source={story}", "--tokenizer=byte", "--length=32", f"--out={tmp_path}/out"]
     assert prepare.main(arguments) == 0
     printed = capsys.readouterr()
-    card = Card.load(tmp_path / "out")
-    assert f"train: {card.train.documents} documents" in printed.out
-    assert f"valid: {card.valid.documents} documents" in printed.out
+    manifest = Manifest.load(tmp_path / "out")
+    assert f"train: {manifest.train.documents} documents" in printed.out
+    assert f"valid: {manifest.valid.documents} documents" in printed.out
     assert printed.err == ""  # no progress bar where there is no terminal
 
 

@@ -182,11 +182,11 @@ def test_a_text_is_that_of_the_command_line(which, wish, request, tmp_path):
     assert program == "hybrid_jax.generate"
     assert generate.main([*arguments, f"--out={out}"]) == 0
     (record,) = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n") if line]
-    for name in ("text", "tokens", "calls", "corrections"):
+    for name in ("text", "tokens", "nfe", "corrections"):
         assert last["done"][name] == record[name]
     assert shown(last["frame"]) == record["text"]
     # A frame for the beginning and for each round.
-    assert [frame["frame"]["calls"] for frame in frames_] == list(range(record["calls"] + 1))
+    assert [frame["frame"]["nfe"] for frame in frames_] == list(range(record["nfe"] + 1))
     assert frames_[-1]["frame"]["corrections"] == record["corrections"]
     assert {kind for kind, _ in last["frame"]["runs"]} <= {"given", "settled"}
 
@@ -404,8 +404,8 @@ def test_two_write_at_once_and_do_not_disturb_each_other(server):
     wishes = [{"seed": 1, "text": "one "}, {"seed": 2, "rule": "remdm"}]
     alone = [write(server, **wish)[-1]["done"] for wish in wishes]
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(lambda wish: write(server, **wish)[-1]["done"], wishes))
-    assert together == alone
+        raise_on_all = list(pool.map(lambda wish: write(server, **wish)[-1]["done"], wishes))
+    assert raise_on_all == alone
 
 
 def test_when_all_places_are_taken_the_next_is_told_to_wait(server):
@@ -540,7 +540,7 @@ def test_the_page_writes_and_shows_what_the_server_says(page, server):
     output = page.get_by_label("The text while it is written")
     assert output.text_content() == done["text"]
     assert output.locator(".given").text_content() == prompt
-    assert page.locator("#calls").text_content() == str(done["calls"])
+    assert page.locator("#calls").text_content() == str(done["nfe"])
     assert page.locator("#corrections").text_content() == str(done["corrections"])
     assert page.locator("#output b").count() == 0
     page.get_by_text("The same text on the command line").click()

@@ -554,20 +554,20 @@ def test_the_schedule_trains_and_generates():
     texts = np.asarray(made["texts"].tokens)
     assert texts.shape == (4, 64)
     assert texts.max() < 64, "MASK is left"
-    np.testing.assert_array_equal(made["texts"].calls, made["schedule"].steps)
+    np.testing.assert_array_equal(made["texts"].nfe, made["schedule"].steps)
 
 
 def test_a_table_trains_and_generates():
     made = extending()
     schedule = made["cosine"](length=64, levels=64, steps=8)
-    recipe = made["recipe_of"](made["experiment"], tokens=64, schedule=schedule)
+    setup = made["setup_of"](made["experiment"], tokens=64, schedule=schedule)
     batch = np.random.default_rng(1).integers(64, size=(8, 64), dtype=np.int32)
-    params = made["train"](recipe, [batch, batch])
-    sampler = Sampler(problem=recipe.problem, network=recipe.network)
+    params = made["train"](setup, [batch, batch])
+    sampler = Sampler(spec=setup.spec, network=setup.network)
     keys = jax.random.split(jax.random.key(0), 2)
     texts = generate_texts(sampler, Ancestral(), params, keys, prompts.nothing(2, 64))
     assert np.asarray(texts.tokens).max() < 64
-    np.testing.assert_array_equal(texts.calls, 8)
+    np.testing.assert_array_equal(texts.nfe, 8)
 
 
 def rates(beta, level, tokens):
@@ -617,12 +617,12 @@ def test_the_reverse_step_of_the_kernel_is_bayes_rule():
 
 def test_the_kernel_trains_and_generates():
     made = extending()
-    recipe = made["recipe_of"](made["experiment"], tokens=64, kernel=made["steady"])
+    setup = made["setup_of"](made["experiment"], tokens=64, kernel=made["steady"])
     batch = np.random.default_rng(1).integers(64, size=(8, 64), dtype=np.int32)
-    params = made["train"](recipe, [batch, batch])
+    params = made["train"](setup, [batch, batch])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert objective.Bound(kernel=made["steady"], time="discrete").label
-    sampler = Sampler(problem=recipe.problem, network=recipe.network)
+    sampler = Sampler(spec=setup.spec, network=setup.network)
     keys = jax.random.split(jax.random.key(0), 4)
     for rule in (Ancestral(), ACS(eta=0.5)):
         texts = generate_texts(sampler, rule, params, keys, prompts.nothing(4, 64))
@@ -640,7 +640,7 @@ def test_the_rule_writes_text_without_mask():
 
 def test_the_rule_reveals_from_left_to_right():
     made = extending()
-    kernel = noising.absorbing(tokens=4)
+    kernel = noising.absorbing(vocab_size=4)
     rule = made["Leftmost"](threshold=0.9)
     window = made["rules"].Window(
         tokens=jnp.array([4, 2, 4, 4, 4, 4]),
@@ -660,4 +660,4 @@ def test_the_rule_reveals_from_left_to_right():
     with pytest.raises(Exception, match="threshold must lie in"):
         made["Leftmost"](threshold=2.0).check(kernel, objective.Objective())
     with pytest.raises(Exception, match="never shows"):
-        rule.check(noising.uniform(tokens=4), objective.Objective())
+        rule.check(noising.uniform(vocab_size=4), objective.Objective())

@@ -43,7 +43,7 @@ def random_judge(tokens, *, width=24, context=64, scale=0.3):
 
 
 @pytest.fixture(scope="module")
-def judge():
+def scorer():
     return random_judge(BYTES.vocab_size)
 
 
@@ -51,10 +51,10 @@ def ids(*texts):
     return [BYTES.encode(text) for text in texts]
 
 
-def nats_of(judge, row):
+def nats_of(scorer, row):
     """Nats of every token of a text but the first, which is read alone."""
     row = np.asarray(row, np.int32)
-    return scoring.score(judge, row[None], np.array([len(row)]), batch_size=1).nats[0]
+    return scoring.score(scorer, row[None], np.array([len(row)]), batch_size=1).nats[0]
 
 
 def estimates(quality):
@@ -88,10 +88,10 @@ def test_the_perplexity_of_a_uniform_judge_is_its_vocabulary_size(name):
     assert quality.perplexity.texts == 3
 
 
-def test_standard_averages_over_tokens_and_scores_the_first_one(judge):
+def test_standard_averages_over_tokens_and_scores_the_first_one(scorer):
     texts = ["short", "a text with more tokens than the other", "third"]
-    quality = evaluate(judge, BYTES, texts, PROTOCOLS["standard"])
-    each = [nats_of(judge, [BYTES.bos, *BYTES.encode(text)]) for text in texts]
+    quality = evaluate(scorer, BYTES, texts, PROTOCOLS["standard"])
+    each = [nats_of(scorer, [BYTES.bos, *BYTES.encode(text)]) for text in texts]
     assert quality.tokens == sum(map(len, texts)) == sum(map(len, each))
     total = sum(float(x.sum(dtype=np.float64)) for x in each)
     assert quality.nats.value == pytest.approx(total / quality.tokens, rel=1e-5)
@@ -103,11 +103,11 @@ def test_standard_averages_over_tokens_and_scores_the_first_one(judge):
     assert quality.perplexity.error == pytest.approx(error * quality.perplexity.value, rel=1e-4)
 
 
-def test_hdlm_averages_exponentials_over_texts_of_ids_as_they_are(judge):
+def test_hdlm_averages_exponentials_over_texts_of_ids_as_they_are(scorer):
     texts = ids("short", "a text with more tokens than the other", "third")
     texts[2] = np.append(texts[2], [BYTES.eos, BYTES.eos]).astype(np.int32)
-    quality = evaluate(judge, BYTES, texts, PROTOCOLS["hdlm"], tokenizer=BYTES)
-    each = [math.exp(nats_of(judge, text).mean(dtype=np.float64)) for text in texts]
+    quality = evaluate(scorer, BYTES, texts, PROTOCOLS["hdlm"], tokenizer=BYTES)
+    each = [math.exp(nats_of(scorer, text).mean(dtype=np.float64)) for text in texts]
     assert quality.tokens == sum(len(text) - 1 for text in texts)
     assert quality.perplexity.value == pytest.approx(np.mean(each), rel=1e-5)
     assert quality.perplexity.error == pytest.approx(np.std(each, ddof=1) / math.sqrt(3), rel=1e-4)
@@ -115,57 +115,57 @@ def test_hdlm_averages_exponentials_over_texts_of_ids_as_they_are(judge):
 
 
 @pytest.mark.parametrize("as_ids", [False, True])
-def test_mdlm_scores_the_first_end_mark_of_a_text_and_no_later_one(judge, as_ids):
+def test_mdlm_scores_the_first_end_mark_of_a_text_and_no_later_one(scorer, as_ids):
     e = BYTES.eos
     rows = [[97, e, 98, 99, e, e, 100], [e, 97, 98, e, 99], [97, 98]]
     counted = [[1, 1, 1, 0, 0, 1], [1, 1, 0, 1], [1]]  # of the tokens but the first
     texts = [f"a{END}bc{END}{END}d", f"{END}ab{END}c", "ab"]
     if as_ids:
         texts = [np.array(row, np.int32) for row in rows]
-    quality = evaluate(judge, BYTES, texts, PROTOCOLS["mdlm"], tokenizer=BYTES)
-    total = sum(float(nats_of(judge, r) @ c) for r, c in zip(rows, counted, strict=True))
+    quality = evaluate(scorer, BYTES, texts, PROTOCOLS["mdlm"], tokenizer=BYTES)
+    total = sum(float(nats_of(scorer, r) @ c) for r, c in zip(rows, counted, strict=True))
     assert quality.tokens == sum(map(sum, counted)) == 8
     assert quality.perplexity.value == pytest.approx(math.exp(total / 8), rel=1e-5)
 
 
-def test_end_marks_are_read_as_the_protocol_says(judge):
+def test_end_marks_are_read_as_the_protocol_says(scorer):
     texts = [f"one{END}two", "three"]
     standard = PROTOCOLS["standard"]
     rows = {"token": [*b"one", BYTES.eos, *b"two"], "nothing": [*b"onetwo"]}
     for end, row in rows.items():
-        quality = evaluate(judge, BYTES, texts, dataclasses.replace(standard, end=end))
-        total = sum(nats_of(judge, [BYTES.bos, *r]).sum() for r in (row, b"three"))
+        quality = evaluate(scorer, BYTES, texts, dataclasses.replace(standard, end=end))
+        total = sum(nats_of(scorer, [BYTES.bos, *r]).sum() for r in (row, b"three"))
         assert quality.tokens == len(row) + 5
         assert quality.nats.value == pytest.approx(total / quality.tokens, rel=1e-5)
 
 
-def test_a_text_is_cut_where_the_protocol_says(judge):
+def test_a_text_is_cut_where_the_protocol_says(scorer):
     rules = dataclasses.replace(PROTOCOLS["standard"], max_tokens=4)
     long, cut = (
-        evaluate(judge, BYTES, texts, rules) for texts in (["abcdefg", "xyz"], ["abcd", "xyz"])
+        evaluate(scorer, BYTES, texts, rules) for texts in (["abcdefg", "xyz"], ["abcd", "xyz"])
     )
     assert estimates(long) == pytest.approx(estimates(cut), nan_ok=True)
     assert long.tokens == 7
 
 
-def test_no_number_moves_with_the_batch_size(judge):
+def test_no_number_moves_with_the_batch_size(scorer):
     texts = [f"text number {n} of " + "word " * (n % 17) for n in range(40)]
     reference = [f"reference {n * n} of " + "other word " * (n % 13) for n in range(40)]
     one, many = (
-        evaluate(judge, BYTES, texts, PROTOCOLS["standard"], reference=reference, batch_size=size)
+        evaluate(scorer, BYTES, texts, PROTOCOLS["standard"], reference=reference, batch_size=size)
         for size in (3, 64)
     )
     assert estimates(one) == pytest.approx(estimates(many), rel=1e-4)
 
 
-def test_empty_texts_have_no_number_and_are_counted(judge):
-    quality = evaluate(judge, BYTES, ["", "abab", END], PROTOCOLS["standard"])
+def test_empty_texts_have_no_number_and_are_counted(scorer):
+    quality = evaluate(scorer, BYTES, ["", "abab", END], PROTOCOLS["standard"])
     assert quality.texts == 3
     assert quality.perplexity.texts == 2  # the mark alone is scored
     assert quality.entropy == Estimate(value=pytest.approx(math.log(2)), error=pytest.approx(
         math.nan, nan_ok=True), texts=1)  # fmt: skip
     with pytest.raises(UserError, match="could score"):
-        evaluate(judge, BYTES, ["", ""], PROTOCOLS["standard"])
+        evaluate(scorer, BYTES, ["", ""], PROTOCOLS["standard"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -180,9 +180,9 @@ def test_entropy_of_known_frequencies():
 
 
 @pytest.mark.parametrize(("unit", "wanted"), [("nats", 1.5 * math.log(2)), ("bits", 1.5)])
-def test_entropy_is_a_mean_over_texts_in_the_unit_asked_for(judge, unit, wanted):
+def test_entropy_is_a_mean_over_texts_in_the_unit_asked_for(scorer, unit, wanted):
     rules = dataclasses.replace(PROTOCOLS["standard"], entropy_unit=unit)
-    found = evaluate(judge, BYTES, ["abab", "abcd"], rules).entropy
+    found = evaluate(scorer, BYTES, ["abab", "abcd"], rules).entropy
     assert found.value == pytest.approx(wanted)  # of 1 and 2 bits
     assert found.error == pytest.approx(0.5 * wanted / 1.5)
     assert found.texts == 2
@@ -331,13 +331,13 @@ def english(count, seed):
     return [" ".join(rng.choice(options) for options in words) for _ in range(count)]
 
 
-def test_mauve_of_texts_and_of_their_shuffled_words(judge):
+def test_mauve_of_texts_and_of_their_shuffled_words(scorer):
     texts, more = english(200, 0), english(200, 1)
     rng = np.random.default_rng(2)
     shuffled = [" ".join(rng.permutation(text.split())) for text in more]
 
     def value(generated):
-        quality = evaluate(judge, BYTES, generated, PROTOCOLS["mdlm"], reference=texts)
+        quality = evaluate(scorer, BYTES, generated, PROTOCOLS["mdlm"], reference=texts)
         assert quality.mauve.generated == quality.mauve.reference == 200
         return quality.mauve.value
 
@@ -346,12 +346,12 @@ def test_mauve_of_texts_and_of_their_shuffled_words(judge):
     assert value(shuffled) < 0.3
 
 
-def test_mauve_reads_as_much_as_the_protocol_says(judge):
+def test_mauve_reads_as_much_as_the_protocol_says(scorer):
     rules = dataclasses.replace(PROTOCOLS["standard"], mauve_tokens=7, mauve_texts=20)
     texts, human = english(30, 0), english(50, 1)
-    found = evaluate(judge, BYTES, texts, rules, reference=human)
+    found = evaluate(scorer, BYTES, texts, rules, reference=human)
     cut = [[text[:7] for text in some[:20]] for some in (texts, human)]
-    again = evaluate(judge, BYTES, cut[0], PROTOCOLS["standard"], reference=cut[1])
+    again = evaluate(scorer, BYTES, cut[0], PROTOCOLS["standard"], reference=cut[1])
     assert found.mauve == again.mauve
     assert found.mauve_tokens == again.mauve_tokens == (7.0, 7.0)
     assert found.mauve.generated == 20
@@ -363,7 +363,7 @@ def test_mauve_reads_as_much_as_the_protocol_says(judge):
 
 def test_gpt2_tokens_are_judged_as_ids_and_as_text(shared_data):
     tokenizer = make_tokenizer(f"gpt2:{shared_data}/gpt2", (), vocab_size=0)
-    judge = random_judge(tokenizer.vocab_size, width=8)
+    scorer = random_judge(tokenizer.vocab_size, width=8)
     texts = [f"It was the best of times.{END}It was the worst of times, …", "The end."]
     rows = [
         np.concatenate([tokenizer.encode(texts[0].split(END)[0]), [tokenizer.eos],
@@ -372,19 +372,19 @@ def test_gpt2_tokens_are_judged_as_ids_and_as_text(shared_data):
     ]  # fmt: skip
     assert (rows[0] == 50256).sum() == 1
     mdlm, again = (
-        evaluate(judge, tokenizer, given, PROTOCOLS["mdlm"], tokenizer=tokenizer)
+        evaluate(scorer, tokenizer, given, PROTOCOLS["mdlm"], tokenizer=tokenizer)
         for given in (texts, rows)
     )
     assert estimates(mdlm) == pytest.approx(estimates(again), nan_ok=True)
     assert mdlm.tokens == sum(len(row) - 1 for row in rows)
-    hdlm = evaluate(judge, tokenizer, rows, PROTOCOLS["hdlm"], tokenizer=tokenizer)
+    hdlm = evaluate(scorer, tokenizer, rows, PROTOCOLS["hdlm"], tokenizer=tokenizer)
     assert hdlm.nats.value == pytest.approx(mdlm.nats.value)  # all the same but for the average
     assert hdlm.perplexity.value != pytest.approx(mdlm.perplexity.value, rel=1e-6)
     # Texts of another tokenizer are encoded again.
-    other = evaluate(judge, tokenizer, ids("The end."), PROTOCOLS["mdlm"], tokenizer=BYTES)
+    other = evaluate(scorer, tokenizer, ids("The end."), PROTOCOLS["mdlm"], tokenizer=BYTES)
     assert other.tokens == len(rows[1]) - 1
     with pytest.raises(UserError, match="judge's own tokenizer"):
-        evaluate(judge, tokenizer, ids("The end."), PROTOCOLS["hdlm"], tokenizer=BYTES)
+        evaluate(scorer, tokenizer, ids("The end."), PROTOCOLS["hdlm"], tokenizer=BYTES)
 
 
 def lines(*texts, **settings):
@@ -392,7 +392,7 @@ def lines(*texts, **settings):
         {
             **dataclasses.asdict(
                 requests.Text(
-                    number=n, prompt="", text=text, tokens=list(text.encode()), calls=4 + n,
+                    number=n, prompt="", text=text, tokens=list(text.encode()), nfe=4 + n,
                     corrections=0,
                 )
             ),
@@ -405,23 +405,23 @@ def lines(*texts, **settings):
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def test_what_generation_wrote_is_read_and_its_settings_carried_along(judge, tmp_path):
+def test_what_generation_wrote_is_read_and_its_settings_carried_along(scorer, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text(lines("one", "three"))
     samples = samples_file.read(path)
     assert samples.texts == ("one", "three")
     assert [list(row) for row in samples.tokens] == [list(b"one"), list(b"three")]
     quality = evaluate(
-        judge, BYTES, samples.tokens, PROTOCOLS["hdlm"], tokenizer=BYTES, settings=samples.settings
+        scorer, BYTES, samples.tokens, PROTOCOLS["hdlm"], tokenizer=BYTES, settings=samples.settings
     )
     written = json.loads(quality.to_json())
     assert written["settings"] == {
-        "seed": 7, "sampling": {"rule": "acs", "eta": 0.5}, "calls": 4.5,
+        "seed": 7, "sampling": {"rule": "acs", "eta": 0.5}, "nfe": 4.5,
         "corrections": 0.0, "prompted": 0
     }  # fmt: skip
     assert written["protocol"]["name"] == "hdlm"
     assert written["protocol"]["version"] == 1
-    assert written["judge_fingerprint"] == judge.fingerprint
+    assert written["judge_fingerprint"] == scorer.fingerprint
     assert written["perplexity"] == dataclasses.asdict(quality.perplexity)
     assert written["distinct"]["4"] == {"value": 1.0, "error": "nan", "texts": 1}
     assert written["mauve"] is None
@@ -459,20 +459,20 @@ def test_files_that_generation_did_not_write_are_refused(tmp_path, content, said
         (["ab", "cd"], {"reference": ["ef", ""]}, "at least two texts"),
     ],
 )
-def test_texts_that_cannot_be_judged_are_refused(judge, texts, options, said):
+def test_texts_that_cannot_be_judged_are_refused(scorer, texts, options, said):
     with pytest.raises(UserError, match=said):
-        evaluate(judge, BYTES, texts, PROTOCOLS["standard"], **options)
+        evaluate(scorer, BYTES, texts, PROTOCOLS["standard"], **options)
 
 
-def test_strings_are_no_generated_ids(judge):
+def test_strings_are_no_generated_ids(scorer):
     with pytest.raises(UserError, match="as they were generated"):
-        evaluate(judge, BYTES, ["ab"], PROTOCOLS["hdlm"], tokenizer=BYTES)
+        evaluate(scorer, BYTES, ["ab"], PROTOCOLS["hdlm"], tokenizer=BYTES)
 
 
 def test_another_tokenizer_than_the_judges_is_refused(tmp_path):
-    judge = gpt2_weights.load(write(tmp_path / "model", random_tensors()))
+    scorer = gpt2_weights.load(write(tmp_path / "model", random_tensors()))
     with pytest.raises(UserError, match="reads 97 tokens, and its tokenizer has 258"):
-        evaluate(judge, BYTES, ["ab"], PROTOCOLS["standard"])
+        evaluate(scorer, BYTES, ["ab"], PROTOCOLS["standard"])
 
 
 def test_protocols_are_named_and_checked():

@@ -128,13 +128,13 @@ def tensors():
 
 
 @pytest.fixture(scope="module")
-def judge(tensors, tmp_path_factory):
+def scorer(tensors, tmp_path_factory):
     return gpt2_weights.load(write(tmp_path_factory.mktemp("judge") / "model", tensors))
 
 
-def judge_logits(judge, tokens):
-    found = gpt2.features(judge.config, judge.params, tokens)
-    return np.asarray(gpt2.logits(judge.params, found)), np.asarray(found)
+def judge_logits(scorer, tokens):
+    found = gpt2.features(scorer.config, scorer.params, tokens)
+    return np.asarray(gpt2.logits(scorer.params, found)), np.asarray(found)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_logits_and_features_are_those_of_an_independent_gpt2(
     folder = write(tmp_path / "model", tensors, prefix=prefix, shards=shards)
     first = sorted(folder.glob("*.safetensors"))[0]
     safetensors.numpy.save_file({**safetensors.numpy.load_file(first), **extra}, first)
-    judge = gpt2_weights.load(folder)
+    scorer = gpt2_weights.load(folder)
     tokens, _ = random_texts(20, 20)
-    logits, features = judge_logits(judge, tokens)
+    logits, features = judge_logits(scorer, tokens)
     for row, text in enumerate(tokens):
         wanted_logits, wanted_features = reference(tensors, text)
         assert np.ptp(wanted_logits) > 10  # so that the tolerance means something
@@ -182,9 +182,9 @@ def test_logits_and_features_are_those_of_transformers(tmp_path):
     np.testing.assert_allclose(features, out.hidden_states[-1].numpy(), atol=1e-4)
 
 
-def test_scores_are_nats_of_each_token_and_nothing_past_the_end(judge, tensors):
+def test_scores_are_nats_of_each_token_and_nothing_past_the_end(scorer, tensors):
     tokens, lengths = random_texts(20, 1, 2, 13)
-    found = scoring.score(judge, tokens, lengths)
+    found = scoring.score(scorer, tokens, lengths)
     assert found.nats.shape == (4, 19)
     assert found.features.shape == (4, SIZES["n_embd"])
     for row, length in enumerate(lengths):
@@ -193,24 +193,24 @@ def test_scores_are_nats_of_each_token_and_nothing_past_the_end(judge, tensors):
         np.testing.assert_array_equal(found.nats[row, length - 1 :], 0.0)
         _, features = reference(tensors, text)
         np.testing.assert_allclose(found.features[row], features[-1], atol=1e-4)
-    alone = scoring.last_features(judge, tokens, lengths)
+    alone = scoring.last_features(scorer, tokens, lengths)
     np.testing.assert_allclose(alone, found.features, atol=1e-6)
 
 
-def test_scores_depend_neither_on_the_batch_size_nor_on_padding(judge):
+def test_scores_depend_neither_on_the_batch_size_nor_on_padding(scorer):
     tokens, lengths = random_texts(20, 3, 70, 1, 32, 33, 9)
-    found = scoring.score(judge, tokens, lengths, batch_size=2)
+    found = scoring.score(scorer, tokens, lengths, batch_size=2)
     garbage = np.where(np.arange(100) < lengths[:, None], np.pad(tokens, ((0, 0), (0, 30))), -7)
     for batch_size in (1, 3, 64):
-        other = scoring.score(judge, garbage, lengths, batch_size=batch_size)
+        other = scoring.score(scorer, garbage, lengths, batch_size=batch_size)
         np.testing.assert_allclose(other.nats[:, :69], found.nats, atol=2e-5)
         np.testing.assert_allclose(other.features, found.features, atol=2e-5)
 
 
 @pytest.mark.parametrize("length", [32, 33, 48, 49, 90])
-def test_long_texts_are_scored_in_windows_that_overlap_by_half(judge, tensors, length):
+def test_long_texts_are_scored_in_windows_that_overlap_by_half(scorer, tensors, length):
     tokens, lengths = random_texts(length)
-    found = scoring.score(judge, tokens, lengths)
+    found = scoring.score(scorer, tokens, lengths)
     # Each token from the first window that holds it; windows start at 0, 16, 32, …, length − 32.
     starts = [*range(0, length - 32, 16), length - 32]
     windows = {start: nats(tensors, tokens[0, start : start + 32]) for start in starts}
@@ -224,27 +224,27 @@ def test_long_texts_are_scored_in_windows_that_overlap_by_half(judge, tensors, l
     np.testing.assert_allclose(found.features[0], features[-1], atol=1e-4)
 
 
-def test_a_judge_of_zeros_is_uniform(judge):
-    params = jax.tree.map(lambda x: 0 * x, judge.params)
+def test_a_judge_of_zeros_is_uniform(scorer):
+    params = jax.tree.map(lambda x: 0 * x, scorer.params)
     tokens, lengths = random_texts(11, 5)
-    found = scoring.score(GPT2(name="zero", config=judge.config, params=params), tokens, lengths)
+    found = scoring.score(GPT2(name="zero", config=scorer.config, params=params), tokens, lengths)
     np.testing.assert_allclose(found.nats[0, :10], math.log(97), rtol=1e-6)
 
 
-def test_logits_of_a_batch_never_exist_together(judge):
+def test_logits_of_a_batch_never_exist_together(scorer):
     tokens, lengths = np.zeros((64, 32), np.int32), np.full(64, 32, np.int32)
-    program = gpt2._read.lower(judge.config, judge.params, tokens, lengths, nats=True).as_text()
+    program = gpt2._read.lower(scorer.config, scorer.params, tokens, lengths, nats=True).as_text()
     shapes = re.findall(r"tensor<((?:\d+x)*)97xf32>", program)
     sizes = [math.prod(int(n) for n in shape.split("x")[:-1]) for shape in shapes]
     assert sizes  # they are there at all
     assert max(sizes) <= 256 < 64 * 31
 
 
-def test_the_fingerprint_is_of_values_and_not_of_files(judge, tensors, tmp_path):
+def test_the_fingerprint_is_of_values_and_not_of_files(scorer, tensors, tmp_path):
     packed = gpt2_weights.load(write(tmp_path / "a", tensors, prefix="transformer.", shards=2))
-    assert packed.fingerprint == judge.fingerprint
+    assert packed.fingerprint == scorer.fingerprint
     changed = {**tensors, "h.2.ln_2.bias": tensors["h.2.ln_2.bias"] + 1}
-    assert gpt2_weights.load(write(tmp_path / "b", changed)).fingerprint != judge.fingerprint
+    assert gpt2_weights.load(write(tmp_path / "b", changed)).fingerprint != scorer.fingerprint
 
 
 def without(name):
@@ -324,7 +324,7 @@ def fake_hub(monkeypatch, download):
     return HubError
 
 
-def test_a_name_is_fetched_from_the_hub(monkeypatch, tmp_path, tensors, judge):
+def test_a_name_is_fetched_from_the_hub(monkeypatch, tmp_path, tensors, scorer):
     asked = []
 
     def download(name, allow_patterns):
@@ -335,7 +335,7 @@ def test_a_name_is_fetched_from_the_hub(monkeypatch, tmp_path, tensors, judge):
     found = gpt2_weights.load("gpt2-large")
     assert asked == ["gpt2-large"]
     assert found.name == "gpt2-large"
-    assert found.fingerprint == judge.fingerprint
+    assert found.fingerprint == scorer.fingerprint
 
 
 def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
@@ -365,9 +365,9 @@ def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
         (np.zeros((0, 4), int), [], 1, "no texts"),
     ],
 )
-def test_texts_that_cannot_be_judged_are_refused(judge, tokens, lengths, batch_size, said):
+def test_texts_that_cannot_be_judged_are_refused(scorer, tokens, lengths, batch_size, said):
     with pytest.raises(UserError, match=said):
-        scoring.score(judge, np.array(tokens), np.array(lengths, int), batch_size=batch_size)
+        scoring.score(scorer, np.array(tokens), np.array(lengths, int), batch_size=batch_size)
 
 
 def test_sizes_that_make_no_sense_are_refused():

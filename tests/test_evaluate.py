@@ -21,7 +21,7 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from hybrid_jax.data.manifest import Card
+from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import datasets, perplexity
 from hybrid_jax.eval.datasets import EvaluationSet
@@ -125,7 +125,7 @@ def test_remainders_count_and_batches_do_not(which, request, text):
     if which == "ar":
         assert seven.estimate.nats == pytest.approx(all_.estimate.nats, rel=1e-6)
     else:  # other draws
-        error = np.hypot(seven.estimate.nats_error, all_.estimate.nats_error)
+        error = np.hypot(seven.estimate.nll_se, all_.estimate.nll_se)
         assert abs(seven.estimate.nats - all_.estimate.nats) < 4 * error
 
 
@@ -133,8 +133,8 @@ def test_bounds_tighten_with_draws_as_their_errors_say(hybrid, text):
     dataset = EvaluationSet(name="b", source=f"files:{text}/b.txt")
     many = measured(hybrid, dataset, draws=64, seed=99).estimate
     few = [measured(hybrid, dataset, draws=1, seed=seed).estimate for seed in range(12)]
-    errors = [estimate.nats_error for estimate in few]
-    assert many.nats_error < 0.6 * np.mean(errors)
+    errors = [estimate.nll_se for estimate in few]
+    assert many.nll_se < 0.6 * np.mean(errors)
     # Records are the same, so the spread of the means is that of the draws alone.
     spread = np.std([estimate.nats for estimate in few])
     assert spread < 1.5 * np.mean(errors)
@@ -160,7 +160,7 @@ def test_command_line_prints_and_stores(hybrid, text, capsys):
     assert detokenized["dataset"]["detokenizer"] == "lambada"
     # The held-out records of the run, as the run itself evaluates them.
     valid = json.loads((hybrid / "evaluation" / "valid.json").read_text(encoding="utf-8"))
-    assert valid["estimate"]["records"] == Card.load(hybrid.parent / "data").valid.records
+    assert valid["estimate"]["records"] == Manifest.load(hybrid.parent / "data").valid.records
 
 
 BUILD = """

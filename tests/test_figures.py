@@ -26,7 +26,7 @@ from hybrid_jax.generation.kinds import KINDS, kinds_of
 from hybrid_jax.generation.requests import Request
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.sampling import cache_feed, loop, prompts, rules
@@ -165,16 +165,16 @@ def test_inference_masks_are_what_the_sampler_feeds(number):
         build(length=9, width=masks.WIDTH, levels=masks.WIDTH)
         for build in (hyperschedule.block, hyperschedule.slide)
     ]
-    problem = Problem(
+    spec = Spec(
         schedule=schedules[number // 2],
-        kernel=noising.absorbing(tokens=5),
+        kernel=noising.absorbing(vocab_size=5),
         layout=Layout(alignment=("aligned", "shifted")[number % 2]),
         objective=Objective(),
     )
-    network = Transformer(tokens=5, layers=1, width=8, heads=1)
-    sampler = Sampler(problem=problem, network=network)
+    network = Transformer(vocab_size=5, layers=1, width=8, heads=1)
+    sampler = Sampler(spec=spec, network=network)
     params = network.init(jax.random.key(0))
-    given = prompts.build([[]], length=9, tokens=5)
+    given = prompts.build([[]], length=9, vocab_size=5)
     state = loop.start(sampler, params, requests.keys_of(0, np.arange(1)), given)
     state = loop.advance(sampler, rules.make("ancestral"), params, state, 2 * masks.WIDTH)
     assert int(state.step[0]) == 2 * masks.WIDTH
@@ -258,19 +258,19 @@ def test_frames_end_in_the_text_that_generate_gives(recordings):
         cells = frames.cells_of(Byte(), wanted.tokens, ["settled"] * len(wanted.tokens))
         assert list(last.cells) == cells
         assert set(last.kinds) <= {"given", "settled", "revealed", "corrected"}
-        assert (last.calls, last.corrections) == (wanted.calls, wanted.corrections)
+        assert (last.nfe, last.corrections) == (wanted.nfe, wanted.corrections)
         assert last.step == recording.steps
 
 
 def test_frames_count_what_the_loop_counts(recordings):
     for recording, wanted in recordings:
         assert wanted.corrections > 0
-        assert len(recording.frames) == wanted.calls + 1
+        assert len(recording.frames) == wanted.nfe + 1
         total = 0
         for number, frame in enumerate(recording.frames):
             total += frame.kinds.count("corrected")
             assert frame.corrections == total
-            assert frame.calls == number
+            assert frame.nfe == number
             assert len(frame.cells) == len(frame.kinds) == LENGTH
             assert frame.kinds[:2] == ("given", "given")
     masked_again = [
@@ -382,7 +382,7 @@ def test_page_is_played_and_stepped_through_in_a_browser(browser):
     tab.locator("#count", has_text=re.compile(r"^(?:[3-9]|\d\d)")).wait_for()
     tab.get_by_role("button", name="pause").click()
     assert 2 < shown()[0] == shown()[0]
-    tab.get_by_label("calls").fill(str(last - 1))
+    tab.get_by_label("nfe").fill(str(last - 1))
     tab.get_by_role("button", name="play").click()
     tab.get_by_role("button", name="play").wait_for()  # it pauses at the end
     assert shown()[0] == last
@@ -405,8 +405,7 @@ def test_page_holds_the_frames_and_needs_nothing_else(recordings):
             assert cells == list(frame.cells)
             assert list(letters) == [kind[0] for kind in frame.kinds]
             assert counts == (
-                f"step {frame.step}/{run.steps}, {frame.calls} calls, "
-                f"{frame.corrections} corrections"
+                f"step {frame.step}/{run.steps}, {frame.nfe} calls, {frame.corrections} corrections"
             )
     for kind in KINDS:
         assert re.search(rf"^  \.{kind[0]} \{{", html, re.MULTILINE)

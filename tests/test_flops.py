@@ -12,14 +12,14 @@ import pytest
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.training import flops
 
 LENGTH = 12
 # 127 tokens and MASK fill the head's 128 columns, so that none is padding.
-NETWORK = Transformer(tokens=127, layers=3, width=16, heads=2, mlp_ratio=3, qk_norm=True)
+NETWORK = Transformer(vocab_size=127, layers=3, width=16, heads=2, mlp_ratio=3, qk_norm=True)
 SCHEDULES = {
     "flat": hyperschedule.flat(length=LENGTH, levels=5),
     "block": hyperschedule.block(length=LENGTH, width=5, levels=3),
@@ -39,10 +39,10 @@ ROWS = {
 }
 
 
-def problem(family: str, alignment: str, context: str = "causal") -> Problem:
-    return Problem(
+def spec(family: str, alignment: str, context: str = "causal") -> Spec:
+    return Spec(
         schedule=SCHEDULES[family],
-        kernel=noising.absorbing(tokens=NETWORK.tokens),
+        kernel=noising.absorbing(vocab_size=NETWORK.tokens),
         layout=Layout(alignment=alignment, context=context),
         objective=Objective(),
     )
@@ -87,7 +87,7 @@ def traced(network: Transformer, rows: int, batch: int = 1) -> int:
 @pytest.mark.parametrize(("family", "alignment"), ROWS)
 def test_dense_count_is_that_of_the_traced_program(family, alignment, condition):
     network = dataclasses.replace(NETWORK, condition=condition)
-    found = flops.forward_flops(network, problem(family, alignment))
+    found = flops.forward_flops(network, spec(family, alignment))
     assert found.rows == sum(ROWS[family, alignment])
     assert found.matmul + found.dense_attention + found.head == traced(network, found.rows)
 
@@ -95,14 +95,14 @@ def test_dense_count_is_that_of_the_traced_program(family, alignment, condition)
 def test_remat_unroll_and_types_do_not_change_the_count():
     changed = dataclasses.replace(NETWORK, remat=True, unroll=3, dtype="bfloat16", dropout=0.1)
     assert traced(changed, 20) == traced(NETWORK, 20)
-    assert flops.forward_flops(changed, problem("block", "aligned")) == flops.forward_flops(
-        NETWORK, problem("block", "aligned")
+    assert flops.forward_flops(changed, spec("block", "aligned")) == flops.forward_flops(
+        NETWORK, spec("block", "aligned")
     )
 
 
 @pytest.mark.parametrize(("family", "alignment"), ROWS)
 def test_attention_counts_the_true_entries_of_the_mask(family, alignment):
-    goal = problem(family, alignment)
+    goal = spec(family, alignment)
     schedule = goal.schedule
     found = []
     for phase in range(schedule.phases):
@@ -126,7 +126,7 @@ def row(fields: dict) -> layouts.Rows:
 
 def test_pairs_of_small_cases_by_hand():
     def pairs(*case):
-        return flops.forward_flops(NETWORK, problem(*case)).pairs
+        return flops.forward_flops(NETWORK, spec(*case)).pairs
 
     triangle = LENGTH * (LENGTH + 1) / 2
     assert pairs("flat", "aligned") == LENGTH**2
@@ -140,27 +140,27 @@ def test_pairs_of_small_cases_by_hand():
 
 def test_many_phases_are_represented_by_some():
     schedule = hyperschedule.slide(length=180, width=90, levels=90)
-    goal = dataclasses.replace(problem("flat", "aligned"), schedule=schedule)
+    goal = dataclasses.replace(spec("flat", "aligned"), schedule=schedule)
     some = flops.forward_flops(NETWORK, goal).pairs
     every = np.mean([_pairs(goal, phase) for phase in range(0, 90, 7)])
     assert some == pytest.approx(every, rel=0.01)
 
 
-def _pairs(goal: Problem, phase: int) -> int:
+def _pairs(goal: Spec, phase: int) -> int:
     rows = layouts.training_rows(goal.layout, goal.schedule, jnp.array([phase]))
     return int(layouts.attention_mask(goal.layout, rows).sum())
 
 
 def test_custom_tables_have_a_count_too():
     table = hyperschedule.custom([[2, 2, 2], [1, 2, 2], [0, 1, 2], [0, 0, 1], [0, 0, 0]])
-    goal = dataclasses.replace(problem("flat", "aligned"), schedule=table)
+    goal = dataclasses.replace(spec("flat", "aligned"), schedule=table)
     count = flops.forward_flops(NETWORK, goal)
     assert count.rows == 3 + 2
     assert count.head == 2 * 3 * 16 * 128
 
 
 def test_training_is_three_times_forward():
-    goal = problem("block", "shifted")
+    goal = spec("block", "shifted")
     forward = flops.forward_flops(NETWORK, goal)
     assert flops.training_flops(NETWORK, goal) == 3 * forward.total
     assert forward.total == forward.matmul + forward.attention + forward.head
@@ -168,10 +168,10 @@ def test_training_is_three_times_forward():
 
 def test_released_size_is_about_six_flops_a_parameter_and_token():
     """The rule of thumb 6·parameters·tokens, with attention apart (arXiv 2001.08361 table 1)."""
-    network = Transformer(tokens=50_257, layers=12, width=768, heads=12)
+    network = Transformer(vocab_size=50_257, layers=12, width=768, heads=12)
     schedule = hyperschedule.flat(length=1024, levels=1024)
     goal = dataclasses.replace(
-        problem("flat", "aligned"), schedule=schedule, kernel=noising.absorbing(tokens=50_257)
+        spec("flat", "aligned"), schedule=schedule, kernel=noising.absorbing(vocab_size=50_257)
     )
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     shapes.pop("embedding")

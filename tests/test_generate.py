@@ -98,7 +98,7 @@ def test_prompts_are_continued_and_everything_is_recorded(folder, tmp_path, caps
         assert row["sampling"]["eta"] == 0.5
         assert row["schedule"] == "block(ω=4, T=4)"
     # 24 positions in blocks of 4: the first prompt fills two of them.
-    assert [row["calls"] for row in rows] == [16, 16, 24, 24]
+    assert [row["nfe"] for row in rows] == [16, 16, 24, 24]
     printed = capsys.readouterr()
     assert "--- text 4 of 4 ---" in printed.out
     assert "tokens/s" in printed.err
@@ -106,10 +106,10 @@ def test_prompts_are_continued_and_everything_is_recorded(folder, tmp_path, caps
 
 
 def test_a_text_does_not_depend_on_its_batch(folder, tmp_path):
-    together = records(folder, tmp_path, "--num_samples=3", "--batch_size=3")
+    raise_on_all = records(folder, tmp_path, "--num_samples=3", "--batch_size=3")
     apart = records(folder, tmp_path, "--num_samples=3", "--batch_size=1")
-    assert [row["tokens"] for row in together] == [row["tokens"] for row in apart]
-    assert len({tuple(row["tokens"]) for row in together}) == 3
+    assert [row["tokens"] for row in raise_on_all] == [row["tokens"] for row in apart]
+    assert len({tuple(row["tokens"]) for row in raise_on_all}) == 3
 
 
 def test_gaps_are_filled_and_the_rest_stands(folder, tmp_path):
@@ -124,7 +124,7 @@ def test_gaps_are_filled_and_the_rest_stands(folder, tmp_path):
 def test_other_rules_steps_and_lengths(folder, tmp_path):
     (row,) = records(folder, tmp_path, "--rule=remdm", "--strategy=rescale", "--eta=0.3",
                      "--levels=2", "--length=10", "--top_k=40", "--eos=stop")  # fmt: skip
-    assert row["calls"] == 2 * 3
+    assert row["nfe"] == 2 * 3
     assert len(row["tokens"]) <= 10
     assert row["schedule"] == "block(ω=4, T=2)"
     expected = {"rule": "remdm", "strategy": "rescale", "eta": 0.3, "top_k": 40, "eos": "stop"}
@@ -205,12 +205,12 @@ def test_the_averaged_parameters_are_used(folder):
 
 def test_watching_tells_tokens_apart():
     schedule = hyperschedule.slide(length=6, width=2, levels=2)
-    given = prompts.build([[65]], length=6, tokens=258, stop=5)
+    given = prompts.build([[65]], length=6, vocab_size=258, stop=5)
     frames = Frames(schedule, Byte(), given)
 
-    def state(tokens, step, calls):
+    def state(tokens, step, nfe):
         return types.SimpleNamespace(
-            tokens=np.array([tokens]), step=[step], calls=[calls], corrections=[calls // 2]
+            tokens=np.array([tokens]), step=[step], nfe=[nfe], corrections=[nfe // 2]
         )
 
     console = rich.console.Console(

@@ -14,7 +14,7 @@ from enumeration import Reader, kernels, quick_jit
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.sampling import cache_feed, loop, prompts, rules
@@ -65,7 +65,7 @@ ROWS = [
 
 
 def problem_of(schedule, how, kernel="gamma .7", **settings):
-    return Problem(
+    return Spec(
         schedule=SCHEDULES[schedule],
         kernel=kernels(N)[kernel],
         layout=LAYOUTS[how],
@@ -78,7 +78,7 @@ def problem_of(schedule, how, kernel="gamma .7", **settings):
 @functools.cache
 def transformer(**settings):
     """A small transformer with large random weights."""
-    network = Transformer(tokens=N, layers=2, width=16, heads=2, condition=6, qk_norm=True)
+    network = Transformer(vocab_size=N, layers=2, width=16, heads=2, condition=6, qk_norm=True)
     network = dataclasses.replace(network, **settings)
     leaves, tree = jax.tree.flatten(jax.jit(network.init)(jax.random.key(7)))
     keys = jax.random.split(jax.random.key(3), len(leaves))
@@ -88,12 +88,12 @@ def transformer(**settings):
 
 @functools.cache
 def reader():
-    network = Reader(tokens=N, length=LENGTH)
+    network = Reader(vocab_size=N, length=LENGTH)
     return network, network.init(seed=3)
 
 
 def given(rows=ROWS, **settings):
-    return prompts.build(rows, length=LENGTH, tokens=N, **settings)
+    return prompts.build(rows, length=LENGTH, vocab_size=N, **settings)
 
 
 def keys_of(count, seed=0):
@@ -127,7 +127,7 @@ CASES = [
 @pytest.mark.parametrize(("schedule", "how"), PAIRS)
 def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, how):
     network, params = transformer()
-    cached = Sampler(problem=problem_of(schedule, how), network=network, prefill=1)
+    cached = Sampler(spec=problem_of(schedule, how), network=network, prefill=1)
     whole = dataclasses.replace(cached, cached=False)
     rule = Ancestral()
 
@@ -135,10 +135,10 @@ def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, h
     def compare(state):
         features, ready, _ = cache_feed.show(cached, params, state)
         wanted, _, _ = cache_feed.show(whole, params, state)
-        step = jnp.minimum(state.step, cached.problem.schedule.steps - 1)
-        place = cached.problem.schedule.settled(step)[:, None] + jnp.arange(features.shape[1])
-        inside = place < cached.problem.schedule.frontier(step + 1)[:, None]
-        counts = inside & (ready & (state.step < cached.problem.schedule.steps))[:, None]
+        step = jnp.minimum(state.step, cached.spec.schedule.steps - 1)
+        place = cached.spec.schedule.settled(step)[:, None] + jnp.arange(features.shape[1])
+        inside = place < cached.spec.schedule.frontier(step + 1)[:, None]
+        counts = inside & (ready & (state.step < cached.spec.schedule.steps))[:, None]
         difference = network.logits(params, features) - network.logits(params, wanted)
         scale = jnp.abs(network.logits(params, wanted)).max()
         return jnp.where(counts[..., None], jnp.abs(difference), 0.0).max(), scale, counts.sum()
@@ -146,13 +146,13 @@ def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, h
     state = loop.start(cached, params, keys_of(len(ROWS)), given())
     compared = 0
     for _ in range(100):
-        if np.all(state.step == cached.problem.schedule.steps):
+        if np.all(state.step == cached.spec.schedule.steps):
             break
         worst, scale, count = compare(state)
         assert worst < 1e-5 * max(1.0, scale)
         compared += int(count)
         state = loop.advance(cached, rule, params, state, 1)
-    assert np.all(state.step == cached.problem.schedule.steps)
+    assert np.all(state.step == cached.spec.schedule.steps)
     assert compared > LENGTH * len(ROWS) / 3
 
 
@@ -160,7 +160,7 @@ def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, h
 def test_cached_texts_are_those_of_full_recomputation(schedule, how, rule):
     """For the same keys, to the last token; no MASK is left, and given tokens stand."""
     network, params = transformer()
-    cached = Sampler(problem=problem_of(schedule, how), network=network, prefill=3)
+    cached = Sampler(spec=problem_of(schedule, how), network=network, prefill=3)
     keys = keys_of(len(ROWS), seed=len(rule))
     texts = generate(cached, RULES[rule], params, keys, given())
     whole = generate(dataclasses.replace(cached, cached=False), RULES[rule], params, keys, given())
@@ -173,8 +173,8 @@ def test_cached_texts_are_those_of_full_recomputation(schedule, how, rule):
 @pytest.mark.parametrize(("schedule", "how"), [("slide", "shifted"), ("block", "aligned")])
 def test_a_score_network_is_cached_alike(schedule, how):
     network, params = reader()
-    problem = problem_of(schedule, how, parameterisation="score")
-    cached = Sampler(problem=problem, network=network)
+    spec = problem_of(schedule, how, parameterisation="score")
+    cached = Sampler(spec=spec, network=network)
     for rule in (Ancestral(), ACS(eta=0.5), Ancestral(warp=Warp(temperature=0.5))):
         texts, whole = (
             generate(sampler, rule, params, keys_of(6), given())
@@ -186,9 +186,9 @@ def test_a_score_network_is_cached_alike(schedule, how):
 
 def test_a_text_does_not_depend_on_how_its_prompt_was_fed():
     network, params = transformer()
-    problem = problem_of("block", "shifted, block-causal")
+    spec = problem_of("block", "shifted, block-causal")
     results = [
-        generate(Sampler(problem=problem, network=network, prefill=size), ACS(), params,
+        generate(Sampler(spec=spec, network=network, prefill=size), ACS(), params,
                  keys_of(6), given()).tokens
         for size in (1, 6, 256)
     ]  # fmt: skip
@@ -198,7 +198,7 @@ def test_a_text_does_not_depend_on_how_its_prompt_was_fed():
 
 def test_bfloat16_caches_hold_bfloat16():
     network, params = transformer(dtype="bfloat16")
-    sampler = Sampler(problem=problem_of("block", "aligned"), network=network)
+    sampler = Sampler(spec=problem_of("block", "aligned"), network=network)
     state = loop.start(sampler, params, keys_of(6), given())
     assert {leaf.dtype for leaf in jax.tree.leaves(state.cache)} == {jnp.dtype(jnp.bfloat16)}
     assert generate(sampler, ACS(), params, keys_of(6), given()).tokens.max() < N
@@ -222,18 +222,18 @@ def test_bfloat16_caches_hold_bfloat16():
 )
 def test_a_text_alone_is_the_text_in_a_batch(schedule, how, rule):
     network, params = transformer()
-    sampler = Sampler(problem=problem_of(schedule, how), network=network)
+    sampler = Sampler(spec=problem_of(schedule, how), network=network)
     keys = keys_of(len(ROWS))
-    together = generate(sampler, RULES[rule], params, keys, given())
+    raise_on_all = generate(sampler, RULES[rule], params, keys, given())
     for row in (2, 3):
         alone = generate(sampler, RULES[rule], params, keys[row : row + 1], given([ROWS[row]]))
-        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
-        assert alone.corrections[0] == together.corrections[row]
+        np.testing.assert_array_equal(alone.tokens[0], raise_on_all.tokens[row])
+        assert alone.corrections[0] == raise_on_all.corrections[row]
 
 
 def test_texts_differ_by_their_keys():
     network, params = reader()
-    sampler = Sampler(problem=problem_of("block", "aligned"), network=network)
+    sampler = Sampler(spec=problem_of("block", "aligned"), network=network)
     one = generate(sampler, Ancestral(), params, keys_of(6), given()).tokens
     two = generate(sampler, Ancestral(), params, keys_of(6, seed=1), given()).tokens
     assert np.all(np.any(one != two, axis=1)[:3])
@@ -241,7 +241,7 @@ def test_texts_differ_by_their_keys():
 
 def test_one_compilation_serves_all_prompts_keys_and_numbers():
     network, params = reader()
-    sampler = Sampler(problem=problem_of("slide", "shifted"), network=network)
+    sampler = Sampler(spec=problem_of("slide", "shifted"), network=network)
     chex.clear_trace_counter()
 
     def whole(rule, params, keys, given):
@@ -297,7 +297,7 @@ def plain_gpt_decode(network, params, bos, prompt, length):
 
     text, logits = [], []
     for position in range(length):
-        said = feed(text[-1] if text else bos, position - 1)[: network.tokens]
+        said = feed(text[-1] if text else bos, position - 1)[: network.vocab_size]
         logits.append(said)
         given = position < len(prompt)
         text.append(prompt[position] if given else int(said.argmax()))
@@ -306,18 +306,18 @@ def plain_gpt_decode(network, params, bos, prompt, length):
 
 def test_shifted_autoregression_is_a_plain_gpt_decode():
     network, params = transformer(condition=0)
-    problem = problem_of("quenched AR", "shifted", "absorbing")
-    sampler = Sampler(problem=problem, network=network, prefill=4)
+    spec = problem_of("quenched AR", "shifted", "absorbing")
+    sampler = Sampler(spec=spec, network=network, prefill=4)
     rows = [[], [3, 1, 4, 1, 5], [2] * 11]
     texts = generate(sampler, rules.greedy(), params, keys_of(3), given(rows))
     for row, text in zip(rows, texts.tokens, strict=True):
-        wanted, _ = plain_gpt_decode(network, params, problem.bos, row, LENGTH)
+        wanted, _ = plain_gpt_decode(network, params, spec.bos, row, LENGTH)
         np.testing.assert_array_equal(text, wanted)
     # One call a new token, and rounds that only feed a prompt are none of them.
-    np.testing.assert_array_equal(texts.calls, [LENGTH - len(row) for row in rows])
+    np.testing.assert_array_equal(texts.nfe, [LENGTH - len(row) for row in rows])
 
     state = loop.start(sampler, params, keys_of(3), given(rows))
-    _, logits = plain_gpt_decode(network, params, problem.bos, [], LENGTH)
+    _, logits = plain_gpt_decode(network, params, spec.bos, [], LENGTH)
     for position in range(LENGTH):
         features, _, _ = cache_feed.show(sampler, params, state)
         said = network.logits(params, features)[0, 0, :N]
@@ -329,51 +329,51 @@ def test_shifted_autoregression_is_a_plain_gpt_decode():
 # Calls, ends, and what is left out.
 
 
-def calls(schedule, rule, rows, how="aligned", **settings):
+def nfe(schedule, rule, rows, how="aligned", **settings):
     network, params = reader()
-    sampler = Sampler(problem=problem_of(schedule, how), network=network)
-    return generate(sampler, rule, params, keys_of(len(rows)), given(rows, **settings)).calls
+    sampler = Sampler(spec=problem_of(schedule, how), network=network)
+    return generate(sampler, rule, params, keys_of(len(rows)), given(rows, **settings)).nfe
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_text_from_nothing_takes_one_call_a_step(schedule):
-    np.testing.assert_array_equal(calls(schedule, Ancestral(), [[]]), SCHEDULES[schedule].steps)
+    np.testing.assert_array_equal(nfe(schedule, Ancestral(), [[]]), SCHEDULES[schedule].steps)
 
 
 def test_steps_that_move_nothing_are_left_out():
     """Blocks of 5, 5 and 2 positions, three steps each."""
     rows = [[1] * 5, [1] * 6, [1] * 10, [1] * 4 + [GAP] + [1] * 7, [GAP] + [1] * 10]
     # The last has two gaps with a given block between them, which takes one round to be fed.
-    np.testing.assert_array_equal(calls("block", Ancestral(), rows), [6, 6, 3, 3, 3 + 1 + 3])
+    np.testing.assert_array_equal(nfe("block", Ancestral(), rows), [6, 6, 3, 3, 3 + 1 + 3])
 
 
 def test_a_text_stops_where_it_was_asked_to():
     network, params = reader()
-    sampler = Sampler(problem=problem_of("block", "aligned"), network=network)
+    sampler = Sampler(spec=problem_of("block", "aligned"), network=network)
     texts = generate(
         sampler, Ancestral(), params, keys_of(3), given([[], [1], []], stop=[5, 6, 12])
     )
     np.testing.assert_array_equal(texts.length, [5, 6, 12])
-    np.testing.assert_array_equal(texts.calls, [3, 6, 9])
-    assert np.all(texts.tokens[0, 5:] == sampler.problem.bos)
+    np.testing.assert_array_equal(texts.nfe, [3, 6, 9])
+    assert np.all(texts.tokens[0, 5:] == sampler.spec.bos)
 
 
 def test_a_text_ends_at_eos_behind_the_last_given_token():
     network, params = reader()
     eos = 5
-    sampler = Sampler(problem=problem_of("block", "aligned"), network=network, eos=eos)
+    sampler = Sampler(spec=problem_of("block", "aligned"), network=network, eos=eos)
     rows = [[GAP, GAP, eos, GAP, 1]] * 64 + [[]] * 64
     texts = generate(sampler, Ancestral(), params, keys_of(128), given(rows))
     on = generate(dataclasses.replace(sampler, eos=None), Ancestral(), params, keys_of(128),
                   given(rows))  # fmt: skip
     ended = 0
-    for row, text, length, used in zip(rows, texts.tokens, texts.length, texts.calls, strict=True):
+    for row, text, length, used in zip(rows, texts.tokens, texts.length, texts.nfe, strict=True):
         tail = np.asarray(text[len(row) :])
         where = np.flatnonzero(tail == eos)
         if len(where):
             ended += 1
             assert length == len(row) + where[0] + 1
-            assert np.all(text[length:] == sampler.problem.bos)
+            assert np.all(text[length:] == sampler.spec.bos)
             assert used == 3 * (-(-int(length) // 5))
         else:
             assert length == LENGTH
@@ -384,33 +384,33 @@ def test_a_text_ends_at_eos_behind_the_last_given_token():
 
 def test_adaptive_rules_move_on_early_and_keep_pace_at_the_latest():
     rows = [[]] * 4
-    np.testing.assert_array_equal(calls("block", Threshold(threshold=0.0), rows), 3)
-    np.testing.assert_array_equal(calls("flat", EntropyBound(bound=1e9), rows), 1)
-    np.testing.assert_array_equal(calls("quenched AR", Threshold(threshold=0.0), rows), LENGTH)
+    np.testing.assert_array_equal(nfe("block", Threshold(threshold=0.0), rows), 3)
+    np.testing.assert_array_equal(nfe("flat", EntropyBound(bound=1e9), rows), 1)
+    np.testing.assert_array_equal(nfe("quenched AR", Threshold(threshold=0.0), rows), LENGTH)
     # At least one token a step: the last block has two.
-    slow = calls("block", Threshold(threshold=1.0), rows)
+    slow = nfe("block", Threshold(threshold=1.0), rows)
     np.testing.assert_array_equal(slow, 3 + 3 + 2)
-    some = calls("flat", Threshold(threshold=0.5), rows)
+    some = nfe("flat", Threshold(threshold=0.5), rows)
     assert np.all(some <= 5)
     assert np.any(some < 5), "nothing was above the threshold"
 
 
 def test_closing_sweeps_are_counted_and_end_when_nothing_changes():
     rows = [[]] * 16
-    none = calls("block", ACS(eta=1.0), rows)
-    few = calls("block", ACS(eta=1.0, sweeps=2), rows)
+    none = nfe("block", ACS(eta=1.0), rows)
+    few = nfe("block", ACS(eta=1.0, sweeps=2), rows)
     np.testing.assert_array_equal(none, 9)
     assert np.all((few > 9) & (few <= 9 + 3 * 2))
     # A greedy network says again what it has settled on, and the sweeps end; but drawing all tokens
     # at once may also go round in circles, until the budget ends.
-    cold = calls("block", ACS(eta=1.0, sweeps=50, warp=Warp(temperature=0.0)), rows)
+    cold = nfe("block", ACS(eta=1.0, sweeps=50, warp=Warp(temperature=0.0)), rows)
     assert np.all(cold <= 9 + 3 * 50)
     assert np.mean(cold < 9 + 3 * 50) > 0.4
 
 
 def test_corrections_are_counted():
     network, params = reader()
-    sampler = Sampler(problem=problem_of("flat", "aligned", "epsilon"), network=network)
+    sampler = Sampler(spec=problem_of("flat", "aligned", "epsilon"), network=network)
     state = loop.start(sampler, params, keys_of(50), given([[]] * 50))
     seen = np.zeros(50, int)
     for _ in range(5):
@@ -425,7 +425,7 @@ def test_corrections_are_counted():
 def test_corrected_frozen_tokens_would_be_seen():
     """Every rule that may change shown tokens does so here, but never the given ones."""
     network, params = reader()
-    sampler = Sampler(problem=problem_of("flat", "aligned"), network=network)
+    sampler = Sampler(spec=problem_of("flat", "aligned"), network=network)
     rows = [[7, GAP] * 6] * 50
     for rule in (Ancestral(), ACS(eta=1.0, sweeps=3), ReMDM(eta=1.0, strategy="rescale")):
         texts = generate(sampler, rule, params, keys_of(50), given(rows))
@@ -479,7 +479,7 @@ def test_prompts_that_do_not_fit_are_refused(rows, stop, message):
 )
 def test_rules_that_cannot_work_are_refused(rule, kernel, message):
     network, params = reader()
-    sampler = Sampler(problem=problem_of("block", "aligned", kernel), network=network)
+    sampler = Sampler(spec=problem_of("block", "aligned", kernel), network=network)
     with pytest.raises(UserError, match=message):
         generate(sampler, rule, params, keys_of(1), given([[]]))
 
@@ -490,7 +490,7 @@ def test_masked_noise_may_use_the_original_sampler():
 
 def test_samplers_without_meaning_are_refused():
     network, _ = reader()
-    sampler = Sampler(problem=problem_of("block", "aligned"), network=network)
+    sampler = Sampler(spec=problem_of("block", "aligned"), network=network)
     for change, message in (({"prefill": 0}, "prefill must be"), ({"eos": N}, "end token 13")):
         with pytest.raises(UserError, match=message):
             loop.check(dataclasses.replace(sampler, **change), Ancestral())

@@ -121,10 +121,10 @@ def logits(network, params, tokens, mask, level):
 
 def seen(network, params):
     """What a network says of some tokens at some levels under a causal mask, [2, L, N]."""
-    tokens = jax.random.randint(jax.random.key(2), (2, LENGTH), 0, network.tokens + 1, jnp.int32)
+    tokens = jax.random.randint(jax.random.key(2), (2, LENGTH), 0, network.vocab_size + 1, jnp.int32)
     level = jax.random.uniform(jax.random.key(3), tokens.shape)
     mask = jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool))
-    return logits(network, params, tokens, mask, level)[..., : network.tokens]
+    return logits(network, params, tokens, mask, level)[..., : network.vocab_size]
 
 
 def same(first, second):
@@ -143,7 +143,7 @@ def same(first, second):
 def test_a_released_folder_is_all_that_its_output_needs(reference, kind, masked):
     folder = reference / f"hdlm-tiny-{kind}"
     model = interop.load_released(folder)
-    assert (model.kind, model.network.tokens, model.notes) == (kind, 63, ())
+    assert (model.kind, model.network.vocab_size, model.notes) == (kind, 63, ())
     with np.load(folder / "io.npz") as released:
         values = dict(released)
     tokens = jnp.asarray(values["tokens"], jnp.int32)
@@ -156,8 +156,8 @@ def test_a_released_folder_is_all_that_its_output_needs(reference, kind, masked)
     if kind == "epsilon":
         np.testing.assert_allclose(found[..., :64], values[name], atol=1e-4)
         return
-    problem = model.experiment.problem(63, bos=0)
-    read = functools.partial(objective.log_prediction, problem.objective, problem.kernel)
+    spec = model.experiment.spec(63, bos=0)
+    read = functools.partial(objective.log_prediction, spec.objective, spec.kernel)
     scores = jax.vmap(jax.vmap(read))(found, tokens, level)
     np.testing.assert_allclose(scores, values[name][..., :63], atol=1e-4)
 
@@ -228,7 +228,7 @@ def test_export_and_import_are_the_identity(tmp_path, kind):
     np.testing.assert_array_equal(
         seen(model.network, found.params), seen(model.network, model.params)
     )
-    real = model.network.tokens + 1
+    real = model.network.vocab_size + 1
     vocabulary = {"embedding": 0, "head/kernel": 1, "head/bias": 0}
     wanted = named_leaves(model.params)
     for name, value in named_leaves(found.params).items():
@@ -492,7 +492,7 @@ def train_on(folder, run: loop.Run):
 def start_of(folder, run):
     """The state of the checkpoint of step 0, as training would take it up."""
     with Checkpointer(folder / "checkpoints", read_only=True) as saver:
-        step, state = saver.restore_latest(run.recipe.abstract_state(run.mesh))
+        step, state = saver.restore_latest(run.setup.abstract_state(run.mesh))
     assert step == int(state.step) == 0
     same(state.params, state.ema)
     return state
@@ -587,7 +587,7 @@ def test_a_hybrid_starts_as_the_autoregressive_network(tmp_path, data, ar, kind)
         levels.append(jax.random.uniform(jax.random.key(3), tokens.shape))
     wanted = logits(old.network, old.params, tokens, mask, clean)
     for level in levels:
-        found = logits(run.recipe.network, state.params, tokens, mask, level)
+        found = logits(run.setup.network, state.params, tokens, mask, level)
         np.testing.assert_array_equal(found, wanted)
 
 

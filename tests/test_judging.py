@@ -16,8 +16,8 @@ from hybrid_jax.eval import pareto, perplexity
 from hybrid_jax.eval.protocols import PROTOCOLS
 from hybrid_jax.eval.quality_table import Row, as_markdown
 from hybrid_jax.eval.scorers import base as scoring
-from hybrid_jax.eval.scorers import load as judges
-from hybrid_jax.eval.scorers import run as run_judge
+from hybrid_jax.eval.scorers import load as scorers
+from hybrid_jax.eval.scorers import run as run_scorer
 from hybrid_jax.eval.statistics import Estimate, combined
 from hybrid_jax.eval.text_quality import evaluate as judged
 from hybrid_jax.generation import requests, samples
@@ -54,18 +54,18 @@ def hybrid(text, tmp_path_factory):
 
 def test_a_run_judges_by_its_own_likelihood(ar):
     """Against the bound of the same run, which is exact: another program, another layout."""
-    model, judge = pretrained.load(ar), run_judge.load(ar)
+    model, scorer = pretrained.load(ar), run_scorer.load(ar)
     packed = perplexity.held_out(model, 5)
     front = np.full((5, 1), model.tokenizer.bos, np.int32)
     rows = np.concatenate([front, packed.tokens], axis=1)
-    nats = scoring.score(judge, rows, np.full(5, LENGTH + 1), batch_size=3).nats
+    nats = scoring.score(scorer, rows, np.full(5, LENGTH + 1), batch_size=3).nats
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     for row, record in zip(nats, packed.tokens, strict=True):
         one = perplexity.Packed(
             tokens=record[None], documents=1, dropped=0, bytes_per_token=1.0, sha256=""
         )
         wanted = evaluate_bound(
-            model.problem, model.network, model.params, evaluation_batches(one, 1), bound,
+            model.spec, model.network, model.params, evaluation_batches(one, 1), bound,
             key=requests.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
         )  # fmt: skip
         assert row.mean(dtype=np.float64) == pytest.approx(wanted.nats, rel=1e-5)
@@ -73,38 +73,38 @@ def test_a_run_judges_by_its_own_likelihood(ar):
 
 def test_windows_of_a_run_begin_with_the_beginning_of_sequence(ar):
     """The second half of a long text is read as a record of its own would be."""
-    judge = run_judge.load(ar)
-    tokens = judge.tokenizer.encode(TEXT)[: LENGTH + LENGTH // 2]
-    bos = judge.tokenizer.bos
+    scorer = run_scorer.load(ar)
+    tokens = scorer.tokenizer.encode(TEXT)[: LENGTH + LENGTH // 2]
+    bos = scorer.tokenizer.bos
     whole = np.concatenate([[bos], tokens])[None].astype(np.int32)
-    found = scoring.score(judge, whole, np.array([whole.shape[1]])).nats[0]
+    found = scoring.score(scorer, whole, np.array([whole.shape[1]])).nats[0]
     # The last window: LENGTH tokens behind what stands in front.
     last = np.concatenate([[bos], tokens[-LENGTH:]])[None].astype(np.int32)
-    alone = scoring.score(judge, last, np.array([LENGTH + 1])).nats[0]
+    alone = scoring.score(scorer, last, np.array([LENGTH + 1])).nats[0]
     np.testing.assert_allclose(found[LENGTH:], alone[-(LENGTH // 2) :], rtol=1e-5)
-    first = scoring.score(judge, whole[:, : LENGTH + 1], np.array([LENGTH + 1])).nats[0]
+    first = scoring.score(scorer, whole[:, : LENGTH + 1], np.array([LENGTH + 1])).nats[0]
     np.testing.assert_allclose(found[:LENGTH], first, rtol=1e-5)
 
 
 def test_judges_by_name(ar, hybrid, tmp_path, shared_data):
-    judge, tokenizer = judges.load(f"run:{ar}")
-    assert judge.tokens == tokenizer.vocab_size == 258
+    scorer, tokenizer = scorers.load(f"run:{ar}")
+    assert scorer.vocab_size == tokenizer.vocab_size == 258
     with pytest.raises(UserError, match=r"cannot judge: it holds a run of block.*configs/ar\.py"):
-        judges.load(f"run:{hybrid}")
+        scorers.load(f"run:{hybrid}")
     for spec in ("gpt3:large", "run:", "gpt2", str(ar)):
         with pytest.raises(UserError, match="There is no judge"):
-            judges.load(spec)
+            scorers.load(spec)
     with pytest.raises(UserError, match="only learnt to read behind a beginning-of-sequence"):
-        judged(judge, tokenizer, ["ab"], PROTOCOLS["mdlm"])
+        judged(scorer, tokenizer, ["ab"], PROTOCOLS["mdlm"])
     # The tokenizer's files lie beside the weights, under either pair of names.
     folder = write(tmp_path / "model", random_tensors())
     with pytest.raises(UserError, match=r"needs the files encoder.json and vocab.bpe"):
-        judges.load(f"gpt2:{folder}")
+        scorers.load(f"gpt2:{folder}")
     (folder / "vocab.json").write_bytes((shared_data / "gpt2/encoder.json").read_bytes())
     with pytest.raises(UserError, match=r"needs the files vocab.json and merges.txt"):
-        judges.load(f"gpt2:{folder}")
+        scorers.load(f"gpt2:{folder}")
     (folder / "merges.txt").write_bytes((shared_data / "gpt2/vocab.bpe").read_bytes())
-    _, tokenizer = judges.load(f"gpt2:{folder}")
+    _, tokenizer = scorers.load(f"gpt2:{folder}")
     assert tokenizer.fingerprint == gpt2_tokenizer.load(shared_data / "gpt2").fingerprint
 
 
@@ -126,14 +126,14 @@ def test_files_of_several_seeds_are_judged_in_one_table(ar, hybrid, tmp_path, ca
                                                              "| all"]  # fmt: skip
     assert "protocol standard-1" in lines[5]
 
-    judge, tokenizer = judges.load(f"run:{ar}")
+    scorer, tokenizer = scorers.load(f"run:{ar}")
     model = pretrained.load(hybrid)
     stored = [
         json.loads((hybrid / f"evaluation/quality-seed{seed}.json").read_text()) for seed in (0, 1)
     ]
     for file, found in zip(files, stored, strict=True):
         made = samples.read(file)
-        wanted = judged(judge, tokenizer, made.tokens, PROTOCOLS["standard"],
+        wanted = judged(scorer, tokenizer, made.tokens, PROTOCOLS["standard"],
                         tokenizer=model.tokenizer)  # fmt: skip
         assert found["perplexity"]["value"] == pytest.approx(wanted.perplexity.value, rel=1e-5)
         assert found["settings"]["seed"] == made.settings["seed"]
@@ -164,7 +164,7 @@ def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, hybrid,
     for row in rows[1:]:
         settings = [quality["settings"] for quality in row["qualities"]]
         assert [s["seed"] for s in settings] == [0, 1]
-        assert all(s["calls"] == LENGTH / row["rho"] for s in settings)
+        assert all(s["nfe"] == LENGTH / row["rho"] for s in settings)
         corrects = row["label"] == "acs:eta=0.5" and row["rho"] == 1
         assert any(s["corrections"] > 0 for s in settings) is corrects
 
@@ -254,8 +254,8 @@ def test_estimates_of_seeds_are_combined():
 
 
 def test_text_that_was_not_generated_has_no_calls(ar):
-    judge, tokenizer = judges.load(f"run:{ar}")
-    quality = judged(judge, tokenizer, ["one text", "and another"], PROTOCOLS["standard"])
+    scorer, tokenizer = scorers.load(f"run:{ar}")
+    quality = judged(scorer, tokenizer, ["one text", "and another"], PROTOCOLS["standard"])
     line = as_markdown([Row(label="held-out text", qualities=(quality,))]).splitlines()[2]
     assert line.startswith("| held-out text | – | – | ")
     assert line.endswith(" | – | – |")

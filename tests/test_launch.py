@@ -494,18 +494,18 @@ def expected(cloud: Cloud, *, spot=False, bucket="", train="--config=c.py") -> d
     }  # fmt: skip
 
 
-def without_id(calls: list[list[str]]) -> list[list[str]]:
+def without_id(nfe: list[list[str]]) -> list[list[str]]:
     attempt = r"(?<=--attempt=)\d{8}-\d{6}-\d+-\d+"
-    return [[re.sub(attempt, "ID", argument) for argument in call] for call in calls]
+    return [[re.sub(attempt, "ID", argument) for argument in call] for call in nfe]
 
 
 def test_tpu_the_whole_way(cloud):
     cloud.plan(states=[["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]], runs=[0])
     done = cloud.launch()
     assert done.returncode == 0, done.stderr
-    calls = expected(cloud)
+    nfe = expected(cloud)
     order = "state create state state state vm scp install run delete state"
-    assert without_id(cloud.notes("gcloud")) == [calls[step] for step in order.split()]
+    assert without_id(cloud.notes("gcloud")) == [nfe[step] for step in order.split()]
     states = re.findall(r"me: (\w+) \(after \d+ s\)", done.stderr)
     assert states == ["NOT_FOUND", "WAITING_FOR_RESOURCES", "PROVISIONING", "READY"]
     assert "[0] start 0 of 0\n[0] to stderr\n[0] last words without an end of line\n" in done.stdout
@@ -539,9 +539,9 @@ def test_tpu_spot_bucket_and_several_hosts(cloud):
     train = ["--", "--config=c.py", "--workdir=bucket/x"]
     done = cloud.launch("--spot", "--bucket=gs://b/", train=train)
     assert done.returncode == 0, done.stderr
-    calls = expected(cloud, spot=True, bucket="b", train="--config=c.py --workdir=bucket/x")
+    nfe = expected(cloud, spot=True, bucket="b", train="--config=c.py --workdir=bucket/x")
     order = "state create state vm scp install run delete state"
-    assert without_id(cloud.notes("gcloud")) == [calls[step] for step in order.split()]
+    assert without_id(cloud.notes("gcloud")) == [nfe[step] for step in order.split()]
     mounts = [f"{cloud.folder}/hosts/{host}/bucket" for host in (0, 1)]
     options = "--implicit-dirs --metadata-cache-ttl-secs=0 --rename-dir-limit=1000000"
     assert sorted(cloud.notes("gcsfuse")) == [[f"{options} b {mount}"] for mount in mounts]
@@ -582,7 +582,7 @@ def test_tpu_dry_run_prints_what_a_run_does(cloud):
     ]  # fmt: skip
     done = cloud.launch(*options, train=train)
     assert done.returncode == 0, done.stderr
-    calls, trainings = cloud.notes("gcloud"), cloud.trainings()
+    nfe, trainings = cloud.notes("gcloud"), cloud.trainings()
     for log in ("gcloud", "python"):
         (cloud.folder / f"{log}.calls").unlink()
     # Pasted into a shell one after the other, they train too.
@@ -591,7 +591,7 @@ def test_tpu_dry_run_prints_what_a_run_does(cloud):
             ["bash", "-c", line], env=cloud.environment, cwd=cloud.here, capture_output=True
         )
     # All but the look whether it is deleted.
-    assert without_id(cloud.notes("gcloud")) == without_id(calls[:-1])
+    assert without_id(cloud.notes("gcloud")) == without_id(nfe[:-1])
     assert len(trainings) == 2
     assert sorted(cloud.trainings(), key=str) == sorted(trainings, key=str)
 

@@ -239,16 +239,16 @@ MANY = 50_257
 HARD_LEVELS = [1e-6, 1e-4, 0.5, 1 - 1e-4, 1 - 1e-6, 1.0]
 
 
-def survival_64(kernel, level_from, level_to):
+def survival_64(kernel, level_t, level_s):
     """a and b between two float32 levels, in float64."""
-    r = (1.0 - np.float64(np.float32(level_to))) / (1.0 - np.float64(np.float32(level_from)))
-    jump = 1.0 - kernel.epsilon if level_from == 0 and level_to > 0 else 1.0
+    r = (1.0 - np.float64(np.float32(level_s))) / (1.0 - np.float64(np.float32(level_t)))
+    jump = 1.0 - kernel.epsilon if level_t == 0 and level_s > 0 else 1.0
     return r ** (1.0 - kernel.gamma), r**kernel.gamma * jump
 
 
 def reverse_mean_64(kernel, p, state, low, high):
     """Σ_x p(x) q(z_s | z_t, x) in float64 from sums over x, without any case distinction."""
-    n = kernel.tokens
+    n = kernel.vocab_size
     a_low, b_low = survival_64(kernel, 0.0, low)
     a_high, b_high = survival_64(kernel, 0.0, high)
     a, b = survival_64(kernel, low, high)
@@ -287,10 +287,10 @@ def confident_prediction():
 @pytest.mark.parametrize("name", ["gamma", "uniform", "epsilon", "absorbing"])
 def test_float32_is_exact_over_a_real_vocabulary(name, level):
     kernel = {
-        "gamma": noising.gamma_hybrid(tokens=MANY, gamma=0.01),
-        "uniform": noising.uniform(tokens=MANY),
-        "epsilon": noising.epsilon_hybrid(tokens=MANY, epsilon=0.01),
-        "absorbing": noising.absorbing(tokens=MANY),
+        "gamma": noising.gamma_hybrid(vocab_size=MANY, gamma=0.01),
+        "uniform": noising.uniform(vocab_size=MANY),
+        "epsilon": noising.epsilon_hybrid(vocab_size=MANY, epsilon=0.01),
+        "absorbing": noising.absorbing(vocab_size=MANY),
     }[name]
     log_p = confident_prediction()
     p = np.exp(log_p)
@@ -351,4 +351,4 @@ def test_gradients_of_the_reverse_step_are_finite(kernel):
 )
 def test_kernels_without_meaning_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        noising.Kernel(**{"name": "test", "tokens": 5, **arguments})
+        noising.NoiseKernel(**{"name": "test", "tokens": 5, **arguments})

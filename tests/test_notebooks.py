@@ -81,10 +81,10 @@ def test_quickstart(tmp_path):
     assert (tmp_path / "runs" / "quickstart" / "checkpoints" / "20").is_dir()
     assert re.search(r"validation perplexity ≤ \d", said["train"][0])
     assert len(said["plot"][1]) == 1
-    calls, corrections = zip(
+    nfe, corrections = zip(
         *re.findall(r"(\d+) calls, (\d+) corrections", said["sample"][0]), strict=True
     )
-    assert set(calls) == {"32"}
+    assert set(nfe) == {"32"}
     assert corrections[:2] == ("0", "0")
     assert all(int(number) > 0 for number in corrections[2:])
     assert "→" in said["corrections"][0]

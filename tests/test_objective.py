@@ -21,7 +21,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.method import chunked_loss, hyperschedule, noising, objective
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Draw, Objective
 
 TOKENS = 5
@@ -61,7 +61,7 @@ def continuous_terms(goal, kernel, logits, levels):
     term = functools.partial(objective.continuous_term, goal, kernel)
     over_tokens = jax.vmap(term, (None, 0, None, None))
     over_states = jax.vmap(over_tokens, (0, None, 0, None))
-    tokens, states = jnp.arange(kernel.tokens), jnp.arange(kernel.tokens + 1)
+    tokens, states = jnp.arange(kernel.vocab_size), jnp.arange(kernel.vocab_size + 1)
     return jax.vmap(over_states, (0, None, None, 0))(logits, tokens, states, levels)
 
 
@@ -69,7 +69,7 @@ def discrete_terms(goal, kernel, logits, levels, levels_next):
     term = functools.partial(objective.discrete_term, goal, kernel)
     over_tokens = jax.vmap(term, (None, 0, None, None, None))
     over_states = jax.vmap(over_tokens, (0, None, 0, None, None))
-    tokens, states = jnp.arange(kernel.tokens), jnp.arange(kernel.tokens + 1)
+    tokens, states = jnp.arange(kernel.vocab_size), jnp.arange(kernel.vocab_size + 1)
     return jax.vmap(over_states, (0, None, None, 0, 0))(logits, tokens, states, levels, levels_next)
 
 
@@ -121,7 +121,7 @@ def discrete_bound(goal, kernel, logits_at, steps):
 def test_score_entropy_of_true_scores_integrates_to_the_entropy_of_the_data(
     gamma, parameterisation
 ):
-    kernel = noising.gamma_hybrid(tokens=TOKENS, gamma=gamma)
+    kernel = noising.gamma_hybrid(vocab_size=TOKENS, gamma=gamma)
     found = continuous_bound(
         Objective(parameterisation=parameterisation),
         kernel,
@@ -256,7 +256,7 @@ def test_padded_logits_change_nothing():
 
 def test_weighted_cross_entropy_follows_the_formula():
     """Masked tokens weigh 1/λ, replaced ones λ_w (1 − ε)/(1 − λ), kept ones λ_w ε/(1 − λ)."""
-    kernel = noising.epsilon_hybrid(tokens=TOKENS, epsilon=0.1)
+    kernel = noising.epsilon_hybrid(vocab_size=TOKENS, epsilon=0.1)
     goal = Objective(loss="weighted_cross_entropy", shown_weight=2.0)
     logits = jnp.log(jnp.asarray(OTHER, jnp.float32))
     term = functools.partial(objective.weighted_cross_entropy, goal, kernel, logits, 3)
@@ -322,12 +322,12 @@ TEXT = jnp.array([1, 0, 1], jnp.int32)
 
 @functools.cache
 def reader(tokens, length=LENGTH):
-    network = Reader(tokens=tokens, length=length, strength=0.25)
+    network = Reader(vocab_size=tokens, length=length, strength=0.25)
     return network, network.init(seed=4)
 
 
 def problem_of(schedule, kernel, alignment="aligned", **objective_settings):
-    return Problem(
+    return Spec(
         schedule=schedule,
         kernel=kernel,
         layout=Layout(alignment=alignment),
@@ -336,19 +336,19 @@ def problem_of(schedule, kernel, alignment="aligned", **objective_settings):
     )
 
 
-def expected_terms(problem, phase, where, time):
+def expected_terms(spec, phase, where, time):
     """E over noisy sequences of the terms of TEXT, each sequence by its exact probability."""
-    kernel = problem.kernel
-    network, params = reader(kernel.tokens)
-    states = jnp.asarray(all_sequences(kernel.tokens + 1, LENGTH))
+    kernel = spec.kernel
+    network, params = reader(kernel.vocab_size)
+    states = jnp.asarray(all_sequences(kernel.vocab_size + 1, LENGTH))
     n = len(states)
     terms = estimator.drawn_terms(
-        problem,
+        spec,
         network,
         params,
         jnp.broadcast_to(TEXT, (n, LENGTH)),
         states,
-        jnp.broadcast_to(phase, (n, problem.schedule.phase_groups)),
+        jnp.broadcast_to(phase, (n, spec.schedule.phase_groups)),
         jax.tree.map(lambda x: jnp.broadcast_to(x, (n, LENGTH)), where),
         time=time,
         loss=False,
@@ -358,13 +358,13 @@ def expected_terms(problem, phase, where, time):
     return jnp.sum(jnp.where(chance > 0, chance * terms, 0.0))
 
 
-def enumerated(problem, time, nodes=24):
+def enumerated(spec, time, nodes=24):
     """The bound on −log p(TEXT): all phases and noisy sequences, nothing of `objective.draw`.
 
     In continuous time a whole step is integrated with the plain measure dλ; near λ = 1 the nodes
     v = w³ keep up with the integrand.
     """
-    schedule = problem.schedule
+    schedule = spec.schedule
     position = jnp.arange(LENGTH)
     if time == "continuous":
         w, weight = np.polynomial.legendre.leggauss(nodes)
@@ -378,7 +378,7 @@ def enumerated(problem, time, nodes=24):
         now = schedule.level(step, position) / schedule.levels
         after = schedule.level(step + 1, position) / schedule.levels
         where = Draw(now - place * (now - after), after, now - after, now != after)
-        return expected_terms(problem, phase, where, time)
+        return expected_terms(spec, phase, where, time)
 
     phases = jnp.repeat(jnp.arange(schedule.phases)[:, None], schedule.phase_groups, axis=1)
     run = quick_jit(jax.vmap(jax.vmap(at, (None, 0)), (0, None)))
@@ -386,13 +386,13 @@ def enumerated(problem, time, nodes=24):
     return float(np.mean(values @ weights))
 
 
-def estimated(problem, time, *, draws=128, batch=512):
+def estimated(spec, time, *, draws=128, batch=512):
     """Mean of the training estimator over independent batches, and its standard error."""
-    network, params = reader(problem.kernel.tokens)
+    network, params = reader(spec.kernel.vocab_size)
 
     def one(key):
         terms = estimator.batch_terms(
-            problem,
+            spec,
             network,
             params,
             jnp.broadcast_to(TEXT, (batch, LENGTH)),
@@ -418,9 +418,9 @@ def estimated(problem, time, *, draws=128, batch=512):
     ],
 )
 def test_training_estimates_the_bound(schedule_name, kernel_name, alignment, time):
-    problem = problem_of(SCHEDULES[schedule_name], kernels(2)[kernel_name], alignment)
-    bound = enumerated(problem, time)
-    mean, error = estimated(problem, time)
+    spec = problem_of(SCHEDULES[schedule_name], kernels(2)[kernel_name], alignment)
+    bound = enumerated(spec, time)
+    mean, error = estimated(spec, time)
     assert error < 0.01 * bound
     assert abs(mean - bound) < 4 * error + 1e-3 * bound
 
@@ -431,18 +431,18 @@ def test_levels_drawn_inside_steps_stand_for_the_whole_step():
     The context parameterisation, because a mean that ignores z costs ∫ dλ/λ at λ → 0.
     """
     kernel = kernels(2)["gamma .7"]
-    problem = problem_of(SCHEDULES["block"], kernel, parameterisation="context")
-    schedule = problem.schedule
+    spec = problem_of(SCHEDULES["block"], kernel, parameterisation="context")
+    schedule = spec.schedule
 
     def at(u):
         phase, where = objective.draw(
             schedule, kernel, "continuous", jnp.broadcast_to(u, schedule.phase_groups)
         )
-        return expected_terms(problem, phase, where, "continuous")
+        return expected_terms(spec, phase, where, "continuous")
 
     uniforms = (jnp.arange(200) + 0.5) / 200
     drawn = quick_jit(jax.vmap(at))(uniforms).mean()
-    assert drawn == pytest.approx(enumerated(problem, "continuous"), rel=1e-2)
+    assert drawn == pytest.approx(enumerated(spec, "continuous"), rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_absorbing_bound_of_a_blind_network_is_its_cross_entropy(schedule_name, 
 
     Nothing is enumerated here, so this also fixes the scale of the estimate (`phases`).
     """
-    problem = problem_of(SCHEDULES[schedule_name], noising.absorbing(tokens=2))
+    spec = problem_of(SCHEDULES[schedule_name], noising.absorbing(vocab_size=2))
     network, params = reader(2)
     blind = {name: np.zeros_like(value) for name, value in params.items()}
     logits = jnp.array([0.3, -0.8, 0.0])
@@ -466,7 +466,7 @@ def test_absorbing_bound_of_a_blind_network_is_its_cross_entropy(schedule_name, 
     network = Blind(**dataclasses.asdict(network))
     terms = quick_jit(
         lambda key: estimator.batch_terms(
-            problem, network, blind, jnp.broadcast_to(TEXT, (20_000, LENGTH)),
+            spec, network, blind, jnp.broadcast_to(TEXT, (20_000, LENGTH)),
             jnp.arange(20_000), key, count=20_000, time=time, loss=True,
         ).sum(1)
     )(jax.random.key(0))  # fmt: skip
@@ -478,8 +478,8 @@ def test_absorbing_bound_of_a_blind_network_is_its_cross_entropy(schedule_name, 
 
 def test_weighted_cross_entropy_is_what_the_loss_estimates_for_epsilon():
     """Its expectation for a blind network: both weights integrate to multiples of −log p."""
-    kernel = noising.epsilon_hybrid(tokens=2, epsilon=0.2)
-    problem = problem_of(
+    kernel = noising.epsilon_hybrid(vocab_size=2, epsilon=0.2)
+    spec = problem_of(
         hyperschedule.flat(length=LENGTH, levels=4),
         kernel,
         loss="weighted_cross_entropy",
@@ -489,7 +489,7 @@ def test_weighted_cross_entropy_is_what_the_loss_estimates_for_epsilon():
     blind = {name: np.zeros_like(value) for name, value in params.items()}
     terms = quick_jit(
         lambda key: estimator.batch_terms(
-            problem, network, blind, jnp.broadcast_to(TEXT, (20_000, LENGTH)),
+            spec, network, blind, jnp.broadcast_to(TEXT, (20_000, LENGTH)),
             jnp.arange(20_000), key, count=20_000, time="continuous", loss=True,
         ).sum(1)
     )(jax.random.key(0))  # fmt: skip
@@ -536,12 +536,12 @@ def test_uniforms_of_some_examples_are_those_of_the_whole_batch():
 
 def test_terms_follow_the_global_index_of_an_example():
     """The same for everything that is drawn, the noisy tokens included."""
-    problem = problem_of(SCHEDULES["slide"], KERNELS["gamma .7"])
+    spec = problem_of(SCHEDULES["slide"], KERNELS["gamma .7"])
     network, params = reader(TOKENS)
     tokens = jax.random.randint(jax.random.key(5), (8, LENGTH), 0, TOKENS, jnp.int32)
     run = quick_jit(
         lambda tokens, index: estimator.batch_terms(
-            problem, network, params, tokens, index, jax.random.key(6),
+            spec, network, params, tokens, index, jax.random.key(6),
             count=8, time="discrete", loss=False,
         )
     )  # fmt: skip
@@ -565,7 +565,7 @@ def test_continuous_levels_lie_inside_the_step_that_the_uniform_picks():
 
 def test_inactive_positions_contribute_nothing():
     """Neither to values nor, through whatever the network shows there, to gradients."""
-    problem = problem_of(UNEVEN, KERNELS["gamma .1"])
+    spec = problem_of(UNEVEN, KERNELS["gamma .1"])
     count, width = LENGTH, TOKENS + 1
     active = jnp.array([[True, False, True]])
     where = Draw(
@@ -579,7 +579,7 @@ def test_inactive_positions_contribute_nothing():
 
     def terms(features, time):
         return chunked_loss.position_terms(
-            problem.objective, problem.kernel, lambda f: f, features, tokens, states, where,
+            spec.objective, spec.kernel, lambda f: f, features, tokens, states, where,
             time=time, loss=False, chunk=2,
         )  # fmt: skip
 
@@ -641,12 +641,12 @@ def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
 
 
 def test_the_training_loss_is_the_mean_of_the_terms():
-    problem = problem_of(SCHEDULES["block"], KERNELS["gamma .7"])
+    spec = problem_of(SCHEDULES["block"], KERNELS["gamma .7"])
     network, params = reader(TOKENS)
     tokens = jax.random.randint(jax.random.key(5), (8, LENGTH), 0, TOKENS, jnp.int32)
-    arguments = (problem, network, params, tokens, jnp.arange(8), jax.random.key(6))
+    arguments = (spec, network, params, tokens, jnp.arange(8), jax.random.key(6))
     loss = estimator.batch_loss(*arguments, count=8)
-    terms = estimator.batch_terms(*arguments, count=8, time=problem.objective.time, loss=True)
+    terms = estimator.batch_terms(*arguments, count=8, time=spec.objective.time, loss=True)
     np.testing.assert_allclose(loss, terms.mean(), rtol=1e-5)
 
 
@@ -674,22 +674,22 @@ def test_objectives_without_meaning_are_refused(settings, kernel, message):
 
 
 def test_a_kernel_of_ones_own_has_no_rates():
-    class Own(noising.Kernel):
+    class Own(noising.NoiseKernel):
         pass
 
-    kernel = Own(name="own", tokens=3)
+    kernel = Own(name="own", vocab_size=3)
     problem_of(SCHEDULES["flat"], kernel, time="discrete")
     with pytest.raises(UserError, match="rates of own in continuous time are not known"):
         problem_of(SCHEDULES["flat"], kernel, time="continuous")
 
 
 def test_problem_refuses_an_empty_chunk():
-    problem = problem_of(SCHEDULES["flat"], KERNELS["absorbing"])
+    spec = problem_of(SCHEDULES["flat"], KERNELS["absorbing"])
     with pytest.raises(UserError, match="chunk of positions must be at least 1"):
-        dataclasses.replace(problem, chunk=0)
+        dataclasses.replace(spec, chunk=0)
 
 
 def test_problem_refuses_a_layout_that_does_not_serve_its_schedule():
-    problem = problem_of(SCHEDULES["slide"], KERNELS["absorbing"])
+    spec = problem_of(SCHEDULES["slide"], KERNELS["absorbing"])
     with pytest.raises(UserError, match="windows that settle whole"):
-        dataclasses.replace(problem, layout=Layout(context="block_causal"))
+        dataclasses.replace(spec, layout=Layout(context="block_causal"))

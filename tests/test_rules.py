@@ -138,13 +138,13 @@ DEFINITIONS = {
 Moment = collections.namedtuple("Moment", "tokens confidence drawn p now after active")
 
 
-def text_distribution(problem, network, params, rule):
+def text_distribution(spec, network, params, rule):
     """Exact distribution of generated texts, {text: probability}."""
-    schedule, kernel = problem.schedule, problem.kernel
+    schedule, kernel = spec.schedule, spec.kernel
     table = np.asarray(hyperschedule.table(schedule))
     levels = table / schedule.levels
     states = {tuple(state): k for k, state in enumerate(all_sequences(N + 1, LENGTH))}
-    logits = np.asarray(all_logits(problem, network, params), np.float64)[..., :N]
+    logits = np.asarray(all_logits(spec, network, params), np.float64)[..., :N]
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     remembers = isinstance(rule, ReMDM)  # nothing else looks at the confidences
     place = (0, 0, (MASK,) * LENGTH, (0.0,) * LENGTH)
@@ -198,10 +198,10 @@ def text_distribution(problem, network, params, rule):
     return texts
 
 
-def generated_counts(problem, network, params, rule):
+def generated_counts(spec, network, params, rule):
     keys = jax.random.split(jax.random.key(5), DRAWS)
     given = prompts.nothing(DRAWS, LENGTH)
-    sampler = Sampler(problem=problem, network=network)
+    sampler = Sampler(spec=spec, network=network)
     texts = np.asarray(generate(sampler, rule, params, keys, given).tokens)
     assert texts.max() < N, "MASK is left"
     return np.bincount(texts @ (1 << np.arange(LENGTH)[::-1]), minlength=N**LENGTH)
@@ -232,15 +232,15 @@ CASES += [("fast flat", "threshold", "aligned"), ("fast flat", "entropy", "shift
 def test_texts_follow_the_definition_of_the_rule(schedule_name, rule_name, alignment):
     kernel_name, rule = RULES[rule_name]
     fast = schedule_name == "fast flat"
-    problem = problem_of("flat" if fast else schedule_name, kernels(N)[kernel_name], alignment)
+    spec = problem_of("flat" if fast else schedule_name, kernels(N)[kernel_name], alignment)
     if fast:
         schedule = hyperschedule.flat(length=LENGTH, levels=2)
-        problem = dataclasses.replace(problem, schedule=schedule)
+        spec = dataclasses.replace(spec, schedule=schedule)
     network, params = reader(N)
-    exact = text_distribution(problem, network, params, rule)
+    exact = text_distribution(spec, network, params, rule)
     assert sum(exact.values()) == pytest.approx(1.0, abs=1e-9)
     expected = np.array([exact[tuple(text)] for text in all_sequences(N, LENGTH)]) * DRAWS
-    counts = generated_counts(problem, network, params, rule)
+    counts = generated_counts(spec, network, params, rule)
     likely = expected > 5
     assert counts[~likely].sum() <= expected[~likely].sum() + 20
     scale = counts[likely].sum() / expected[likely].sum()

@@ -15,10 +15,10 @@ from hybrid_jax.sampling.state import Sampler
 DRAWS = 100_000
 
 
-def generated(problem, network, params, *, row=(), count=DRAWS, seed=5):
-    given = prompts.build([row] * count, length=LENGTH, tokens=problem.kernel.tokens)
+def generated(spec, network, params, *, row=(), count=DRAWS, seed=5):
+    given = prompts.build([row] * count, length=LENGTH, vocab_size=spec.kernel.vocab_size)
     keys = jax.random.split(jax.random.key(seed), count)
-    sampler = Sampler(problem=problem, network=network)
+    sampler = Sampler(spec=spec, network=network)
     return np.asarray(generate(sampler, Ancestral(), params, keys, given).tokens)
 
 
@@ -38,14 +38,14 @@ def generated(problem, network, params, *, row=(), count=DRAWS, seed=5):
 def test_generated_text_has_the_enumerated_distribution(
     schedule_name, kernel_name, alignment, parameterisation
 ):
-    problem = problem_of(
+    spec = problem_of(
         schedule_name, kernels(2)[kernel_name], alignment, parameterisation=parameterisation
     )
     network, params = reader(2)
-    exact = sampler_distribution(problem, network, params)
+    exact = sampler_distribution(spec, network, params)
     data = all_sequences(2, LENGTH)
     expected = exact[tuple(data.T)] * DRAWS
-    drawn = generated(problem, network, params)
+    drawn = generated(spec, network, params)
     assert drawn.max() < 2, "MASK is left"
     counts = np.bincount(drawn @ (1 << np.arange(LENGTH)[::-1]), minlength=2**LENGTH)
     likely = expected > 5
@@ -56,9 +56,9 @@ def test_generated_text_has_the_enumerated_distribution(
 
 @pytest.mark.parametrize("kernel_name", ["absorbing", "gamma .7", "uniform"])
 def test_frozen_tokens_never_change(kernel_name):
-    problem = problem_of("slide", kernels(2)[kernel_name], "aligned")
+    spec = problem_of("slide", kernels(2)[kernel_name], "aligned")
     network, params = reader(2)
-    drawn = generated(problem, network, params, row=[prompts.GAP, 1], count=500)
+    drawn = generated(spec, network, params, row=[prompts.GAP, 1], count=500)
     assert (drawn[:, 1] == 1).all()
     assert drawn[:, 0].std() > 0
     assert drawn.max() < 2

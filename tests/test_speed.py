@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybrid_jax.runtime.throughput import Meter
+from hybrid_jax.runtime.throughput import Throughput
 
 
 class Clock:
@@ -14,16 +14,16 @@ class Clock:
 
 def test_numbers_leave_out_compilation_evaluation_and_checkpoints():
     clock = Clock()
-    meter = Meter(tokens=800, devices=4, flops=6e9, peak=1e10, clock=clock)
+    throughput = Throughput(tokens=800, devices=4, flops=6e9, peak=1e10, clock=clock)
     clock.now = 30.0  # compilation and the first steps
-    assert meter.read(5) == {}
-    with meter.paused():
+    assert throughput.read(5) == {}
+    with throughput.paused():
         clock.now += 100.0
     for _ in range(10):
-        with meter.waiting():
+        with throughput.waiting():
             clock.now += 0.05
         clock.now += 0.15
-    assert meter.read(10) == pytest.approx(
+    assert throughput.read(10) == pytest.approx(
         {
             "step_seconds": 0.2,
             "tokens_per_second": 4000.0,
@@ -33,15 +33,15 @@ def test_numbers_leave_out_compilation_evaluation_and_checkpoints():
         }
     )
     clock.now += 1.0
-    assert meter.read(10)["step_seconds"] == pytest.approx(0.1)
+    assert throughput.read(10)["step_seconds"] == pytest.approx(0.1)
 
 
 def test_what_is_not_known_is_not_said():
     clock = Clock()
-    meter = Meter(tokens=1, devices=1, flops=1.0, peak=None, clock=clock)
-    meter.read(1)
-    assert meter.read(1) == {}  # no time has passed
+    throughput = Throughput(tokens=1, devices=1, flops=1.0, peak=None, clock=clock)
+    throughput.read(1)
+    assert throughput.read(1) == {}  # no time has passed
     clock.now += 1.0
-    assert meter.read(0) == {}
+    assert throughput.read(0) == {}
     clock.now += 1.0
-    assert "mfu" not in meter.read(1)
+    assert "mfu" not in throughput.read(1)

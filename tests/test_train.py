@@ -110,10 +110,10 @@ def test_accumulation_and_chunks_do_not_change_the_result(experiment, tmp_path):
 def test_noise_depends_on_the_place_in_the_batch_alone(experiment):
     """In another order, with their places, the examples give the same update."""
     run = opened(replaced(experiment, "model", dropout=0.0))
-    state = run.recipe.init()
+    state = run.setup.init()
     tokens = jax.random.randint(jax.random.key(0), (8, 16), 0, 256)
     index = jnp.arange(8)
-    step = jax.jit(functools.partial(train_step, run.recipe))
+    step = jax.jit(functools.partial(train_step, run.setup))
     _, whole = step(state, tokens, index)
     order = jnp.asarray([3, 1, 7, 0, 2, 6, 5, 4])
     _, shuffled = step(state, tokens[order], index[order])
@@ -130,9 +130,9 @@ def test_one_compilation_for_all_steps(experiment):
     @jax.jit
     @chex.assert_max_traces(n=1)
     def step(state, tokens, index):
-        return train_step(run.recipe, state, tokens, index)
+        return train_step(run.setup, state, tokens, index)
 
-    state = jax.jit(run.recipe.init)()
+    state = jax.jit(run.setup.init)()
     tokens = np.zeros((8, 16), np.int32)
     index = np.arange(8, dtype=np.int32)
     for _ in range(3):
@@ -143,10 +143,10 @@ def test_one_compilation_for_all_steps(experiment):
 def test_training_lowers_the_bound(experiment, tmp_path):
     longer = replaced(experiment, "train", steps=150, eval_every=150, checkpoint_every=150)
     run = opened(longer)
-    before = train.evaluate(run, run.recipe.init().ema, final=True)
+    before = train.evaluate(run, run.setup.init().ema, final=True)
     after = train.evaluate(run, trained(longer, tmp_path).ema, final=True)
-    assert before.nats == pytest.approx(np.log(258), abs=6 * before.nats_error)
-    assert after.nats + 3 * after.nats_error < before.nats - 1.5
+    assert before.nats == pytest.approx(np.log(258), abs=6 * before.nll_se)
+    assert after.nats + 3 * after.nll_se < before.nats - 1.5
     assert after.records == 24
     assert after.draws == 2
 
@@ -183,7 +183,7 @@ def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     assert "unigram perplexity of the same tokens" in shown
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["perplexity"] == pytest.approx(np.exp(result["nats"]))
-    bits = result["nats"] / np.log(2) / run.card.valid.bytes_per_token
+    bits = result["nats"] / np.log(2) / run.manifest.valid.bytes_per_token
     assert result["bits_per_byte"] == pytest.approx(bits)
     samples = (tmp_path / "samples" / "step-6.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(samples) == 2

@@ -14,7 +14,7 @@ from hybrid_jax.models import attention
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
 
-SMALL = Transformer(tokens=11, layers=2, width=16, heads=2, condition=6)
+SMALL = Transformer(vocab_size=11, layers=2, width=16, heads=2, condition=6)
 BATCH, ROWS = 2, 5
 
 
@@ -174,7 +174,7 @@ def test_dropout_acts_only_with_a_key():
 
 @pytest.mark.parametrize(("tokens", "rows"), [(11, 128), (127, 128), (128, 256), (50_257, 50_304)])
 def test_vocabulary_has_room_for_mask_and_is_padded(tokens, rows):
-    assert Transformer(tokens=tokens, layers=1, width=4, heads=1).rows == rows
+    assert Transformer(vocab_size=tokens, layers=1, width=4, heads=1).rows == rows
 
 
 def test_parameters_have_padded_rows_and_stacked_layers():

@@ -52,7 +52,7 @@ from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training import flops
-from hybrid_jax.training.train_step import Recipe
+from hybrid_jax.training.train_step import TrainSetup
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices, such as v5e:16x16 or h100:8.")
 _STEP = flags.DEFINE_enum("step", "train", ["train", "sample", "both"], "What is compiled.")
@@ -104,29 +104,29 @@ class DoesNotFit(UserError):
 
 def lower_training(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
     """The training step for the mesh. Raises UserError if the batch does not divide."""
-    recipe = Recipe.build(experiment, experiment.data.vocab_size, bos=0)
-    recipe.check(mesh)
-    state = recipe.abstract_state(mesh)
+    setup = TrainSetup.build(experiment, experiment.data.vocab_size, bos=0)
+    setup.check(mesh)
+    state = setup.abstract_state(mesh)
     shape = experiment.train.batch_size, experiment.data.length
     whole = sharding.on(mesh, shape, "batch", "whole")
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole)
     rows = sharding.on(mesh, shape[:1], "batch")
     index = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)
     with _described(mesh):
-        return recipe.compile_step(mesh).lower(state, tokens, index)
+        return setup.compile_step(mesh).lower(state, tokens, index)
 
 
 def lower_sampling(experiment: Experiment, mesh: Mesh, batch: int) -> jax.stages.Lowered:
     """The sampling loop for `batch` texts, with parameters cut as in training."""
-    recipe = Recipe.build(experiment, experiment.data.vocab_size, bos=0)
+    setup = TrainSetup.build(experiment, experiment.data.vocab_size, bos=0)
     sampler = Sampler(
-        problem=recipe.problem,
-        network=recipe.network,
+        spec=setup.spec,
+        network=setup.network,
         eos=0 if experiment.sampling.eos == "stop" else None,
     )
     rule = experiment.sampling.build()
     loop.check(sampler, rule)
-    params = recipe.abstract_state(mesh).ema
+    params = setup.abstract_state(mesh).ema
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     given = prompts.nothing(batch, experiment.data.length)
     shapes = jax.eval_shape(functools.partial(loop.start, sampler), params, keys, given)
@@ -191,7 +191,7 @@ def build(experiment: Experiment, mesh: Mesh, step: str, each: int | None) -> Pr
         train = dataclasses.replace(experiment.train, batch_size=size)
         experiment = dataclasses.replace(experiment, train=train)
     batch, tokens = experiment.train.batch_size, experiment.data.vocab_size
-    work = flops.training_flops(experiment.network(tokens), experiment.problem(tokens, bos=0))
+    work = flops.training_flops(experiment.network(tokens), experiment.spec(tokens, bos=0))
     return compile_program(lower_training(experiment, mesh), batch=batch, flops=work * batch)
 
 

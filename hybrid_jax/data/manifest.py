@@ -1,4 +1,4 @@
-"""The card of a prepared folder: what it holds and how it was made."""
+"""The manifest of a prepared folder: what it holds and how it was made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 from hybrid_jax.errors import UserError
 
 FORMAT = 1
-CARD = "card.json"
+MANIFEST = "manifest.json"
 T = TypeVar("T")
 
 
@@ -59,14 +59,14 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Card:
+class Manifest:
     """What a prepared folder holds and how it was made.
 
     Attributes:
       format: version of the folder's layout.
       source, valid_source, valid_every, tokenizer, length, shard_records: the settings of
         `prepare.prepare`; valid_every is 0 if there is a valid_source.
-      tokenizer_name, fingerprint, vocab_size, bos, eos: of the tokenizer saved beside the card.
+      tokenizer_name, fingerprint, vocab_size, bos, eos: of the tokenizer saved beside the manifest.
       dtype: of the tokens in the records, little-endian, "uint16" or "uint32".
       train, valid: the splits.
     """
@@ -88,18 +88,18 @@ class Card:
     valid: Split
 
     @classmethod
-    def load(cls, folder: str | Path) -> Card:
-        """Reads the card of a folder.
+    def load(cls, folder: str | Path) -> Manifest:
+        """Reads the manifest of a folder.
 
         Raises:
           UserError: if there is none, it is damaged, or another version of hybrid_jax wrote it.
         """
-        path = Path(folder) / CARD
+        path = Path(folder) / MANIFEST
         try:
             values = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
-                f"{folder} holds no prepared data ({CARD} is missing): run "
+                f"{folder} holds no prepared data ({MANIFEST} is missing): run "
                 "python -m hybrid_jax.data.prepare first."
             ) from error
         except OSError as error:
@@ -119,9 +119,9 @@ class Card:
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Writes the card into an existing folder."""
+        """Writes the manifest into an existing folder."""
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        (folder / CARD).write_text(text + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     def split(self, name: str) -> Split:
         """The split "train" or "valid". Raises ValueError for another name."""

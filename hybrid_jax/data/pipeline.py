@@ -12,7 +12,7 @@ from typing import Protocol
 import grain
 import numpy as np
 
-from hybrid_jax.data.manifest import Card
+from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -20,10 +20,10 @@ _STEPS = 1 << 62  # more than any run takes
 
 
 class Records:
-    """One split of a prepared folder, opened and compared with its card.
+    """One split of a prepared folder, opened and compared with its manifest.
 
     Attributes:
-      card: of the folder.
+      manifest: of the folder.
 
     Args:
       folder: prepared by `prepare.prepare`.
@@ -34,24 +34,24 @@ class Records:
     """
 
     def __init__(self, folder: str | Path, split: str):
-        self.card = Card.load(folder)
-        self._split = self.card.split(split)
+        self.manifest = Manifest.load(folder)
+        self._split = self.manifest.split(split)
         self._folder = folder
-        self._dtype = np.dtype(self.card.dtype).newbyteorder("<")
+        self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         paths = [Path(folder) / shard.name for shard in self._split.shards]
         for path, shard in zip(paths, self._split.shards, strict=True):
             if not path.is_file():
                 raise self._damaged(f"{path.name} is missing")
             # A cut file is found here, and not days later in the middle of an epoch.
             if path.stat().st_size != shard.bytes:
-                raise self._damaged(f"{path.name} has not the size that the card says")
+                raise self._damaged(f"{path.name} has not the size that the manifest says")
         try:
             self._source = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
             found = len(self._source)
         except RuntimeError as error:
             raise self._damaged("a file is no ArrayRecord") from error
         if found != self._split.records:
-            raise self._damaged(f"there are {found} records, but the card says {len(self)}")
+            raise self._damaged(f"there are {found} records, but the manifest says {len(self)}")
 
     def __len__(self) -> int:
         return self._split.records
@@ -62,7 +62,7 @@ class Records:
         Raises:
           UserError: if the files are damaged.
         """
-        length = self.card.length
+        length = self.manifest.length
         try:
             data = self._source.__getitems__([int(number) for number in numbers])
         except RuntimeError as error:
@@ -79,7 +79,7 @@ class Records:
             block = self.read(range(start, min(start + 1024, len(self))))
             digest.update(block.astype(self._dtype).tobytes())
         if digest.hexdigest() != self._split.sha256:
-            raise self._damaged("the records are not those of the card")
+            raise self._damaged("the records are not those of the manifest")
 
     def _damaged(self, what: str) -> UserError:
         return UserError(

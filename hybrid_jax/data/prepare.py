@@ -4,7 +4,7 @@
         --vocab_size=512 --length=64 --out=data/pydocs
 
 Documents, each followed by eos, run on from record to record. The folder holds ArrayRecord shards
-of both splits, the tokenizer, and `card.json`. It appears whole or not at all.
+of both splits, the tokenizer, and `manifest.json`. It appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hybrid_jax.data import splits
-from hybrid_jax.data.manifest import CARD, FORMAT, Card
+from hybrid_jax.data.manifest import FORMAT, MANIFEST, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
@@ -43,8 +43,8 @@ def prepare(
     valid_source: str = "",
     valid_every: int = VALID_EVERY,
     shard_records: int = SHARD_RECORDS,
-) -> Card:
-    """Prepares the folder `out`, or returns its card if it was prepared with these settings.
+) -> Manifest:
+    """Prepares the folder `out`, or returns its manifest if it was prepared with these settings.
 
     Equal settings and texts give equal files. A run that fails leaves no folder behind; two that
     run at once do not harm each other.
@@ -70,15 +70,15 @@ def prepare(
         if settings[name] < value:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
     out = Path(out)
-    if card := _existing(out, settings):
-        return card
+    if manifest := _existing(out, settings):
+        return manifest
     makes_parent = not out.parent.exists()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
             folder = Path(temporary) / "data"
             folder.mkdir()
-            card = _build(folder, settings, vocab_size)
+            manifest = _build(folder, settings, vocab_size)
             try:
                 folder.rename(out)
             except OSError:
@@ -92,7 +92,7 @@ def prepare(
         # A failure leaves no empty folder behind.
         if makes_parent and out.parent.is_dir() and not any(out.parent.iterdir()):
             out.parent.rmdir()
-    return card
+    return manifest
 
 
 def default_dir(
@@ -105,18 +105,18 @@ def default_dir(
     return Path("data") / f"{words}-{length}-{digest}"
 
 
-def check_tokenizer(card: Card, tokenizer: Tokenizer) -> None:
-    """Checks that `tokenizer` made the data of `card`. Raises UserError if it did not."""
-    if card.fingerprint != tokenizer.fingerprint:
+def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
+    """Checks that `tokenizer` made the data of `manifest`. Raises UserError if it did not."""
+    if manifest.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"The tokenizer ({tokenizer.name}, {tokenizer.fingerprint[:12]}) does not match the "
-            f"prepared data ({card.tokenizer_name}, {card.fingerprint[:12]}): use the tokenizer in "
+            f"prepared data ({manifest.tokenizer_name}, {manifest.fingerprint[:12]}): use the tokenizer in "
             "the folder of the data."
         )
 
 
 def _settings(source, tokenizer, vocab_size, length, valid_source, valid_every) -> dict:
-    """The settings that matter, under their names in the card."""
+    """The settings that matter, under their names in the manifest."""
     settings = {
         "source": source,
         "valid_source": valid_source,
@@ -127,23 +127,23 @@ def _settings(source, tokenizer, vocab_size, length, valid_source, valid_every) 
     return settings | ({"vocab_size": vocab_size} if tokenizer == "sentencepiece" else {})
 
 
-def _existing(out: Path, settings: Mapping) -> Card | None:
-    """The card in `out`; None if there is nothing; UserError if it holds something else."""
+def _existing(out: Path, settings: Mapping) -> Manifest | None:
+    """The manifest in `out`; None if there is nothing; UserError if it holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    if not (out / CARD).exists():
+    if not (out / MANIFEST).exists():
         raise UserError(f"{out} exists but holds no prepared data: choose another folder.")
-    card = Card.load(out)
+    manifest = Manifest.load(out)
     for name, value in settings.items():
-        if getattr(card, name) != value:
+        if getattr(manifest, name) != value:
             raise UserError(
-                f"{out} was prepared with {name}={getattr(card, name)!r}, not {value!r}: choose "
+                f"{out} was prepared with {name}={getattr(manifest, name)!r}, not {value!r}: choose "
                 "another folder, or delete this one."
             )
-    return card
+    return manifest
 
 
-def _build(folder: Path, settings: Mapping, vocab_size: int) -> Card:
+def _build(folder: Path, settings: Mapping, vocab_size: int) -> Manifest:
     source, valid_source = settings["source"], settings["valid_source"]
     held_out: frozenset[bytes] = frozenset()
     if not valid_source:
@@ -189,9 +189,9 @@ def _build(folder: Path, settings: Mapping, vocab_size: int) -> Card:
         "eos": tokenizer.eos,
         "dtype": token_dtype(tokenizer.vocab_size).name,
     }
-    card = Card(**values, train=parts["train"], valid=parts["valid"])
-    card.save(folder)
-    return card
+    manifest = Manifest(**values, train=parts["train"], valid=parts["valid"])
+    manifest.save(folder)
+    return manifest
 
 
 def _write(
@@ -257,12 +257,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    card = prepare(**vars(options))
+    manifest = prepare(**vars(options))
     for name in ("train", "valid"):
-        split = card.split(name)
+        split = manifest.split(name)
         print(
             f"{name}: {split.documents:,} documents, {split.text_bytes:,} bytes, "
-            f"{split.records:,} records of {card.length} tokens "
+            f"{split.records:,} records of {manifest.length} tokens "
             f"({split.bytes_per_token:.2f} bytes each), {split.dropped_tokens:,} tokens dropped"
         )
 

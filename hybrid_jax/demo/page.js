@@ -118,7 +118,7 @@ async function write() {
   say("Asking …");
   at("again").hidden = true;
   at("output").replaceChildren();
-  for (const id of ["step", "calls", "corrections"]) at(id).textContent = "–";
+  for (const id of ["step", "nfe", "corrections"]) at(id).textContent = "–";
   at("frame").disabled = at("play").disabled = true;
   // On a phone the form fills the screen.
   if (at("stop").getBoundingClientRect().bottom + 100 > innerHeight) at("status").scrollIntoView();
@@ -167,7 +167,7 @@ function show(index) {
   const frame = frames[index];
   at("output").replaceChildren(...frame.runs.map(([kind, text]) => element("span", text, kind)));
   at("step").textContent = `${frame.step} of ${frame.steps}`;
-  at("calls").textContent = frame.calls;
+  at("nfe").textContent = frame.calls;
   at("corrections").textContent = frame.corrections;
   at("frame").value = index;
   at("frame").setAttribute("aria-valuetext", `${index + 1} of ${frames.length}`);

@@ -22,7 +22,7 @@ from hybrid_jax.sampling import loop, prompts, rules
 from hybrid_jax.sampling.prompts import Prompts
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training.pretrained import Trained
+from hybrid_jax.training.pretrained import Model
 
 MOST_CHARACTERS = 20_000
 _MOST_PROGRAMS = 24  # compiled ones that are kept
@@ -39,7 +39,7 @@ _ABOUT = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wish:
+class PageRequest:
     """What somebody asks for. None stands for what `hybrid_jax.generate` would do.
 
     Attributes:
@@ -109,7 +109,7 @@ class Job:
 class Writer:
     """Writes with one model. All methods may be called from any thread."""
 
-    def __init__(self, model: Trained, workdir: str, step: int | str | None = None):
+    def __init__(self, model: Model, workdir: str, step: int | str | None = None):
         """`workdir` and `step` name the model on the command line."""
         self._model = model
         self._source = [f"--workdir={workdir}", *([] if step is None else [f"--step={step}"])]
@@ -120,15 +120,15 @@ class Writer:
     @property
     def most_levels(self) -> int:
         """The highest number of levels that may be asked for: memory grows with the steps."""
-        schedule = self._model.problem.schedule
+        schedule = self._model.spec.schedule
         return max(schedule.levels, 4 * schedule.width)
 
     def describe(self) -> dict[str, Any]:
         """What the page needs to know, as JSON values."""
-        model, schedule = self._model, self._model.problem.schedule
+        model, schedule = self._model, self._model.spec.schedule
         return {
             "name": model.experiment.name,
-            "about": f"step {model.step} · {schedule.name} · {model.problem.kernel.name} · "
+            "about": f"step {model.step} · {schedule.name} · {model.spec.kernel.name} · "
             f"{model.tokenizer.name} tokens",
             "length": schedule.length,
             "characters": MOST_CHARACTERS,
@@ -148,7 +148,7 @@ class Writer:
         for name in rules.NAMES:
             rule = requests.choose_sampling(self._model.experiment.sampling, name, {}).build()
             try:
-                rule.check(self._model.problem.kernel, self._model.problem.objective)
+                rule.check(self._model.spec.kernel, self._model.spec.objective)
             except UserError:
                 continue
             fit.append(name)
@@ -177,9 +177,9 @@ class Writer:
         Raises:
           UserError: if there is anything wrong with it.
         """
-        wish = config.from_values(Wish, values, "request")
+        wish = config.from_values(PageRequest, values, "request")
         model = self._model
-        length, tokenizer = model.problem.schedule.length, model.tokenizer
+        length, tokenizer = model.spec.schedule.length, model.tokenizer
         if wish.levels is not None and wish.levels > self.most_levels:
             raise UserError(f"levels is {wish.levels}, but this page takes 1 … {self.most_levels}.")
         sampling = requests.choose_sampling(model.experiment.sampling, wish.rule, wish.sampling)
@@ -192,7 +192,7 @@ class Writer:
             stop = length if wish.length is None else wish.length
             request = requests.beginning(wish.text, tokenizer, stop=stop)
         given = prompts.build(
-            [request.ids], length=length, tokens=tokenizer.vocab_size, stop=request.stop
+            [request.ids], length=length, vocab_size=tokenizer.vocab_size, stop=request.stop
         )
         return Job(
             request=request,
@@ -204,7 +204,7 @@ class Writer:
             command=self._command(wish),
         )
 
-    def _command(self, wish: Wish) -> str:
+    def _command(self, wish: PageRequest) -> str:
         arguments = [*self._source, f"--seed={wish.seed}"]
         if wish.text:
             arguments.append(f"--{'infill' if wish.gaps else 'prompt'}={wish.text}")
@@ -223,7 +223,7 @@ class Writer:
         with self._turn:
             self._make_room(job)
             keys = requests.keys_of(job.seed, np.arange(1))
-        frames = Frames(job.sampler.problem.schedule, tokenizer, job.given)
+        frames = Frames(job.sampler.spec.schedule, tokenizer, job.given)
         states = requests.rounds(job.sampler, job.rule, model.params, keys, job.given)
         state = None
         while True:
@@ -266,4 +266,4 @@ def _about(sampler: Sampler, sampling: SamplingConfig, rule: Rule) -> str:
         for name, value in settings.items()
         if value is not None
     ]
-    return ", ".join([sampling.rule, *shown, sampler.problem.schedule.name])
+    return ", ".join([sampling.rule, *shown, sampler.spec.schedule.name])

@@ -24,7 +24,7 @@ from hybrid_jax.generation import requests as writing
 from hybrid_jax.generation import samples
 from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.training.pretrained import Trained
+from hybrid_jax.training.pretrained import Model
 
 RULES = (
     "ancestral",
@@ -58,13 +58,13 @@ class Point:
     sampler: Sampler
 
 
-def grid(model: Trained, rules: Sequence[str], paces: Sequence[float]) -> list[Point]:
+def grid(model: Model, rules: Sequence[str], paces: Sequence[float]) -> list[Point]:
     """All points.
 
     Raises:
       UserError: for a rule that this model cannot use, or a ρ that does not divide the window.
     """
-    schedule = model.problem.schedule
+    schedule = model.spec.schedule
     if model.experiment.schedule.family == "quenched_ar":
         raise UserError("An autoregressive model settles one token for each call: it has no paces.")
     points = []
@@ -82,17 +82,17 @@ def grid(model: Trained, rules: Sequence[str], paces: Sequence[float]) -> list[P
     return points
 
 
-def paces(model: Trained) -> list[float]:
+def paces(model: Model) -> list[float]:
     """Those of the paper's ρ that divide the model's window."""
-    return [rho for rho in PACES if model.problem.schedule.width % rho == 0]
+    return [rho for rho in PACES if model.spec.schedule.width % rho == 0]
 
 
-def fitting(model: Trained, rules: Sequence[str]) -> tuple[list[str], list[str]]:
+def fitting(model: Model, rules: Sequence[str]) -> tuple[list[str], list[str]]:
     """Those rules that the model can use, and why the others cannot be used."""
     fit, reasons = [], []
     for label in rules:
         try:
-            SamplingConfig.parse(label).build().check(model.problem.kernel, model.problem.objective)
+            SamplingConfig.parse(label).build().check(model.spec.kernel, model.spec.objective)
         except UserError as error:
             reasons.append(f"{label}: {error}")
         else:
@@ -101,7 +101,7 @@ def fitting(model: Trained, rules: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def texts_of(
-    model: Trained,
+    model: Model,
     point: Point,
     folder: Path,
     *,
@@ -129,7 +129,7 @@ def texts_of(
         if same and len(found.texts) == count:
             progress(count)
             return found
-    rule, length = point.sampling.build(), point.sampler.problem.schedule.length
+    rule, length = point.sampling.build(), point.sampler.spec.schedule.length
     texts: list[writing.Text] = []
     for start in range(0, count, batch_size):
         keys = writing.keys_of(seed, start + np.arange(batch_size))

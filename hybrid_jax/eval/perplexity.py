@@ -20,7 +20,7 @@ from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.detokenize import detokenizer
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
-from hybrid_jax.training.pretrained import Trained
+from hybrid_jax.training.pretrained import Model
 
 # Characters of text that are encoded at a time.
 _CHARACTERS = 1 << 22
@@ -160,14 +160,14 @@ def batch_count(packed: Packed, batch_size: int) -> int:
     return -(-len(packed) // batch_size)
 
 
-def is_exact(model: Trained, bound: Bound) -> bool:
+def is_exact(model: Model, bound: Bound) -> bool:
     """Whether the bound is the likelihood itself, and one draw as good as many."""
-    alone = model.problem.schedule.width == 1 and model.problem.schedule.levels == 1
-    shifted = model.problem.layout.alignment == "shifted"
+    alone = model.spec.schedule.width == 1 and model.spec.schedule.levels == 1
+    shifted = model.spec.layout.alignment == "shifted"
     return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)
 
 
-def held_out(model: Trained, records: int = 0) -> Packed:
+def held_out(model: Model, records: int = 0) -> Packed:
     """The validation records that the model's run was prepared with.
 
     Raises:
@@ -176,19 +176,19 @@ def held_out(model: Trained, records: int = 0) -> Packed:
     data = dataclasses.asdict(model.experiment.data)
     folder = data.pop("dir") or prepare.default_dir(**data)
     found = pipeline.Records(folder, "valid")
-    prepare.check_tokenizer(found.card, model.tokenizer)
+    prepare.check_tokenizer(found.manifest, model.tokenizer)
     tokens = found.read(range(min(records, len(found)) if records else len(found)))
     return Packed(
         tokens=tokens,
-        documents=found.card.valid.documents,
-        dropped=found.card.valid.dropped_tokens,
-        bytes_per_token=found.card.valid.bytes_per_token,
+        documents=found.manifest.valid.documents,
+        dropped=found.manifest.valid.dropped_tokens,
+        bytes_per_token=found.manifest.valid.bytes_per_token,
         sha256=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
     )
 
 
 def measure(
-    model: Trained,
+    model: Model,
     dataset: EvaluationSet,
     packed: Packed,
     bound: Bound,
@@ -215,7 +215,7 @@ def measure(
             progress(done)
 
     estimate = evaluate_bound(
-        model.problem,
+        model.spec,
         model.network,
         model.params,
         batches(),

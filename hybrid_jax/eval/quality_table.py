@@ -29,7 +29,7 @@ class Row:
     rho: float | None = None
 
     def mean(self, setting: str) -> float | None:
-        """Mean over seeds of a number among the settings, such as "calls"; None without it."""
+        """Mean over seeds of a number among the settings, such as "nfe"; None without it."""
         values = [quality.settings.get(setting) for quality in self.qualities]
         return None if None in values else float(np.mean(np.array(values, float)))
 
@@ -67,7 +67,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         cells = [
             row.label,
             number(row.rho, "g"),
-            number(row.mean("calls"), ".0f"),
+            number(row.mean("nfe"), ".0f"),
             text(row.estimate("perplexity"), 2),
             text(row.estimate("entropy"), 3),
             text(row.estimate("repetition", 4), 4),

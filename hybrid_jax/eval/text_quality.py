@@ -26,7 +26,7 @@ from hybrid_jax.eval import mauve as mauves
 from hybrid_jax.eval.mauve import Mauve
 from hybrid_jax.eval.protocols import Protocol
 from hybrid_jax.eval.scorers import base as scoring
-from hybrid_jax.eval.scorers.base import Judge
+from hybrid_jax.eval.scorers.base import Scorer
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, mean, repetition
 from hybrid_jax.training.statistics import perplexity
 
@@ -60,8 +60,8 @@ class Quality:
     """
 
     protocol: Protocol
-    judge: str
-    judge_fingerprint: str
+    scorer: str
+    scorer_fingerprint: str
     tokenizer_fingerprint: str
     texts: int
     tokens: int
@@ -89,7 +89,7 @@ class Quality:
         return (
             f"generative perplexity {text(self.perplexity, 2)}, "
             f"entropy {text(self.entropy, 3)} {self.protocol.entropy_unit}, {found} "
-            f"({self.judge}; protocol {self.protocol.name}-{self.protocol.version}; "
+            f"({self.scorer}; protocol {self.protocol.name}-{self.protocol.version}; "
             f"{self.texts} texts)"
         )
 
@@ -143,24 +143,24 @@ def _judged(
     texts: Texts,
     parts: list[list[str]],
     tokenizer: Tokenizer | None,
-    judge_tokenizer: Tokenizer,
+    scorer_tokenizer: Tokenizer,
     rules: Protocol,
 ) -> list[np.ndarray]:
     """What the judge scores for each text, without what is put in front."""
     if not rules.retokenised:
         given_as_text = isinstance(texts[0], str)
-        own = tokenizer is not None and tokenizer.fingerprint == judge_tokenizer.fingerprint
+        own = tokenizer is not None and tokenizer.fingerprint == scorer_tokenizer.fingerprint
         if given_as_text or not own:
             raise UserError(
                 f"Protocol {rules.name} scores token ids as they were generated: it needs token "
                 "ids of the judge's own tokenizer; choose standard or mdlm for other texts."
             )
-        rows = [_ids(np.asarray(text), judge_tokenizer, n) for n, text in enumerate(texts)]
+        rows = [_ids(np.asarray(text), scorer_tokenizer, n) for n, text in enumerate(texts)]
     elif rules.end == "nothing":
-        rows = judge_tokenizer.encode_batch(["".join(documents) for documents in parts])
+        rows = scorer_tokenizer.encode_batch(["".join(documents) for documents in parts])
     else:
-        flat = iter(judge_tokenizer.encode_batch([d for documents in parts for d in documents]))
-        mark = np.array([judge_tokenizer.eos], np.int32)
+        flat = iter(scorer_tokenizer.encode_batch([d for documents in parts for d in documents]))
+        mark = np.array([scorer_tokenizer.eos], np.int32)
         rows = []
         for documents in parts:
             pieces = [x for _ in documents for x in (next(flat), mark)]
@@ -181,16 +181,16 @@ def _padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _perplexity(
-    judge: Judge,
+    scorer: Scorer,
     rows: Sequence[np.ndarray],
-    judge_tokenizer: Tokenizer,
+    scorer_tokenizer: Tokenizer,
     rules: Protocol,
     batch_size: int,
 ) -> tuple[Estimate, Estimate, int]:
     """Perplexity, nats per token, and how many tokens were scored."""
-    ends = [_counted(row, judge_tokenizer.eos, rules) for row in rows]
+    ends = [_counted(row, scorer_tokenizer.eos, rules) for row in rows]
     if rules.bos:
-        front = np.array([judge_tokenizer.bos], np.int32)
+        front = np.array([scorer_tokenizer.bos], np.int32)
         rows = [np.concatenate([front, row]) for row in rows]
     else:
         ends = [counted[1:] for counted in ends]  # nothing predicts a first token
@@ -199,7 +199,7 @@ def _perplexity(
         raise UserError(
             "No text has a token that the judge could score: all are empty or too short."
         )
-    nats = scoring.score(judge, *_padded([rows[i] for i in kept]), batch_size=batch_size).nats
+    nats = scoring.score(scorer, *_padded([rows[i] for i in kept]), batch_size=batch_size).nats
     counts = np.array([ends[i].sum() for i in kept])
     totals = np.array(
         [
@@ -225,7 +225,7 @@ def _counted(row: np.ndarray, end: int, rules: Protocol) -> np.ndarray:
 
 
 def _mauve(
-    judge: Judge,
+    scorer: Scorer,
     generated: Sequence[np.ndarray],
     reference: Sequence[np.ndarray],
     rules: Protocol,
@@ -240,14 +240,14 @@ def _mauve(
             f"{len(generated)} generated and {len(reference)} of reference."
         )
     sets = [[row[: rules.mauve_tokens] for row in rows[:count]] for rows in (generated, reference)]
-    found = [scoring.last_features(judge, *_padded(rows), batch_size=batch_size) for rows in sets]
+    found = [scoring.last_features(scorer, *_padded(rows), batch_size=batch_size) for rows in sets]
     lengths = [float(np.mean([len(row) for row in rows])) for rows in sets]
     return mauves.mauve(*found, seeds=seeds), (lengths[0], lengths[1])
 
 
 def evaluate(
-    judge: Judge,
-    judge_tokenizer: Tokenizer,
+    scorer: Scorer,
+    scorer_tokenizer: Tokenizer,
     generated: Texts,
     rules: Protocol,
     *,
@@ -279,32 +279,32 @@ def evaluate(
       UserError: for no texts, texts that the protocol cannot judge, a tokenizer that is not the
         judge's, MASK left in a text, or missing packages.
     """
-    if judge_tokenizer.vocab_size != judge.tokens:
+    if scorer_tokenizer.vocab_size != scorer.tokens:
         raise UserError(
-            f"The judge {judge.name} reads {judge.tokens} tokens, and its tokenizer has "
-            f"{judge_tokenizer.vocab_size}: name the tokenizer that belongs to it."
+            f"The judge {scorer.name} reads {scorer.tokens} tokens, and its tokenizer has "
+            f"{scorer_tokenizer.vocab_size}: name the tokenizer that belongs to it."
         )
-    if judge.needs_bos and not rules.bos:
+    if scorer.needs_bos and not rules.bos:
         raise UserError(
-            f"Protocol {rules.name} puts nothing in front of a text, and the judge {judge.name} "
+            f"Protocol {rules.name} puts nothing in front of a text, and the judge {scorer.name} "
             "has only learnt to read behind a beginning-of-sequence token: choose standard."
         )
     _check_texts(generated, tokenizer, "generated")
     parts = _parts(generated, tokenizer)
-    judged = _judged(generated, parts, tokenizer, judge_tokenizer, rules)
-    plain = _without_marks(parts, judge_tokenizer, rules)
+    judged = _judged(generated, parts, tokenizer, scorer_tokenizer, rules)
+    plain = _without_marks(parts, scorer_tokenizer, rules)
     found = None
     if reference is not None:
         _check_texts(reference, tokenizer, "reference")
-        human = _without_marks(_parts(reference, tokenizer), judge_tokenizer, rules)
-        found = _mauve(judge, plain, human, rules, seeds, batch_size)
-    perplexities, nats, scored = _perplexity(judge, judged, judge_tokenizer, rules, batch_size)
+        human = _without_marks(_parts(reference, tokenizer), scorer_tokenizer, rules)
+        found = _mauve(scorer, plain, human, rules, seeds, batch_size)
+    perplexities, nats, scored = _perplexity(scorer, judged, scorer_tokenizer, rules, batch_size)
     unit = math.log(2.0) if rules.entropy_unit == "bits" else 1.0
     return Quality(
         protocol=rules,
-        judge=judge.name,
-        judge_fingerprint=judge.fingerprint,
-        tokenizer_fingerprint=judge_tokenizer.fingerprint,
+        scorer=scorer.name,
+        scorer_fingerprint=scorer.fingerprint,
+        tokenizer_fingerprint=scorer_tokenizer.fingerprint,
         texts=len(generated),
         tokens=scored,
         perplexity=perplexities,
@@ -330,10 +330,10 @@ def _check_texts(texts: Texts, tokenizer: Tokenizer | None, what: str) -> None:
 
 
 def _without_marks(
-    parts: list[list[str]], judge_tokenizer: Tokenizer, rules: Protocol
+    parts: list[list[str]], scorer_tokenizer: Tokenizer, rules: Protocol
 ) -> list[np.ndarray]:
     """Texts that are not empty, without end marks, in the judge's tokens."""
-    rows = judge_tokenizer.encode_batch(["".join(documents) for documents in parts])
+    rows = scorer_tokenizer.encode_batch(["".join(documents) for documents in parts])
     return [row[: rules.max_tokens] for row in rows if len(row)]
 
 

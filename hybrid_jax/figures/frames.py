@@ -40,7 +40,7 @@ class Frame:
     cells: tuple[str, ...]
     kinds: tuple[Kind, ...]
     step: int
-    calls: int
+    nfe: int
     corrections: int
 
 
@@ -79,11 +79,11 @@ def record(
       UserError: if rule and noise do not go together, or the prompt does not fit.
     """
     loop.check(sampler, rule)
-    schedule = sampler.problem.schedule
+    schedule = sampler.spec.schedule
     given = prompts.build(
         [request.ids],
         length=schedule.length,
-        tokens=sampler.problem.kernel.tokens,
+        vocab_size=sampler.spec.kernel.vocab_size,
         stop=request.stop,
     )
     state = loop.start(sampler, params, requests.keys_of(seed, np.arange(1)), given)
@@ -115,16 +115,16 @@ def record_run(workdir: str | Path, *, prompt: str = "", seed: int = 0) -> Recor
     sampling = model.experiment.sampling
     sampler = requests.build_sampler(model, sampling, None)
     ids = [int(i) for i in model.tokenizer.encode(prompt)]
-    problem = model.problem
+    spec = model.spec
     return record(
         sampler,
         sampling.build(),
         model.params,
         model.tokenizer,
-        Request(prompt=prompt, ids=ids, stop=problem.schedule.length),
+        Request(prompt=prompt, ids=ids, stop=spec.schedule.length),
         seed=seed,
         title=Path(workdir).resolve().name,
-        settings=f"{problem.schedule.name}, {problem.kernel.name}, {sampling.rule}",
+        settings=f"{spec.schedule.name}, {spec.kernel.name}, {sampling.rule}",
     )
 
 
@@ -138,7 +138,7 @@ def _frame(
     length: int,
 ) -> Frame:
     """A frame of all positions; those from `length` on, behind an end token, are worthless."""
-    schedule, mask = sampler.problem.schedule, sampler.problem.kernel.mask
+    schedule, mask = sampler.spec.schedule, sampler.spec.kernel.mask
     step = int(state.step[0])
     kinds = kinds_of(
         tokens,
@@ -154,7 +154,7 @@ def _frame(
         cells=tuple(cells_of(tokenizer, tokens.tolist(), kinds)),
         kinds=tuple(kinds),
         step=step,
-        calls=int(state.calls[0]),
+        nfe=int(state.nfe[0]),
         corrections=int(state.corrections[0]),
     )
 
@@ -214,5 +214,5 @@ def widths(recording: Recording) -> list[int]:
 def status(recording: Recording, frame: Frame) -> str:
     """The counts of a frame in a line."""
     return (
-        f"step {frame.step}/{recording.steps}, {frame.calls} calls, {frame.corrections} corrections"
+        f"step {frame.step}/{recording.steps}, {frame.nfe} calls, {frame.corrections} corrections"
     )

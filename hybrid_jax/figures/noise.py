@@ -11,7 +11,7 @@ import numpy as np
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import INK, NOISE
 from hybrid_jax.method import noising
-from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.noising import NoiseKernel
 
 SENTENCE = ("the", "old", "ship", "left", "the", "harbour", "at", "dawn")
 OTHERS = ("a", "boat", "by", "empty", "moon", "night", "one", "reached", "river", "train", "under",
@@ -23,18 +23,18 @@ LEVELS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 SEED = 11
 
 
-def shown() -> list[Kernel]:
+def shown() -> list[NoiseKernel]:
     """The four kernels, the hybrids with more replacement than one would train with."""
     tokens = len(WORDS)
     return [
-        noising.absorbing(tokens=tokens),
-        noising.uniform(tokens=tokens),
-        noising.gamma_hybrid(tokens=tokens, gamma=0.3),
-        noising.epsilon_hybrid(tokens=tokens, epsilon=0.3),
+        noising.absorbing(vocab_size=tokens),
+        noising.uniform(vocab_size=tokens),
+        noising.gamma_hybrid(vocab_size=tokens, gamma=0.3),
+        noising.epsilon_hybrid(vocab_size=tokens, epsilon=0.3),
     ]
 
 
-def corrupted(kernel: Kernel, seed: int = SEED) -> np.ndarray:
+def corrupted(kernel: NoiseKernel, seed: int = SEED) -> np.ndarray:
     """The sentence at each of `LEVELS`, int [levels, words].
 
     All levels use one key, so that a word that is gone at one level is gone at the next.
@@ -48,7 +48,7 @@ def corrupted(kernel: Kernel, seed: int = SEED) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(at))(jnp.array(LEVELS, jnp.float32)))
 
 
-def states(kernel: Kernel, tokens: np.ndarray) -> np.ndarray:
+def states(kernel: NoiseKernel, tokens: np.ndarray) -> np.ndarray:
     """What became of each word, strings [levels, words]: the names in `palette.NOISE`.
 
     A replacement that happens to draw the word itself counts as kept: nobody could tell.
@@ -69,7 +69,7 @@ def draw() -> bytes:
     return canvas.png(figure)
 
 
-def _panel(axes: Any, kernel: Kernel) -> None:
+def _panel(axes: Any, kernel: NoiseKernel) -> None:
     tokens = corrupted(kernel)
     canvas.grid_axes(axes, len(SENTENCE), len(LEVELS))
     for (row, column), state in np.ndenumerate(states(kernel, tokens)):

@@ -125,7 +125,7 @@ _PAGE = """<!doctype html>
   <button id="play" title="play or pause (space)">play</button>
   <button id="next" aria-label="one call on" title="one call on (→)">▶</button>
   <button id="last" aria-label="last" title="last (End)">▶|</button>
-  <input id="place" type="range" min="0" value="0" aria-label="calls">
+  <input id="place" type="range" min="0" value="0" aria-label="nfe">
   <output id="count" for="place"></output>
   <label>speed <select id="speed"><option value="250">slow</option>
     <option value="100" selected>normal</option><option value="30">fast</option></select></label>

@@ -68,6 +68,6 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
 
 
 def _calls(row: Row) -> float:
-    calls = row.mean("calls")
-    assert calls is not None  # every generated text carries them
-    return calls
+    nfe = row.mean("nfe")
+    assert nfe is not None  # every generated text carries them
+    return nfe

@@ -39,7 +39,7 @@ class Frame:
     runs: list[tuple[str, str]]
     step: int
     steps: int
-    calls: int
+    nfe: int
     corrections: int
 
 
@@ -92,7 +92,7 @@ class Frames:
             runs=[(kind, self._text(kind, ids)) for kind, ids in _runs(what, tokens)],
             step=step,
             steps=len(self._settled) - 1,
-            calls=int(counts.calls[self._row]),
+            nfe=int(counts.nfe[self._row]),
             corrections=int(counts.corrections[self._row]),
         )
 

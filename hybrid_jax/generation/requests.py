@@ -24,7 +24,7 @@ from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.prompts import GAP, Prompts
 from hybrid_jax.sampling.state import Generated, Generation, Sampler
 from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training.pretrained import Trained
+from hybrid_jax.training.pretrained import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Text:
     prompt: str
     text: str
     tokens: list[int]
-    calls: int
+    nfe: int
     corrections: int
 
 
@@ -101,9 +101,9 @@ def choose_sampling(
     return dataclasses.replace(trained_with, **given)
 
 
-def build_sampler(model: Trained, sampling: SamplingConfig, levels: int | None) -> Sampler:
+def build_sampler(model: Model, sampling: SamplingConfig, levels: int | None) -> Sampler:
     """A sampler of the model; `levels` for another number of steps a window."""
-    problem = model.problem
+    spec = model.spec
     if levels is not None:
         if model.experiment.schedule.family == "quenched_ar":
             raise UserError(
@@ -111,9 +111,9 @@ def build_sampler(model: Trained, sampling: SamplingConfig, levels: int | None) 
                 "as they are."
             )
         schedule = dataclasses.replace(model.experiment.schedule, levels=levels)
-        problem = dataclasses.replace(problem, schedule=schedule.build(problem.schedule.length))
+        spec = dataclasses.replace(spec, schedule=schedule.build(spec.schedule.length))
     eos = model.tokenizer.eos if sampling.eos == "stop" else None
-    return Sampler(problem=problem, network=model.network, eos=eos)
+    return Sampler(spec=spec, network=model.network, eos=eos)
 
 
 def rounds(
@@ -125,7 +125,7 @@ def rounds(
     """
     state = loop.start(sampler, params, keys, given)
     yield state
-    while (np.asarray(state.step) < sampler.problem.schedule.steps).any():
+    while (np.asarray(state.step) < sampler.spec.schedule.steps).any():
         state = loop.advance(sampler, rule, params, state, piece)
         yield state
 
@@ -153,7 +153,7 @@ def texts_from(
                 prompt=request.prompt,
                 text=tokenizer.decode(ids),
                 tokens=ids,
-                calls=int(result.calls[row]),
+                nfe=int(result.nfe[row]),
                 corrections=int(result.corrections[row]),
             )
         )
@@ -161,15 +161,15 @@ def texts_from(
 
 
 def settings_of(
-    workdir: str | Path, model: Trained, sampler: Sampler, sampling: SamplingConfig, seed: int
+    workdir: str | Path, model: Model, sampler: Sampler, sampling: SamplingConfig, seed: int
 ) -> dict[str, Any]:
     """What texts depend on, to stand beside each of them."""
     return {
         "workdir": str(workdir),
         "step": model.step,
         "seed": seed,
-        "schedule": sampler.problem.schedule.name,
-        "noise": sampler.problem.kernel.name,
+        "schedule": sampler.spec.schedule.name,
+        "noise": sampler.spec.kernel.name,
         "sampling": {k: v for k, v in dataclasses.asdict(sampling).items() if k != "count"},
     }
 

@@ -21,7 +21,7 @@ class Samples:
     Attributes:
       texts: without special tokens.
       tokens: the same as ids of the model's tokenizer, int32 [n] each.
-      settings: of the sampler; with `calls` and `corrections`, their means over texts, and
+      settings: of the sampler; with `nfe` and `corrections`, their means over texts, and
         `prompted`, how many texts began with a prompt, which is judged like the rest.
     """
 
@@ -42,7 +42,7 @@ def read(path: str | Path) -> Samples:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The texts in {path} cannot be read: {error}.") from error
-    texts, tokens, calls, corrections, prompted = [], [], [], [], 0
+    texts, tokens, nfe, corrections, prompted = [], [], [], [], 0
     settings: dict[str, Any] | None = None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -51,7 +51,7 @@ def read(path: str | Path) -> Samples:
             values = json.loads(line)
             texts.append(str(values["text"]))
             tokens.append(np.array(values["tokens"], np.int32).reshape(-1))
-            calls.append(float(values["calls"]))
+            nfe.append(float(values["nfe"]))
             corrections.append(float(values["corrections"]))
             prompted += bool(values["prompt"])
         except (ValueError, TypeError, KeyError, OverflowError) as error:
@@ -66,7 +66,7 @@ def read(path: str | Path) -> Samples:
         raise UserError(f"There are no texts in {path}.")
     settings = {
         **settings,
-        "calls": float(np.mean(calls)),
+        "nfe": float(np.mean(nfe)),
         "corrections": float(np.mean(corrections)),
         "prompted": prompted,
     }

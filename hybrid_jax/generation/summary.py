@@ -12,7 +12,7 @@ import numpy as np
 
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.files import unwritable, write_atomic
-from hybrid_jax.runtime.processes import is_lead, together
+from hybrid_jax.runtime.processes import is_process0, raise_on_all
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.state import Sampler
@@ -23,18 +23,18 @@ from hybrid_jax.training.train_step import SAMPLING, TrainState
 
 def introduction(run: train.Run, workdir: Path) -> str:
     """One paragraph on what is about to be trained on what."""
-    problem = run.recipe.problem
-    state = run.recipe.abstract_state(run.mesh)
+    spec = run.setup.spec
+    state = run.setup.abstract_state(run.mesh)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     held = sharding.bytes_per_device(state) / 2**20
     mesh = " × ".join(f"{name} {number}" for name, number in run.mesh.shape.items() if number > 1)
-    splits = run.card.train, run.card.valid
-    tokens = " + ".join(f"{split.records * run.card.length:,}" for split in splits)
+    splits = run.manifest.train, run.manifest.valid
+    tokens = " + ".join(f"{split.records * run.manifest.length:,}" for split in splits)
     return (
-        f"{run.experiment.name}: {problem.kernel.name} noise on {problem.schedule.name}, "
-        f"{problem.layout.alignment} rows, {size:,} parameters\n"
-        f"data: {run.card.source}, {tokens} tokens (train + valid) of {run.card.vocab_size} kinds "
-        f"in records of {run.card.length}\n"
+        f"{run.experiment.name}: {spec.kernel.name} noise on {spec.schedule.name}, "
+        f"{spec.layout.alignment} rows, {size:,} parameters\n"
+        f"data: {run.manifest.source}, {tokens} tokens (train + valid) of {run.manifest.vocab_size} kinds "
+        f"in records of {run.manifest.length}\n"
         f"devices: {run.mesh.size} × {jax.devices()[0].device_kind}{f' ({mesh})' if mesh else ''}, "
         f"{held:,.0f} MiB of state on each; processes: {jax.process_count()}; workdir: {workdir}"
     )
@@ -45,7 +45,7 @@ def finish(run: train.Run, workdir: Path, state: TrainState) -> None:
     estimate = train.evaluate(run, state.ema, final=True)
     texts = sample_texts(run, state.ema, run.experiment.sampling.count)
     step = int(state.step)
-    together(lambda: _publish(workdir, step, estimate, texts) if is_lead() else None)
+    raise_on_all(lambda: _publish(workdir, step, estimate, texts) if is_process0() else None)
 
 
 def _publish(workdir: Path, step: int, estimate: BoundEstimate, texts: list[str]) -> None:
@@ -75,14 +75,14 @@ def sample_texts(run: train.Run, params, count: int) -> list[str]:
     """Text generated from nothing with the experiment's update rule."""
     if not count:
         return []
-    recipe, sampling = run.recipe, run.experiment.sampling
-    given = prompts.nothing(count, recipe.problem.schedule.length)
+    setup, sampling = run.setup, run.experiment.sampling
+    given = prompts.nothing(count, setup.spec.schedule.length)
     eos = run.tokenizer.eos if sampling.eos == "stop" else None
-    sampler = Sampler(problem=recipe.problem, network=recipe.network, eos=eos)
+    sampler = Sampler(spec=setup.spec, network=setup.network, eos=eos)
 
     @functools.partial(jax.jit, out_shardings=sharding.everywhere(run.mesh))
     def sample(params):
-        keys = jax.random.split(recipe.key(SAMPLING), count)
+        keys = jax.random.split(setup.key(SAMPLING), count)
         texts = generate(sampler, sampling.build(), params, keys, given)
         return texts.tokens, texts.length
 

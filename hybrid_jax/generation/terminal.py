@@ -64,7 +64,7 @@ class Watch:
             painted.append(kind, style=style)
             painted.append("  ")
         painted.append(
-            f"step {frame.step}/{frame.steps}, call {frame.calls}, {frame.corrections} corrections",
+            f"step {frame.step}/{frame.steps}, call {frame.nfe}, {frame.corrections} corrections",
             style="bright_black",
         )
         self._live.update(painted, refresh=True)

@@ -43,8 +43,8 @@ from hybrid_jax.runtime.files import unwritable, write_atomic
 from hybrid_jax.runtime.quiet import quieten_orbax
 from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
-from hybrid_jax.training.pretrained import Trained
-from hybrid_jax.training.train_step import Recipe, TrainState
+from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.train_step import TrainSetup, TrainState
 
 __all__ = [
     "Released",
@@ -96,10 +96,10 @@ def workdir_from_released(
     require_empty(workdir)  # before much is read
     spec, found = _tokenizer(tokenizer)
     released = source if isinstance(source, Released) else load_released(source)
-    if found.vocab_size != released.network.tokens:
+    if found.vocab_size != released.network.vocab_size:
         raise UserError(
             f"The tokenizer {spec} has {found.vocab_size} tokens and the released model has "
-            f"{released.network.tokens}: name the tokenizer that it was trained with."
+            f"{released.network.vocab_size}: name the tokenizer that it was trained with."
         )
     own = _with_tokenizer(released.experiment, spec, found)
     if experiment is None:
@@ -121,7 +121,7 @@ def start_from(
     workdir: str | Path,
     *,
     step: int | Literal["best"] | None = None,
-) -> Trained:
+) -> Model:
     """Makes a workdir whose step 0 is the network of another run: AR to hybrid, for example.
 
     The averaged parameters of `source` are copied; schedule, noise, objective and training are
@@ -209,12 +209,12 @@ def _tokenizer(given: str | Tokenizer) -> tuple[str, Tokenizer]:
 
 def _write_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer, params) -> None:
     """A workdir with a checkpoint of step 0, whole or not at all."""
-    recipe = Recipe.build(experiment, tokenizer.vocab_size, tokenizer.bos)
+    setup = TrainSetup.build(experiment, tokenizer.vocab_size, tokenizer.bos)
     state = TrainState(
         step=jnp.int32(0),
         params=params,
         ema=params,
-        optimizer=jax.jit(recipe.optimizer.init)(params),
+        optimizer=jax.jit(setup.optimizer.init)(params),
     )
     settings = dataclasses.asdict(experiment)
     try:

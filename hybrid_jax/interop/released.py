@@ -68,7 +68,7 @@ _UNNEEDED = (
 
 
 class Model(Protocol):
-    """A network with its parameters and what it is for: `Released`, or `trained.Trained`."""
+    """A network with its parameters and what it is for: `Released`, or `trained.Model`."""
 
     @property
     def experiment(self) -> Experiment: ...
@@ -225,14 +225,14 @@ def _outward(network: Transformer, ours: str, x):
     if ours == "layers/qkv":  # [D, 3, D]
         x = x.reshape(network.width, -1)
     if ours == "embedding":
-        return x[: network.tokens + 1]
+        return x[: network.vocab_size + 1]
     x = x.T
-    return x[: network.tokens + 1] if ours.startswith("head/") else x
+    return x[: network.vocab_size + 1] if ours.startswith("head/") else x
 
 
 def _inward(network: Transformer, ours: str, y: np.ndarray) -> np.ndarray:
     if ours == "embedding" or ours.startswith("head/"):
-        rows = network.rows - network.tokens - 1
+        rows = network.rows - network.vocab_size - 1
         y = np.pad(y, [(0, rows)] + [(0, 0)] * (y.ndim - 1))
     if ours == "embedding":
         return y

@@ -213,7 +213,7 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
     return {
         "model_type": "gamma_hybrid" if score else "epsilon_hybrid",
         "type": layout.alignment,
-        "tokenizer": {"tokens": network.tokens, "model": data.tokenizer.partition(":")[0]},
+        "tokenizer": {"tokens": network.vocab_size, "model": data.tokenizer.partition(":")[0]},
         "training": {
             "batch_size": experiment.train.batch_size,
             "n_iters": experiment.train.steps,

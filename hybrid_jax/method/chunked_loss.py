@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_jax.method import objective
-from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Draw, Objective, Time
 
 
 def position_terms(
     goal: Objective,
-    kernel: Kernel,
+    kernel: NoiseKernel,
     to_logits: Callable[[jax.Array], jax.Array],
     features: jax.Array,
     tokens: jax.Array,
@@ -53,7 +53,7 @@ def position_terms(
 
 def summed_terms(
     goal: Objective,
-    kernel: Kernel,
+    kernel: NoiseKernel,
     to_logits: Callable[[Any, jax.Array], jax.Array],
     head: Any,
     features: jax.Array,
@@ -107,7 +107,7 @@ def summed_terms(
     return total(head, features, rest)
 
 
-def _terms(goal: Objective, kernel: Kernel, time: Time, loss: bool):
+def _terms(goal: Objective, kernel: NoiseKernel, time: Time, loss: bool):
     """(logits [B, n, V], tokens, states, Draw) -> terms float32 [B, n]."""
     cross_entropy = loss and goal.loss == "weighted_cross_entropy"
 

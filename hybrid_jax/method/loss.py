@@ -17,7 +17,7 @@ from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.mask_blocks import Pattern, training_pattern
-from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Draw, Objective, Time
 
 
@@ -34,7 +34,7 @@ class Network(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Problem:
+class Spec:
     """A hyperschedule, a noise kernel, a layout and an objective that go together.
 
     Attributes:
@@ -43,7 +43,7 @@ class Problem:
     """
 
     schedule: Hyperschedule
-    kernel: Kernel
+    kernel: NoiseKernel
     layout: Layout
     objective: Objective
     bos: int = 0
@@ -57,7 +57,7 @@ class Problem:
 
 
 def batch_terms(
-    problem: Problem,
+    spec: Spec,
     network: Network,
     params,
     tokens: jax.Array,
@@ -82,12 +82,12 @@ def batch_terms(
       float32 [b, L] in nats; the sum over an example has the bound (or loss) on −log p(x) as its
       mean.
     """
-    states, phase, where = corrupt_batch(problem, tokens, index, key, count=count, time=time)
-    return drawn_terms(problem, network, params, tokens, states, phase, where, time=time, loss=loss)
+    states, phase, where = corrupt_batch(spec, tokens, index, key, count=count, time=time)
+    return drawn_terms(spec, network, params, tokens, states, phase, where, time=time, loss=loss)
 
 
 def batch_loss(
-    problem: Problem,
+    spec: Spec,
     network: Network,
     params,
     tokens: jax.Array,
@@ -104,13 +104,13 @@ def batch_loss(
     Args:
       dropout_key: one for the whole batch; None for no dropout.
     """
-    time = problem.objective.time
-    states, phase, where = corrupt_batch(problem, tokens, index, key, count=count, time=time)
+    time = spec.objective.time
+    states, phase, where = corrupt_batch(spec, tokens, index, key, count=count, time=time)
     keys = None if dropout_key is None else _of_examples(dropout_key, index)
-    features, exists = _predicting(problem, network, params, tokens, states, phase, where, keys)
+    features, exists = _predicting(spec, network, params, tokens, states, phase, where, keys)
     total = chunked_loss.summed_terms(
-        problem.objective,
-        problem.kernel,
+        spec.objective,
+        spec.kernel,
         network.logits,
         network.head(params),
         features,
@@ -119,13 +119,13 @@ def batch_loss(
         where._replace(active=where.active & exists),
         time=time,
         loss=True,
-        chunk=problem.chunk,
+        chunk=spec.chunk,
     )
-    return total * (problem.schedule.phases / tokens.size)
+    return total * (spec.schedule.phases / tokens.size)
 
 
 def corrupt_batch(
-    problem: Problem,
+    spec: Spec,
     tokens: jax.Array,
     index: jax.Array,
     key: jax.Array,
@@ -139,19 +139,17 @@ def corrupt_batch(
       noisy tokens int32 [b, L], phases int32 [b, groups], and a Draw with fields [b, L].
     """
     key_level, key_noise = jax.random.split(key)
-    uniforms = objective.draw_uniforms(key_level, problem.schedule, time, count, index)
-    phase, where = jax.vmap(lambda u: objective.draw(problem.schedule, problem.kernel, time, u))(
-        uniforms
-    )
+    uniforms = objective.draw_uniforms(key_level, spec.schedule, time, count, index)
+    phase, where = jax.vmap(lambda u: objective.draw(spec.schedule, spec.kernel, time, u))(uniforms)
     keys = _of_examples(key_noise, index)
-    states = jax.vmap(lambda k, x, d: noising.corrupt(problem.kernel, k, x, d.level))(
+    states = jax.vmap(lambda k, x, d: noising.corrupt(spec.kernel, k, x, d.level))(
         keys, tokens, where
     )
     return states, phase, where
 
 
 def drawn_terms(
-    problem: Problem,
+    spec: Spec,
     network: Network,
     params,
     tokens: jax.Array,
@@ -163,10 +161,10 @@ def drawn_terms(
     loss: bool,
 ) -> jax.Array:
     """`batch_terms` for given draws: states int32 [b, L], phase int32 [b, groups], Draw [b, L]."""
-    features, exists = _predicting(problem, network, params, tokens, states, phase, where)
+    features, exists = _predicting(spec, network, params, tokens, states, phase, where)
     terms = chunked_loss.position_terms(
-        problem.objective,
-        problem.kernel,
+        spec.objective,
+        spec.kernel,
         lambda f: network.logits(params, f),
         features,
         tokens,
@@ -174,13 +172,13 @@ def drawn_terms(
         where._replace(active=where.active & exists),
         time=time,
         loss=loss,
-        chunk=problem.chunk,
+        chunk=spec.chunk,
     )
-    return terms * problem.schedule.phases
+    return terms * spec.schedule.phases
 
 
 def _predicting(
-    problem: Problem,
+    spec: Spec,
     network: Network,
     params,
     tokens: jax.Array,
@@ -190,9 +188,9 @@ def _predicting(
     dropout_keys: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Features of the row that predicts each position, [b, L, D], and whether there is one."""
-    schedule, layout = problem.schedule, problem.layout
+    schedule, layout = spec.schedule, spec.layout
     rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
-    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, problem.bos))(rows, states, tokens)
+    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, spec.bos))(rows, states, tokens)
     level = jax.vmap(layouts.row_levels)(rows, where.level)
     # Windows that settle whole do not move with the phase: one pattern serves the whole batch.
     shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows

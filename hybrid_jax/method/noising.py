@@ -41,24 +41,24 @@ class Survival(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kernel:
+class NoiseKernel:
     """A noise process over N tokens and MASK. Build it with the functions below this class.
 
     Attributes:
       name: for messages and results.
-      tokens: N, the number of real tokens.
+      vocab_size: N, the number of real tokens.
       gamma: share γ of uniform replacement in the rate matrix, in [0, 1].
       epsilon: probability ε of replacement on leaving level 0, in [0, 1).
     """
 
     name: str
-    tokens: int
+    vocab_size: int
     gamma: float = 0.0
     epsilon: float = 0.0
 
     def __post_init__(self):
-        if self.tokens < 2:
-            raise UserError(f"A noise kernel needs at least 2 tokens, but got {self.tokens}.")
+        if self.vocab_size < 2:
+            raise UserError(f"A noise kernel needs at least 2 tokens, but got {self.vocab_size}.")
         if not 0.0 <= self.gamma <= 1.0:
             raise UserError(f"gamma must lie in [0, 1], but it is {self.gamma}.")
         if not 0.0 <= self.epsilon < 1.0:
@@ -69,7 +69,7 @@ class Kernel:
     @property
     def mask(self) -> int:
         """The id of MASK."""
-        return self.tokens
+        return self.vocab_size
 
     @property
     def replaces(self) -> bool:
@@ -80,10 +80,10 @@ class Kernel:
         """A, B and complements at `level` λ (any shape, [0, 1])."""
         return self.survival_between(jnp.zeros_like(jnp.asarray(level, jnp.float32)), level)
 
-    def survival_between(self, level_from, level_to) -> Survival:
-        """a, b and complements of the move from `level_from` < 1 up to `level_to`."""
-        low = jnp.asarray(level_from, jnp.float32)
-        high = jnp.asarray(level_to, jnp.float32)
+    def survival_between(self, level_s, level_t) -> Survival:
+        """a, b and complements of the move from `level_s` < 1 up to `level_t`."""
+        low = jnp.asarray(level_s, jnp.float32)
+        high = jnp.asarray(level_t, jnp.float32)
         log_r = jnp.log1p(-(high - low) / (1.0 - low))
         # The powers 0 and 1 are separate cases because 0 · log 0 has no value.
         log_unmasked = jnp.zeros_like(log_r) if self.gamma == 1 else (1 - self.gamma) * log_r
@@ -100,53 +100,53 @@ class Kernel:
         )
 
 
-def absorbing(*, tokens: int) -> Kernel:
+def absorbing(*, vocab_size: int) -> NoiseKernel:
     """Masking only (MDLM, BD3-LM, and the parent of SEDD-absorb)."""
-    return Kernel(name="absorbing", tokens=tokens)
+    return NoiseKernel(name="absorbing", vocab_size=vocab_size)
 
 
-def uniform(*, tokens: int) -> Kernel:
+def uniform(*, vocab_size: int) -> NoiseKernel:
     """Uniform replacement only."""
-    return Kernel(name="uniform", tokens=tokens, gamma=1.0)
+    return NoiseKernel(name="uniform", vocab_size=vocab_size, gamma=1.0)
 
 
-def gamma_hybrid(*, tokens: int, gamma: float) -> Kernel:
+def gamma_hybrid(*, vocab_size: int, gamma: float) -> NoiseKernel:
     """γ-hybrid: masking and replacement mixed in the rate matrix."""
-    return Kernel(name=f"γ-hybrid(γ={gamma:g})", tokens=tokens, gamma=gamma)
+    return NoiseKernel(name=f"γ-hybrid(γ={gamma:g})", vocab_size=vocab_size, gamma=gamma)
 
 
-def epsilon_hybrid(*, tokens: int, epsilon: float) -> Kernel:
+def epsilon_hybrid(*, vocab_size: int, epsilon: float) -> NoiseKernel:
     """ε-hybrid: a share ε of the tokens is replaced on leaving level 0; masking after that."""
-    return Kernel(name=f"ε-hybrid(ε={epsilon:g})", tokens=tokens, epsilon=epsilon)
+    return NoiseKernel(name=f"ε-hybrid(ε={epsilon:g})", vocab_size=vocab_size, epsilon=epsilon)
 
 
 # ---------------------------------------------------------------------------------------------
 # Forward: from a clean token to noise.
 
 
-def corrupt(kernel: Kernel, key: jax.Array, tokens: jax.Array, level: jax.Array) -> jax.Array:
+def corrupt(kernel: NoiseKernel, key: jax.Array, tokens: jax.Array, level: jax.Array) -> jax.Array:
     """Draws z ~ q(· | x) at the given levels. tokens int32 [L], level float32 [L] -> int32 [L]."""
     key_mask, key_replace, key_token = jax.random.split(key, 3)
     shape = jnp.shape(tokens)
     survival = kernel.survival(level)
-    noise = jax.random.randint(key_token, shape, 0, kernel.tokens, jnp.int32)
+    noise = jax.random.randint(key_token, shape, 0, kernel.vocab_size, jnp.int32)
     replaced = jax.random.uniform(key_replace, shape) < survival.replaced
     masked = jax.random.uniform(key_mask, shape) < survival.masked
     return jnp.where(masked, kernel.mask, jnp.where(replaced, noise, tokens))
 
 
-def transition(kernel: Kernel, state, level_from, level_to) -> jax.Array:
+def transition(kernel: NoiseKernel, state, level_s, level_t) -> jax.Array:
     """log q(z_t = · | z_s = state) for λs < λt, float32 [N + 1]."""
-    move = kernel.survival_between(level_from, level_to)
-    ids = jnp.arange(kernel.tokens)
-    uniform_mass = move.unmasked * move.replaced / kernel.tokens
+    move = kernel.survival_between(level_s, level_t)
+    ids = jnp.arange(kernel.vocab_size)
+    uniform_mass = move.unmasked * move.replaced / kernel.vocab_size
     to_tokens = jnp.where(ids == state, move.unmasked * move.kept, 0.0) + uniform_mass
     from_token = jnp.append(to_tokens, move.masked)
-    from_mask = jnp.zeros(kernel.tokens + 1).at[-1].set(1.0)
+    from_mask = jnp.zeros(kernel.vocab_size + 1).at[-1].set(1.0)
     return jnp.log(jnp.where(state == kernel.mask, from_mask, from_token))
 
 
-def marginal(kernel: Kernel, token, level) -> jax.Array:
+def marginal(kernel: NoiseKernel, token, level) -> jax.Array:
     """log q(z_t = · | x = token), float32 [N + 1]."""
     return transition(kernel, token, 0.0, level)
 
@@ -155,21 +155,21 @@ def marginal(kernel: Kernel, token, level) -> jax.Array:
 # Reverse: one step from level λt down to λs.
 
 
-def posterior(kernel: Kernel, token, state, level_to, level_from) -> jax.Array:
+def posterior(kernel: NoiseKernel, token, state, level_s, level_t) -> jax.Array:
     """log q(z_s = · | z_t = state, x = token), float32 [N + 1].
 
-    `level_to` is λs (where the step arrives), `level_from` is λt. It is the reverse step of a
+    `level_s` is λs (where the step arrives), `level_t` is λt. It is the reverse step of a
     prediction that puts all its mass on `token`.
     """
-    certain = jnp.where(jnp.arange(kernel.tokens) == token, 0.0, -jnp.inf)
-    return reverse_mean(kernel, certain, state, level_to, level_from)
+    certain = jnp.where(jnp.arange(kernel.vocab_size) == token, 0.0, -jnp.inf)
+    return reverse_mean(kernel, certain, state, level_s, level_t)
 
 
-def reveal_probability(kernel: Kernel, level_to, level_from) -> jax.Array:
+def reveal_probability(kernel: NoiseKernel, level_s, level_t) -> jax.Array:
     """Probability (A_s − A_t)/(1 − A_t) that a MASK at λt shows a token at λs."""
-    low = kernel.survival(level_to)
-    move = kernel.survival_between(level_to, level_from)
-    return low.unmasked * move.masked / jnp.maximum(kernel.survival(level_from).masked, _TINY)
+    low = kernel.survival(level_s)
+    move = kernel.survival_between(level_s, level_t)
+    return low.unmasked * move.masked / jnp.maximum(kernel.survival(level_t).masked, _TINY)
 
 
 class TokenStep(NamedTuple):
@@ -182,51 +182,51 @@ class TokenStep(NamedTuple):
     """Extra weight of keeping z where x̂ = z."""
 
 
-def token_step(kernel: Kernel, level_to, level_from) -> TokenStep:
+def token_step(kernel: NoiseKernel, level_s, level_t) -> TokenStep:
     """The unnormalised weights (1−b)(1−B_s), (1−b)B_s, b(1−B_s) and N·B_t of design note
     "reverse step": they sum to 1 − B_t, plus N·B_t where x̂ = z."""
-    low = kernel.survival(level_to)
-    move = kernel.survival_between(level_to, level_from)
-    high = kernel.survival(level_from)
+    low = kernel.survival(level_s)
+    move = kernel.survival_between(level_s, level_t)
+    high = kernel.survival(level_t)
     return TokenStep(
         redraw_uniform=move.replaced * low.replaced,
         take_clean=move.replaced * low.kept,
         keep=move.kept * low.replaced,
-        keep_if_equal=kernel.tokens * high.kept,
+        keep_if_equal=kernel.vocab_size * high.kept,
     )
 
 
-def reverse_mean(kernel: Kernel, log_p, state, level_to, level_from) -> jax.Array:
+def reverse_mean(kernel: NoiseKernel, log_p, state, level_s, level_t) -> jax.Array:
     """log Σ_x p(x) q(z_s = · | z_t = state, x): the step of an x0-prediction.
 
     Args:
       log_p: float32 [N], the predicted clean token (normalised).
       state: int32, z_t.
-      level_to, level_from: λs < λt.
+      level_s, level_t: λs < λt.
 
     Returns:
       float32 [N + 1].
     """
-    low = kernel.survival(level_to)
-    reveal = reveal_probability(kernel, level_to, level_from)
-    noise = _safe_log(low.replaced / kernel.tokens)
+    low = kernel.survival(level_s)
+    reveal = reveal_probability(kernel, level_s, level_t)
+    noise = _safe_log(low.replaced / kernel.vocab_size)
     shown = jnp.log(reveal) + _log_add(jnp.log(low.kept) + log_p, noise)
-    stays = low.masked / jnp.maximum(kernel.survival(level_from).masked, _TINY)
+    stays = low.masked / jnp.maximum(kernel.survival(level_t).masked, _TINY)
     from_mask = jnp.append(shown, _safe_log(stays))
     if not kernel.replaces:
-        settled = jnp.where(jnp.arange(kernel.tokens + 1) == state, 0.0, -jnp.inf)
+        settled = jnp.where(jnp.arange(kernel.vocab_size + 1) == state, 0.0, -jnp.inf)
         return jnp.where(state == kernel.mask, from_mask, settled)
 
-    z = jnp.minimum(state, kernel.tokens - 1)
-    ids = jnp.arange(kernel.tokens)
-    weight = token_step(kernel, level_to, level_from)
-    high = kernel.survival(level_from)
+    z = jnp.minimum(state, kernel.vocab_size - 1)
+    ids = jnp.arange(kernel.vocab_size)
+    weight = token_step(kernel, level_s, level_t)
+    high = kernel.survival(level_t)
     # Normalisers of the weights, for x̂ ≠ z and for x̂ = z.
     other = jnp.maximum(high.replaced, _TINY)
     equal = high.replaced + weight.keep_if_equal
     log_pz = log_p[z]
     spread = -jnp.expm1(jnp.minimum(log_pz, 0.0)) / other + jnp.exp(log_pz) / equal
-    uniform_part = _safe_log(spread * weight.redraw_uniform / kernel.tokens)
+    uniform_part = _safe_log(spread * weight.redraw_uniform / kernel.vocab_size)
     clean_part = log_p + _safe_log(weight.take_clean / jnp.where(ids == z, equal, other))
     keep_part = _log_add(
         _safe_log(spread * weight.keep), log_pz + _safe_log(weight.keep_if_equal / equal)
@@ -240,33 +240,33 @@ def reverse_mean(kernel: Kernel, log_p, state, level_to, level_from) -> jax.Arra
 # Scores: ratios s_y = q_t(y)/q_t(z) of the marginals, as in score entropy (SEDD).
 
 
-def score_of_mean(kernel: Kernel, log_p, state, level) -> jax.Array:
+def score_of_mean(kernel: NoiseKernel, log_p, state, level) -> jax.Array:
     """log s_y of an x0-prediction: log Σ_x p(x|z) q(y|x)/q(z|x) over real tokens, float32 [N].
 
     A prediction that is the true posterior p(x|z) gives the true ratios. The entry of `state`
     itself is 0. `level` < 1: at full noise every ratio is 0 or 1.
     """
     at = kernel.survival(level)
-    noise = at.replaced / kernel.tokens
+    noise = at.replaced / kernel.vocab_size
     odds = jnp.log(at.unmasked) - jnp.log(jnp.maximum(at.masked, _TINY))
     from_mask = odds + _log_add(jnp.log(at.kept) + log_p, _safe_log(noise))
     if not kernel.replaces:
         return from_mask
-    z = jnp.minimum(state, kernel.tokens - 1)
+    z = jnp.minimum(state, kernel.vocab_size - 1)
     # D0 = (1−B)/N and D1 = D0 + B: probability of another token, and of the token itself.
     floor = jnp.maximum(noise, _TINY)
     up = at.kept / floor  # D1/D0 − 1
     pz = jnp.exp(log_p[z])
     base = -jnp.expm1(jnp.minimum(log_p[z], 0.0)) + pz * floor / (floor + at.kept)
     ratio = base + jnp.exp(log_p) * up
-    from_token = jnp.where(jnp.arange(kernel.tokens) == z, 0.0, jnp.log(ratio))
+    from_token = jnp.where(jnp.arange(kernel.vocab_size) == z, 0.0, jnp.log(ratio))
     return jnp.where(state == kernel.mask, from_mask, from_token)
 
 
-def true_score(kernel: Kernel, token, state, level) -> tuple[jax.Array, jax.Array, jax.Array]:
+def true_score(kernel: NoiseKernel, token, state, level) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log q(y|x)/q(z|x) for the three values it takes: y = x, y = z, any other real y."""
     at = kernel.survival(level)
-    other = at.replaced / kernel.tokens
+    other = at.replaced / kernel.vocab_size
     same = other + at.kept
     here = jnp.where(
         state == kernel.mask,
@@ -281,7 +281,7 @@ def true_score(kernel: Kernel, token, state, level) -> tuple[jax.Array, jax.Arra
     )
 
 
-def reverse_score(kernel: Kernel, log_score, state, level_to, level_from) -> jax.Array:
+def reverse_score(kernel: NoiseKernel, log_score, state, level_s, level_t) -> jax.Array:
     """log P(z_s = ·) of the exact Tweedie step for estimated scores, float32 [N + 1].
 
     ``P(y) ∝ [e^{−ΔσQ} s]_y [e^{ΔσQ}]_{z,y}``; with Σ over real tokens written S, the inverse is
@@ -292,18 +292,18 @@ def reverse_score(kernel: Kernel, log_score, state, level_to, level_from) -> jax
     Args:
       log_score: float32 [N], log s_y over real tokens (the entry of `state` is ignored).
     """
-    move = kernel.survival_between(level_to, jnp.minimum(level_from, HIGHEST_SCORE_LEVEL))
-    ids = jnp.arange(kernel.tokens)
+    move = kernel.survival_between(level_s, jnp.minimum(level_t, HIGHEST_SCORE_LEVEL))
+    ids = jnp.arange(kernel.vocab_size)
     scores = jnp.where(ids == state, 1.0, jnp.exp(log_score))
     total = scores.sum()
     kept = jnp.maximum(move.kept, _TINY)
-    back = (scores - move.replaced * total / kernel.tokens) / kept  # times a, which cancels
+    back = (scores - move.replaced * total / kernel.vocab_size) / kept  # times a, which cancels
     is_mask = state == kernel.mask
-    noise = move.replaced / kernel.tokens
+    noise = move.replaced / kernel.vocab_size
     to_state = jnp.where(is_mask, move.masked, noise + jnp.where(ids == state, move.kept, 0.0))
     tokens = back * to_state
     # Data holds no MASK, whatever the estimates say.
-    may_stay = is_mask & (jnp.asarray(level_to) > 0)
+    may_stay = is_mask & (jnp.asarray(level_s) > 0)
     stays = jnp.where(may_stay, move.unmasked - move.masked * total, 0.0)
     weights = jnp.maximum(jnp.append(tokens, stays), 0.0)
     return _safe_log(weights / jnp.maximum(weights.sum(), _TINY))

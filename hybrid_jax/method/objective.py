@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import noising
 from hybrid_jax.method.hyperschedule import Hyperschedule
-from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.noising import NoiseKernel
 
 Time = Literal["discrete", "continuous"]
 Parameterisation = Literal["mean", "context", "score"]
@@ -56,7 +56,7 @@ class Objective:
     time: Time = "discrete"
     shown_weight: float = 1.0
 
-    def check(self, kernel: Kernel) -> None:
+    def check(self, kernel: NoiseKernel) -> None:
         """Raises UserError for combinations without meaning."""
         for value, known in (
             (self.parameterisation, typing.get_args(Parameterisation)),
@@ -69,7 +69,7 @@ class Objective:
             raise UserError(
                 "The weighted cross-entropy needs objective.parameterisation=mean or context."
             )
-        if self.time == "continuous" and type(kernel) is not Kernel:
+        if self.time == "continuous" and type(kernel) is not NoiseKernel:
             raise UserError(
                 f"The rates of {kernel.name} in continuous time are not known, only those of the "
                 "package's own kernels: choose time=discrete."
@@ -91,7 +91,7 @@ class Bound:
       time: "discrete" or "continuous".
     """
 
-    kernel: Kernel
+    kernel: NoiseKernel
     time: Time
 
     @property
@@ -140,7 +140,7 @@ def draw_uniforms(
 
 
 def draw(
-    schedule: Hyperschedule, kernel: Kernel, time: Time, uniform: jax.Array
+    schedule: Hyperschedule, kernel: NoiseKernel, time: Time, uniform: jax.Array
 ) -> tuple[jax.Array, Draw]:
     """Turns uniforms [phase_groups] into phases and levels: (phase int32 [groups], Draw).
 
@@ -182,39 +182,39 @@ def _window_index(schedule: Hyperschedule, step: jax.Array) -> jax.Array:
 # Terms of one position. logits are float32 [V >= N]; tokens and levels are scalars.
 
 
-def log_prediction(objective: Objective, kernel: Kernel, logits, state, level) -> jax.Array:
+def log_prediction(objective: Objective, kernel: NoiseKernel, logits, state, level) -> jax.Array:
     """Reads the network's output, float32 [N]: log p of the clean token, or log-scores.
 
     Scores are scaled as in SEDD: a constant output means that every token is as likely as noise of
     this level makes it.
     """
-    real = logits[: kernel.tokens].astype(jnp.float32)
+    real = logits[: kernel.vocab_size].astype(jnp.float32)
     if objective.parameterisation == "score":
         inside = jnp.clip(level, _MARGIN, 1.0 - _MARGIN)
         odds = jnp.log(inside) - jnp.log1p(-inside)  # log(e^σ − 1)
-        return real - odds - jnp.log(jnp.float32(kernel.tokens))
+        return real - odds - jnp.log(jnp.float32(kernel.vocab_size))
     if objective.parameterisation == "context" and kernel.replaces:
         at = kernel.survival(level)
         # log q(z | x = z) − log q(z | x ≠ z); MASK matches no token and tells nothing.
-        evidence = jnp.log1p(kernel.tokens * at.kept / jnp.maximum(at.replaced, _MARGIN**2))
-        real = real + jnp.where(jnp.arange(kernel.tokens) == state, evidence, 0.0)
+        evidence = jnp.log1p(kernel.vocab_size * at.kept / jnp.maximum(at.replaced, _MARGIN**2))
+        real = real + jnp.where(jnp.arange(kernel.vocab_size) == state, evidence, 0.0)
     return jax.nn.log_softmax(real)
 
 
 def reverse_step(
-    objective: Objective, kernel: Kernel, logits, state, level_to, level_from
+    objective: Objective, kernel: NoiseKernel, logits, state, level_s, level_t
 ) -> jax.Array:
     """log p_θ(z_s = · | z_t) of the network's output, float32 [N + 1]."""
     if objective.parameterisation != "score":
-        prediction = log_prediction(objective, kernel, logits, state, level_from)
-        return noising.reverse_mean(kernel, prediction, state, level_to, level_from)
-    level_from = jnp.minimum(level_from, noising.HIGHEST_SCORE_LEVEL)
-    prediction = log_prediction(objective, kernel, logits, state, level_from)
-    return noising.reverse_score(kernel, prediction, state, level_to, level_from)
+        prediction = log_prediction(objective, kernel, logits, state, level_t)
+        return noising.reverse_mean(kernel, prediction, state, level_s, level_t)
+    level_t = jnp.minimum(level_t, noising.HIGHEST_SCORE_LEVEL)
+    prediction = log_prediction(objective, kernel, logits, state, level_t)
+    return noising.reverse_score(kernel, prediction, state, level_s, level_t)
 
 
 def discrete_term(
-    objective: Objective, kernel: Kernel, logits, token, state, level, level_next
+    objective: Objective, kernel: NoiseKernel, logits, token, state, level, level_next
 ) -> jax.Array:
     """KL( q(z_s | z_t, x) ‖ p_θ(z_s | z_t) ) of one position in nats."""
     if objective.parameterisation != "score" and not kernel.replaces:
@@ -229,7 +229,9 @@ def discrete_term(
     return jnp.sum(jnp.where(possible, jnp.exp(true) * difference, 0.0))
 
 
-def continuous_term(objective: Objective, kernel: Kernel, logits, token, state, level) -> jax.Array:
+def continuous_term(
+    objective: Objective, kernel: NoiseKernel, logits, token, state, level
+) -> jax.Array:
     """Score entropy of one position in nats per dλ (arXiv 2504.06416 section 4; SEDD eq. 5).
 
     With true ratios r and estimates s over real tokens, ``Σ_y r_y φ(log s_y − log r_y)`` with
@@ -246,7 +248,7 @@ def continuous_term(objective: Objective, kernel: Kernel, logits, token, state, 
     else:
         score = prediction
     clean, _, other = noising.true_score(kernel, token, state, level)
-    z = jnp.minimum(state, kernel.tokens - 1)
+    z = jnp.minimum(state, kernel.vocab_size - 1)
     everywhere = jnp.sum(_entropy_gap(score, other))
     # The sum above took every token for an "other" one: mend the clean one, and z if it is shown.
     at_token = _entropy_gap(score[token], clean) - _entropy_gap(score[token], other)
@@ -255,7 +257,7 @@ def continuous_term(objective: Objective, kernel: Kernel, logits, token, state, 
     rate = jnp.where(
         masked,
         (1.0 - kernel.gamma) * (everywhere + at_token),
-        kernel.gamma / kernel.tokens * shown,
+        kernel.gamma / kernel.vocab_size * shown,
     )
     return rate / (1.0 - level)
 
@@ -269,7 +271,7 @@ def _entropy_gap(log_score, log_ratio) -> jax.Array:
 
 
 def weighted_cross_entropy(
-    objective: Objective, kernel: Kernel, logits, token, state, level
+    objective: Objective, kernel: NoiseKernel, logits, token, state, level
 ) -> jax.Array:
     """The ε-hybrid training loss of the paper for one position, per dλ."""
     prediction = log_prediction(objective, kernel, logits, state, level)

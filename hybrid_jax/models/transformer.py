@@ -65,7 +65,7 @@ class Transformer:
     """A network over N real tokens and MASK.
 
     Attributes:
-      tokens: N.
+      vocab_size: N.
       layers, width, heads: depth, model width D, attention heads.
       mlp_ratio: MLP width over D.
       activation: "gelu" (tanh form) or "relu2" (squared ReLU, faster on CPU).
@@ -81,7 +81,7 @@ class Transformer:
       attention: backend of `attention.attend` for rows that come with a pattern.
     """
 
-    tokens: int
+    vocab_size: int
     layers: int
     width: int
     heads: int
@@ -122,7 +122,7 @@ class Transformer:
     @property
     def rows(self) -> int:
         """Rows of the embedding and columns of the head: N + 1, padded."""
-        return -(-(self.tokens + 1) // _LANES) * _LANES
+        return -(-(self.vocab_size + 1) // _LANES) * _LANES
 
     def init(self, key: jax.Array) -> dict:
         """Parameters as a nested dict; leaves under "layers" have a leading axis of layers."""
@@ -243,7 +243,7 @@ class _Body(nn.Module):
             sigma = -jnp.log1p(-jnp.minimum(level, _HIGHEST_LEVEL))
             if c.embedding_gamma:
                 keep = jnp.exp(-c.embedding_gamma * sigma)[..., None]
-                x = keep * x + (1.0 - keep) * table[c.tokens]
+                x = keep * x + (1.0 - keep) * table[c.vocab_size]
             condition = _LevelEmbedding(c, name="level")(sigma).astype(c.dtype)
 
         block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block

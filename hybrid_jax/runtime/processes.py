@@ -2,7 +2,7 @@
 
 Every process runs the same program on its own devices. What only one of them finds out (a full
 disk, another configuration, a missing file) must reach the others before their next collective
-operation, or they would wait for it for ever: `together` and `agree` see to that. With one process
+operation, or they would wait for it for ever: `raise_on_all` and `assert_same` see to that. With one process
 they do nothing.
 """
 
@@ -85,12 +85,12 @@ def start(
         )
 
 
-def is_lead() -> bool:
+def is_process0() -> bool:
     """Whether this is the process that prints and writes for all."""
     return jax.process_index() == 0
 
 
-def together(action: Callable[[], T]) -> T:
+def raise_on_all(action: Callable[[], T]) -> T:
     """Runs `action` on every process; a `UserError` on one of them is raised on all.
 
     All processes have to call this at the same place. It waits for the slowest.
@@ -98,12 +98,12 @@ def together(action: Callable[[], T]) -> T:
     if jax.process_count() == 1:
         return action()
     result: T | None = None
-    problem = ""
+    failure = ""
     try:
         result = action()
     except UserError as error:
-        problem = str(error)
-    for number, text in enumerate(_gather(problem)):
+        failure = str(error)
+    for number, text in enumerate(_gather(failure)):
         if text:
             raise UserError(
                 text if number == jax.process_index() else f"On process {number}: {text}"
@@ -111,16 +111,18 @@ def together(action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]  # without an error there is a result
 
 
-def lead_first(action: Callable[[], T]) -> T:
-    """`together`, but the lead acts before the others.
+def process0_first(action: Callable[[], T]) -> T:
+    """`raise_on_all`, but the lead acts before the others.
 
     They find its work done where they share a disk, and do it themselves where they do not.
     """
-    together(lambda: action() if is_lead() else None)
-    return together(action)
+    raise_on_all(lambda: action() if is_process0() else None)
+    return raise_on_all(action)
 
 
-def agree(what: str, text: str, *, difference: Callable[[str, str], str] | None = None) -> None:
+def assert_same(
+    what: str, text: str, *, difference: Callable[[str, str], str] | None = None
+) -> None:
     """Raises `UserError` on all processes unless they all have the same `text`.
 
     Args:
@@ -158,11 +160,11 @@ def check_shared(folder: Path) -> None:
                 "system that all hosts share."
             )
 
-    together(lambda: write() if is_lead() else None)
+    raise_on_all(lambda: write() if is_process0() else None)
     try:
-        together(see)
+        raise_on_all(see)
     finally:
-        if is_lead():
+        if is_process0():
             token.unlink()
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 
-class Meter:
+class Throughput:
     """Times steps. The first `read` only starts the clock: compilation comes before it."""
 
     def __init__(

@@ -29,7 +29,7 @@ def show(sampler: Sampler, params, state: Generation):
     capacity = sampler.capacity
     pending = pending_count(sampler, state)
     ready = pending <= capacity
-    if sampler.problem.layout.plain(sampler.problem.schedule):
+    if sampler.spec.layout.plain(sampler.spec.schedule):
         features, new, count = show_new(sampler, params, state, capacity)
         return features, ready, commit(sampler, state, new, count)
 
@@ -54,7 +54,7 @@ def show_new(sampler: Sampler, params, state: Generation, capacity: int, *, wind
       features [B, W, D] (None without `window`), what the settled rows put in the cache, and how
       many of them count, int32 [B].
     """
-    schedule, layout = sampler.problem.schedule, sampler.problem.layout
+    schedule, layout = sampler.spec.schedule, sampler.spec.layout
     # In plain autoregression the newest settled token predicts the next, so it is fed in its round.
     spare = int(not window and layout.plain(schedule))
     count = _feedable(sampler, state, capacity, spare)
@@ -83,7 +83,7 @@ def show_new(sampler: Sampler, params, state: Generation, capacity: int, *, wind
 
 def show_all(sampler: Sampler, params, state: Generation) -> jax.Array:
     """Feeds everything that is visible at each text's step; features [B, W, D] of the window."""
-    schedule, layout = sampler.problem.schedule, sampler.problem.layout
+    schedule, layout = sampler.spec.schedule, sampler.spec.layout
     step = jnp.minimum(state.step, schedule.steps - 1)
     rows = jax.vmap(lambda s: layouts.generation_rows(layout, schedule, s))(step)
     held, level = _held(sampler, state, rows, step)
@@ -96,7 +96,7 @@ def show_all(sampler: Sampler, params, state: Generation) -> jax.Array:
 
 def _held(sampler: Sampler, state: Generation, rows: layouts.Rows, step: jax.Array):
     """Tokens and noise levels that rows hold at each text's step: int32 and float32 [B, R]."""
-    schedule, bos = sampler.problem.schedule, sampler.problem.bos
+    schedule, bos = sampler.spec.schedule, sampler.spec.bos
     tokens = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, bos))(rows, state.tokens)
     level = schedule.level(step[:, None], jnp.maximum(rows.position, 0)) / schedule.levels
     return tokens, jnp.where(rows.holds_noise, level, 0.0)
@@ -104,14 +104,14 @@ def _held(sampler: Sampler, state: Generation, rows: layouts.Rows, step: jax.Arr
 
 def pending_count(sampler: Sampler, state: Generation) -> jax.Array:
     """Settled tokens of each text that are not in the cache yet; none of a text that is done."""
-    schedule, layout = sampler.problem.schedule, sampler.problem.layout
+    schedule, layout = sampler.spec.schedule, sampler.spec.layout
     settled = schedule.settled(state.step) + int(layout.alignment == "shifted")
     return jnp.where(state.step < schedule.steps, settled - state.filled, 0)
 
 
 def _feedable(sampler: Sampler, state: Generation, capacity: int, spare: int = 0) -> jax.Array:
     """How many settled tokens of each text, but the `spare` last, `capacity` rows can feed."""
-    schedule, layout = sampler.problem.schedule, sampler.problem.layout
+    schedule, layout = sampler.spec.schedule, sampler.spec.layout
     pending = jnp.maximum(pending_count(sampler, state) - spare, 0)
     count = jnp.minimum(pending, capacity)
     if layout.context == "block_causal":

@@ -49,12 +49,12 @@ def generate(sampler: Sampler, rule: Rule, params, keys: jax.Array, prompts: Pro
 
 def check(sampler: Sampler, rule: Rule) -> None:
     """Raises UserError for a rule or setting that cannot work."""
-    rule.check(sampler.problem.kernel, sampler.problem.objective)
+    rule.check(sampler.spec.kernel, sampler.spec.objective)
     if sampler.prefill < 1:
         raise UserError(f"prefill must be at least 1, but is {sampler.prefill}.")
-    if sampler.eos is not None and not 0 <= sampler.eos < sampler.problem.kernel.tokens:
+    if sampler.eos is not None and not 0 <= sampler.eos < sampler.spec.kernel.vocab_size:
         raise UserError(
-            f"The end token {sampler.eos} is not one of the {sampler.problem.kernel.tokens} tokens."
+            f"The end token {sampler.eos} is not one of the {sampler.spec.kernel.vocab_size} tokens."
         )
 
 
@@ -68,15 +68,15 @@ def _generate(sampler, rule, params, keys, prompts):
 @functools.partial(jax.jit, static_argnums=0)
 def start(sampler: Sampler, params, keys: jax.Array, prompts: Prompts) -> Generation:
     """The state before the first step: full noise, given tokens, and long prompts in the cache."""
-    problem = sampler.problem
-    kernel, schedule = problem.kernel, problem.schedule
+    spec = sampler.spec
+    kernel, schedule = spec.kernel, spec.schedule
     batch, length = prompts.tokens.shape
     key_noise, key_mask, key_steps = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys),
                                                   1, 0)  # fmt: skip
 
     def noise(key_noise, key_mask):
         # MASK, or uniform tokens for a kernel that never masks.
-        token = jax.random.randint(key_noise, (length,), 0, kernel.tokens, jnp.int32)
+        token = jax.random.randint(key_noise, (length,), 0, kernel.vocab_size, jnp.int32)
         masked = jax.random.uniform(key_mask, (length,)) < kernel.survival(1.0).masked
         return jnp.where(masked, kernel.mask, token)
 
@@ -93,7 +93,7 @@ def start(sampler: Sampler, params, keys: jax.Array, prompts: Prompts) -> Genera
         filled=zero,
         cache=sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None,
         following=following,
-        calls=zero,
+        nfe=zero,
         corrections=zero,
     )
     if not sampler.cached or not sampler.slots:
@@ -116,7 +116,7 @@ def advance(
     sampler: Sampler, rule: Rule, params, state: Generation, rounds: jax.Array | int
 ) -> Generation:
     """Runs the loop until all texts are done, but at most `rounds` rounds. Donates `state`."""
-    steps = sampler.problem.schedule.steps
+    steps = sampler.spec.schedule.steps
 
     def goes_on(carry):
         left, state = carry
@@ -138,8 +138,8 @@ def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
         ends = _ends(sampler, state.tokens, state.frozen)
         first = jnp.argmax(ends, axis=1)
         length = jnp.where(ends.any(1), jnp.minimum(first + 1, length), length)
-    tokens = jnp.where(position < length[:, None], state.tokens, sampler.problem.bos)
-    return Generated(tokens, length, state.calls, state.corrections)
+    tokens = jnp.where(position < length[:, None], state.tokens, sampler.spec.bos)
+    return Generated(tokens, length, state.nfe, state.corrections)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
 
 
 def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generation:
-    schedule, kernel = sampler.problem.schedule, sampler.problem.kernel
+    schedule, kernel = sampler.spec.schedule, sampler.spec.kernel
     live = state.step < schedule.steps
     features, ready, fed = cache_feed.show(sampler, params, state)
     step = jnp.minimum(state.step, schedule.steps - 1)
@@ -188,7 +188,7 @@ def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generatio
         fed,
         tokens=state.tokens.at[row, put].set(moved, mode="drop"),
         confidence=state.confidence.at[row, put].set(confidence, mode="drop"),
-        calls=state.calls + live,
+        nfe=state.nfe + live,
         corrections=state.corrections + corrected.sum(1, dtype=jnp.int32),
     )
 
@@ -214,13 +214,13 @@ def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generatio
 
 
 def _read(sampler, rule, params, key, features, window: Window, at):
-    """The rule's readings of the window, [B, W]; logits exist for `problem.chunk` positions a time.
+    """The rule's readings of the window, [B, W]; logits exist for `spec.chunk` positions a time.
 
     Each position has a key of its own, so that nothing depends on how positions are grouped.
     """
-    problem = sampler.problem
+    spec = sampler.spec
     keys = jax.vmap(lambda k, p: jax.vmap(lambda i: jax.random.fold_in(k, i))(p))(key, at)
-    one = jax.vmap(jax.vmap(functools.partial(rule.read, problem.kernel, problem.objective)))
+    one = jax.vmap(jax.vmap(functools.partial(rule.read, spec.kernel, spec.objective)))
 
     def chunk(inputs):
         feature, keys, *rest = inputs
@@ -228,7 +228,7 @@ def _read(sampler, rule, params, key, features, window: Window, at):
 
     inputs = (features, keys, window.tokens, window.level, window.level_next)
     width = at.shape[1]
-    size = min(problem.chunk, width)
+    size = min(spec.chunk, width)
     chunks = -(-width // size)
     if chunks == 1:
         return chunk(inputs)

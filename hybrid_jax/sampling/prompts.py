@@ -30,14 +30,14 @@ class Prompts(NamedTuple):
 
 def nothing(batch: int, length: int) -> Prompts:
     """Texts generated from nothing."""
-    return build([[]] * batch, length=length, tokens=1)
+    return build([[]] * batch, length=length, vocab_size=1)
 
 
 def build(
     rows: Sequence[Sequence[int]],
     *,
     length: int,
-    tokens: int,
+    vocab_size: int,
     stop: Sequence[int] | int | None = None,
 ) -> Prompts:
     """Prompts of any lengths, as one batch.
@@ -69,10 +69,10 @@ def build(
                 f"{name} has {len(ids)} tokens, which does not fit a text of {wanted}: shorten it"
                 + (", or ask for a longer text." if wanted < length else ".")
             )
-        unknown = ids[(ids != GAP) & ((ids < 0) | (ids >= tokens))]
+        unknown = ids[(ids != GAP) & ((ids < 0) | (ids >= vocab_size))]
         if len(unknown):
             raise UserError(
-                f"{name} holds the token id {unknown[0]}, which is outside 0 … {tokens - 1}: it "
+                f"{name} holds the token id {unknown[0]}, which is outside 0 … {vocab_size - 1}: it "
                 "comes from another tokenizer, or is MASK."
             )
         if len(ids) == wanted and not np.any(ids == GAP):

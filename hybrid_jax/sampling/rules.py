@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import noising, objective
-from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling.draw import Warp, sample_categorical
 from hybrid_jax.sampling.update_rule import (
@@ -54,7 +54,7 @@ class Ancestral:
     adaptive: ClassVar[bool] = False
     sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: Kernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
         self.warp.check()
 
     def read(self, kernel, goal, key, logits, state, level, level_next):
@@ -73,7 +73,7 @@ class Ancestral:
         key_reveal, key_noise, key_token, key_choice = jax.random.split(key, 4)
         shape = tokens.shape
         clean = reading.token
-        noise = jax.random.randint(key_token, shape, 0, kernel.tokens, jnp.int32)
+        noise = jax.random.randint(key_token, shape, 0, kernel.vocab_size, jnp.int32)
         after = kernel.survival(level_next)
 
         shown = jnp.where(jax.random.uniform(key_noise, shape) < after.replaced, noise, clean)
@@ -120,7 +120,7 @@ class ACS:
     warp: Warp = PLAIN
     adaptive: ClassVar[bool] = False
 
-    def check(self, kernel: Kernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
         self.warp.check()
         check_share("eta", self.eta)
         check_masks(kernel, "acs")
@@ -178,7 +178,7 @@ class ReMDM:
     adaptive: ClassVar[bool] = False
     sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: Kernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
         self.warp.check()
         check_share("eta", self.eta)
         check_masks(kernel, "remdm")
@@ -230,7 +230,7 @@ class Threshold:
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: Kernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
         self.warp.check()
         check_share("threshold", self.threshold)
         check_masks(kernel, "threshold")
@@ -263,7 +263,7 @@ class EntropyBound:
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: Kernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
         self.warp.check()
         if not self.bound >= 0:
             raise UserError(f"bound must be 0 nats or more, but is {self.bound}.")

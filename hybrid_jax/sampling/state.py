@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_jax.method import layout as layouts
-from hybrid_jax.method.loss import Network, Problem
+from hybrid_jax.method.loss import Network, Spec
 
 
 class CachingNetwork(Network, Protocol):
@@ -34,7 +34,7 @@ class Sampler:
       prefill: most prompt tokens fed at a time before the loop starts.
     """
 
-    problem: Problem
+    spec: Spec
     network: CachingNetwork
     eos: int | None = None
     cached: bool = True
@@ -43,12 +43,12 @@ class Sampler:
     @functools.cached_property
     def slots(self) -> int:
         """Cache slots of a text."""
-        return layouts.context_slots(self.problem.layout, self.problem.schedule)
+        return layouts.context_slots(self.spec.layout, self.spec.schedule)
 
     @functools.cached_property
     def capacity(self) -> int:
         """Settled tokens that a round can feed beside the window: those of one step."""
-        schedule = self.problem.schedule
+        schedule = self.spec.schedule
         with jax.ensure_compile_time_eval():
             settled = schedule.settled(jnp.arange(schedule.steps))
             most = int(jnp.max(jnp.diff(settled), initial=0))
@@ -58,7 +58,7 @@ class Sampler:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["tokens", "frozen", "keys", "confidence", "step", "sweep", "filled", "cache",
-                 "following", "calls", "corrections"],
+                 "following", "nfe", "corrections"],
     meta_fields=[],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Generation:
     filled: jax.Array
     cache: Any
     following: jax.Array
-    calls: jax.Array
+    nfe: jax.Array
     corrections: jax.Array
 
 
@@ -103,5 +103,5 @@ class Generated(NamedTuple):
 
     tokens: jax.Array
     length: jax.Array
-    calls: jax.Array
+    nfe: jax.Array
     corrections: jax.Array

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import objective
-from hybrid_jax.method.noising import Kernel
+from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling.draw import Warp, sample_categorical
 
@@ -60,13 +60,17 @@ class Rule(Protocol):
     @property
     def sweeps(self) -> int: ...
 
-    def check(self, kernel: Kernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
         """Raises UserError for settings without meaning, or a kernel it does not go with."""
 
-    def read(self, kernel: Kernel, goal: Objective, key, logits, state, level, level_next) -> Any:
+    def read(
+        self, kernel: NoiseKernel, goal: Objective, key, logits, state, level, level_next
+    ) -> Any:
         """Work of one position: logits [V], scalars -> a pytree of scalars."""
 
-    def move(self, kernel: Kernel, key, window: Window, reading) -> tuple[jax.Array, jax.Array]:
+    def move(
+        self, kernel: NoiseKernel, key, window: Window, reading
+    ) -> tuple[jax.Array, jax.Array]:
         """One step: readings with a leading axis [W] -> tokens int32 [W] and confidence [W].
 
         What it says of inactive positions is ignored.
@@ -76,7 +80,9 @@ class Rule(Protocol):
 PLAIN = Warp()
 
 
-def predict(kernel: Kernel, goal: Objective, warp: Warp, key, logits, state, level) -> Prediction:
+def predict(
+    kernel: NoiseKernel, goal: Objective, warp: Warp, key, logits, state, level
+) -> Prediction:
     """The prediction of the clean token of one position: logits [V], scalars -> scalars."""
     if goal.parameterisation == "score":
         # The step to level 0 of the scores is their prediction of the clean token.
@@ -132,7 +138,7 @@ def check_share(name: str, value) -> None:
         raise UserError(f"{name} must lie in [0, 1], but is {value}.")
 
 
-def check_masks(kernel: Kernel, rule: str) -> None:
+def check_masks(kernel: NoiseKernel, rule: str) -> None:
     """Raises UserError if the noise never shows MASK, which the rule works on."""
     if kernel.gamma == 1:
         raise UserError(

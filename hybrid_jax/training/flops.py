@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.method import layout as layouts
-from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 
 # More phases than this are represented by as many, evenly spread.
@@ -53,12 +53,12 @@ class Flops:
         return self.attention * self.rows**2 / self.pairs
 
 
-def forward_flops(network: Transformer, problem: Problem) -> Flops:
+def forward_flops(network: Transformer, spec: Spec) -> Flops:
     """FLOPs of a forward pass over one training example of L positions.
 
     Computes masks on the default device, so call it outside of a mesh.
     """
-    rows, pairs = _rows_and_pairs(problem)
+    rows, pairs = _rows_and_pairs(spec)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     # Every entry of a weight matrix takes one multiplication and one addition for each row. The
     # layers' leaves have a leading axis of layers; vectors are scales and biases.
@@ -71,21 +71,21 @@ def forward_flops(network: Transformer, problem: Problem) -> Flops:
         matmul=2.0 * rows * sum(leaf.size for leaf in weights),
         # Scores, then the weighted sum of values: 2·D each.
         attention=4.0 * pairs * width * network.layers,
-        head=2.0 * problem.schedule.length * width * (network.tokens + 1),
+        head=2.0 * spec.schedule.length * width * (network.vocab_size + 1),
     )
 
 
-def training_flops(network: Transformer, problem: Problem) -> float:
+def training_flops(network: Transformer, spec: Spec) -> float:
     """FLOPs of one training example: forward, and twice as much backward.
 
     Layers that are computed again in the backward pass (``model.remat``) are not counted again.
     """
-    return 3.0 * forward_flops(network, problem).total
+    return 3.0 * forward_flops(network, spec).total
 
 
-def _rows_and_pairs(problem: Problem) -> tuple[int, float]:
+def _rows_and_pairs(spec: Spec) -> tuple[int, float]:
     """Rows of a training example, and the mean number of pairs that its mask allows."""
-    schedule, layout = problem.schedule, problem.layout
+    schedule, layout = spec.schedule, spec.layout
     # Windows that settle whole do not move with the phase.
     count = 1 if schedule.settles_whole else min(schedule.phases, _MOST_PHASES)
     phases = np.arange(count) * schedule.phases // count

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hybrid_jax.method import loss as estimator
-from hybrid_jax.method.loss import Network, Problem
+from hybrid_jax.method.loss import Network, Spec
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.runtime import sharding
 from hybrid_jax.training import statistics
@@ -23,7 +23,7 @@ class BoundEstimate:
 
     Attributes:
       bound: which bound it is.
-      nats, nats_error: per token, mean over records and its standard error (of records and draws).
+      nats, nll_se: per token, mean over records and its standard error (of records and draws).
       bits_per_byte: the same per byte of text.
       unigram_perplexity: of the same tokens under their own token frequencies.
       records, draws: size of the estimate.
@@ -31,7 +31,7 @@ class BoundEstimate:
 
     bound: str
     nats: float
-    nats_error: float
+    nll_se: float
     bits_per_byte: float
     unigram_perplexity: float
     records: int
@@ -39,17 +39,17 @@ class BoundEstimate:
 
     @property
     def perplexity(self) -> float:
-        return statistics.perplexity(self.nats, self.nats_error)[0]
+        return statistics.perplexity(self.nats, self.nll_se)[0]
 
     @property
     def perplexity_error(self) -> float:
-        return statistics.perplexity(self.nats, self.nats_error)[1]
+        return statistics.perplexity(self.nats, self.nll_se)[1]
 
     def values(self) -> dict[str, float]:
         """As scalars to log."""
         return {
             "nats": self.nats,
-            "nats_error": self.nats_error,
+            "nll_se": self.nll_se,
             "perplexity": self.perplexity,
             "perplexity_error": self.perplexity_error,
             "bits_per_byte": self.bits_per_byte,
@@ -65,7 +65,7 @@ class BoundEstimate:
 
 
 def evaluate_bound(
-    problem: Problem,
+    spec: Spec,
     network: Network,
     params,
     batches: Iterable[Mapping[str, np.ndarray]],
@@ -86,18 +86,18 @@ def evaluate_bound(
       mesh: of the devices that share a batch, on which the estimate does not depend; None for the
         first device.
     """
-    goal = dataclasses.replace(problem.objective, loss="bound", time=bound.time)
-    problem = dataclasses.replace(problem, kernel=bound.kernel, objective=goal)
+    goal = dataclasses.replace(spec.objective, loss="bound", time=bound.time)
+    spec = dataclasses.replace(spec, kernel=bound.kernel, objective=goal)
     mesh = mesh or sharding.one_device()
     per_record: list[np.ndarray] = []
-    counts = np.zeros(bound.kernel.tokens, np.int64)
+    counts = np.zeros(bound.kernel.vocab_size, np.int64)
     for number, batch in enumerate(batches):
         tokens = np.asarray(batch["tokens"])
         valid = np.asarray(batch["valid"], bool)
         total = np.zeros(len(tokens))
         for draw in range(draws):
             draw_key = jax.random.fold_in(jax.random.fold_in(key, number), draw)
-            total += _record_bounds(problem, network, params, tokens, draw_key, mesh)
+            total += _record_bounds(spec, network, params, tokens, draw_key, mesh)
         per_record.append(total[valid] / draws / tokens.shape[1])
         counts += np.bincount(tokens[valid].reshape(-1), minlength=len(counts))
     values = np.concatenate(per_record)
@@ -106,7 +106,7 @@ def evaluate_bound(
     return BoundEstimate(
         bound=bound.label,
         nats=nats,
-        nats_error=error,
+        nll_se=error,
         bits_per_byte=statistics.bits_per_byte(nats, bytes_per_token),
         unigram_perplexity=float(np.exp(-np.sum(share * np.log(share)))),
         records=len(values),
@@ -114,7 +114,7 @@ def evaluate_bound(
     )
 
 
-def _record_bounds(problem, network, params, tokens, key, mesh) -> np.ndarray:
+def _record_bounds(spec, network, params, tokens, key, mesh) -> np.ndarray:
     """Nats of each record of a batch, float32 [B]."""
     count = len(tokens)
     # Rows are added, not draws: what is drawn for a record depends on its place among `count`.
@@ -126,7 +126,7 @@ def _record_bounds(problem, network, params, tokens, key, mesh) -> np.ndarray:
     key_data = np.asarray(jax.random.key_data(key))
     with sharding.use(mesh):
         found = _padded_bounds(
-            problem,
+            spec,
             network,
             count,
             params,
@@ -138,16 +138,16 @@ def _record_bounds(problem, network, params, tokens, key, mesh) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _padded_bounds(problem, network, count, params, tokens, index, key_data) -> jax.Array:
+def _padded_bounds(spec, network, count, params, tokens, index, key_data) -> jax.Array:
     terms = estimator.batch_terms(
-        problem,
+        spec,
         network,
         params,
         tokens,
         index,
         jax.random.wrap_key_data(key_data),
         count=count,
-        time=problem.objective.time,
+        time=spec.objective.time,
         loss=False,
     )
     return sharding.constrain(terms.sum(axis=1), "whole")

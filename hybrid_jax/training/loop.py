@@ -26,12 +26,12 @@ from hybrid_jax.runtime import processes as distributed
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.preemption import Signals
-from hybrid_jax.runtime.processes import together
-from hybrid_jax.runtime.throughput import Meter
+from hybrid_jax.runtime.processes import raise_on_all
+from hybrid_jax.runtime.throughput import Throughput
 from hybrid_jax.training import flops
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
 from hybrid_jax.training.run_log import Log
-from hybrid_jax.training.train_step import EVALUATION, Recipe, TrainState
+from hybrid_jax.training.train_step import EVALUATION, TrainSetup, TrainState
 
 # Steps that the host may be ahead of the devices: enough to keep them busy, few enough to stop soon
 # after a signal.
@@ -42,15 +42,15 @@ _AHEAD = 2
 class Run:
     """A recipe with its data opened and the devices it runs on."""
 
-    recipe: Recipe
-    card: prepare.Card
+    setup: TrainSetup
+    manifest: prepare.Manifest
     tokenizer: tokenizers.Tokenizer
     data_dir: Path
     mesh: Mesh
 
     @property
     def experiment(self) -> Experiment:
-        return self.recipe.experiment
+        return self.setup.experiment
 
 
 def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Run:
@@ -61,23 +61,25 @@ def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None
     Raises `UserError`, on all processes, if anything of the experiment does not work here.
     """
     mesh = sharding.make_mesh(experiment.mesh, devices)
-    data_dir, card = distributed.lead_first(lambda: prepared_data(experiment))
-    tokenizer = together(lambda: tokenizers.load_tokenizer(data_dir))
-    together(lambda: prepare.check_tokenizer(card, tokenizer))
-    distributed.agree("set of prepared data", repr((card.train.sha256, card.valid.sha256)))
-    recipe = Recipe.build(experiment, card.vocab_size, card.bos)
-    recipe.check(mesh)
-    return Run(recipe=recipe, card=card, tokenizer=tokenizer, data_dir=data_dir, mesh=mesh)
+    data_dir, manifest = distributed.process0_first(lambda: prepared_data(experiment))
+    tokenizer = raise_on_all(lambda: tokenizers.load_tokenizer(data_dir))
+    raise_on_all(lambda: prepare.check_tokenizer(manifest, tokenizer))
+    distributed.assert_same(
+        "set of prepared data", repr((manifest.train.sha256, manifest.valid.sha256))
+    )
+    setup = TrainSetup.build(experiment, manifest.vocab_size, manifest.bos)
+    setup.check(mesh)
+    return Run(setup=setup, manifest=manifest, tokenizer=tokenizer, data_dir=data_dir, mesh=mesh)
 
 
-def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Card]:
-    """The folder of the experiment's records and its card; prepares them if they are missing."""
+def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Manifest]:
+    """The folder of the experiment's records and its manifest; prepares them if they are missing."""
     data = experiment.data
     settings = dataclasses.asdict(data)
     del settings["dir"]
     out = Path(data.dir) if data.dir else prepare.default_dir(**settings)
-    card = prepare.prepare(**settings, out=out)
-    return out, card
+    manifest = prepare.prepare(**settings, out=out)
+    return out, manifest
 
 
 def train(
@@ -90,45 +92,45 @@ def train(
         cannot be read or written.
       Interrupted: after a signal, when the state is saved.
     """
-    config, recipe, mesh = run.experiment.train, run.recipe, run.mesh
+    config, setup, mesh = run.experiment.train, run.setup, run.mesh
     learning_rate = optim.learning_rate_at(run.experiment.optimizer, config.steps)
     size = config.batch_size
     rows = sharding.local_rows(mesh, size)
-    records = together(lambda: pipeline.Records(run.data_dir, "train"))
+    records = raise_on_all(lambda: pipeline.Records(run.data_dir, "train"))
     stream = pipeline.Stream(records, batch_size=size, seed=config.seed, rows=rows)
     settings = dataclasses.asdict(run.experiment)
-    meter = Meter(
-        tokens=size * run.card.length,
+    throughput = Throughput(
+        tokens=size * run.manifest.length,
         devices=mesh.size,
-        flops=size * flops.training_flops(recipe.network, recipe.problem),
+        flops=size * flops.training_flops(setup.network, setup.spec),
         peak=flops.peak_flops(mesh.devices.flat[0]),
     )
-    saver = together(
+    saver = raise_on_all(
         lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
     )
     with sharding.use(mesh), saver:
-        restored = saver.restore_latest(recipe.abstract_state(mesh))
+        restored = saver.restore_latest(setup.abstract_state(mesh))
         if restored is None:
-            start, state = 0, recipe.compile_init(mesh)()
+            start, state = 0, setup.compile_init(mesh)()
         else:
             start, state = restored
             say(f"resuming at step {start} from {workdir / 'checkpoints'}")
         if start >= config.steps:
             say(f"already trained for {start} steps")
             return state
-        update = recipe.compile_step(mesh)
+        update = setup.compile_step(mesh)
         saved = start
         pending: list[dict[str, jax.Array]] = []
         ahead: collections.deque[jax.Array] = collections.deque()
-        log = together(lambda: Log(workdir, total=config.steps, start=start))
+        log = raise_on_all(lambda: Log(workdir, total=config.steps, start=start))
         with log, signals.deferred():
             if start and start % config.eval_every == 0 and not log.has(start, "valid"):
                 # The run was stopped between a checkpoint and the evaluation that belongs to it.
                 estimate = evaluate(run, state.ema, final=False)
-                together(functools.partial(log.valid, start, estimate))
+                raise_on_all(functools.partial(log.valid, start, estimate))
             batches = stream.iterate(start)
             for done in range(start + 1, config.steps + 1):
-                with meter.waiting():
+                with throughput.waiting():
                     _, batch = next(batches)
                 tokens, index = (
                     sharding.place_rows(mesh, batch[name], rows, size)
@@ -146,15 +148,15 @@ def train(
                 if saves or done % config.log_every == 0:
                     values = _collect(pending, done, saved, run.experiment)
                     values["learning_rate"] = float(learning_rate(done - 1))
-                    values |= meter.read(len(pending))
+                    values |= throughput.read(len(pending))
                     pending = []
-                    together(functools.partial(log.train, done, values))
+                    raise_on_all(functools.partial(log.train, done, values))
                 score = None
-                with meter.paused():
+                with throughput.paused():
                     if done % config.eval_every == 0 and not stops:
                         estimate = evaluate(run, state.ema, final=False)
                         score = estimate.nats
-                        together(functools.partial(log.valid, done, estimate))
+                        raise_on_all(functools.partial(log.valid, done, estimate))
                     if saves:
                         saver.save(done, state, score=score)
                         saved = done
@@ -170,19 +172,19 @@ def evaluate(run: Run, params: Any, *, final: bool) -> BoundEstimate:
     config = run.experiment.evaluation
     limit = config.final_records if final else config.records
     batches = pipeline.evaluation_batches(
-        together(lambda: pipeline.Records(run.data_dir, "valid")),
+        raise_on_all(lambda: pipeline.Records(run.data_dir, "valid")),
         config.batch_size,
         limit=limit or None,
     )
     return evaluate_bound(
-        run.recipe.problem,
-        run.recipe.network,
+        run.setup.spec,
+        run.setup.network,
         params,
         batches,
-        run.experiment.bound(run.card.vocab_size),
-        key=run.recipe.key(EVALUATION),
+        run.experiment.bound(run.manifest.vocab_size),
+        key=run.setup.key(EVALUATION),
         draws=config.draws if final else 1,
-        bytes_per_token=run.card.valid.bytes_per_token,
+        bytes_per_token=run.manifest.valid.bytes_per_token,
         mesh=run.mesh,
     )
 

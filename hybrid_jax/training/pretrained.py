@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from hybrid_jax.config import Experiment
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
@@ -20,7 +20,7 @@ from hybrid_jax.training import workdir as workdirs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
+class Model:
     """A network with its parameters, and what it was trained for.
 
     Attributes:
@@ -31,7 +31,7 @@ class Trained:
     experiment: Experiment
     tokenizer: Tokenizer
     network: Transformer
-    problem: Problem
+    spec: Spec
     params: Any
     step: int
 
@@ -43,7 +43,7 @@ def step_of(text: str) -> int | Literal["best"]:
 
 def load(
     workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
-) -> Trained:
+) -> Model:
     """Opens a workdir; safe beside a training that writes to it.
 
     Args:
@@ -74,11 +74,11 @@ def load(
         raise UserError(
             f"{folder} holds no checkpoint yet: wait for the training's first, or run it longer."
         )
-    return Trained(
+    return Model(
         experiment=experiment,
         tokenizer=tokenizer,
         network=network,
-        problem=experiment.problem(tokenizer.vocab_size, tokenizer.bos),
+        spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos),
         params=found[1]["ema"],
         step=found[0],
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hybrid_jax.runtime.metrics_writer import MetricsWriter
-from hybrid_jax.runtime.processes import is_lead
+from hybrid_jax.runtime.processes import is_process0
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.training.likelihood import BoundEstimate
 
@@ -21,8 +21,8 @@ class Log:
 
         Raises `UserError` if the workdir cannot be written.
         """
-        self._writer = MetricsWriter(workdir, resume_step=start) if is_lead() else None
-        self._progress = Progress(total=total, start=start) if is_lead() else None
+        self._writer = MetricsWriter(workdir, resume_step=start) if is_process0() else None
+        self._progress = Progress(total=total, start=start) if is_process0() else None
 
     def __enter__(self) -> Log:
         return self

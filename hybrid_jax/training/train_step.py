@@ -21,7 +21,7 @@ from hybrid_jax import optim
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import loss as estimator
-from hybrid_jax.method.loss import Problem
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 
@@ -51,22 +51,22 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainSetup:
     """An experiment with its parts built for a vocabulary. Needs no data."""
 
     experiment: Experiment
-    problem: Problem
+    spec: Spec
     network: Transformer
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def build(cls, experiment: Experiment, tokens: int, bos: int) -> Recipe:
-        """The recipe for N = `tokens` real tokens, of which `bos` begins a sequence."""
-        network = experiment.network(tokens)
+    def build(cls, experiment: Experiment, vocab_size: int, bos: int) -> TrainSetup:
+        """The recipe for N = `vocab_size` real tokens, of which `bos` begins a sequence."""
+        network = experiment.network(vocab_size)
         params = jax.eval_shape(network.init, jax.random.key(0))
         return cls(
             experiment=experiment,
-            problem=experiment.problem(tokens, bos),
+            spec=experiment.spec(vocab_size, bos),
             network=network,
             optimizer=optim.make_optimizer(experiment.optimizer, experiment.train.steps, params),
         )
@@ -133,7 +133,7 @@ class Recipe:
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, tokens: jax.Array, index: jax.Array
+    setup: TrainSetup, state: TrainState, tokens: jax.Array, index: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update.
 
@@ -144,20 +144,20 @@ def train_step(
     Returns:
       the new state, and "loss" (nats per token) and "grad_norm" as float32 scalars.
     """
-    config = recipe.experiment.train
-    noise_key = jax.random.fold_in(recipe.key(_NOISE), state.step)
-    dropout_key = jax.random.fold_in(recipe.key(_DROPOUT), state.step)
+    config = setup.experiment.train
+    noise_key = jax.random.fold_in(setup.key(_NOISE), state.step)
+    dropout_key = jax.random.fold_in(setup.key(_DROPOUT), state.step)
 
     def loss(params, tokens, index):
         return estimator.batch_loss(
-            recipe.problem,
-            recipe.network,
+            setup.spec,
+            setup.network,
             params,
             tokens,
             index,
             noise_key,
             count=config.batch_size,
-            dropout_key=dropout_key if recipe.network.dropout else None,
+            dropout_key=dropout_key if setup.network.dropout else None,
         )
 
     def accumulate(total, part):
@@ -176,7 +176,7 @@ def train_step(
         summed, _ = jax.lax.scan(accumulate, zero, parts)
         value, gradient = jax.tree.map(lambda x: x / rounds, summed)
 
-    updates, optimizer = recipe.optimizer.update(gradient, state.optimizer, state.params)
+    updates, optimizer = setup.optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(
         step=state.step + 1,

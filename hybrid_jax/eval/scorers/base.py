@@ -16,7 +16,7 @@ _WIDTHS = 128  # rows are padded to a multiple, so that few shapes are compiled
 _CHUNK = 256  # positions whose logits exist at the same time
 
 
-class Judge(Protocol):
+class Scorer(Protocol):
     """A model that reads text from left to right.
 
     Attributes:
@@ -72,7 +72,9 @@ class Scores(NamedTuple):
     features: np.ndarray
 
 
-def score(judge: Judge, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8) -> Scores:
+def score(
+    scorer: Scorer, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8
+) -> Scores:
     """Nats of every token but a text's first, and features of each text.
 
     A text longer than the judge's context C is read in windows of C tokens, the first at its
@@ -89,14 +91,14 @@ def score(judge: Judge, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: 
     Raises:
       UserError: for tokens outside the vocabulary, lengths outside 1 … L, or no texts.
     """
-    return _scores(judge, tokens, lengths, batch_size, nats=True)
+    return _scores(scorer, tokens, lengths, batch_size, nats=True)
 
 
 def last_features(
-    judge: Judge, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8
+    scorer: Scorer, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8
 ) -> np.ndarray:
     """The features of `score` alone, float32 [B, D], which need no head. Raises as `score`."""
-    return _scores(judge, tokens, lengths, batch_size, nats=False).features
+    return _scores(scorer, tokens, lengths, batch_size, nats=False).features
 
 
 def fingerprint(described: Any, params: Any) -> str:
@@ -154,26 +156,26 @@ def _windows(lengths: np.ndarray, context: int) -> list[_Window]:
 
 
 def _scores(
-    judge: Judge, tokens: np.ndarray, lengths: np.ndarray, batch_size: int, *, nats: bool
+    scorer: Scorer, tokens: np.ndarray, lengths: np.ndarray, batch_size: int, *, nats: bool
 ) -> Scores:
     tokens, lengths = np.asarray(tokens), np.asarray(lengths)
-    _check(judge, tokens, lengths, batch_size)
+    _check(scorer, tokens, lengths, batch_size)
     out = np.zeros((len(tokens), tokens.shape[1] - 1), np.float32)
-    last = np.zeros((len(tokens), judge.width), np.float32)
+    last = np.zeros((len(tokens), scorer.width), np.float32)
     # Windows of like lengths together, so that little is padded.
-    windows = sorted(_windows(lengths, judge.context), key=lambda w: (w.length, w.text))
+    windows = sorted(_windows(lengths, scorer.context), key=lambda w: (w.length, w.text))
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
-        widest = min(-(-batch[-1].length // _WIDTHS) * _WIDTHS, judge.context)
+        widest = min(-(-batch[-1].length // _WIDTHS) * _WIDTHS, scorer.context)
         rows = np.zeros((batch_size, max(2, widest)), np.int32)
         sizes = np.ones(batch_size, np.int32)
         for row, window in enumerate(batch):
             sizes[row] = window.length
             stop = window.start + window.length
             rows[row, : window.length] = tokens[window.text, window.start : stop]
-            if judge.needs_bos:  # a window begins as the text does
+            if scorer.needs_bos:  # a window begins as the text does
                 rows[row, 0] = tokens[window.text, 0]
-        each, at_end = (np.asarray(part) for part in judge.read(rows, sizes, nats=nats))
+        each, at_end = (np.asarray(part) for part in scorer.read(rows, sizes, nats=nats))
         for row, window in enumerate(batch):
             stop = window.start + window.length
             known = window.known - window.start
@@ -183,10 +185,10 @@ def _scores(
     return Scores(out, last)
 
 
-def _check(judge: Judge, tokens: np.ndarray, lengths: np.ndarray, batch_size: int) -> None:
+def _check(scorer: Scorer, tokens: np.ndarray, lengths: np.ndarray, batch_size: int) -> None:
     if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
         raise ValueError(f"tokens {tokens.shape} and lengths {lengths.shape} must be [B, L], [B]")
-    if not judge.context > 1:
+    if not scorer.context > 1:
         raise UserError("A judge with a context of one token cannot score texts.")
     if batch_size < 1:
         raise UserError(f"The judge's batch_size must be at least 1, but is {batch_size}.")
@@ -195,9 +197,9 @@ def _check(judge: Judge, tokens: np.ndarray, lengths: np.ndarray, batch_size: in
     if lengths.min() < 1 or lengths.max() > tokens.shape[1]:
         raise UserError(f"Lengths of judged texts must lie in 1 … {tokens.shape[1]}.")
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
-    wrong = tokens[inside & ((tokens < 0) | (tokens >= judge.tokens))]
+    wrong = tokens[inside & ((tokens < 0) | (tokens >= scorer.vocab_size))]
     if len(wrong):
         raise UserError(
-            f"Token {wrong[0]} is outside the judge's 0 … {judge.tokens - 1}: it comes from "
+            f"Token {wrong[0]} is outside the judge's 0 … {scorer.vocab_size - 1}: it comes from "
             "another tokenizer."
         )

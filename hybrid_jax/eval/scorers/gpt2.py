@@ -37,7 +37,7 @@ class Config:
       epsilon: added to variances in layer norms.
     """
 
-    tokens: int
+    vocab_size: int
     context: int
     width: int
     layers: int
@@ -60,7 +60,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class GPT2:
-    """A GPT-2 with its parameters: a `scoring.Judge`, whose features are its last layer's output,
+    """A GPT-2 with its parameters: a `scoring.Scorer`, whose features are its last layer's output,
     normalised.
 
     Attributes:
@@ -77,7 +77,7 @@ class GPT2:
 
     @property
     def tokens(self) -> int:
-        return self.config.tokens
+        return self.config.vocab_size
 
     @property
     def context(self) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.scorers import gpt2_weights
-from hybrid_jax.eval.scorers import run as run_judge
-from hybrid_jax.eval.scorers.base import Judge
+from hybrid_jax.eval.scorers import run as run_scorer
+from hybrid_jax.eval.scorers.base import Scorer
 
 
-def load(spec: str) -> tuple[Judge, Tokenizer]:
+def load(spec: str) -> tuple[Scorer, Tokenizer]:
     """The judge that a specification names.
 
     Args:
@@ -21,8 +21,8 @@ def load(spec: str) -> tuple[Judge, Tokenizer]:
     """
     kind, _, source = spec.partition(":")
     if kind == "run" and source:
-        judge = run_judge.load(source)
-        return judge, judge.tokenizer
+        scorer = run_scorer.load(source)
+        return scorer, scorer.tokenizer
     if kind == "gpt2" and source:
         return gpt2_weights.load_with_tokenizer(source)
     raise UserError(

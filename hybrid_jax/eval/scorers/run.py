@@ -23,8 +23,8 @@ from hybrid_jax.training import pretrained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class RunJudge:
-    """A trained causal network: a `scoring.Judge` that reads behind a beginning-of-sequence token.
+class RunScorer:
+    """A trained causal network: a `scoring.Scorer` that reads behind a beginning-of-sequence token.
 
     Attributes:
       name: folder and step of the run.
@@ -42,7 +42,7 @@ class RunJudge:
 
     @property
     def tokens(self) -> int:
-        return self.network.tokens
+        return self.network.vocab_size
 
     @property
     def context(self) -> int:
@@ -62,25 +62,25 @@ class RunJudge:
         return _read(self.network, self.params, rows, lengths, nats=nats)
 
 
-def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> RunJudge:
+def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> RunScorer:
     """A judge from the workdir of a run such as `configs/ar.py` trains.
 
     Raises:
       UserError: if it cannot be read, or its run is not autoregressive with shifted rows.
     """
     model = pretrained.load(workdir, step=step)
-    if not model.problem.layout.plain(model.problem.schedule):
+    if not model.spec.layout.plain(model.spec.schedule):
         raise UserError(
-            f"{workdir} cannot judge: it holds a run of {model.problem.schedule.name} with "
-            f"{model.problem.layout.alignment} rows, where a judge must predict each token from "
+            f"{workdir} cannot judge: it holds a run of {model.spec.schedule.name} with "
+            f"{model.spec.layout.alignment} rows, where a judge must predict each token from "
             "those before it; train one with configs/ar.py."
         )
-    return RunJudge(
+    return RunScorer(
         name=f"{Path(workdir).name}, step {model.step}",
         network=model.network,
         params=model.params,
         tokenizer=model.tokenizer,
-        length=model.problem.schedule.length,
+        length=model.spec.schedule.length,
     )
 
 
@@ -97,6 +97,6 @@ def _read(network, params, tokens, lengths, *, nats: bool) -> tuple[jax.Array, j
         return jnp.zeros((batch, count - 1)), at_end
 
     def logits(feature: jax.Array) -> jax.Array:
-        return network.logits(params, feature)[: network.tokens]
+        return network.logits(params, feature)[: network.vocab_size]
 
     return scoring.next_nats(logits, found, tokens), at_end
