@@ -217,7 +217,7 @@ def measured(job: Job, data: str) -> dict[str, Any]:
         stored = json.loads((job.workdir / "evaluation" / f"{name}.json").read_text())
         sets[name] = {
             **{k: stored["values"][k] for k in ("nats", "nll_se", "perplexity",
-                                                "perplexity_error", "bits_per_byte",
+                                                "perplexity_se", "bits_per_byte",
                                                 "unigram_perplexity")},
             "protocol": stored["protocol"],
             "sha256": stored["sha256"],

@@ -317,7 +317,10 @@ class Experiment:
         spec = experiment.spec(vocab_size=2, bos=0)
         experiment.sampling.build().check(spec.kernel, spec.objective)
         experiment.network(vocab_size=2)
-        if experiment.bound(vocab_size=2).kernel.epsilon and experiment.evaluation.time != "discrete":
+        if (
+            experiment.bound(vocab_size=2).kernel.epsilon
+            and experiment.evaluation.time != "discrete"
+        ):
             raise UserError(
                 "The ε-hybrid's own bound has no continuous form: choose evaluation.time=discrete "
                 "or evaluation.kernel=absorbing."

@@ -6,14 +6,14 @@ Perplexities are true bounds, with their errors and their protocol::
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=wikitext,lambada,pubmed,arxiv
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=lambada=files:lambada/test.jsonl
 
-Texts that `hybrid_jax.generate --out` wrote, one file for each seed, are read by a judge::
+Texts that `hybrid_jax.generate --out` wrote, one file for each seed, are read by a scorer::
 
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --texts=a.jsonl,b.jsonl \\
-        --judge=gpt2:gpt2-large --reference=wikitext
+        --scorer=gpt2:gpt2-large --reference=wikitext
 
 and so are texts of many update rules at several paces, which make a table and a picture::
 
-    python -m hybrid_jax.evaluate --workdir=runs/epsilon_hybrid --pareto --judge=run:runs/ar
+    python -m hybrid_jax.evaluate --workdir=runs/epsilon_hybrid --pareto --scorer=run:runs/ar
 
 Each number is stored in the workdir, under evaluation/, with all that it depends on.
 """
@@ -68,15 +68,15 @@ def _run(options: argparse.Namespace) -> None:
     judging = options.pareto or options.texts is not None
     if judging and options.scorer is None:
         raise UserError(
-            "Generated texts need a judge: --judge=run:DIR, the workdir of an autoregressive run, "
-            "or --judge=gpt2:gpt2-large."
+            "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive run, "
+            "or --scorer=gpt2:gpt2-large."
         )
     if options.scorer is not None and not judging:
-        raise UserError("--judge reads generated texts: name them with --texts, or add --pareto.")
+        raise UserError("--scorer reads generated texts: name them with --texts, or add --pareto.")
     if options.pareto:
         _sweep(options)
     elif judging:
-        _judge_texts(options)
+        _scorer_texts(options)
     else:
         _measure_sets(options)
 
@@ -123,7 +123,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
 def _row(found: perplexity.Measurement) -> str:
     estimate = found.estimate
     sign = "=" if found.protocol.bound == "exact likelihood" else "≤"
-    value = f"{sign} {estimate.perplexity:.2f} ± {estimate.perplexity_error:.2f}"
+    value = f"{sign} {estimate.perplexity:.2f} ± {estimate.perplexity_se:.2f}"
     return (
         f"{found.dataset.name:24}{value:>22}{estimate.bits_per_byte:>11.3f}"
         f"{estimate.records:>9,}{estimate.draws:>7}"
@@ -141,8 +141,8 @@ def _records(model: Model, dataset: EvaluationSet, count: int) -> perplexity.Pac
 # Generated text.
 
 
-def _judge_texts(options: argparse.Namespace) -> None:
-    rules = protocols.protocol(options.protocol)
+def _scorer_texts(options: argparse.Namespace) -> None:
+    protocol = protocols.protocol(options.protocol)
     files = [Path(name) for name in options.texts.split(",") if name]
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
@@ -154,7 +154,7 @@ def _judge_texts(options: argparse.Namespace) -> None:
     rows = []
     for file, texts in zip(files, made, strict=True):
         quality = text_quality.evaluate(
-            scorer, scorer_tokenizer, texts.tokens, rules,
+            scorer, scorer_tokenizer, texts.tokens, protocol,
             tokenizer=model.tokenizer, reference=reference, settings=texts.settings,
             batch_size=options.batch_size,
         )  # fmt: skip
@@ -164,11 +164,11 @@ def _judge_texts(options: argparse.Namespace) -> None:
         every = tuple(quality for row in rows for quality in row.qualities)
         rows.append(Row(label="all", qualities=every))
     print(quality_table.as_markdown(rows))
-    print(f"judge {scorer.name}, protocol {rules.name}-{rules.version}, stored in {folder}")
+    print(f"scorer {scorer.name}, protocol {protocol.name}-{protocol.version}, stored in {folder}")
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    rules = protocols.protocol(options.protocol)
+    protocol = protocols.protocol(options.protocol)
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
     labels = [label for label in (options.rules or "").split(",") if label]
@@ -184,14 +184,14 @@ def _sweep(options: argparse.Namespace) -> None:
     texts.mkdir(exist_ok=True)
     seeds = range(options.seed, options.seed + options.seeds)
 
-    def judged(made: Sequence[np.ndarray], settings: Mapping[str, Any]) -> text_quality.Quality:
+    def scored(made: Sequence[np.ndarray], settings: Mapping[str, Any]) -> text_quality.Quality:
         return text_quality.evaluate(
-            scorer, scorer_tokenizer, made, rules,
+            scorer, scorer_tokenizer, made, protocol,
             tokenizer=model.tokenizer, reference=reference, settings=settings,
             batch_size=options.batch_size,
         )  # fmt: skip
 
-    rows = [Row(label="held-out text", qualities=(judged(held_out, {}),))]
+    rows = [Row(label="held-out text", qualities=(scored(held_out, {}),))]
     with Progress(total=len(points) * len(seeds) * options.count, interval=10.0) as bar:
         for point in points:
             made = [
@@ -205,7 +205,7 @@ def _sweep(options: argparse.Namespace) -> None:
                 )
                 for number, seed in enumerate(seeds)
             ]  # fmt: skip
-            qualities = tuple(judged(one.tokens, one.settings) for one in made)
+            qualities = tuple(scored(one.tokens, one.settings) for one in made)
             rows.append(Row(label=point.label, rho=point.rho, qualities=qualities))
     table = quality_table.as_markdown(rows)
     values = json.dumps(quality_table.as_json(rows), indent=1, ensure_ascii=False)
@@ -227,7 +227,7 @@ def _from(bar: Progress, before: int, done: int) -> None:
 def _references(
     model: Model, options: argparse.Namespace, count: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Human texts for MAUVE, and others to judge beside the generated ones, each of a record."""
+    """Human texts for MAUVE, and others to score beside the generated ones, each of a record."""
     valid = validation_set(model.experiment)
     dataset = valid
     if options.reference is not None:
@@ -277,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=64, metavar="B", help="records at a time (default: 64)")
     add("--seed", type=int, default=0, help="of the draws (default: 0)")
     add = parser.add_argument_group("generated text").add_argument
-    add("--judge", metavar="JUDGE", help="run:DIR, an autoregressive run, or gpt2:FOLDER_OR_NAME")
+    add("--scorer", metavar="SCORER", help="run:DIR, an autoregressive run, or gpt2:FOLDER_OR_NAME")
     add("--texts", metavar="A,B,...", help="files that hybrid_jax.generate --out wrote, of one "
         "sampler with several seeds")  # fmt: skip
     add("--pareto", action="store_true", help="generate with many rules at several paces, and draw "

@@ -1,4 +1,4 @@
-"""Preparation: records that are the documents, manifests that say so, and failures without traces."""
+"""Preparation: records that are the documents, manifests to match, and failures without traces."""
 
 import contextlib
 import dataclasses

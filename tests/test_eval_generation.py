@@ -28,7 +28,7 @@ END = "<|endoftext|>"
 
 
 def random_judge(tokens, *, width=24, context=64, scale=0.3):
-    """A judge with random parameters; with scale 0 it finds all tokens alike."""
+    """A scorer with random parameters; with scale 0 it finds all tokens alike."""
     config = Config(
         tokens=tokens, context=context, width=width, layers=2, heads=2, hidden=2 * width
     )
@@ -74,7 +74,7 @@ def estimates(quality):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_the_perplexity_of_a_uniform_judge_is_its_vocabulary_size(name):
+def test_the_perplexity_of_a_uniform_scorer_is_its_vocabulary_size(name):
     quality = evaluate(
         random_judge(BYTES.vocab_size, scale=0.0),
         BYTES,
@@ -383,7 +383,7 @@ def test_gpt2_tokens_are_judged_as_ids_and_as_text(shared_data):
     # Texts of another tokenizer are encoded again.
     other = evaluate(scorer, tokenizer, ids("The end."), PROTOCOLS["mdlm"], tokenizer=BYTES)
     assert other.tokens == len(rows[1]) - 1
-    with pytest.raises(UserError, match="judge's own tokenizer"):
+    with pytest.raises(UserError, match="scorer's own tokenizer"):
         evaluate(scorer, tokenizer, ids("The end."), PROTOCOLS["hdlm"], tokenizer=BYTES)
 
 
@@ -421,7 +421,7 @@ def test_what_generation_wrote_is_read_and_its_settings_carried_along(scorer, tm
     }  # fmt: skip
     assert written["protocol"]["name"] == "hdlm"
     assert written["protocol"]["version"] == 1
-    assert written["judge_fingerprint"] == scorer.fingerprint
+    assert written["scorer_fingerprint"] == scorer.fingerprint
     assert written["perplexity"] == dataclasses.asdict(quality.perplexity)
     assert written["distinct"]["4"] == {"value": 1.0, "error": "nan", "texts": 1}
     assert written["mauve"] is None

@@ -1,4 +1,4 @@
-"""GPT-2 as a judge: against an independent implementation, and what it refuses to load."""
+"""GPT-2 as a scorer: against an independent implementation, and what it refuses to load."""
 
 import json
 import math
@@ -129,10 +129,10 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def scorer(tensors, tmp_path_factory):
-    return gpt2_weights.load(write(tmp_path_factory.mktemp("judge") / "model", tensors))
+    return gpt2_weights.load(write(tmp_path_factory.mktemp("scorer") / "model", tensors))
 
 
-def judge_logits(scorer, tokens):
+def scorer_logits(scorer, tokens):
     found = gpt2.features(scorer.config, scorer.params, tokens)
     return np.asarray(gpt2.logits(scorer.params, found)), np.asarray(found)
 
@@ -153,7 +153,7 @@ def test_logits_and_features_are_those_of_an_independent_gpt2(
     safetensors.numpy.save_file({**safetensors.numpy.load_file(first), **extra}, first)
     scorer = gpt2_weights.load(folder)
     tokens, _ = random_texts(20, 20)
-    logits, features = judge_logits(scorer, tokens)
+    logits, features = scorer_logits(scorer, tokens)
     for row, text in enumerate(tokens):
         wanted_logits, wanted_features = reference(tensors, text)
         assert np.ptp(wanted_logits) > 10  # so that the tolerance means something
@@ -174,7 +174,7 @@ def test_logits_and_features_are_those_of_transformers(tmp_path):
     tokens, _ = random_texts(32, 32)
     with torch.no_grad():
         out = theirs(torch.tensor(tokens, dtype=torch.long), output_hidden_states=True)
-    logits, features = judge_logits(gpt2_weights.load(tmp_path / "model"), tokens)
+    logits, features = scorer_logits(gpt2_weights.load(tmp_path / "model"), tokens)
     print("logits differ by", np.abs(logits - out.logits.numpy()).max())
     print("features differ by", np.abs(features - out.hidden_states[-1].numpy()).max())
     assert np.ptp(out.logits.numpy()) > 10
@@ -224,7 +224,7 @@ def test_long_texts_are_scored_in_windows_that_overlap_by_half(scorer, tensors, 
     np.testing.assert_allclose(found.features[0], features[-1], atol=1e-4)
 
 
-def test_a_judge_of_zeros_is_uniform(scorer):
+def test_a_scorer_of_zeros_is_uniform(scorer):
     params = jax.tree.map(lambda x: 0 * x, scorer.params)
     tokens, lengths = random_texts(11, 5)
     found = scoring.score(GPT2(name="zero", config=scorer.config, params=params), tokens, lengths)
@@ -357,7 +357,7 @@ def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
 @pytest.mark.parametrize(
     ("tokens", "lengths", "batch_size", "said"),
     [
-        ([[1, 97]], [2], 1, "Token 97 is outside the judge's 0 … 96"),
+        ([[1, 97]], [2], 1, "Token 97 is outside the scorer's 0 … 96"),
         ([[1, -1]], [2], 1, "Token -1"),
         ([[1, 2]], [3], 1, "must lie in 1 … 2"),
         ([[1, 2]], [0], 1, "must lie in 1 … 2"),

@@ -107,7 +107,7 @@ def test_autoregression_is_the_exact_cross_entropy(ar, text):
     logits -= logits.max(-1, keepdims=True)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nats = -np.take_along_axis(log_p, records[..., None], axis=-1).mean()
-    assert found.estimate.nats == pytest.approx(nats, abs=1e-5)
+    assert found.estimate.nll == pytest.approx(nats, abs=1e-5)
     assert found.protocol.bound == "exact likelihood"
     assert found.protocol.draws == 1
     assert found.dropped_tokens == len(stream) % LENGTH
@@ -123,10 +123,10 @@ def test_remainders_count_and_batches_do_not(which, request, text):
     assert seven.estimate.records == all_.estimate.records == 30
     assert seven.sha256 == all_.sha256
     if which == "ar":
-        assert seven.estimate.nats == pytest.approx(all_.estimate.nats, rel=1e-6)
+        assert seven.estimate.nll == pytest.approx(all_.estimate.nll, rel=1e-6)
     else:  # other draws
         error = np.hypot(seven.estimate.nll_se, all_.estimate.nll_se)
-        assert abs(seven.estimate.nats - all_.estimate.nats) < 4 * error
+        assert abs(seven.estimate.nll - all_.estimate.nll) < 4 * error
 
 
 def test_bounds_tighten_with_draws_as_their_errors_say(hybrid, text):
@@ -136,9 +136,9 @@ def test_bounds_tighten_with_draws_as_their_errors_say(hybrid, text):
     errors = [estimate.nll_se for estimate in few]
     assert many.nll_se < 0.6 * np.mean(errors)
     # Records are the same, so the spread of the means is that of the draws alone.
-    spread = np.std([estimate.nats for estimate in few])
+    spread = np.std([estimate.nll for estimate in few])
     assert spread < 1.5 * np.mean(errors)
-    assert abs(np.mean([e.nats for e in few]) - many.nats) < 4 * np.mean(errors) / np.sqrt(12)
+    assert abs(np.mean([e.nll for e in few]) - many.nll) < 4 * np.mean(errors) / np.sqrt(12)
     assert "exact" not in measured(hybrid, dataset).protocol.bound
 
 

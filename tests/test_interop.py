@@ -121,7 +121,9 @@ def logits(network, params, tokens, mask, level):
 
 def seen(network, params):
     """What a network says of some tokens at some levels under a causal mask, [2, L, N]."""
-    tokens = jax.random.randint(jax.random.key(2), (2, LENGTH), 0, network.vocab_size + 1, jnp.int32)
+    tokens = jax.random.randint(
+        jax.random.key(2), (2, LENGTH), 0, network.vocab_size + 1, jnp.int32
+    )
     level = jax.random.uniform(jax.random.key(3), tokens.shape)
     mask = jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool))
     return logits(network, params, tokens, mask, level)[..., : network.vocab_size]

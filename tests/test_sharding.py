@@ -191,7 +191,7 @@ def test_evaluation_does_not_depend_on_the_mesh():
     one = estimate(None)
     many = estimate(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     assert one.records == many.records == 22
-    assert many.nats == pytest.approx(one.nats, rel=1e-6)
+    assert many.nll == pytest.approx(one.nll, rel=1e-6)
     assert many.nll_se == pytest.approx(one.nll_se, rel=1e-5)
 
 
@@ -222,16 +222,18 @@ def test_generation_does_not_depend_on_the_mesh(name):
 def test_axes_without_meaning_are_errors():
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     with pytest.raises(ValueError, match="'heds' is no logical axis; known are batch, embed"):
-        sharding.spec(sizes, (4, 4), ("batch", "heds"))
+        sharding.partition_spec(sizes, (4, 4), ("batch", "heds"))
     with pytest.raises(ValueError, match="uses a mesh axis twice"):
-        sharding.spec(sizes, (4, 4), ("batch", "embed"))
+        sharding.partition_spec(sizes, (4, 4), ("batch", "embed"))
     with pytest.raises(ValueError, match="does not name the axes of shape"):
-        sharding.spec(sizes, (4, 4), ("batch",))
+        sharding.partition_spec(sizes, (4, 4), ("batch",))
     # Without a mesh as well: a typing error shows on a laptop.
     with pytest.raises(ValueError, match="no logical axis"):
         sharding.constrain(jnp.ones(2), "heds")
     # What does not divide is kept whole.
-    assert sharding.spec(sizes, (6, 4), ("batch", "heads")) == PartitionSpec(None, ("tensor",))
+    assert sharding.partition_spec(sizes, (6, 4), ("batch", "heads")) == PartitionSpec(
+        None, ("tensor",)
+    )
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_accumulation_and_chunks_do_not_change_the_result(experiment, tmp_path):
     split = trained(parts, tmp_path / "split")
     chex.assert_trees_all_close(once.params, split.params, atol=2e-5)
     for a, b in zip(metrics(tmp_path / "once"), metrics(tmp_path / "split"), strict=True):
-        key = "loss" if a["kind"] == "train" else "nats"
+        key = "loss" if a["kind"] == "train" else "nll"
         assert a[key] == pytest.approx(b[key], rel=1e-4)
 
 
@@ -145,8 +145,8 @@ def test_training_lowers_the_bound(experiment, tmp_path):
     run = opened(longer)
     before = train.evaluate(run, run.setup.init().ema, final=True)
     after = train.evaluate(run, trained(longer, tmp_path).ema, final=True)
-    assert before.nats == pytest.approx(np.log(258), abs=6 * before.nll_se)
-    assert after.nats + 3 * after.nll_se < before.nats - 1.5
+    assert before.nll == pytest.approx(np.log(258), abs=6 * before.nll_se)
+    assert after.nll + 3 * after.nll_se < before.nll - 1.5
     assert after.records == 24
     assert after.draws == 2
 
@@ -182,8 +182,8 @@ def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     assert "perplexity ≤" in shown
     assert "unigram perplexity of the same tokens" in shown
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
-    assert result["perplexity"] == pytest.approx(np.exp(result["nats"]))
-    bits = result["nats"] / np.log(2) / run.manifest.valid.bytes_per_token
+    assert result["perplexity"] == pytest.approx(np.exp(result["nll"]))
+    bits = result["nll"] / np.log(2) / run.manifest.valid.bytes_per_token
     assert result["bits_per_byte"] == pytest.approx(bits)
     samples = (tmp_path / "samples" / "step-6.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(samples) == 2

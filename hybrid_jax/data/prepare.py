@@ -110,8 +110,8 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
     if manifest.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"The tokenizer ({tokenizer.name}, {tokenizer.fingerprint[:12]}) does not match the "
-            f"prepared data ({manifest.tokenizer_name}, {manifest.fingerprint[:12]}): use the tokenizer in "
-            "the folder of the data."
+            f"prepared data ({manifest.tokenizer_name}, {manifest.fingerprint[:12]}): use the "
+            "tokenizer in the folder of the data."
         )
 
 
@@ -137,8 +137,8 @@ def _existing(out: Path, settings: Mapping) -> Manifest | None:
     for name, value in settings.items():
         if getattr(manifest, name) != value:
             raise UserError(
-                f"{out} was prepared with {name}={getattr(manifest, name)!r}, not {value!r}: choose "
-                "another folder, or delete this one."
+                f"{out} was prepared with {name}={getattr(manifest, name)!r}, not {value!r}: "
+                "choose another folder, or delete this one."
             )
     return manifest
 

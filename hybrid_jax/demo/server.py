@@ -1,8 +1,8 @@
 """The page, over HTTP, for browsers on this machine.
 
 ``GET /`` and the files it names; ``GET /model`` says what can be chosen; ``POST /write`` takes a
-wish as JSON (`writer.PageRequest`) and streams what happens, a JSON object a line. Whatever is refused
-comes back as ``{"error": sentence}``.
+request as JSON (`writer.PageRequest`) and streams what happens, a JSON object a line. Whatever is
+refused comes back as ``{"error": sentence}``.
 
 Any site that somebody visits can make their browser send requests here. So requests must name this
 machine as their host (a name that was rebound to its address does not), and what a page of another

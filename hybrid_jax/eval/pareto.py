@@ -2,7 +2,7 @@
 
 A point is a rule with its settings at a pace ρ, tokens settled for each call of the network
 (ρ = ω/T: the steps T of a window are changed, its width ω stays). For each point and seed texts are
-generated from nothing and judged. The texts stay beside the table, one file a point, in the form in
+generated from nothing and scored. The texts stay beside the table, one file a point, in the form in
 which `hybrid_jax.generate` writes them: what is there already is not generated again.
 """
 

@@ -27,7 +27,7 @@ _CHARACTERS = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Protocol:
+class PerplexityProtocol:
     """How text becomes records, and how a bound on their likelihood is estimated.
 
     Attributes:
@@ -84,7 +84,7 @@ class Measurement:
     """One number of a table, and what it depends on."""
 
     dataset: EvaluationSet
-    protocol: Protocol
+    protocol: PerplexityProtocol
     estimate: BoundEstimate
     documents: int
     dropped_tokens: int
@@ -225,7 +225,7 @@ def measure(
         bytes_per_token=packed.bytes_per_token,
         mesh=mesh,
     )
-    protocol = Protocol(
+    protocol = PerplexityProtocol(
         detokenizer=dataset.detokenizer,
         length=packed.tokens.shape[1],
         records=len(packed.tokens),

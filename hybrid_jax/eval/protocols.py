@@ -32,15 +32,15 @@ from hybrid_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Protocol:
+class GenEvalProtocol:
     """What the numbers mean.
 
     Attributes:
       name, version: of these rules; the version changes when the code changes a number.
-      retokenised: the judge reads the text, encoded by its own tokenizer; otherwise token ids as
+      retokenised: the scorer reads the text, encoded by its own tokenizer; otherwise token ids as
         they were generated, which must be of its tokenizer.
       bos: put <|endoftext|> in front, which is not scored.
-      end: what the judge reads for an end-of-document mark, if `retokenised`.
+      end: what the scorer reads for an end-of-document mark, if `retokenised`.
       ends_scored: which of these tokens count towards perplexity, in each text.
       max_tokens: how many tokens of a text are read; None for all.
       average: perplexity is the exponential of all nats over all tokens ("tokens"), or the mean
@@ -85,9 +85,9 @@ class Protocol:
             raise UserError(f"A protocol's ngrams must be at least 1, but are {self.ngrams}.")
 
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+PROTOCOLS: Mapping[str, GenEvalProtocol] = MappingProxyType(
     {
-        "standard": Protocol(
+        "standard": GenEvalProtocol(
             name="standard",
             version=1,
             retokenised=True,
@@ -97,7 +97,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             max_tokens=None,
             average="tokens",
         ),
-        "hdlm": Protocol(
+        "hdlm": GenEvalProtocol(
             name="hdlm",
             version=1,
             retokenised=False,
@@ -109,7 +109,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             mauve_tokens=128,
             mauve_texts=128,
         ),
-        "mdlm": Protocol(
+        "mdlm": GenEvalProtocol(
             name="mdlm",
             version=1,
             retokenised=True,
@@ -123,7 +123,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 )
 
 
-def protocol(name: str) -> Protocol:
+def protocol(name: str) -> GenEvalProtocol:
     """The protocol of a name. Raises UserError for an unknown one."""
     if name not in PROTOCOLS:
         raise UserError(f"Unknown protocol {name!r}: choose {', '.join(PROTOCOLS)}.")

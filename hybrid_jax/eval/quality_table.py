@@ -58,7 +58,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         return "–" if value is None else format(value, form)
 
     lines = [
-        "| texts | ρ | calls | judge's perplexity | entropy (nats) | repeated 4-grams | MAUVE "
+        "| texts | ρ | calls | scorer's perplexity | entropy (nats) | repeated 4-grams | MAUVE "
         "| corrections a text |",
         "|---|---|---|---|---|---|---|---|",
     ]

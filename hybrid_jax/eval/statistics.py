@@ -1,4 +1,4 @@
-"""Statistics of generated tokens that need no judge, each a mean over texts with its error."""
+"""Statistics of generated tokens that need no scorer, each a mean over texts with its error."""
 
 from __future__ import annotations
 

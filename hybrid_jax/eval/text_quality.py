@@ -1,6 +1,6 @@
 """Quality of generated text: generative perplexity, entropy, repetition and MAUVE, in one result.
 
-No number of these stands alone: a sampler that repeats itself has a low perplexity under any judge,
+No number of these stands alone: a sampler that repeats itself has a low perplexity under any scorer,
 and a low entropy. What a number means is fixed by a `protocols.Protocol`, which is named, versioned
 and written beside it.
 
@@ -24,7 +24,7 @@ from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import mauve as mauves
 from hybrid_jax.eval.mauve import Mauve
-from hybrid_jax.eval.protocols import Protocol
+from hybrid_jax.eval.protocols import GenEvalProtocol
 from hybrid_jax.eval.scorers import base as scoring
 from hybrid_jax.eval.scorers.base import Scorer
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, mean, repetition
@@ -42,12 +42,12 @@ class Quality:
 
     Attributes:
       protocol: what they mean.
-      judge, judge_fingerprint: name and SHA-256 of the judge.
-      tokenizer_fingerprint: of the judge's tokenizer.
+      scorer, scorer_fingerprint: name and SHA-256 of the scorer.
+      tokenizer_fingerprint: of the scorer's tokenizer.
       texts: how many there were, empty ones included.
-      tokens: scored by the judge, in all.
+      tokens: scored by the scorer, in all.
       perplexity: generative perplexity, as the protocol averages it.
-      nats: per scored token, under the judge.
+      nats: per scored token, under the scorer.
       entropy: of the token frequencies within a text, mean over texts.
       distinct: by n, different n-grams of all texts over all their n-grams (arXiv 1510.03055); it
         falls with the number of texts. Its error is that of the jackknife.
@@ -59,7 +59,7 @@ class Quality:
       versions: of packages.
     """
 
-    protocol: Protocol
+    protocol: GenEvalProtocol
     scorer: str
     scorer_fingerprint: str
     tokenizer_fingerprint: str
@@ -144,19 +144,19 @@ def _judged(
     parts: list[list[str]],
     tokenizer: Tokenizer | None,
     scorer_tokenizer: Tokenizer,
-    rules: Protocol,
+    protocol: GenEvalProtocol,
 ) -> list[np.ndarray]:
-    """What the judge scores for each text, without what is put in front."""
-    if not rules.retokenised:
+    """What the scorer scores for each text, without what is put in front."""
+    if not protocol.retokenised:
         given_as_text = isinstance(texts[0], str)
         own = tokenizer is not None and tokenizer.fingerprint == scorer_tokenizer.fingerprint
         if given_as_text or not own:
             raise UserError(
-                f"Protocol {rules.name} scores token ids as they were generated: it needs token "
-                "ids of the judge's own tokenizer; choose standard or mdlm for other texts."
+                f"Protocol {protocol.name} scores token ids as they were generated: it needs token "
+                "ids of the scorer's own tokenizer; choose standard or mdlm for other texts."
             )
         rows = [_ids(np.asarray(text), scorer_tokenizer, n) for n, text in enumerate(texts)]
-    elif rules.end == "nothing":
+    elif protocol.end == "nothing":
         rows = scorer_tokenizer.encode_batch(["".join(documents) for documents in parts])
     else:
         flat = iter(scorer_tokenizer.encode_batch([d for documents in parts for d in documents]))
@@ -165,7 +165,7 @@ def _judged(
         for documents in parts:
             pieces = [x for _ in documents for x in (next(flat), mark)]
             rows.append(np.concatenate(pieces[:-1]))
-    return [row[: rules.max_tokens] for row in rows]
+    return [row[: protocol.max_tokens] for row in rows]
 
 
 def _padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -177,19 +177,19 @@ def _padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 # ---------------------------------------------------------------------------------------------
-# The judge.
+# The scorer.
 
 
 def _perplexity(
     scorer: Scorer,
     rows: Sequence[np.ndarray],
     scorer_tokenizer: Tokenizer,
-    rules: Protocol,
+    protocol: GenEvalProtocol,
     batch_size: int,
 ) -> tuple[Estimate, Estimate, int]:
     """Perplexity, nats per token, and how many tokens were scored."""
-    ends = [_counted(row, scorer_tokenizer.eos, rules) for row in rows]
-    if rules.bos:
+    ends = [_counted(row, scorer_tokenizer.eos, protocol) for row in rows]
+    if protocol.bos:
         front = np.array([scorer_tokenizer.bos], np.int32)
         rows = [np.concatenate([front, row]) for row in rows]
     else:
@@ -197,7 +197,7 @@ def _perplexity(
     kept = [i for i, counted in enumerate(ends) if counted.any()]
     if not kept:
         raise UserError(
-            "No text has a token that the judge could score: all are empty or too short."
+            "No text has a token that the scorer could score: all are empty or too short."
         )
     nats = scoring.score(scorer, *_padded([rows[i] for i in kept]), batch_size=batch_size).nats
     counts = np.array([ends[i].sum() for i in kept])
@@ -209,17 +209,17 @@ def _perplexity(
     )
     means = totals / counts
     per_token = mean(means, counts)
-    if rules.average == "texts":
+    if protocol.average == "texts":
         with np.errstate(over="ignore"):  # infinite past what a float64 holds
             return mean(np.exp(means)), per_token, int(counts.sum())
     value, error = perplexity(per_token.value, per_token.error)
     return Estimate(value=value, error=error, texts=len(kept)), per_token, int(counts.sum())
 
 
-def _counted(row: np.ndarray, end: int, rules: Protocol) -> np.ndarray:
+def _counted(row: np.ndarray, end: int, protocol: GenEvalProtocol) -> np.ndarray:
     """Which tokens of a text count towards perplexity, bool [n]."""
     is_end = row == end
-    if rules.ends_scored == "all":
+    if protocol.ends_scored == "all":
         return np.ones(len(row), bool)
     return ~is_end | (np.cumsum(is_end) == 1)
 
@@ -228,18 +228,20 @@ def _mauve(
     scorer: Scorer,
     generated: Sequence[np.ndarray],
     reference: Sequence[np.ndarray],
-    rules: Protocol,
+    protocol: GenEvalProtocol,
     seeds: Sequence[int],
     batch_size: int,
 ) -> tuple[Mauve, tuple[float, float]]:
     # Sets of one size, because the number of buckets follows the smaller one.
-    count = min(len(generated), len(reference), rules.mauve_texts or len(generated))
+    count = min(len(generated), len(reference), protocol.mauve_texts or len(generated))
     if count < 2:
         raise UserError(
             f"MAUVE needs at least two texts that are not empty in each set, but got "
             f"{len(generated)} generated and {len(reference)} of reference."
         )
-    sets = [[row[: rules.mauve_tokens] for row in rows[:count]] for rows in (generated, reference)]
+    sets = [
+        [row[: protocol.mauve_tokens] for row in rows[:count]] for rows in (generated, reference)
+    ]
     found = [scoring.last_features(scorer, *_padded(rows), batch_size=batch_size) for rows in sets]
     lengths = [float(np.mean([len(row) for row in rows])) for rows in sets]
     return mauves.mauve(*found, seeds=seeds), (lengths[0], lengths[1])
@@ -249,7 +251,7 @@ def evaluate(
     scorer: Scorer,
     scorer_tokenizer: Tokenizer,
     generated: Texts,
-    rules: Protocol,
+    protocol: GenEvalProtocol,
     *,
     tokenizer: Tokenizer | None = None,
     reference: Texts | None = None,
@@ -257,10 +259,10 @@ def evaluate(
     seeds: Sequence[int] = mauves.SEEDS,
     batch_size: int = 8,
 ) -> Quality:
-    """Judges generated texts.
+    """Scores generated texts.
 
     Args:
-      judge_tokenizer: the judge's, of as many tokens as it has.
+      scorer_tokenizer: the scorer's, of as many tokens as it has.
       generated: strings, in which "<|endoftext|>" marks the end of a document, or arrays of token
         ids, int [n] each.
       rules: the protocol; see `protocol`.
@@ -269,39 +271,40 @@ def evaluate(
         both sets, from their beginnings.
       settings: of the sampler, to carry along.
       seeds: of MAUVE's k-means.
-      batch_size: texts that the judge reads at a time; no number depends on it but for rounding.
+      batch_size: texts that the scorer reads at a time; no number depends on it but for rounding.
 
     Returns:
       the numbers. Entropy, n-grams and MAUVE are those of the texts without end marks, in the
-      judge's tokens. Empty texts have none, and are left out there; see `Estimate.texts`.
+      scorer's tokens. Empty texts have none, and are left out there; see `Estimate.texts`.
 
     Raises:
       UserError: for no texts, texts that the protocol cannot judge, a tokenizer that is not the
-        judge's, MASK left in a text, or missing packages.
+        scorer's, MASK left in a text, or missing packages.
     """
-    if scorer_tokenizer.vocab_size != scorer.tokens:
+    if scorer_tokenizer.vocab_size != scorer.vocab_size:
         raise UserError(
-            f"The judge {scorer.name} reads {scorer.tokens} tokens, and its tokenizer has "
+            f"The scorer {scorer.name} reads {scorer.vocab_size} tokens, and its tokenizer has "
             f"{scorer_tokenizer.vocab_size}: name the tokenizer that belongs to it."
         )
-    if scorer.needs_bos and not rules.bos:
+    if scorer.needs_bos and not protocol.bos:
         raise UserError(
-            f"Protocol {rules.name} puts nothing in front of a text, and the judge {scorer.name} "
-            "has only learnt to read behind a beginning-of-sequence token: choose standard."
+            f"Protocol {protocol.name} puts nothing in front of a text, and the scorer "
+            f"{scorer.name} has only learnt to read behind a beginning-of-sequence token: choose "
+            "standard."
         )
     _check_texts(generated, tokenizer, "generated")
     parts = _parts(generated, tokenizer)
-    judged = _judged(generated, parts, tokenizer, scorer_tokenizer, rules)
-    plain = _without_marks(parts, scorer_tokenizer, rules)
+    scored = _judged(generated, parts, tokenizer, scorer_tokenizer, protocol)
+    plain = _without_marks(parts, scorer_tokenizer, protocol)
     found = None
     if reference is not None:
         _check_texts(reference, tokenizer, "reference")
-        human = _without_marks(_parts(reference, tokenizer), scorer_tokenizer, rules)
-        found = _mauve(scorer, plain, human, rules, seeds, batch_size)
-    perplexities, nats, scored = _perplexity(scorer, judged, scorer_tokenizer, rules, batch_size)
-    unit = math.log(2.0) if rules.entropy_unit == "bits" else 1.0
+        human = _without_marks(_parts(reference, tokenizer), scorer_tokenizer, protocol)
+        found = _mauve(scorer, plain, human, protocol, seeds, batch_size)
+    perplexities, nats, scored = _perplexity(scorer, scored, scorer_tokenizer, protocol, batch_size)
+    unit = math.log(2.0) if protocol.entropy_unit == "bits" else 1.0
     return Quality(
-        protocol=rules,
+        protocol=protocol,
         scorer=scorer.name,
         scorer_fingerprint=scorer.fingerprint,
         tokenizer_fingerprint=scorer_tokenizer.fingerprint,
@@ -310,8 +313,8 @@ def evaluate(
         perplexity=perplexities,
         nats=nats,
         entropy=mean([entropy(row) / unit for row in plain]),
-        distinct={n: distinct(plain, n) for n in rules.ngrams},
-        repetition={n: repetition(plain, n) for n in rules.ngrams},
+        distinct={n: distinct(plain, n) for n in protocol.ngrams},
+        repetition={n: repetition(plain, n) for n in protocol.ngrams},
         mauve=None if found is None else found[0],
         mauve_tokens=None if found is None else found[1],
         settings=dict(settings or {}),
@@ -330,11 +333,11 @@ def _check_texts(texts: Texts, tokenizer: Tokenizer | None, what: str) -> None:
 
 
 def _without_marks(
-    parts: list[list[str]], scorer_tokenizer: Tokenizer, rules: Protocol
+    parts: list[list[str]], scorer_tokenizer: Tokenizer, protocol: GenEvalProtocol
 ) -> list[np.ndarray]:
-    """Texts that are not empty, without end marks, in the judge's tokens."""
+    """Texts that are not empty, without end marks, in the scorer's tokens."""
     rows = scorer_tokenizer.encode_batch(["".join(documents) for documents in parts])
-    return [row[: rules.max_tokens] for row in rows if len(row)]
+    return [row[: protocol.max_tokens] for row in rows if len(row)]
 
 
 def _versions() -> dict[str, str]:

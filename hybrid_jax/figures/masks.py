@@ -17,7 +17,8 @@ import numpy as np
 
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import ATTENTION, INK, PAPER
-from hybrid_jax.method import hyperschedule, layout
+from hybrid_jax.method import hyperschedule
+from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.layout import NO_TARGET, Layout, Rows
 
@@ -43,37 +44,37 @@ class Picture:
     cached: int = 0
 
 
-def training(how: Layout, schedule: Hyperschedule, phase: int) -> Picture:
+def training(layout: Layout, schedule: Hyperschedule, phase: int) -> Picture:
     """The mask of one training example, all windows at one phase."""
 
     def rows_and_mask():
         phases = jnp.full(schedule.phase_groups, phase, jnp.int32)
-        rows = layout.training_rows(how, schedule, phases)
-        return rows, layout.attention_mask(how, rows)
+        rows = layouts.training_rows(layout, schedule, phases)
+        return rows, layouts.attention_mask(layout, rows)
 
     rows, mask = jax.device_get(jax.jit(rows_and_mask)())
-    return Picture(title=f"{schedule.name}, {how.alignment}", queries=rows, keys=rows, mask=mask)
+    return Picture(title=f"{schedule.name}, {layout.alignment}", queries=rows, keys=rows, mask=mask)
 
 
-def inference(how: Layout, schedule: Hyperschedule, step: int) -> Picture:
+def inference(layout: Layout, schedule: Hyperschedule, step: int) -> Picture:
     """The mask of one generation step, when all settled tokens of earlier steps are in the cache.
 
     Left out are rows that only keep shapes static: cache slots that are empty, and places for
     settled tokens that this step does not have.
     """
-    shift = int(how.alignment == "shifted")
+    shift = int(layout.alignment == "shifted")
     filled = int(schedule.settled(step - 1)) + shift if step else 0
     new = int(schedule.settled(step)) + shift - filled
 
     def rows_and_mask():
         now, slot, count = (jnp.int32(number) for number in (step, filled, new))
-        context = layout.context_rows(how, schedule, filled, slot)
-        queries = layout.query_rows(how, schedule, now, slot, count, capacity=new)
-        keys = layout.concatenate(context, queries)
-        return queries, keys, layout.masks_between(how, queries, keys)
+        context = layouts.context_rows(layout, schedule, filled, slot)
+        queries = layouts.query_rows(layout, schedule, now, slot, count, capacity=new)
+        keys = layouts.concatenate(context, queries)
+        return queries, keys, layouts.masks_between(layout, queries, keys)
 
     queries, keys, mask = jax.device_get(jax.jit(rows_and_mask)())
-    title = f"{schedule.name}, {how.alignment}, step {step}"
+    title = f"{schedule.name}, {layout.alignment}, step {step}"
     return Picture(title=title, queries=queries, keys=keys, mask=mask, cached=filled)
 
 

@@ -61,7 +61,7 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False))
-        axes.set_ylabel("perplexity under the judge; less is better")
+        axes.set_ylabel("perplexity under the scorer; less is better")
         axes.grid(visible=True, which="both", alpha=0.25)
     by_entropy.legend(fontsize=7, loc="best")
     figure.savefig(file, dpi=130)

@@ -22,7 +22,7 @@ class Samples:
       texts: without special tokens.
       tokens: the same as ids of the model's tokenizer, int32 [n] each.
       settings: of the sampler; with `nfe` and `corrections`, their means over texts, and
-        `prompted`, how many texts began with a prompt, which is judged like the rest.
+        `prompted`, how many texts began with a prompt, which is scored like the rest.
     """
 
     texts: tuple[str, ...]
@@ -60,7 +60,7 @@ def read(path: str | Path) -> Samples:
             ) from error
         these = {name: value for name, value in values.items() if name not in own}
         if settings is not None and these != settings:
-            raise UserError(f"{path} holds texts of different settings: judge one sampler a time.")
+            raise UserError(f"{path} holds texts of different settings: score one sampler a time.")
         settings = these
     if settings is None:
         raise UserError(f"There are no texts in {path}.")

@@ -18,7 +18,7 @@ from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training import loop as train
 from hybrid_jax.training.likelihood import BoundEstimate
-from hybrid_jax.training.train_step import SAMPLING, TrainState
+from hybrid_jax.training.train_step import KeyPurpose, TrainState
 
 
 def introduction(run: train.Run, workdir: Path) -> str:
@@ -33,8 +33,8 @@ def introduction(run: train.Run, workdir: Path) -> str:
     return (
         f"{run.experiment.name}: {spec.kernel.name} noise on {spec.schedule.name}, "
         f"{spec.layout.alignment} rows, {size:,} parameters\n"
-        f"data: {run.manifest.source}, {tokens} tokens (train + valid) of {run.manifest.vocab_size} kinds "
-        f"in records of {run.manifest.length}\n"
+        f"data: {run.manifest.source}, {tokens} tokens (train + valid) of "
+        f"{run.manifest.vocab_size} kinds in records of {run.manifest.length}\n"
         f"devices: {run.mesh.size} × {jax.devices()[0].device_kind}{f' ({mesh})' if mesh else ''}, "
         f"{held:,.0f} MiB of state on each; processes: {jax.process_count()}; workdir: {workdir}"
     )
@@ -82,7 +82,7 @@ def sample_texts(run: train.Run, params, count: int) -> list[str]:
 
     @functools.partial(jax.jit, out_shardings=sharding.everywhere(run.mesh))
     def sample(params):
-        keys = jax.random.split(setup.key(SAMPLING), count)
+        keys = jax.random.split(setup.key(KeyPurpose.SAMPLING), count)
         texts = generate(sampler, sampling.build(), params, keys, given)
         return texts.tokens, texts.length
 

@@ -181,15 +181,15 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
     Raises:
       UserError: if the released code has no such model, naming the setting.
     """
-    noise, goal, data = experiment.noise, experiment.objective, experiment.data
-    score = goal.parameterisation == "score"
+    noise, objective, data = experiment.noise, experiment.objective, experiment.data
+    score = objective.parameterisation == "score"
     embedding = noise.gamma if noise.kernel == "gamma" else 0.0
     for setting, value, wanted in (
         ("model.activation", network.activation, ("gelu",)),
         ("model.qk_norm", network.qk_norm, (False,)),
         ("model.mlp_ratio", network.mlp_ratio, (4,)),
         # Context and mean are one thing where shown tokens are right.
-        ("objective.parameterisation", goal.parameterisation,
+        ("objective.parameterisation", objective.parameterisation,
          ("mean", "score", "context") if noise.kernel == "absorbing" else ("mean", "score")),
         ("noise.kernel", noise.kernel, ("absorbing", "gamma" if score else "epsilon")),
         ("model.embedding_gamma", network.embedding_gamma, (0.0, embedding) if score else (0.0,)),
@@ -203,7 +203,7 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
     if bool(network.condition) != score:
         raise UserError(
             f"The released format has model.condition for scores only, and this model has "
-            f"{network.condition} with parameterisation {goal.parameterisation}: it cannot be "
+            f"{network.condition} with parameterisation {objective.parameterisation}: it cannot be "
             "exported."
         )
     schedule, layout, optimizer = experiment.schedule, experiment.layout, experiment.optimizer
@@ -220,7 +220,7 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
             "ema": experiment.train.ema_decay,
             "loss_type": "hybrid",
             "epsilon": noise.epsilon if noise.kernel == "epsilon" else 0.0,
-            "lambda": goal.shown_weight,
+            "lambda": objective.shown_weight,
         },
         "graph": {"type": "QGamma" if score else "absorb", "gamma": embedding,
                   "report_all": False, "expanded_sigma": True},

@@ -8,19 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax.method import objective
+from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Draw, Objective, Time
 
 
 def position_terms(
-    goal: Objective,
+    objective: Objective,
     kernel: NoiseKernel,
     to_logits: Callable[[jax.Array], jax.Array],
     features: jax.Array,
     tokens: jax.Array,
-    states: jax.Array,
-    where: Draw,
+    noisy: jax.Array,
+    draw: Draw,
     *,
     time: Time,
     loss: bool,
@@ -40,26 +40,26 @@ def position_terms(
       float32 [B, n]; 0 where inactive. The sum over an example, times `schedule.phases`, has the
       bound as its mean.
     """
-    terms = _terms(goal, kernel, time, loss)
+    terms = _terms(objective, kernel, time, loss)
     batch, count = tokens.shape
 
     def of_chunk(inputs):
         feature, *rest = inputs
         return terms(to_logits(feature), *rest)
 
-    found = jax.lax.map(of_chunk, _split((features, tokens, states, where), count, chunk))
+    found = jax.lax.map(of_chunk, _split((features, tokens, noisy, draw), count, chunk))
     return jnp.moveaxis(found, 0, 1).reshape(batch, -1)[:, :count]
 
 
 def summed_terms(
-    goal: Objective,
+    objective: Objective,
     kernel: NoiseKernel,
     to_logits: Callable[[Any, jax.Array], jax.Array],
     head: Any,
     features: jax.Array,
     tokens: jax.Array,
-    states: jax.Array,
-    where: Draw,
+    noisy: jax.Array,
+    draw: Draw,
     *,
     time: Time,
     loss: bool,
@@ -75,7 +75,7 @@ def summed_terms(
       head: parameters of the head; gradients are those of `head` and `features`.
       others: as for `position_terms`.
     """
-    terms = _terms(goal, kernel, time, loss)
+    terms = _terms(objective, kernel, time, loss)
 
     def of_chunk(head, feature, rest):
         return jnp.sum(terms(to_logits(head, feature), *rest))
@@ -103,33 +103,33 @@ def summed_terms(
         return *scaled, None
 
     total.defvjp(forward, backward)
-    features, *rest = _split((features, tokens, states, where), tokens.shape[1], chunk)
+    features, *rest = _split((features, tokens, noisy, draw), tokens.shape[1], chunk)
     return total(head, features, rest)
 
 
-def _terms(goal: Objective, kernel: NoiseKernel, time: Time, loss: bool):
+def _terms(objective: Objective, kernel: NoiseKernel, time: Time, loss: bool):
     """(logits [B, n, V], tokens, states, Draw) -> terms float32 [B, n]."""
-    cross_entropy = loss and goal.loss == "weighted_cross_entropy"
+    cross_entropy = loss and objective.loss == "weighted_cross_entropy"
 
-    def one(logits, token, state, at: Draw):
+    def one(logits, token, noisy, draw: Draw):
         # Inactive positions get levels at which no formula divides by zero.
-        at = at._replace(
-            level=jnp.where(at.active, at.level, 0.5),
-            level_next=jnp.where(at.active, at.level_next, 0.0),
+        draw = draw._replace(
+            level=jnp.where(draw.active, draw.level, 0.5),
+            level_next=jnp.where(draw.active, draw.level_next, 0.0),
         )
         if cross_entropy:
-            term = at.measure * objective.weighted_cross_entropy(
-                goal, kernel, logits, token, state, at.level
+            term = draw.measure * objectives.weighted_cross_entropy(
+                objective, kernel, logits, token, noisy, draw.level
             )
         elif time == "continuous":
-            term = at.measure * objective.continuous_term(
-                goal, kernel, logits, token, state, at.level
+            term = draw.measure * objectives.continuous_term(
+                objective, kernel, logits, token, noisy, draw.level
             )
         else:
-            term = objective.discrete_term(
-                goal, kernel, logits, token, state, at.level, at.level_next
+            term = objectives.discrete_term(
+                objective, kernel, logits, token, noisy, draw.level, draw.level_next
             )
-        return jnp.where(at.active, term, 0.0)
+        return jnp.where(draw.active, term, 0.0)
 
     return jax.vmap(jax.vmap(one))
 

@@ -82,8 +82,8 @@ def batch_terms(
       float32 [b, L] in nats; the sum over an example has the bound (or loss) on −log p(x) as its
       mean.
     """
-    states, phase, where = corrupt_batch(spec, tokens, index, key, count=count, time=time)
-    return drawn_terms(spec, network, params, tokens, states, phase, where, time=time, loss=loss)
+    noisy, phase, draw = corrupt_batch(spec, tokens, index, key, count=count, time=time)
+    return drawn_terms(spec, network, params, tokens, noisy, phase, draw, time=time, loss=loss)
 
 
 def batch_loss(
@@ -105,9 +105,9 @@ def batch_loss(
       dropout_key: one for the whole batch; None for no dropout.
     """
     time = spec.objective.time
-    states, phase, where = corrupt_batch(spec, tokens, index, key, count=count, time=time)
+    noisy, phase, draw = corrupt_batch(spec, tokens, index, key, count=count, time=time)
     keys = None if dropout_key is None else _of_examples(dropout_key, index)
-    features, exists = _predicting(spec, network, params, tokens, states, phase, where, keys)
+    features, exists = _predicting(spec, network, params, tokens, noisy, phase, draw, keys)
     total = chunked_loss.summed_terms(
         spec.objective,
         spec.kernel,
@@ -115,8 +115,8 @@ def batch_loss(
         network.head(params),
         features,
         tokens,
-        states,
-        where._replace(active=where.active & exists),
+        noisy,
+        draw._replace(active=draw.active & exists),
         time=time,
         loss=True,
         chunk=spec.chunk,
@@ -140,12 +140,12 @@ def corrupt_batch(
     """
     key_level, key_noise = jax.random.split(key)
     uniforms = objective.draw_uniforms(key_level, spec.schedule, time, count, index)
-    phase, where = jax.vmap(lambda u: objective.draw(spec.schedule, spec.kernel, time, u))(uniforms)
+    phase, draw = jax.vmap(lambda u: objective.draw(spec.schedule, spec.kernel, time, u))(uniforms)
     keys = _of_examples(key_noise, index)
-    states = jax.vmap(lambda k, x, d: noising.corrupt(spec.kernel, k, x, d.level))(
-        keys, tokens, where
+    noisy = jax.vmap(lambda k, x, d: noising.corrupt(spec.kernel, k, x, d.level))(
+        keys, tokens, draw
     )
-    return states, phase, where
+    return noisy, phase, draw
 
 
 def drawn_terms(
@@ -153,23 +153,23 @@ def drawn_terms(
     network: Network,
     params,
     tokens: jax.Array,
-    states: jax.Array,
+    noisy: jax.Array,
     phase: jax.Array,
-    where: Draw,
+    draw: Draw,
     *,
     time: Time,
     loss: bool,
 ) -> jax.Array:
     """`batch_terms` for given draws: states int32 [b, L], phase int32 [b, groups], Draw [b, L]."""
-    features, exists = _predicting(spec, network, params, tokens, states, phase, where)
+    features, exists = _predicting(spec, network, params, tokens, noisy, phase, draw)
     terms = chunked_loss.position_terms(
         spec.objective,
         spec.kernel,
         lambda f: network.logits(params, f),
         features,
         tokens,
-        states,
-        where._replace(active=where.active & exists),
+        noisy,
+        draw._replace(active=draw.active & exists),
         time=time,
         loss=loss,
         chunk=spec.chunk,
@@ -182,16 +182,16 @@ def _predicting(
     network: Network,
     params,
     tokens: jax.Array,
-    states: jax.Array,
+    noisy: jax.Array,
     phase: jax.Array,
-    where: Draw,
+    draw: Draw,
     dropout_keys: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Features of the row that predicts each position, [b, L, D], and whether there is one."""
     schedule, layout = spec.schedule, spec.layout
     rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
-    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, spec.bos))(rows, states, tokens)
-    level = jax.vmap(layouts.row_levels)(rows, where.level)
+    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, spec.bos))(rows, noisy, tokens)
+    level = jax.vmap(layouts.row_levels)(rows, draw.level)
     # Windows that settle whole do not move with the phase: one pattern serves the whole batch.
     shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows
     pattern = training_pattern(layout, schedule, shared)

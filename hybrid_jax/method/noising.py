@@ -135,15 +135,15 @@ def corrupt(kernel: NoiseKernel, key: jax.Array, tokens: jax.Array, level: jax.A
     return jnp.where(masked, kernel.mask, jnp.where(replaced, noise, tokens))
 
 
-def transition(kernel: NoiseKernel, state, level_s, level_t) -> jax.Array:
+def transition(kernel: NoiseKernel, noisy, level_s, level_t) -> jax.Array:
     """log q(z_t = · | z_s = state) for λs < λt, float32 [N + 1]."""
     move = kernel.survival_between(level_s, level_t)
     ids = jnp.arange(kernel.vocab_size)
     uniform_mass = move.unmasked * move.replaced / kernel.vocab_size
-    to_tokens = jnp.where(ids == state, move.unmasked * move.kept, 0.0) + uniform_mass
+    to_tokens = jnp.where(ids == noisy, move.unmasked * move.kept, 0.0) + uniform_mass
     from_token = jnp.append(to_tokens, move.masked)
     from_mask = jnp.zeros(kernel.vocab_size + 1).at[-1].set(1.0)
-    return jnp.log(jnp.where(state == kernel.mask, from_mask, from_token))
+    return jnp.log(jnp.where(noisy == kernel.mask, from_mask, from_token))
 
 
 def marginal(kernel: NoiseKernel, token, level) -> jax.Array:
@@ -155,14 +155,14 @@ def marginal(kernel: NoiseKernel, token, level) -> jax.Array:
 # Reverse: one step from level λt down to λs.
 
 
-def posterior(kernel: NoiseKernel, token, state, level_s, level_t) -> jax.Array:
+def posterior(kernel: NoiseKernel, token, noisy, level_s, level_t) -> jax.Array:
     """log q(z_s = · | z_t = state, x = token), float32 [N + 1].
 
     `level_s` is λs (where the step arrives), `level_t` is λt. It is the reverse step of a
     prediction that puts all its mass on `token`.
     """
     certain = jnp.where(jnp.arange(kernel.vocab_size) == token, 0.0, -jnp.inf)
-    return reverse_mean(kernel, certain, state, level_s, level_t)
+    return reverse_mean(kernel, certain, noisy, level_s, level_t)
 
 
 def reveal_probability(kernel: NoiseKernel, level_s, level_t) -> jax.Array:
@@ -196,7 +196,7 @@ def token_step(kernel: NoiseKernel, level_s, level_t) -> TokenStep:
     )
 
 
-def reverse_mean(kernel: NoiseKernel, log_p, state, level_s, level_t) -> jax.Array:
+def reverse_mean(kernel: NoiseKernel, log_p, noisy, level_s, level_t) -> jax.Array:
     """log Σ_x p(x) q(z_s = · | z_t = state, x): the step of an x0-prediction.
 
     Args:
@@ -214,10 +214,10 @@ def reverse_mean(kernel: NoiseKernel, log_p, state, level_s, level_t) -> jax.Arr
     stays = low.masked / jnp.maximum(kernel.survival(level_t).masked, _TINY)
     from_mask = jnp.append(shown, _safe_log(stays))
     if not kernel.replaces:
-        settled = jnp.where(jnp.arange(kernel.vocab_size + 1) == state, 0.0, -jnp.inf)
-        return jnp.where(state == kernel.mask, from_mask, settled)
+        settled = jnp.where(jnp.arange(kernel.vocab_size + 1) == noisy, 0.0, -jnp.inf)
+        return jnp.where(noisy == kernel.mask, from_mask, settled)
 
-    z = jnp.minimum(state, kernel.vocab_size - 1)
+    z = jnp.minimum(noisy, kernel.vocab_size - 1)
     ids = jnp.arange(kernel.vocab_size)
     weight = token_step(kernel, level_s, level_t)
     high = kernel.survival(level_t)
@@ -233,45 +233,45 @@ def reverse_mean(kernel: NoiseKernel, log_p, state, level_s, level_t) -> jax.Arr
     )
     tokens = _log_add(clean_part, uniform_part)
     tokens = jnp.where(ids == z, _log_add(tokens, keep_part), tokens)
-    return jnp.where(state == kernel.mask, from_mask, jnp.append(tokens, -jnp.inf))
+    return jnp.where(noisy == kernel.mask, from_mask, jnp.append(tokens, -jnp.inf))
 
 
 # ---------------------------------------------------------------------------------------------
 # Scores: ratios s_y = q_t(y)/q_t(z) of the marginals, as in score entropy (SEDD).
 
 
-def score_of_mean(kernel: NoiseKernel, log_p, state, level) -> jax.Array:
+def score_of_mean(kernel: NoiseKernel, log_p, noisy, level) -> jax.Array:
     """log s_y of an x0-prediction: log Σ_x p(x|z) q(y|x)/q(z|x) over real tokens, float32 [N].
 
     A prediction that is the true posterior p(x|z) gives the true ratios. The entry of `state`
     itself is 0. `level` < 1: at full noise every ratio is 0 or 1.
     """
-    at = kernel.survival(level)
-    noise = at.replaced / kernel.vocab_size
-    odds = jnp.log(at.unmasked) - jnp.log(jnp.maximum(at.masked, _TINY))
-    from_mask = odds + _log_add(jnp.log(at.kept) + log_p, _safe_log(noise))
+    survival = kernel.survival(level)
+    noise = survival.replaced / kernel.vocab_size
+    odds = jnp.log(survival.unmasked) - jnp.log(jnp.maximum(survival.masked, _TINY))
+    from_mask = odds + _log_add(jnp.log(survival.kept) + log_p, _safe_log(noise))
     if not kernel.replaces:
         return from_mask
-    z = jnp.minimum(state, kernel.vocab_size - 1)
+    z = jnp.minimum(noisy, kernel.vocab_size - 1)
     # D0 = (1−B)/N and D1 = D0 + B: probability of another token, and of the token itself.
     floor = jnp.maximum(noise, _TINY)
-    up = at.kept / floor  # D1/D0 − 1
+    up = survival.kept / floor  # D1/D0 − 1
     pz = jnp.exp(log_p[z])
-    base = -jnp.expm1(jnp.minimum(log_p[z], 0.0)) + pz * floor / (floor + at.kept)
+    base = -jnp.expm1(jnp.minimum(log_p[z], 0.0)) + pz * floor / (floor + survival.kept)
     ratio = base + jnp.exp(log_p) * up
     from_token = jnp.where(jnp.arange(kernel.vocab_size) == z, 0.0, jnp.log(ratio))
-    return jnp.where(state == kernel.mask, from_mask, from_token)
+    return jnp.where(noisy == kernel.mask, from_mask, from_token)
 
 
-def true_score(kernel: NoiseKernel, token, state, level) -> tuple[jax.Array, jax.Array, jax.Array]:
+def true_score(kernel: NoiseKernel, token, noisy, level) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log q(y|x)/q(z|x) for the three values it takes: y = x, y = z, any other real y."""
-    at = kernel.survival(level)
-    other = at.replaced / kernel.vocab_size
-    same = other + at.kept
+    survival = kernel.survival(level)
+    other = survival.replaced / kernel.vocab_size
+    same = other + survival.kept
     here = jnp.where(
-        state == kernel.mask,
-        at.masked / jnp.maximum(at.unmasked, _TINY),
-        jnp.where(state == token, same, other),
+        noisy == kernel.mask,
+        survival.masked / jnp.maximum(survival.unmasked, _TINY),
+        jnp.where(noisy == token, same, other),
     )
     log_here = jnp.log(jnp.maximum(here, _TINY))
     return (
@@ -281,7 +281,7 @@ def true_score(kernel: NoiseKernel, token, state, level) -> tuple[jax.Array, jax
     )
 
 
-def reverse_score(kernel: NoiseKernel, log_score, state, level_s, level_t) -> jax.Array:
+def reverse_score(kernel: NoiseKernel, log_score, noisy, level_s, level_t) -> jax.Array:
     """log P(z_s = ·) of the exact Tweedie step for estimated scores, float32 [N + 1].
 
     ``P(y) ∝ [e^{−ΔσQ} s]_y [e^{ΔσQ}]_{z,y}``; with Σ over real tokens written S, the inverse is
@@ -294,13 +294,13 @@ def reverse_score(kernel: NoiseKernel, log_score, state, level_s, level_t) -> ja
     """
     move = kernel.survival_between(level_s, jnp.minimum(level_t, HIGHEST_SCORE_LEVEL))
     ids = jnp.arange(kernel.vocab_size)
-    scores = jnp.where(ids == state, 1.0, jnp.exp(log_score))
+    scores = jnp.where(ids == noisy, 1.0, jnp.exp(log_score))
     total = scores.sum()
     kept = jnp.maximum(move.kept, _TINY)
     back = (scores - move.replaced * total / kernel.vocab_size) / kept  # times a, which cancels
-    is_mask = state == kernel.mask
+    is_mask = noisy == kernel.mask
     noise = move.replaced / kernel.vocab_size
-    to_state = jnp.where(is_mask, move.masked, noise + jnp.where(ids == state, move.kept, 0.0))
+    to_state = jnp.where(is_mask, move.masked, noise + jnp.where(ids == noisy, move.kept, 0.0))
     tokens = back * to_state
     # Data holds no MASK, whatever the estimates say.
     may_stay = is_mask & (jnp.asarray(level_s) > 0)

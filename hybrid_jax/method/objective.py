@@ -182,7 +182,7 @@ def _window_index(schedule: Hyperschedule, step: jax.Array) -> jax.Array:
 # Terms of one position. logits are float32 [V >= N]; tokens and levels are scalars.
 
 
-def log_prediction(objective: Objective, kernel: NoiseKernel, logits, state, level) -> jax.Array:
+def log_prediction(objective: Objective, kernel: NoiseKernel, logits, noisy, level) -> jax.Array:
     """Reads the network's output, float32 [N]: log p of the clean token, or log-scores.
 
     Scores are scaled as in SEDD: a constant output means that every token is as likely as noise of
@@ -194,43 +194,45 @@ def log_prediction(objective: Objective, kernel: NoiseKernel, logits, state, lev
         odds = jnp.log(inside) - jnp.log1p(-inside)  # log(e^σ − 1)
         return real - odds - jnp.log(jnp.float32(kernel.vocab_size))
     if objective.parameterisation == "context" and kernel.replaces:
-        at = kernel.survival(level)
+        survival = kernel.survival(level)
         # log q(z | x = z) − log q(z | x ≠ z); MASK matches no token and tells nothing.
-        evidence = jnp.log1p(kernel.vocab_size * at.kept / jnp.maximum(at.replaced, _MARGIN**2))
-        real = real + jnp.where(jnp.arange(kernel.vocab_size) == state, evidence, 0.0)
+        evidence = jnp.log1p(
+            kernel.vocab_size * survival.kept / jnp.maximum(survival.replaced, _MARGIN**2)
+        )
+        real = real + jnp.where(jnp.arange(kernel.vocab_size) == noisy, evidence, 0.0)
     return jax.nn.log_softmax(real)
 
 
 def reverse_step(
-    objective: Objective, kernel: NoiseKernel, logits, state, level_s, level_t
+    objective: Objective, kernel: NoiseKernel, logits, noisy, level_s, level_t
 ) -> jax.Array:
     """log p_θ(z_s = · | z_t) of the network's output, float32 [N + 1]."""
     if objective.parameterisation != "score":
-        prediction = log_prediction(objective, kernel, logits, state, level_t)
-        return noising.reverse_mean(kernel, prediction, state, level_s, level_t)
+        prediction = log_prediction(objective, kernel, logits, noisy, level_t)
+        return noising.reverse_mean(kernel, prediction, noisy, level_s, level_t)
     level_t = jnp.minimum(level_t, noising.HIGHEST_SCORE_LEVEL)
-    prediction = log_prediction(objective, kernel, logits, state, level_t)
-    return noising.reverse_score(kernel, prediction, state, level_s, level_t)
+    prediction = log_prediction(objective, kernel, logits, noisy, level_t)
+    return noising.reverse_score(kernel, prediction, noisy, level_s, level_t)
 
 
 def discrete_term(
-    objective: Objective, kernel: NoiseKernel, logits, token, state, level, level_next
+    objective: Objective, kernel: NoiseKernel, logits, token, noisy, level, level_next
 ) -> jax.Array:
     """KL( q(z_s | z_t, x) ‖ p_θ(z_s | z_t) ) of one position in nats."""
     if objective.parameterisation != "score" and not kernel.replaces:
         # Absorbing noise: (λ_t − λ_s)/λ_t · (−log p(x)) where the token is masked.
-        prediction = log_prediction(objective, kernel, logits, state, level)
+        prediction = log_prediction(objective, kernel, logits, noisy, level)
         reveal = noising.reveal_probability(kernel, level_next, level)
-        return jnp.where(state == kernel.mask, -reveal * prediction[token], 0.0)
-    true = noising.posterior(kernel, token, state, level_next, level)
-    guess = reverse_step(objective, kernel, logits, state, level_next, level)
+        return jnp.where(noisy == kernel.mask, -reveal * prediction[token], 0.0)
+    true = noising.posterior(kernel, token, noisy, level_next, level)
+    guess = reverse_step(objective, kernel, logits, noisy, level_next, level)
     possible = true > -jnp.inf
     difference = jnp.where(possible, true, 0.0) - jnp.where(possible, guess, 0.0)
     return jnp.sum(jnp.where(possible, jnp.exp(true) * difference, 0.0))
 
 
 def continuous_term(
-    objective: Objective, kernel: NoiseKernel, logits, token, state, level
+    objective: Objective, kernel: NoiseKernel, logits, token, noisy, level
 ) -> jax.Array:
     """Score entropy of one position in nats per dλ (arXiv 2504.06416 section 4; SEDD eq. 5).
 
@@ -238,17 +240,17 @@ def continuous_term(
     ``φ(d) = e^d − 1 − d``, times 1 − γ where the position is masked and γ/N (y ≠ z) where it shows
     a token, times dσ/dλ = 1/(1 − λ). True scores make its integral the entropy of the data.
     """
-    prediction = log_prediction(objective, kernel, logits, state, level)
-    masked = state == kernel.mask
-    at = kernel.survival(level)
+    prediction = log_prediction(objective, kernel, logits, noisy, level)
+    masked = noisy == kernel.mask
+    survival = kernel.survival(level)
     if objective.parameterisation != "score" and not kernel.replaces:
-        return jnp.where(masked, -prediction[token] / at.masked, 0.0)
+        return jnp.where(masked, -prediction[token] / survival.masked, 0.0)
     if objective.parameterisation != "score":
-        score = noising.score_of_mean(kernel, prediction, state, level)
+        score = noising.score_of_mean(kernel, prediction, noisy, level)
     else:
         score = prediction
-    clean, _, other = noising.true_score(kernel, token, state, level)
-    z = jnp.minimum(state, kernel.vocab_size - 1)
+    clean, _, other = noising.true_score(kernel, token, noisy, level)
+    z = jnp.minimum(noisy, kernel.vocab_size - 1)
     everywhere = jnp.sum(_entropy_gap(score, other))
     # The sum above took every token for an "other" one: mend the clean one, and z if it is shown.
     at_token = _entropy_gap(score[token], clean) - _entropy_gap(score[token], other)
@@ -271,15 +273,15 @@ def _entropy_gap(log_score, log_ratio) -> jax.Array:
 
 
 def weighted_cross_entropy(
-    objective: Objective, kernel: NoiseKernel, logits, token, state, level
+    objective: Objective, kernel: NoiseKernel, logits, token, noisy, level
 ) -> jax.Array:
     """The ε-hybrid training loss of the paper for one position, per dλ."""
-    prediction = log_prediction(objective, kernel, logits, state, level)
+    prediction = log_prediction(objective, kernel, logits, noisy, level)
     clean = jnp.maximum(1.0 - level, _MARGIN)
     shown = objective.shown_weight / clean
     weight = jnp.where(
-        state == kernel.mask,
+        noisy == kernel.mask,
         1.0 / jnp.maximum(level, _MARGIN),
-        jnp.where(state == token, kernel.epsilon, 1.0 - kernel.epsilon) * shown,
+        jnp.where(noisy == token, kernel.epsilon, 1.0 - kernel.epsilon) * shown,
     )
     return -weight * prediction[token]

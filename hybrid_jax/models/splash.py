@@ -51,7 +51,7 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array, mask: np.ndarray)
     if mesh.empty:
         return local(query, key, value)
     # A kernel is no product of matrices that the compiler could cut: it runs on each part.
-    spec = sharding.spec(dict(mesh.shape), query.shape, _AXES)
+    spec = sharding.partition_spec(dict(mesh.shape), query.shape, _AXES)
     return jax.shard_map(local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(
         query, key, value
     )

@@ -2,8 +2,8 @@
 
 Every process runs the same program on its own devices. What only one of them finds out (a full
 disk, another configuration, a missing file) must reach the others before their next collective
-operation, or they would wait for it for ever: `raise_on_all` and `assert_same` see to that. With one process
-they do nothing.
+operation, or they would wait for it for ever: `raise_on_all` and `assert_same` see to that.
+With one process they do nothing.
 """
 
 from __future__ import annotations

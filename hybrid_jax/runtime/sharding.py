@@ -126,7 +126,9 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in RULES["batch"])
 
 
-def spec(sizes: Mapping[str, int], shape: Sequence[int], axes: Sequence[str]) -> PartitionSpec:
+def partition_spec(
+    sizes: Mapping[str, int], shape: Sequence[int], axes: Sequence[str]
+) -> PartitionSpec:
     """How an array of `shape`, with these logical axes, is cut on a mesh of these sizes.
 
     Raises ValueError for an unknown axis, a wrong number of axes, or one mesh axis used twice.
@@ -148,9 +150,9 @@ def spec(sizes: Mapping[str, int], shape: Sequence[int], axes: Sequence[str]) ->
 
 
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
-    """Tells the compiler how `x` is to be cut; no-op without a mesh. Raises as `spec`."""
+    """Tells the compiler how `x` is to be cut; no-op without a mesh. Raises as `partition_spec`."""
     mesh = jax.sharding.get_abstract_mesh()
-    wanted = spec(dict(mesh.shape), x.shape, axes)
+    wanted = partition_spec(dict(mesh.shape), x.shape, axes)
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, wanted)
 
 
@@ -182,8 +184,8 @@ def gathered(x: jax.Array, dtype: Any, *axes: str) -> jax.Array:
 
 
 def on(mesh: Mesh, shape: Sequence[int], *axes: str) -> NamedSharding:
-    """The sharding of an array of `shape` with these logical axes. Raises as `spec`."""
-    return NamedSharding(mesh, spec(dict(mesh.shape), shape, axes))
+    """The sharding of an array of `shape` with these logical axes. Raises as `partition_spec`."""
+    return NamedSharding(mesh, partition_spec(dict(mesh.shape), shape, axes))
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:

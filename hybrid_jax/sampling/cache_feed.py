@@ -90,8 +90,10 @@ def show_all(sampler: Sampler, params, state: Generation) -> jax.Array:
     mask = layouts.attention_mask(layout, rows)
     features = sampler.network.features(params, held, rows.position, mask, level)
     source, _ = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
-    at, _ = layouts.window_positions(schedule, step)
-    return jnp.take_along_axis(features, jnp.take_along_axis(source, at, axis=1)[..., None], axis=1)
+    position, _ = layouts.window_positions(schedule, step)
+    return jnp.take_along_axis(
+        features, jnp.take_along_axis(source, position, axis=1)[..., None], axis=1
+    )
 
 
 def _held(sampler: Sampler, state: Generation, rows: layouts.Rows, step: jax.Array):

@@ -54,7 +54,8 @@ def check(sampler: Sampler, rule: Rule) -> None:
         raise UserError(f"prefill must be at least 1, but is {sampler.prefill}.")
     if sampler.eos is not None and not 0 <= sampler.eos < sampler.spec.kernel.vocab_size:
         raise UserError(
-            f"The end token {sampler.eos} is not one of the {sampler.spec.kernel.vocab_size} tokens."
+            f"The end token {sampler.eos} is not one of the "
+            f"{sampler.spec.kernel.vocab_size} tokens."
         )
 
 
@@ -152,10 +153,10 @@ def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generatio
     features, ready, fed = cache_feed.show(sampler, params, state)
     step = jnp.minimum(state.step, schedule.steps - 1)
 
-    at, inside = layouts.window_positions(schedule, step)
-    level = schedule.level(step[:, None], at) / schedule.levels
-    level_next = schedule.level(step[:, None] + 1, at) / schedule.levels
-    frozen = jnp.take_along_axis(state.frozen, at, axis=1)
+    position, inside = layouts.window_positions(schedule, step)
+    level = schedule.level(step[:, None], position) / schedule.levels
+    level_next = schedule.level(step[:, None] + 1, position) / schedule.levels
+    frozen = jnp.take_along_axis(state.frozen, position, axis=1)
     changes = inside & (level != level_next)
     active = changes & ~frozen & (live & ready)[:, None]
     closing = active & (level_next == 0)
@@ -165,25 +166,25 @@ def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generatio
         active = jnp.where(sweeping, closing, active)
         level_next = jnp.where(sweeping, level, level_next)
     window = Window(
-        tokens=jnp.take_along_axis(state.tokens, at, axis=1),
+        tokens=jnp.take_along_axis(state.tokens, position, axis=1),
         # Inactive positions get levels at which no formula divides by zero.
         level=jnp.where(changes, level, 0.5),
         level_next=jnp.where(changes, level_next, 0.0),
         active=active,
-        confidence=jnp.take_along_axis(state.confidence, at, axis=1),
+        confidence=jnp.take_along_axis(state.confidence, position, axis=1),
     )
     keys = jax.vmap(lambda k, s, n: jax.random.fold_in(jax.random.fold_in(k, s), n))(
         state.keys, step, state.sweep
     )
     key_read, key_move = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    reading = _read(sampler, rule, params, key_read, features, window, at)
+    reading = _read(sampler, rule, params, key_read, features, window, position)
     moved, confidence = jax.vmap(functools.partial(rule.move, kernel))(key_move, window, reading)
     moved = jnp.where(active, moved, window.tokens)
     changed = active & (moved != window.tokens)
     corrected = changed & (window.tokens != kernel.mask)
 
-    row = jnp.arange(at.shape[0])[:, None]
-    put = jnp.where(active, at, schedule.length)  # the others go nowhere
+    row = jnp.arange(position.shape[0])[:, None]
+    put = jnp.where(active, position, schedule.length)  # the others go nowhere
     fed = dataclasses.replace(
         fed,
         tokens=state.tokens.at[row, put].set(moved, mode="drop"),
@@ -213,13 +214,13 @@ def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generatio
     return dataclasses.replace(fed, step=step, sweep=sweep)
 
 
-def _read(sampler, rule, params, key, features, window: Window, at):
+def _read(sampler, rule, params, key, features, window: Window, position):
     """The rule's readings of the window, [B, W]; logits exist for `spec.chunk` positions a time.
 
     Each position has a key of its own, so that nothing depends on how positions are grouped.
     """
     spec = sampler.spec
-    keys = jax.vmap(lambda k, p: jax.vmap(lambda i: jax.random.fold_in(k, i))(p))(key, at)
+    keys = jax.vmap(lambda k, p: jax.vmap(lambda i: jax.random.fold_in(k, i))(p))(key, position)
     one = jax.vmap(jax.vmap(functools.partial(rule.read, spec.kernel, spec.objective)))
 
     def chunk(inputs):
@@ -227,7 +228,7 @@ def _read(sampler, rule, params, key, features, window: Window, at):
         return one(keys, sampler.network.logits(params, feature), *rest)
 
     inputs = (features, keys, window.tokens, window.level, window.level_next)
-    width = at.shape[1]
+    width = position.shape[1]
     size = min(spec.chunk, width)
     chunks = -(-width // size)
     if chunks == 1:

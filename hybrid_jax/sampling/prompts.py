@@ -72,8 +72,8 @@ def build(
         unknown = ids[(ids != GAP) & ((ids < 0) | (ids >= vocab_size))]
         if len(unknown):
             raise UserError(
-                f"{name} holds the token id {unknown[0]}, which is outside 0 … {vocab_size - 1}: it "
-                "comes from another tokenizer, or is MASK."
+                f"{name} holds the token id {unknown[0]}, which is outside 0 … {vocab_size - 1}: "
+                "it comes from another tokenizer, or is MASK."
             )
         if len(ids) == wanted and not np.any(ids == GAP):
             raise UserError(

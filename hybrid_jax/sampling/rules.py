@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import noising, objective
+from hybrid_jax.method import noising
+from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling.draw import Warp, sample_categorical
@@ -54,14 +55,14 @@ class Ancestral:
     adaptive: ClassVar[bool] = False
     sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         self.warp.check()
 
-    def read(self, kernel, goal, key, logits, state, level, level_next):
-        if goal.parameterisation != "score" or not self.warp.idle:
-            return predict(kernel, goal, self.warp, key, logits, state, level)
+    def read(self, kernel, objective, key, logits, noisy, level, level_next):
+        if objective.parameterisation != "score" or not self.warp.idle:
+            return predict(kernel, objective, self.warp, key, logits, noisy, level)
         key_reveal, key_token = jax.random.split(key)
-        log_step = objective.reverse_step(goal, kernel, logits, state, level_next, level)
+        log_step = objectives.reverse_step(objective, kernel, logits, noisy, level_next, level)
         stays = jax.random.uniform(key_reveal) < jnp.exp(log_step[-1])
         drawn = jnp.where(stays, kernel.mask, sample_categorical(key_token, log_step[:-1]))
         return drawn, jnp.exp(log_step[drawn])
@@ -120,7 +121,7 @@ class ACS:
     warp: Warp = PLAIN
     adaptive: ClassVar[bool] = False
 
-    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         self.warp.check()
         check_share("eta", self.eta)
         check_masks(kernel, "acs")
@@ -178,7 +179,7 @@ class ReMDM:
     adaptive: ClassVar[bool] = False
     sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         self.warp.check()
         check_share("eta", self.eta)
         check_masks(kernel, "remdm")
@@ -230,7 +231,7 @@ class Threshold:
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         self.warp.check()
         check_share("threshold", self.threshold)
         check_masks(kernel, "threshold")
@@ -263,7 +264,7 @@ class EntropyBound:
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         self.warp.check()
         if not self.bound >= 0:
             raise UserError(f"bound must be 0 nats or more, but is {self.bound}.")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import objective
+from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling.draw import Warp, sample_categorical
@@ -60,11 +60,11 @@ class Rule(Protocol):
     @property
     def sweeps(self) -> int: ...
 
-    def check(self, kernel: NoiseKernel, goal: Objective) -> None:
+    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         """Raises UserError for settings without meaning, or a kernel it does not go with."""
 
     def read(
-        self, kernel: NoiseKernel, goal: Objective, key, logits, state, level, level_next
+        self, kernel: NoiseKernel, objective: Objective, key, logits, noisy, level, level_next
     ) -> Any:
         """Work of one position: logits [V], scalars -> a pytree of scalars."""
 
@@ -81,28 +81,28 @@ PLAIN = Warp()
 
 
 def predict(
-    kernel: NoiseKernel, goal: Objective, warp: Warp, key, logits, state, level
+    kernel: NoiseKernel, objective: Objective, warp: Warp, key, logits, noisy, level
 ) -> Prediction:
     """The prediction of the clean token of one position: logits [V], scalars -> scalars."""
-    if goal.parameterisation == "score":
+    if objective.parameterisation == "score":
         # The step to level 0 of the scores is their prediction of the clean token.
-        log_p = objective.reverse_step(goal, kernel, logits, state, 0.0, level)[:-1]
+        log_p = objectives.reverse_step(objective, kernel, logits, noisy, 0.0, level)[:-1]
     else:
-        log_p = objective.log_prediction(goal, kernel, logits, state, level)
+        log_p = objectives.log_prediction(objective, kernel, logits, noisy, level)
     token = sample_categorical(key, warp(log_p))
     p = jnp.exp(log_p)
-    shown = state != kernel.mask
+    shown = noisy != kernel.mask
     return Prediction(
         token=token,
         probability=p[token],
-        current=jnp.where(shown, p[jnp.where(shown, state, 0)], 0.0),
+        current=jnp.where(shown, p[jnp.where(shown, noisy, 0)], 0.0),
         entropy=-jnp.sum(jnp.where(p > 0, p * log_p, 0.0)),
     )
 
 
-def read_prediction(rule, kernel, goal, key, logits, state, level, level_next) -> Prediction:
+def read_prediction(rule, kernel, objective, key, logits, noisy, level, level_next) -> Prediction:
     """`Rule.read` of the rules that need nothing but the prediction of the clean token."""
-    return predict(kernel, goal, rule.warp, key, logits, state, level)
+    return predict(kernel, objective, rule.warp, key, logits, noisy, level)
 
 
 def drawn_where(moves, window, reading):

@@ -23,14 +23,14 @@ class BoundEstimate:
 
     Attributes:
       bound: which bound it is.
-      nats, nll_se: per token, mean over records and its standard error (of records and draws).
+      nll, nll_se: per token, mean over records and its standard error (of records and draws).
       bits_per_byte: the same per byte of text.
       unigram_perplexity: of the same tokens under their own token frequencies.
       records, draws: size of the estimate.
     """
 
     bound: str
-    nats: float
+    nll: float
     nll_se: float
     bits_per_byte: float
     unigram_perplexity: float
@@ -39,26 +39,26 @@ class BoundEstimate:
 
     @property
     def perplexity(self) -> float:
-        return statistics.perplexity(self.nats, self.nll_se)[0]
+        return statistics.perplexity(self.nll, self.nll_se)[0]
 
     @property
-    def perplexity_error(self) -> float:
-        return statistics.perplexity(self.nats, self.nll_se)[1]
+    def perplexity_se(self) -> float:
+        return statistics.perplexity(self.nll, self.nll_se)[1]
 
     def values(self) -> dict[str, float]:
         """As scalars to log."""
         return {
-            "nats": self.nats,
+            "nll": self.nll,
             "nll_se": self.nll_se,
             "perplexity": self.perplexity,
-            "perplexity_error": self.perplexity_error,
+            "perplexity_se": self.perplexity_se,
             "bits_per_byte": self.bits_per_byte,
             "unigram_perplexity": self.unigram_perplexity,
         }
 
     def __str__(self) -> str:
         return (
-            f"perplexity ≤ {self.perplexity:.2f} ± {self.perplexity_error:.2f} "
+            f"perplexity ≤ {self.perplexity:.2f} ± {self.perplexity_se:.2f} "
             f"({self.bits_per_byte:.3f} bits per byte; {self.bound}; {self.records} records, "
             f"{self.draws} draws)"
         )
@@ -86,8 +86,8 @@ def evaluate_bound(
       mesh: of the devices that share a batch, on which the estimate does not depend; None for the
         first device.
     """
-    goal = dataclasses.replace(spec.objective, loss="bound", time=bound.time)
-    spec = dataclasses.replace(spec, kernel=bound.kernel, objective=goal)
+    objective = dataclasses.replace(spec.objective, loss="bound", time=bound.time)
+    spec = dataclasses.replace(spec, kernel=bound.kernel, objective=objective)
     mesh = mesh or sharding.one_device()
     per_record: list[np.ndarray] = []
     counts = np.zeros(bound.kernel.vocab_size, np.int64)
@@ -105,7 +105,7 @@ def evaluate_bound(
     share = counts[counts > 0] / counts.sum()
     return BoundEstimate(
         bound=bound.label,
-        nats=nats,
+        nll=nats,
         nll_se=error,
         bits_per_byte=statistics.bits_per_byte(nats, bytes_per_token),
         unigram_perplexity=float(np.exp(-np.sum(share * np.log(share)))),

@@ -31,7 +31,7 @@ from hybrid_jax.runtime.throughput import Throughput
 from hybrid_jax.training import flops
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
 from hybrid_jax.training.run_log import Log
-from hybrid_jax.training.train_step import EVALUATION, TrainSetup, TrainState
+from hybrid_jax.training.train_step import KeyPurpose, TrainSetup, TrainState
 
 # Steps that the host may be ahead of the devices: enough to keep them busy, few enough to stop soon
 # after a signal.
@@ -73,7 +73,7 @@ def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None
 
 
 def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Manifest]:
-    """The folder of the experiment's records and its manifest; prepares them if they are missing."""
+    """The folder of the experiment's records and its manifest; prepares them if missing."""
     data = experiment.data
     settings = dataclasses.asdict(data)
     del settings["dir"]
@@ -155,7 +155,7 @@ def train(
                 with throughput.paused():
                     if done % config.eval_every == 0 and not stops:
                         estimate = evaluate(run, state.ema, final=False)
-                        score = estimate.nats
+                        score = estimate.nll
                         raise_on_all(functools.partial(log.valid, done, estimate))
                     if saves:
                         saver.save(done, state, score=score)
@@ -182,7 +182,7 @@ def evaluate(run: Run, params: Any, *, final: bool) -> BoundEstimate:
         params,
         batches,
         run.experiment.bound(run.manifest.vocab_size),
-        key=run.setup.key(EVALUATION),
+        key=run.setup.key(KeyPurpose.EVALUATION),
         draws=config.draws if final else 1,
         bytes_per_token=run.manifest.valid.bytes_per_token,
         mesh=run.mesh,

@@ -8,6 +8,7 @@ batch nor on whether the run was interrupted.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +26,15 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 
-# What a key is for: the second argument of the first `fold_in` after the seed.
-_INIT, _NOISE, _DROPOUT, EVALUATION, SAMPLING = range(5)
+
+class KeyPurpose(enum.IntEnum):
+    """Use of a PRNG key: the second argument of the first `fold_in` after the seed."""
+
+    INIT = 0
+    NOISE = 1
+    DROPOUT = 2
+    EVALUATION = 3
+    SAMPLING = 4
 
 
 @functools.partial(
@@ -71,13 +79,13 @@ class TrainSetup:
             optimizer=optim.make_optimizer(experiment.optimizer, experiment.train.steps, params),
         )
 
-    def key(self, purpose: int) -> jax.Array:
+    def key(self, purpose: KeyPurpose) -> jax.Array:
         """The key of one purpose."""
         return jax.random.fold_in(jax.random.key(self.experiment.train.seed), purpose)
 
     def init(self) -> TrainState:
         """A fresh state."""
-        params = self.network.init(self.key(_INIT))
+        params = self.network.init(self.key(KeyPurpose.INIT))
         return TrainState(
             step=jnp.int32(0),
             params=params,
@@ -145,8 +153,8 @@ def train_step(
       the new state, and "loss" (nats per token) and "grad_norm" as float32 scalars.
     """
     config = setup.experiment.train
-    noise_key = jax.random.fold_in(setup.key(_NOISE), state.step)
-    dropout_key = jax.random.fold_in(setup.key(_DROPOUT), state.step)
+    noise_key = jax.random.fold_in(setup.key(KeyPurpose.NOISE), state.step)
+    dropout_key = jax.random.fold_in(setup.key(KeyPurpose.DROPOUT), state.step)
 
     def loss(params, tokens, index):
         return estimator.batch_loss(

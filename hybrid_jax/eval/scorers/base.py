@@ -1,4 +1,4 @@
-"""What a judge says about texts of any length: one way of reading for every kind of judge."""
+"""What a scorer says about texts of any length: one way of reading for every kind of scorer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Scorer(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def tokens(self) -> int: ...
+    def vocab_size(self) -> int: ...
     @property
     def context(self) -> int: ...
     @property
@@ -61,7 +61,7 @@ class Scorer(Protocol):
 
 
 class Scores(NamedTuple):
-    """What a judge says about texts.
+    """What a scorer says about texts.
 
     Attributes:
       nats: float32 [B, L − 1], −log p(token i + 1 | tokens up to i); 0 past the end of a text.
@@ -77,7 +77,7 @@ def score(
 ) -> Scores:
     """Nats of every token but a text's first, and features of each text.
 
-    A text longer than the judge's context C is read in windows of C tokens, the first at its
+    A text longer than the scorer's context C is read in windows of C tokens, the first at its
     beginning, each C/2 further than the one before and the last one at its end. A token is scored
     in the first window that holds it, hence with at least C/2 tokens before it; the features are
     those of the last window.
@@ -189,17 +189,17 @@ def _check(scorer: Scorer, tokens: np.ndarray, lengths: np.ndarray, batch_size: 
     if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
         raise ValueError(f"tokens {tokens.shape} and lengths {lengths.shape} must be [B, L], [B]")
     if not scorer.context > 1:
-        raise UserError("A judge with a context of one token cannot score texts.")
+        raise UserError("A scorer with a context of one token cannot score texts.")
     if batch_size < 1:
-        raise UserError(f"The judge's batch_size must be at least 1, but is {batch_size}.")
+        raise UserError(f"The scorer's batch_size must be at least 1, but is {batch_size}.")
     if not len(tokens):
-        raise UserError("There are no texts to judge.")
+        raise UserError("There are no texts to score.")
     if lengths.min() < 1 or lengths.max() > tokens.shape[1]:
-        raise UserError(f"Lengths of judged texts must lie in 1 … {tokens.shape[1]}.")
+        raise UserError(f"Lengths of scored texts must lie in 1 … {tokens.shape[1]}.")
     inside = np.arange(tokens.shape[1]) < lengths[:, None]
     wrong = tokens[inside & ((tokens < 0) | (tokens >= scorer.vocab_size))]
     if len(wrong):
         raise UserError(
-            f"Token {wrong[0]} is outside the judge's 0 … {scorer.vocab_size - 1}: it comes from "
+            f"Token {wrong[0]} is outside the scorer's 0 … {scorer.vocab_size - 1}: it comes from "
             "another tokenizer."
         )

@@ -1,11 +1,11 @@
-"""GPT-2 as a judge of generated text: log-probabilities and features, from published weights.
+"""GPT-2 as a scorer of generated text: log-probabilities and features, from published weights.
 
 Pure functions over a dict of float32 arrays, with a scan over stacked layers. The architecture is
 that of "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019): pre-norm
 blocks, learned positions, GELU in its tanh form, a head tied to the embedding. Weights are read
 from a folder in the layout of Hugging Face (`config.json` and safetensors), of any size.
 
-A judge's number must not depend on where it was computed: products are taken in full float32 also
+A scorer's number must not depend on where it was computed: products are taken in full float32 also
 where accelerators round by default, and texts are padded on the right only, where causal attention
 cannot see it. What is left is the order of float32 sums (1e-5 nats).
 """
@@ -49,9 +49,11 @@ class Config:
         for name in ("tokens", "context", "width", "layers", "heads", "hidden"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise UserError(f"A judge's {name} must be a number from 1 on, but is {value!r}.")
+                raise UserError(f"A scorer's {name} must be a number from 1 on, but is {value!r}.")
         if self.width % self.heads:
-            raise UserError(f"A judge's width {self.width} does not split into {self.heads} heads.")
+            raise UserError(
+                f"A scorer's width {self.width} does not split into {self.heads} heads."
+            )
 
     def shape(self, axes: tuple[str, ...]) -> tuple[int, ...]:
         """The shape of a parameter with these axes."""
@@ -76,7 +78,7 @@ class GPT2:
     needs_bos: ClassVar[bool] = False
 
     @property
-    def tokens(self) -> int:
+    def vocab_size(self) -> int:
         return self.config.vocab_size
 
     @property
@@ -112,7 +114,7 @@ def features(config: Config, params: Mapping[str, Any], tokens: jax.Array) -> ja
     """
     length = tokens.shape[1]
     if length > config.context:
-        raise ValueError(f"{length} tokens do not fit the judge's context of {config.context}")
+        raise ValueError(f"{length} tokens do not fit the scorer's context of {config.context}")
 
     def block(x: jax.Array, layer: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
         y = _norm(x, layer["norm_attention"], layer["norm_attention_bias"], config.epsilon)

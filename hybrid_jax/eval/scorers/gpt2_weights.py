@@ -49,7 +49,7 @@ _BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 def load(source: str | Path) -> GPT2:
-    """A judge from a folder, or from the Hugging Face hub by name.
+    """A scorer from a folder, or from the Hugging Face hub by name.
 
     Args:
       source: folder with `config.json` and `model.safetensors`, or with several files and
@@ -117,7 +117,7 @@ def _config(path: Path) -> Config:
             )
     try:
         return Config(
-            tokens=values["vocab_size"],
+            vocab_size=values["vocab_size"],
             context=values["n_positions"],
             width=values["n_embd"],
             layers=values["n_layer"],
@@ -135,7 +135,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"A judge needs the file {path}: {one_line(error)}.") from error
+        raise UserError(f"A scorer needs the file {path}: {one_line(error)}.") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): fetch it again.") from error
     if not isinstance(values, dict):
@@ -159,7 +159,7 @@ def _parameters(folder: Path, config: Config) -> dict[str, Any]:
     try:
         safetensors = importlib.import_module("safetensors")
     except ImportError as error:
-        raise UserError(f"Reading a judge's weights needs safetensors: {_INSTALL}.") from error
+        raise UserError(f"Reading a scorer's weights needs safetensors: {_INSTALL}.") from error
 
     # Destination of each tensor: its name here, the layer it fills, its shape.
     wanted: dict[str, tuple[str, int | None, tuple[int, ...]]] = {

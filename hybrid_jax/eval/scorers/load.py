@@ -1,4 +1,4 @@
-"""Judges by name, each with the tokenizer that it reads."""
+"""Scorers by name, each with the tokenizer that it reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hybrid_jax.eval.scorers.base import Scorer
 
 
 def load(spec: str) -> tuple[Scorer, Tokenizer]:
-    """The judge that a specification names.
+    """The scorer that a specification names.
 
     Args:
       spec: "run:DIR", the workdir of an autoregressive run, or "gpt2:SOURCE", a folder or a name on
@@ -26,6 +26,6 @@ def load(spec: str) -> tuple[Scorer, Tokenizer]:
     if kind == "gpt2" and source:
         return gpt2_weights.load_with_tokenizer(source)
     raise UserError(
-        f"There is no judge {spec!r}: write run:DIR for an autoregressive run, or gpt2:FOLDER, or "
+        f"There is no scorer {spec!r}: write run:DIR for an autoregressive run, or gpt2:FOLDER, or "
         "gpt2:NAME for one of the Hugging Face hub."
     )

@@ -1,6 +1,6 @@
-"""An autoregressive run of this package as a judge: for tokenizers and machines without a GPT-2.
+"""An autoregressive run of this package as a scorer: for tokenizers and machines without a GPT-2.
 
-Such a judge should have taken no part in making the texts. It is small where the judged model is,
+Such a scorer should have taken no part in making the texts. It is small where the scored model is,
 so its numbers compare models and samplers of one project, not with numbers of papers.
 """
 
@@ -41,7 +41,7 @@ class RunScorer:
     needs_bos: ClassVar[bool] = True
 
     @property
-    def tokens(self) -> int:
+    def vocab_size(self) -> int:
         return self.network.vocab_size
 
     @property
@@ -63,7 +63,7 @@ class RunScorer:
 
 
 def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> RunScorer:
-    """A judge from the workdir of a run such as `configs/ar.py` trains.
+    """A scorer from the workdir of a run such as `configs/ar.py` trains.
 
     Raises:
       UserError: if it cannot be read, or its run is not autoregressive with shifted rows.
@@ -72,7 +72,7 @@ def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> R
     if not model.spec.layout.plain(model.spec.schedule):
         raise UserError(
             f"{workdir} cannot judge: it holds a run of {model.spec.schedule.name} with "
-            f"{model.spec.layout.alignment} rows, where a judge must predict each token from "
+            f"{model.spec.layout.alignment} rows, where a scorer must predict each token from "
             "those before it; train one with configs/ar.py."
         )
     return RunScorer(

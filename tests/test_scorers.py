@@ -1,4 +1,4 @@
-"""Generated text judged from the command line: files, and sweeps over rules and paces."""
+"""Generated text scored from the command line: files, and sweeps over rules and paces."""
 
 import json
 
@@ -19,7 +19,7 @@ from hybrid_jax.eval.scorers import base as scoring
 from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.eval.scorers import run as run_scorer
 from hybrid_jax.eval.statistics import Estimate, combined
-from hybrid_jax.eval.text_quality import evaluate as judged
+from hybrid_jax.eval.text_quality import evaluate as scored
 from hybrid_jax.generation import requests, samples
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.training import pretrained
@@ -49,7 +49,7 @@ def hybrid(text, tmp_path_factory):
 
 
 # ---------------------------------------------------------------------------------------------
-# An autoregressive run as judge.
+# An autoregressive run as scorer.
 
 
 def test_a_run_judges_by_its_own_likelihood(ar):
@@ -68,7 +68,7 @@ def test_a_run_judges_by_its_own_likelihood(ar):
             model.spec, model.network, model.params, evaluation_batches(one, 1), bound,
             key=requests.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
         )  # fmt: skip
-        assert row.mean(dtype=np.float64) == pytest.approx(wanted.nats, rel=1e-5)
+        assert row.mean(dtype=np.float64) == pytest.approx(wanted.nll, rel=1e-5)
 
 
 def test_windows_of_a_run_begin_with_the_beginning_of_sequence(ar):
@@ -92,10 +92,10 @@ def test_judges_by_name(ar, hybrid, tmp_path, shared_data):
     with pytest.raises(UserError, match=r"cannot judge: it holds a run of block.*configs/ar\.py"):
         scorers.load(f"run:{hybrid}")
     for spec in ("gpt3:large", "run:", "gpt2", str(ar)):
-        with pytest.raises(UserError, match="There is no judge"):
+        with pytest.raises(UserError, match="There is no scorer"):
             scorers.load(spec)
     with pytest.raises(UserError, match="only learnt to read behind a beginning-of-sequence"):
-        judged(scorer, tokenizer, ["ab"], PROTOCOLS["mdlm"])
+        scored(scorer, tokenizer, ["ab"], PROTOCOLS["mdlm"])
     # The tokenizer's files lie beside the weights, under either pair of names.
     folder = write(tmp_path / "model", random_tensors())
     with pytest.raises(UserError, match=r"needs the files encoder.json and vocab.bpe"):
@@ -119,7 +119,7 @@ def test_files_of_several_seeds_are_judged_in_one_table(ar, hybrid, tmp_path, ca
         options = [f"--workdir={hybrid}", "--num_samples=6", f"--seed={seed}"]
         assert generate.main([*options, f"--out={files[-1]}"]) == 0
     capsys.readouterr()
-    command = [f"--workdir={hybrid}", f"--texts={files[0]},{files[1]}", f"--judge=run:{ar}"]
+    command = [f"--workdir={hybrid}", f"--texts={files[0]},{files[1]}", f"--scorer=run:{ar}"]
     assert evaluate.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| seed0.jsonl", "| seed1.jsonl",
@@ -133,7 +133,7 @@ def test_files_of_several_seeds_are_judged_in_one_table(ar, hybrid, tmp_path, ca
     ]
     for file, found in zip(files, stored, strict=True):
         made = samples.read(file)
-        wanted = judged(scorer, tokenizer, made.tokens, PROTOCOLS["standard"],
+        wanted = scored(scorer, tokenizer, made.tokens, PROTOCOLS["standard"],
                         tokenizer=model.tokenizer)  # fmt: skip
         assert found["perplexity"]["value"] == pytest.approx(wanted.perplexity.value, rel=1e-5)
         assert found["settings"]["seed"] == made.settings["seed"]
@@ -148,7 +148,7 @@ def test_files_of_several_seeds_are_judged_in_one_table(ar, hybrid, tmp_path, ca
 
 def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, hybrid, tmp_path, capsys):
     command = [
-        f"--workdir={hybrid}", "--pareto", f"--judge=run:{ar}", "--count=6", "--batch_size=4",
+        f"--workdir={hybrid}", "--pareto", f"--scorer=run:{ar}", "--count=6", "--batch_size=4",
         "--rho=4,1", "--rules=acs:eta=0,acs:eta=0.5", "--seeds=2",
     ]  # fmt: skip
     assert evaluate.main(command) == 0
@@ -203,18 +203,18 @@ def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, hybrid):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pareto"], "need a judge"),
-        (["--texts=a.jsonl"], "need a judge"),
-        (["--judge=run:{ar}"], "name them with --texts"),
-        (["--judge=run:{ar}", "--texts=,"], "names no file"),
-        (["--judge=run:{ar}", "--texts=nowhere"], "cannot be read"),
-        (["--judge=run:{ar}", "--texts=a", "--pareto"], "leave out --texts"),
-        (["--judge=run:{ar}", "--pareto", "--rho=3"], "rho=3 does not divide the window of 4"),
-        (["--judge=run:{ar}", "--pareto", "--rho=0"], "rho=0 does not divide"),
-        (["--judge=run:{ar}", "--pareto", "--rho=x"], "no list of numbers"),
-        (["--judge=run:{ar}", "--pareto", "--rules=best"], "There is no rule 'best'"),
-        (["--judge=run:{ar}", "--pareto", "--count=1"], "--count must be at least 2"),
-        (["--judge=run:{ar}", "--pareto", "--protocol=best"], "Unknown protocol"),
+        (["--pareto"], "need a scorer"),
+        (["--texts=a.jsonl"], "need a scorer"),
+        (["--scorer=run:{ar}"], "name them with --texts"),
+        (["--scorer=run:{ar}", "--texts=,"], "names no file"),
+        (["--scorer=run:{ar}", "--texts=nowhere"], "cannot be read"),
+        (["--scorer=run:{ar}", "--texts=a", "--pareto"], "leave out --texts"),
+        (["--scorer=run:{ar}", "--pareto", "--rho=3"], "rho=3 does not divide the window of 4"),
+        (["--scorer=run:{ar}", "--pareto", "--rho=0"], "rho=0 does not divide"),
+        (["--scorer=run:{ar}", "--pareto", "--rho=x"], "no list of numbers"),
+        (["--scorer=run:{ar}", "--pareto", "--rules=best"], "There is no rule 'best'"),
+        (["--scorer=run:{ar}", "--pareto", "--count=1"], "--count must be at least 2"),
+        (["--scorer=run:{ar}", "--pareto", "--protocol=best"], "Unknown protocol"),
     ],
 )
 def test_mistakes_are_one_sentence(ar, hybrid, capsys, arguments, message):
@@ -227,7 +227,7 @@ def test_mistakes_are_one_sentence(ar, hybrid, capsys, arguments, message):
 
 
 def test_an_autoregressive_run_has_no_paces(ar, capsys):
-    assert evaluate.main([f"--workdir={ar}", "--pareto", f"--judge=run:{ar}"]) == 2
+    assert evaluate.main([f"--workdir={ar}", "--pareto", f"--scorer=run:{ar}"]) == 2
     assert "it has no paces" in capsys.readouterr().err
 
 
@@ -255,7 +255,7 @@ def test_estimates_of_seeds_are_combined():
 
 def test_text_that_was_not_generated_has_no_calls(ar):
     scorer, tokenizer = scorers.load(f"run:{ar}")
-    quality = judged(scorer, tokenizer, ["one text", "and another"], PROTOCOLS["standard"])
+    quality = scored(scorer, tokenizer, ["one text", "and another"], PROTOCOLS["standard"])
     line = as_markdown([Row(label="held-out text", qualities=(quality,))]).splitlines()[2]
     assert line.startswith("| held-out text | – | – | ")
     assert line.endswith(" | – | – |")
