@@ -68,8 +68,8 @@ def _run(options: argparse.Namespace) -> None:
     judging = options.pareto or options.texts is not None
     if judging and options.scorer is None:
         raise UserError(
-            "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive run, "
-            "or --scorer=gpt2:gpt2-large."
+            "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive "
+            "run, or --scorer=gpt2:gpt2-large."
         )
     if options.scorer is not None and not judging:
         raise UserError("--scorer reads generated texts: name them with --texts, or add --pareto.")

@@ -1,8 +1,8 @@
 """Quality of generated text: generative perplexity, entropy, repetition and MAUVE, in one result.
 
-No number of these stands alone: a sampler that repeats itself has a low perplexity under any scorer,
-and a low entropy. What a number means is fixed by a `protocols.Protocol`, which is named, versioned
-and written beside it.
+No number of these stands alone: a sampler that repeats itself has a low perplexity under any
+scorer, and a low entropy. What a number means is fixed by a `protocols.GenEvalProtocol`, which is
+named, versioned and written beside it.
 
 Errors are standard errors over texts, as if these were independent.
 """
@@ -139,7 +139,7 @@ def _ids(text: np.ndarray, tokenizer: Tokenizer, number: int) -> np.ndarray:
     return ids
 
 
-def _judged(
+def _scored_rows(
     texts: Texts,
     parts: list[list[str]],
     tokenizer: Tokenizer | None,
@@ -294,14 +294,14 @@ def evaluate(
         )
     _check_texts(generated, tokenizer, "generated")
     parts = _parts(generated, tokenizer)
-    scored = _judged(generated, parts, tokenizer, scorer_tokenizer, protocol)
+    rows = _scored_rows(generated, parts, tokenizer, scorer_tokenizer, protocol)
     plain = _without_marks(parts, scorer_tokenizer, protocol)
     found = None
     if reference is not None:
         _check_texts(reference, tokenizer, "reference")
         human = _without_marks(_parts(reference, tokenizer), scorer_tokenizer, protocol)
         found = _mauve(scorer, plain, human, protocol, seeds, batch_size)
-    perplexities, nats, scored = _perplexity(scorer, scored, scorer_tokenizer, protocol, batch_size)
+    perplexities, nats, scored = _perplexity(scorer, rows, scorer_tokenizer, protocol, batch_size)
     unit = math.log(2.0) if protocol.entropy_unit == "bits" else 1.0
     return Quality(
         protocol=protocol,
