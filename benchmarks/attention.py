@@ -112,7 +112,7 @@ def main() -> None:
         rows.append(measure(name, pattern_of(schedule, layout), options))
         for backend, ratio in rows[-1]["ratios"].items():
             in_turn.note(f"{name}: {backend} {statistics.median(ratio):.2f} times faster")
-        report = in_turn.store("attention", options.out, rows, as_markdown(rows), **shape)
+        report = in_turn.store("attention", options.out, as_markdown(rows), **shape)
     print(report)
 
 

@@ -92,9 +92,9 @@ def as_markdown(rows: list[dict]) -> str:
     ]
     for row in rows:
         cells = [f"{row[name]:.3f} ± {row[f'{name}_error']:.3f}" for name in names]
-        lines.append(
-            f"| {row['model']} | {row['bound']} | {' | '.join(cells)} | {row['wrong']:.3f} |"
-        )
+        model = f"{row['model']}, step {row['step']}"
+        cells = [model, row["bound"], *cells, f"{row['wrong']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -107,7 +107,7 @@ def main() -> int:
     add("--records", type=int, default=512, help="validation records (default: %(default)s)")
     add("--draws", type=int, default=8, help="of noise for each record (default: %(default)s)")
     add("--batch", type=int, default=32)
-    add("--out", help="JSON file; the table beside it as .md")
+    add("--out", help="Markdown file for the table")
     options = parser.parse_args()
     rows = []
     try:
@@ -122,9 +122,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.out:
-        result = {"device": device.name(), "versions": device.versions(), "rows": rows}
-        write_atomic(options.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        write_atomic(Path(options.out).with_suffix(".md"), as_markdown(rows) + "\n")
+        size = f"{rows[0]['records']} validation records, {options.draws} draws"
+        write_atomic(options.out, f"{size}, on {device.origin()}\n{as_markdown(rows)}\n")
     print(as_markdown(rows))
     return 0
 

@@ -1,7 +1,7 @@
-"""What correction is for: are wrong tokens repaired?
+"""The use of correction: are wrong tokens repaired?
 
     python benchmarks/correction.py --workdir=runs/epsilon_hybrid --data=data/FOLDER \\
-        --out=benchmarks/results/correction.json
+        --out=benchmarks/results/correction.md
 
 In held-out records the first half is given; half of the next window is shown, and two of
 the shown tokens are replaced by random others. Each rule finishes the window from there. Counted:
@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
 from pathlib import Path
 
 import device
@@ -100,7 +99,7 @@ def repair(model, records: np.ndarray, *, batch: int, wrong: int = 2) -> list[di
             state = loop.advance(sampler, rule, model.params, state, settles - step)
             finals.append(np.asarray(state.tokens))
         final = np.concatenate(finals)
-        row = {"rule": name, "windows": len(records)}
+        row = {"rule": name}
         for what, mask, hits in (
             ("repaired", bad, final == records),
             ("moved", bad, final != tokens),
@@ -134,26 +133,19 @@ def main() -> int:
     add("--data", required=True, help="prepared folder whose validation records are used")
     add("--windows", type=int, default=1024, help="spoiled windows")
     add("--batch_size", type=int, default=64)
-    add("--out", required=True, help="JSON file; a table beside it as .md")
+    add("--out", required=True, help="Markdown file for the table")
     options = parser.parse_args()
-    begun = time.time()
     try:
         model = pretrained.load(options.workdir)
         held_out = Records(options.data, "valid")
         count = min(len(held_out), options.windows)
         records = held_out.read(range(count // options.batch_size * options.batch_size))
-        result = {
-            "model": f"{Path(options.workdir).name}, step {model.step}",
-            "schedule": model.spec.schedule.name,
-            "noise": model.spec.kernel.name,
-            "device": device.name(),
-            "versions": device.versions(),
-            "repair": repair(model, records, batch=options.batch_size),
-        }
-        result["seconds"] = round(time.time() - begun)
-        table = as_markdown(result["repair"])
-        write_atomic(options.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        write_atomic(Path(options.out).with_suffix(".md"), table + "\n")
+        table = as_markdown(repair(model, records, batch=options.batch_size))
+        what = (
+            f"{Path(options.workdir).name}, step {model.step}: {model.spec.schedule.name}, "
+            f"{model.spec.kernel.name}; {len(records)} windows"
+        )
+        write_atomic(options.out, f"{what}, on {device.origin()}\n{table}\n")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

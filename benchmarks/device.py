@@ -1,8 +1,11 @@
-"""What a benchmark ran on."""
+"""The lines that begin every result: device, versions, day and command."""
 
 from __future__ import annotations
 
+import datetime
 import platform
+import shlex
+import sys
 from pathlib import Path
 
 import jax
@@ -28,6 +31,20 @@ def short_name() -> str:
     return "-".join(jax.devices()[0].device_kind.lower().split())
 
 
-def versions() -> dict[str, str]:
+def versions() -> str:
     """Versions that speed depends on."""
-    return {"python": platform.python_version(), "jax": jax.__version__}
+    return f"Python {platform.python_version()}, jax {jax.__version__}"
+
+
+def command() -> str:
+    """The command line; of absolute paths the last name, the rest is one machine's own."""
+    words = []
+    for word in sys.argv[1:]:
+        flag, sign, value = word.rpartition("=")
+        words.append(flag + sign + (Path(value).name if value.startswith("/") else value))
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
+def origin() -> str:
+    """Device, versions, day and command of a result, as Markdown."""
+    return f"{name()}, {versions()}, {datetime.date.today().isoformat()}\n\n    {command()}\n"

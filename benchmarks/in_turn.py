@@ -7,7 +7,6 @@ taken between neighbours.
 from __future__ import annotations
 
 import datetime
-import json
 import statistics
 import sys
 import time
@@ -54,19 +53,17 @@ def compiled(function: Callable, *arguments: Any) -> tuple[Callable[[], Any], fl
     return lambda: program(*arguments), megabytes
 
 
-def store(kind: str, out: str, rows: list[dict[str, Any]], table: str, **more: Any) -> str:
-    """Writes a table, with all numbers as JSON, named by kind, device and date; returns it.
+def store(kind: str, out: str, table: str, **shape: Any) -> str:
+    """Writes a table, with what it depends on, named by kind, device and date; returns it.
 
     To be called after every row: what was measured stays when the time for the rest runs out.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     today = datetime.date.today().isoformat()
-    result = {"device": device.name(), "versions": device.versions(), **more, "rows": rows}
-    report = f"{kind} on {result['device']}, {result['versions']}, {today}\n\n{table}\n"
-    file = folder / f"{kind}-{device.short_name()}-{today}"
-    write_atomic(file.with_suffix(".json"), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(file.with_suffix(".md"), report)
+    settings = ", ".join(f"{name} {value}" for name, value in shape.items())
+    report = f"{kind} ({settings}) on {device.origin()}\n{table}\n"
+    write_atomic(folder / f"{kind}-{device.short_name()}-{today}.md", report)
     return report
 
 

@@ -20,17 +20,12 @@ from hybrid_jax.figures.palette import INK
 from hybrid_jax.runtime.files import write_atomic
 
 
-def is_flat(row: dict[str, Any]) -> bool:
-    """Whether all positions are noised together; in other runs some are clean at every step."""
-    return row["name"] in ("SEDD", "MDLM") or "--config.schedule.family=flat" in row["flags"]
-
-
 def draw(rows: list[dict[str, Any]]) -> bytes:
     """A PNG: flat runs left, the others right; a method has its colour, a seed its line."""
     figure = canvas.figure(11, 4.4, "Training losses, means of 50 steps")
     kinds = [("all positions together", True), ("one by one, or in windows", False)]
     for axes, (title, flat) in zip(figure.subplots(1, 2, sharey=True), kinds, strict=True):
-        chosen = [row for row in rows if is_flat(row) == flat]
+        chosen = [row for row in rows if row["flat"] == flat]
         names = list(dict.fromkeys(row["name"] for row in chosen))
         for row in chosen:
             number = names.index(row["name"])
@@ -60,7 +55,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         try:
-            rows = json.loads(Path(options.table).read_text(encoding="utf-8"))["rows"]
+            stored = json.loads(Path(options.table).read_text(encoding="utf-8"))
+            rows = [{key: row[key] for key in ("name", "seed", "flat", "losses")} for row in stored]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{options.table} is no table that benchmarks/table1.py wrote ({error})."

@@ -192,7 +192,7 @@ def main() -> None:
         rows.append(measure(case, network, params, repeats=options.repeats))
         took = time.monotonic() - begun
         in_turn.note(f"case {number} of {len(cases)}: {took:.0f} s")
-        report = in_turn.store("sampling", options.out, rows, as_markdown(rows), **shape)
+        report = in_turn.store("sampling", options.out, as_markdown(rows), **shape)
     print(report)
 
 

@@ -1,4 +1,4 @@
-"""What single settings of a training step cost and bring: memory, time, compilation.
+"""The cost and the gain of single settings of a training step: memory, time, compilation.
 
     python benchmarks/step_settings.py
     python benchmarks/step_settings.py --size=base --batch_size=32 --dtype=bfloat16     # on a GPU
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
 from typing import Any
 
 import in_turn
@@ -77,13 +76,12 @@ def main() -> None:
             "ratios": in_turn.ratios(times["default"], times[name]),
             "megabytes": steps.megabytes,
             "seconds_to_compile": steps.seconds_to_compile,
-            "median": statistics.median(times[name]) / options.steps,
         }
         for name, steps in variants.items()
     ]
     shape = {k: getattr(options, k) for k in ("size", "layout", "batch_size", "dtype", "steps")}
     kind = f"step-settings-{options.size}"
-    print(in_turn.store(kind, options.out, rows, as_markdown(rows), **shape))
+    print(in_turn.store(kind, options.out, as_markdown(rows), **shape))
 
 
 if __name__ == "__main__":

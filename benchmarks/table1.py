@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -210,33 +209,33 @@ def _call(module: str, *arguments: str, log: Path) -> None:
         raise UserError(f"{module} ended with status {done.returncode}: see {file}.")
 
 
-def measured(job: Job, data: str) -> dict[str, Any]:
-    """What the workdir of a finished run says. Flags name the data's folder as FOLDER."""
-    sets = {}
-    for name in SOURCES:
-        stored = json.loads((job.workdir / "evaluation" / f"{name}.json").read_text())
-        sets[name] = {
-            **{k: stored["values"][k] for k in ("nats", "nll_se", "perplexity",
-                                                "perplexity_se", "bits_per_byte",
-                                                "unigram_perplexity")},
-            "protocol": stored["protocol"],
-            "sha256": stored["sha256"],
-        }  # fmt: skip
-    lines = (job.workdir / "metrics.jsonl").read_text().splitlines()
-    training = [line for line in map(json.loads, lines) if "tokens_per_second" in line]
-    return {
-        "name": job.name,
-        "seed": job.seed,
-        "steps": job.steps,
-        "flags": [flag.replace(str(Path(data).resolve()), "FOLDER") for flag in job.flags],
-        "sets": sets,
-        "tokens_per_second": training[-1]["tokens_per_second"] if training else math.nan,
-        "losses": {line["step"]: line["loss"] for line in training},
-    }
+def is_flat(row: Row) -> bool:
+    """Whether all positions are noised together; in other runs some are clean at every step."""
+    return row.config in ("sedd", "mdlm") or row.settings.get("schedule.family") == "flat"
+
+
+def evaluation(job: Job, dataset: str) -> dict[str, Any]:
+    return json.loads((job.workdir / "evaluation" / f"{dataset}.json").read_text())
+
+
+def measured(job: Job) -> dict[str, Any]:
+    """The numbers of a finished run that the table and the learning curves are drawn from."""
+    row: dict[str, Any] = {"name": job.name, "seed": job.seed, "flat": is_flat(job.row)}
+    for dataset in SOURCES:
+        values = evaluation(job, dataset)["values"]
+        row[dataset], row[f"{dataset}_error"] = values["nll"], values["nll_se"]
+    lines = map(json.loads, (job.workdir / "metrics.jsonl").read_text().splitlines())
+    row["losses"] = {line["step"]: line["loss"] for line in lines if "tokens_per_second" in line}
+    return row
+
+
+def as_json(rows: list[dict[str, Any]]) -> str:
+    """A run a line; its bounds in nats."""
+    return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """One line a method: bits per byte and perplexity, with the larger of two errors."""
+    """One line a method: perplexity with its error; of several runs also the least and the most."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     lines = [
         f"| method | seeds | {' | '.join(SOURCES)} |",
@@ -246,10 +245,9 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         runs = [row for row in rows if row["name"] == name]
         cells = []
         for dataset in SOURCES:
-            values = [row["sets"][dataset] for row in runs]
-            nats = [value["nats"] for value in values]
+            nats = [row[dataset] for row in runs]
             mean = sum(nats) / len(nats)
-            error = math.sqrt(sum(value["nll_se"] ** 2 for value in values)) / len(values)
+            error = math.sqrt(sum(row[f"{dataset}_error"] ** 2 for row in runs)) / len(runs)
             spread = ""
             if len(nats) > 1:
                 low, high = (math.exp(x) for x in (min(nats), max(nats)))
@@ -267,7 +265,7 @@ def main() -> int:
     add = parser.add_argument
     add("--data", required=True, help="folder with gutenberg, wikitext2 and lambada")
     add("--workdir", default="runs/table1", help="folder of the runs (default: %(default)s)")
-    add("--out", required=True, help="JSON file; the table beside it as .md")
+    add("--out", required=True, help="JSON file, a run a line; the table beside it as .md")
     add("--size", choices=SIZES, default="cpu")
     add("--group", choices=GROUPS, default="table", help="of rows (default: %(default)s)")
     add("--rows", default="", help="names of rows separated by ';' (default: all of the group)")
@@ -282,26 +280,20 @@ def main() -> int:
         rows = []
         for number, job in enumerate(todo):
             run(job, options)
-            rows.append(measured(job, options.data))
+            rows.append(measured(job))
             spent = time.monotonic() - begun
             left = spent / (number + 1) * (len(todo) - number - 1)
             print(
                 f"{number + 1}/{len(todo)} {job.name}, seed {job.seed}: "
-                f"{rows[-1]['sets']['gutenberg']['perplexity']:.2f} on gutenberg; "
+                f"{math.exp(rows[-1]['gutenberg']):.2f} on gutenberg; "
                 f"elapsed {format_seconds(spent)}, ETA {format_seconds(left)}",
                 file=sys.stderr,
                 flush=True,
             )
-            result = {
-                "device": device.name(),
-                "versions": device.versions(),
-                "size": options.size,
-                "group": options.group,
-                "cores": os.cpu_count(),
-                "rows": rows,
-            }
-            write_atomic(options.out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-            write_atomic(Path(options.out).with_suffix(".md"), as_markdown(rows) + "\n")
+            write_atomic(options.out, as_json(rows))
+            report = f"{device.origin()}\n{as_markdown(rows)}\n\nSHA-256 of the texts:\n\n"
+            report += "".join(f"- {name}: {evaluation(job, name)['sha256']}\n" for name in SOURCES)
+            write_atomic(Path(options.out).with_suffix(".md"), report)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

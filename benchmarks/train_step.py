@@ -209,12 +209,12 @@ def main() -> None:
     peak = measured_peak() if on_cpu else flops.peak_flops(jax.devices()[0])
     rows: list[dict] = []
     shape = {k: getattr(options, k) for k in ("size", "batch_size", "dtype", "steps")}
-    shape["peak_flops"] = peak
+    shape["peak FLOP/s"] = f"{peak:.3g}" if peak else "unknown"
     for name in options.layouts.split(","):
         rows.append(measure(name, peak or 0.0, options))
         in_turn.note(f"{name}: {statistics.median(rows[-1]['ratios']):.2f} times faster")
         kind = f"train-step-{options.size}"
-        report = in_turn.store(kind, options.out, rows, as_markdown(rows), **shape)
+        report = in_turn.store(kind, options.out, as_markdown(rows), **shape)
     print(report)
 
 

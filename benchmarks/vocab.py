@@ -122,7 +122,7 @@ def main() -> None:
     for name in CASES:
         rows.append(measure(name, options))
         in_turn.note(f"{name}: done")
-        report = in_turn.store("vocab", options.out, rows, as_markdown(rows), **shape)
+        report = in_turn.store("vocab", options.out, as_markdown(rows), **shape)
     print(report)
 
 
