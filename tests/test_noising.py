@@ -341,7 +341,7 @@ def test_gradients_of_the_reverse_step_are_finite(kernel):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tokens": 1}, "at least 2 tokens"),
+        ({"vocab_size": 1}, "at least 2 tokens"),
         ({"gamma": 1.5}, "gamma must lie in"),
         ({"gamma": -0.1}, "gamma must lie in"),
         ({"epsilon": 1.0}, "epsilon must lie in"),
@@ -351,4 +351,4 @@ def test_gradients_of_the_reverse_step_are_finite(kernel):
 )
 def test_kernels_without_meaning_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        noising.NoiseKernel(**{"name": "test", "tokens": 5, **arguments})
+        noising.NoiseKernel(**{"name": "test", "vocab_size": 5, **arguments})
