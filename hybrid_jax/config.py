@@ -7,9 +7,7 @@ can override; `Experiment.from_config` turns it into frozen dataclasses and refu
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import types
 import typing
 from typing import Literal
 
@@ -25,10 +23,9 @@ from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime.decode import from_values
 from hybrid_jax.runtime.sharding import MeshConfig
-from hybrid_jax.sampling import rules
-from hybrid_jax.sampling.draw import Warp
-from hybrid_jax.sampling.update_rule import Rule
+from hybrid_jax.sampling.settings import SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,73 +187,6 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How text is generated: at the end of a run, and by `hybrid_jax.generate` unless told else.
-
-    Attributes:
-      count: samples shown at the end of a run.
-      rule: name of an update rule (see `sampling.rules`).
-      eta, guidance, sweeps, strategy, threshold, bound: of the rules that have them; None for the
-        rule's own default.
-      temperature, top_k, top_p: of the distribution that tokens are drawn from; None for none.
-      eos: "continue": texts go on behind an end-of-document token; "stop": they end there.
-    """
-
-    count: int = 4
-    rule: str = "ancestral"
-    eta: float | None = None
-    guidance: str | None = None
-    sweeps: int | None = None
-    strategy: str | None = None
-    threshold: float | None = None
-    bound: float | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    eos: Literal["continue", "stop"] = "continue"
-
-    def __post_init__(self):
-        if self.count < 0:
-            raise UserError(f"sampling.count must be 0 or more, but is {self.count}.")
-        if self.eos not in ("continue", "stop"):
-            raise UserError(f"sampling.eos must be continue or stop, but is {self.eos}.")
-
-    @classmethod
-    def parse(cls, text: str) -> SamplingConfig:
-        """From a rule and its settings in one word, "acs:eta=0.5:guidance=confidence".
-
-        Raises:
-          UserError: for an unknown rule or setting, or a bad value.
-        """
-        rule, *settings = text.split(":")
-        hints = typing.get_type_hints(cls)
-        values: dict[str, typing.Any] = {"rule": rule}
-        for setting in settings:
-            name, _, value = setting.partition("=")
-            if name not in hints or name in ("rule", "count"):
-                raise UserError(
-                    f"{name!r} in {text!r} is not a setting of a rule: write "
-                    "RULE:SETTING=VALUE, for example acs:eta=0.5."
-                )
-            kinds = [k for k in (typing.get_args(hints[name]) or (str,)) if k in (int, float)]
-            try:
-                values[name] = kinds[0](value) if kinds else value
-            except ValueError as error:
-                raise UserError(f"{name}={value!r} in {text!r} is not a number.") from error
-        sampling = cls(**values)
-        sampling.build()
-        return sampling
-
-    def build(self) -> Rule:
-        """The rule. Raises UserError for a setting that it does not have."""
-        settings = dataclasses.asdict(self)
-        for name in ("count", "eos"):
-            del settings[name]
-        warp = Warp(**{name: settings.pop(name) for name in ("temperature", "top_k", "top_p")})
-        return rules.make(settings.pop("rule"), warp=warp, **settings)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that defines a run."""
 
@@ -326,53 +256,3 @@ class Experiment:
                 "or evaluation.kernel=absorbing."
             )
         return experiment
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """A hint naming the nearest known name, or all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
-
-
-def from_values(cls, values: typing.Mapping, path: str):
-    """A dataclass from names and values, nested where its fields are dataclasses.
-
-    Args:
-      path: what messages call it.
-
-    Raises:
-      UserError: for an unknown name, a wrong type or a bad value.
-    """
-    hints = typing.get_type_hints(cls)
-    fields = {field.name for field in dataclasses.fields(cls)}
-    arguments = {}
-    for name, value in values.items():
-        if name not in fields:
-            raise UserError(f"{path}.{name} is not a setting: {nearest(name, fields)}")
-        hint = hints[name]
-        where = f"{path}.{name}"
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, typing.Mapping):
-                raise UserError(f"{where} is a section, not a value.")
-            arguments[name] = from_values(hint, value, where)
-        else:
-            arguments[name] = _checked(value, hint, where)
-    return cls(**arguments)
-
-
-def _checked(value, hint, where: str):
-    if typing.get_origin(hint) is Literal:
-        known = typing.get_args(hint)
-        if value not in known:
-            raise UserError(f"{where}={value!r} is not one of {', '.join(map(str, known))}.")
-        return value
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where}={value!r} should be of type {hint.__name__}.")
-    return value

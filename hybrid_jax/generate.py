@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_jax.config import SamplingConfig
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.generation import requests as writing
@@ -31,6 +30,7 @@ from hybrid_jax.generation.terminal import Watch, require_terminal
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.sampling import loop, prompts, rules
 from hybrid_jax.sampling.prompts import GAP
+from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training import pretrained

@@ -19,10 +19,10 @@ from hybrid_jax.config import (
     ModelConfig,
     ScheduleConfig,
     TrainConfig,
-    nearest,
 )
 from hybrid_jax.errors import UserError
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime.decode import nearest
 
 _SIZES: dict[str, Experiment] = {
     "tiny": Experiment(

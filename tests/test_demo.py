@@ -27,7 +27,6 @@ from hybrid_jax.config import (
     Experiment,
     ModelConfig,
     NoiseConfig,
-    SamplingConfig,
     ScheduleConfig,
     TrainConfig,
 )
@@ -40,6 +39,7 @@ from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.sampling import loop, rules
+from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import loop as train
 from hybrid_jax.training import pretrained, workdir
 

@@ -17,7 +17,6 @@ from hybrid_jax.config import (
     Experiment,
     ModelConfig,
     NoiseConfig,
-    SamplingConfig,
     ScheduleConfig,
     TrainConfig,
 )
@@ -30,6 +29,7 @@ from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.preemption import Signals
+from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import loop, pretrained, workdir
 
 LENGTH = 16

@@ -24,7 +24,6 @@ from hybrid_jax.config import (
     Experiment,
     ModelConfig,
     NoiseConfig,
-    SamplingConfig,
     ScheduleConfig,
     TrainConfig,
 )
@@ -40,6 +39,7 @@ from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.checkpoint import Checkpointer, named_leaves
 from hybrid_jax.runtime.preemption import Signals
+from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import loop, pretrained
 from hybrid_jax.training import workdir as workdirs
 

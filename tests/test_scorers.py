@@ -8,7 +8,7 @@ from test_eval_gpt2 import random_tensors, write
 from test_evaluate import LENGTH, run_of
 
 from hybrid_jax import evaluate, generate
-from hybrid_jax.config import EvaluationConfig, SamplingConfig
+from hybrid_jax.config import EvaluationConfig
 from hybrid_jax.data.pipeline import evaluation_batches
 from hybrid_jax.data.tokenizers import gpt2 as gpt2_tokenizer
 from hybrid_jax.errors import UserError
@@ -22,6 +22,7 @@ from hybrid_jax.eval.statistics import Estimate, combined
 from hybrid_jax.eval.text_quality import evaluate as scored
 from hybrid_jax.generation import requests, samples
 from hybrid_jax.method.objective import Objective
+from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
 from hybrid_jax.training.likelihood import evaluate_bound
 

@@ -16,7 +16,6 @@ from hybrid_jax.config import (
     Experiment,
     ModelConfig,
     NoiseConfig,
-    SamplingConfig,
     ScheduleConfig,
     TrainConfig,
 )
@@ -27,6 +26,7 @@ from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.checkpoint import latest_step
 from hybrid_jax.runtime.preemption import Signals
+from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import loop as train
 from hybrid_jax.training import workdir
 from hybrid_jax.training.train_step import TrainState, train_step

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_jax import config
-from hybrid_jax.config import SamplingConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import requests
 from hybrid_jax.generation.frames import KINDS, Frames
+from hybrid_jax.runtime import decode
 from hybrid_jax.sampling import loop, prompts, rules
 from hybrid_jax.sampling.prompts import Prompts
+from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training.pretrained import Model
@@ -177,7 +177,7 @@ class Writer:
         Raises:
           UserError: if there is anything wrong with it.
         """
-        wish = config.from_values(PageRequest, values, "request")
+        wish = decode.from_values(PageRequest, values, "request")
         model = self._model
         length, tokenizer = model.spec.schedule.length, model.tokenizer
         if wish.levels is not None and wish.levels > self.most_levels:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from hybrid_jax.config import nearest
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.decode import nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hybrid_jax.config import SamplingConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import requests as writing
 from hybrid_jax.generation import samples
 from hybrid_jax.sampling import loop, prompts
+from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training.pretrained import Model
 

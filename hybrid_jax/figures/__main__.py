@@ -15,9 +15,9 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hybrid_jax.config import nearest
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.figures import canvas, frames, gif, hyperschedules, masks, noise, page
+from hybrid_jax.runtime.decode import nearest
 from hybrid_jax.runtime.files import one_line, write_atomic
 
 PICTURES: Mapping[str, Callable[[], bytes]] = {

@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybrid_jax.config import SamplingConfig
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.prompts import GAP, Prompts
+from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Generated, Generation, Sampler
 from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training.pretrained import Model
