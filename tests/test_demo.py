@@ -333,7 +333,7 @@ BAD = [
     ({"rule": "x" * 5000}, "There is no rule 'xxx"),
     ({"rule": "greedy", "temperature": 1.0}, "Rule greedy fixes temperature at 0"),
     ({"rule": "ancestral", "eta": 0.5}, "Rule ancestral has no eta"),
-    ({"eta": 1.5}, "eta must be in [0, 1], but is 1.5"),
+    ({"eta": 1.5}, "eta must lie in [0, 1], but is 1.5"),
     ({"guidance": "doubt"}, "guidance must be one of uniform, confidence"),
     ({"levels": 0}, "levels must be at least 1"),
     ({"levels": 17}, "levels is 17, but this page takes 1 … 16"),

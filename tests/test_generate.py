@@ -177,9 +177,9 @@ def test_prompts_come_from_a_file_or_standard_input(folder, tmp_path, monkeypatc
         (["--infill=a{{20}}b{{20}}"], "asks for a text of 42 tokens, but the model writes 1 to 24"),
         (["--infill=a{{9999999999}}b"], "The gap {{9999999999}} is longer than the 24 tokens"),
         (["--prompt_file=/nonexistent"], "The prompts in /nonexistent cannot be read"),
-        (["--eta=1.5"], "eta must be in [0, 1], but is 1.5"),
-        (["--top_p=0"], "top_p must be in (0, 1], but is 0.0"),
-        (["--sweeps=-1"], "sweeps must be in [0, ∞), but is -1"),
+        (["--eta=1.5"], "eta must lie in [0, 1], but is 1.5"),
+        (["--top_p=0"], "top_p must lie in (0, 1], but is 0.0"),
+        (["--sweeps=-1"], "sweeps must be 0 or more, but is -1"),
         (["--rule=ancestral", "--eta=0.5"], "Rule ancestral has no eta: it belongs to acs and rem"),
         (["--rule=greedy", "--temperature=0.5"], "Rule greedy fixes temperature at 0: leave tempe"),
         (["--guidance=doubt"], "guidance must be one of uniform, confidence"),
@@ -311,5 +311,5 @@ def test_a_setting_of_a_new_rule_needs_its_field_alone(monkeypatch):
                                                   "top_p"}  # fmt: skip
     with pytest.raises(UserError, match="Rule acs has no depth: it belongs to new"):
         rules.make("acs", depth=4)
-    with pytest.raises(UserError, match=r"depth must be in \[1, 9\], but is 10"):
+    with pytest.raises(UserError, match=r"depth must lie in \[1, 9\], but is 10"):
         check_settings(New(depth=10))

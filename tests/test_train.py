@@ -25,6 +25,7 @@ from hybrid_jax.generation import requests, summary
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import latest_step
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.sampling.settings import SamplingConfig
@@ -193,6 +194,19 @@ def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     assert generate.main(command) == 0
     assert again.read_text(encoding="utf-8") == file.read_text(encoding="utf-8")
     assert (tmp_path / "tensorboard").is_dir()
+
+
+def test_samples_do_not_depend_on_the_mesh(experiment, tmp_path):
+    """Parameters are cut among eight devices, and the texts are the same."""
+    found = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        run = train.open_run(experiment, devices)
+        with sharding.use(run.mesh):
+            state = run.setup.compile_init(run.mesh)()
+        found.append(summary.sample_texts(run, tmp_path, state))
+    assert run.mesh.size == 8
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 2
 
 
 @pytest.mark.parametrize(

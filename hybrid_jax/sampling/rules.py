@@ -125,7 +125,7 @@ class ACS:
     """
 
     eta: Number = setting(float, 0.25, "strength η of corrections, 0 for none", "[0, 1]")
-    guidance: Literal["uniform", "confidence"] = setting(
+    guidance: str = setting(
         Literal["uniform", "confidence"], "uniform", "where corrections are spent", static=True
     )
     sweeps: int = setting(int, 0, "most closing sweeps", "[0, ∞)", static=True)
@@ -175,7 +175,7 @@ class ReMDM:
     """
 
     eta: Number = setting(float, 0.02, "strength η of remasking", "[0, 1]")
-    strategy: Literal["cap", "rescale", "confidence"] = setting(
+    strategy: str = setting(
         Literal["cap", "rescale", "confidence"], "cap", "how η sets the chance of remasking",
         static=True,
     )  # fmt: skip

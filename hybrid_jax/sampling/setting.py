@@ -6,6 +6,7 @@ Checks, command-line flags, the sampling section of configs and the form of the 
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -40,7 +41,10 @@ class Setting:
     @property
     def values(self) -> str:
         """The values it may have, in words."""
-        return f"one of {', '.join(self.choices)}" if self.choices else f"in {self.within}"
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        low, high = self.bounds
+        return f"{low:g} or more" if high == math.inf else f"in {self.within}"
 
     def check(self, value: Any) -> None:
         """Raises UserError for a value that it may not have."""
@@ -52,7 +56,8 @@ class Setting:
             fits |= bool(self.within[0] == "[" and value == low)
             fits |= bool(self.within[-1] == "]" and value == high)
         if not fits:
-            raise UserError(f"{self.name} must be {self.values}, but is {value}.")
+            verb = "lie" if self.values.startswith("in ") else "be"
+            raise UserError(f"{self.name} must {verb} {self.values}, but is {value}.")
 
 
 def setting(kind: Any, default: Any, about: str, within: str = "", *, static: bool = False) -> Any:
