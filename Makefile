@@ -32,7 +32,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/installed-docs
+docs: $(VENV)/installed-dev
 	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
 
 $(VENV)/bin/python:
@@ -45,10 +45,6 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@ $(VENV)/installed
-
-$(VENV)/installed-docs: setup.py | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

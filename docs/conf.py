@@ -11,10 +11,13 @@ highlight_language = "none"  # of indented blocks
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks hold their outputs
 
+add_module_names = False
 default_role = "code"  # docstrings set names of code in single backticks
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False  # signatures show types
+napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = "hybrid_jax"
