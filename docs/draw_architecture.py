@@ -61,7 +61,9 @@ def contents(graph: grimp.ImportGraph, name: str) -> str:
     if children:
         modules = sorted(child.rpartition(".")[2] for child in children)
         return ", ".join(module for module in modules if module != "__main__")
-    source = (REPOSITORY / PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    path = REPOSITORY / PACKAGE / name
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    source = path.read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(source)) or ""
     return docstring.partition(".\n")[0].partition("\n\n")[0].replace("`", "").removesuffix(".")
 
