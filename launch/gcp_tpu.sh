@@ -95,11 +95,9 @@ install_code() {
 
 train() {
   local run=~/hybrid_jax_runs/$1 follow=()
-  # A reboot takes the mount away, so this looks again.
-  if ! mount_bucket "$2" || ! cd ~/hybrid_jax; then return 1; fi
+  if ! mount_bucket "$2" || ! cd ~/hybrid_jax; then return 1; fi # a reboot unmounts
   if mkdir "$run" 2>/dev/null; then
-    exec 9>"$run/lock"
-    flock 9
+    exec 9>"$run/lock" && flock 9 && touch "$run/log"
     # With job control it gets a group of its own, apart from the connection.
     set -m
     {
@@ -107,13 +105,15 @@ train() {
       trap : HUP INT TERM
       .venv/bin/python -u -m hybrid_jax.main "${@:3}" 9>&-
       echo "$?" >"$run/status"
-    } </dev/null >"$run/log" 2>&1 &
+    } </dev/null >>"$run/log" 2>&1 &
     echo "$!" >"$run/pid"
     set +m
     exec 9>&-
   fi
   if ! flock --nonblock "$run/lock" true; then follow=(-s 0.1 -f --pid="$(cat "$run/pid")"); fi
   tail -n 1000 "${follow[@]}" "$run/log" | sed -u "s/^/[${HOSTNAME##*-w-}] /"
+  # Whatever became of tail, a run that still lives is not reported.
+  flock "$run/lock" true
   # Without a status it has ended with the machine, and may go on. In a line of its own, as gcloud
   # tells the status of one host only, and takes 255 for a broken connection.
   printf '\nhybrid_jax has ended with status %s\n' "$(cat "$run/status" 2>/dev/null || echo 75)"
@@ -197,7 +197,6 @@ acquire() {
 
 # Returns if the run is to go on.
 attempt() {
-  local status
   if [[ -z $prepared ]]; then
     logged "${tpus[@]}" tpu-vm scp "$tmp/$code" "$name:" "${where[@]:1}" --worker=all || return 1
     on_hosts install_code "$code" "$bucket" || return 1
@@ -208,7 +207,8 @@ attempt() {
   failures=0
   # A run that was stopped may go on, whatever other hosts say. Of failures the lowest counts: from
   # 128 on it is often the echo of a crash elsewhere.
-  status=$(sed -n 's/^hybrid_jax has ended with status //p' "$tmp/output" | sort -nu)
+  status=$(sed -n 's/.*hybrid_jax has ended with status //p' "$tmp/output" | sort -nu)
+  if [[ -z $status ]]; then return 1; fi
   if grep -qx 75 <<<"$status"; then say "The run was stopped and goes on." && id='' && return; fi
   status=$(grep -vx -m 1 0 <<<"$status" || echo 0)
   # A TPU that was taken away is replaced; if the network is away, the same run is asked for again.

@@ -82,7 +82,8 @@ class Fake:
         self.scripts = LAUNCH
         self.write("plan", "exit 0")
         self.command("bin/gcloud")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "JAX_"))}
+        unwanted = ("SLURM_", "JAX_", "VENV", "PYTHON")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(unwanted)}
         path = f"{folder}/bin:{os.environ['PATH']}"
         self.environment = kept | {"PATH": path, "FAKE": str(folder), "POLL": "0.05"}
 
@@ -132,7 +133,7 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
@@ -196,9 +197,9 @@ def cloud(fake):
     fake.scripts = fake.folder / "check out" / "launch"
     shutil.copytree(LAUNCH, fake.scripts)
     fake.write("check out/code.txt", "committed")
-    commit = ["-c", "user.name=n", "-c", "user.email=e", "commit", "-m", "m"]
-    for words in (["init"], ["add", "."], commit):
-        subprocess.run(["git", *words], cwd=fake.scripts.parent, check=True, capture_output=True)
+    identity = "-c user.name=n -c user.email=e"
+    git = f"git init && git add . && git {identity} commit --no-gpg-sign -m m"
+    subprocess.run(["bash", "-c", git], cwd=fake.scripts.parent, check=True, capture_output=True)
     return fake
 
 
@@ -296,7 +297,7 @@ def test_tpu_ctrl_c_ends_the_watching_and_the_same_command_goes_on(cloud, number
     with cloud.start("gcp_tpu.sh", *TPU, *SHARED) as script:
         cloud.ready()
         os.killpg(script.pid, number)
-        assert script.wait(timeout=10) in (130, -number)
+        assert script.wait(timeout=30) in (130, -number)
         words = script.stderr.read()
     assert "costs money" in words
     assert DELETE in words
@@ -411,16 +412,16 @@ def test_local_signals_reach_every_process_once(local, name, status):
     wait_for(lambda: not local.alive())
 
 
-def test_local_crash_of_one_does_not_leave_the_others_waiting(local):
-    local.write("plan", "((index != 1)) || exit 3; trap '' TERM INT; await never")
-    status, _, words = local.run("local_multiprocess.sh", "--processes=3", *TRAIN)
-    assert status == 3
-    assert words == "A process has ended with status 3; the others are killed in 1 s.\n"
-    wait_for(lambda: not local.alive())
-
-
-@pytest.mark.parametrize(("ends", "status"), [("75 75", 75), ("75 1", 1), ("0 3", 3), ("130 2", 2)])
+@pytest.mark.parametrize(
+    ("ends", "status"), [("75 75", 75), ("75 1", 1), ("0 3", 3), ("130 2", 2), ("3 hang", 3)]
+)
 def test_local_status(local, ends, status):
-    local.write("plan", f"statuses=({ends}); exit ${{statuses[index]}}")
-    assert local.run("local_multiprocess.sh", "--processes=2", *TRAIN)[0] == status
+    """After a failure the others are not waited for, even if they heed no signal."""
+    hang = "[[ $end != hang ]] || { trap '' TERM INT; await never; }"
+    local.write("plan", f"ends=({ends}); end=${{ends[index]}}; {hang}; exit $end")
+    done, _, words = local.run("local_multiprocess.sh", "--processes=2", *TRAIN)
+    assert done == status
+    told = f"A process has ended with status {status}; the others are killed in 1 s.\n"
+    assert words == told or ends != "3 hang"
     assert len(local.calls("some python")) == 3
+    wait_for(lambda: not local.alive())
