@@ -75,6 +75,12 @@ def test_commands_take_their_arguments(document, command):
         check_arguments(words[1], words[2:])
 
 
+PATH = re.compile(
+    r"(benchmarks|colab|configs|docs|hybrid_jax|launch|method|sampling|tests)/[\w./-]*"
+)
+DOTTED = re.compile(r"[a-z_]+(\.\w+)+")
+
+
 def split(words, mark):
     place = words.index(mark) if mark in words else len(words)
     return words[:place], words[place + 1 :]
@@ -168,20 +174,17 @@ def defined_tests():
 def test_names_in_the_text_exist(document):
     """Modules and what is in them, settings, flags, tests and files."""
     text = re.sub(r"```.*?```|^    .*?$", "", TEXTS[document], flags=re.DOTALL | re.MULTILINE)
-    folders = {path.name for path in REPOSITORY.iterdir()}
     modules = {path.stem for path in (REPOSITORY / "hybrid_jax").iterdir()}
     for span in re.findall(r"`([^`]+)`", " ".join(text.split("\n"))):
-        top, dot, _ = span.partition(".")
+        dotted = span.removeprefix("hybrid_jax.")
         if span.startswith("test_"):
             assert span in defined_tests()
         elif span.startswith("--"):
             assert {name(word) for word in span.split() if word.startswith("--")} <= flags(), span
-        elif re.fullmatch(r"[\w/.-]+\.(py|sh|md|ipynb|toml)", span) and span.partition("/")[1]:
+        elif PATH.fullmatch(span):
             assert any((REPOSITORY / at / span).exists() for at in ("", "hybrid_jax")), span
-        elif span.endswith("/") or top.partition("/")[0] in folders - modules:
-            assert (REPOSITORY / span.partition(":")[0]).exists(), span
-        elif dot and top in modules and re.fullmatch(r"[a-z_.]+(\.\w+)+", span):
-            assert span in settings() or resolves(span), span
+        elif DOTTED.fullmatch(dotted) and dotted.partition(".")[0] in modules:
+            assert dotted in settings() or resolves(dotted), span
 
 
 def test_every_formula_of_the_method_is_in_the_document():
