@@ -1,4 +1,4 @@
-"""The documents: their commands, flags, settings, names and the picture of the house exist."""
+"""The documents: their commands, settings, names and formulas exist, and the picture is current."""
 
 import argparse
 import ast
@@ -25,7 +25,7 @@ DOCUMENTS = [
 TEXTS = {
     str(path.relative_to(REPOSITORY)): text.replace("\\\n", " ")
     for path in DOCUMENTS
-    if "cannot be repeated" not in (text := path.read_text(encoding="utf-8"))
+    if "`" in (text := path.read_text("utf-8")) and "cannot be repeated" not in text
 }
 COMMAND = re.compile(
     r"(?:^ *|`|do )((?:\.venv/bin/)?python (?!-m venv|-m pip)[^`\n]*|hybrid-jax-[^`\n]*)"
@@ -39,79 +39,54 @@ COMMANDS = sorted(
         for found in COMMAND.finditer(text)
     }
 )
-SCRIPTS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-    "scripts"
-]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))["project"]
+SCRIPTS = {script: entry.partition(":")[0] for script, entry in PROJECT["scripts"].items()}
+PATH = re.compile(
+    r"(benchmarks|colab|configs|docs|hybrid_jax|launch|method|sampling|tests)/[\w./-]*"
+)
+DOTTED = re.compile(r"[a-z_]+(\.\w+)+(?<!\.py)")
 
 
 def test_commands_are_found():
     """So that the next test does not pass for want of commands."""
-    programs = " ".join(command for _, command in COMMANDS)
-    for module in (*SCRIPTS.values(), "launch/gcp_tpu.sh", "launch/slurm_gpu.sh", "make docs"):
-        assert module.partition(":")[0].removesuffix(".__main__") in programs, module
+    commands = " ".join(command for _, command in COMMANDS)
+    for program in (*SCRIPTS.values(), "launch/gcp_tpu.sh", "launch/slurm_gpu.sh", "make docs"):
+        assert program.removesuffix(".__main__") in commands, program
 
 
 @pytest.mark.parametrize(("document", "command"), COMMANDS)
 def test_commands_take_their_arguments(document, command):
     program, *words = shlex.split(command, comments=True)
-    if not words:
-        assert program in SCRIPTS
-        return
     if program == "make":
-        makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-        for target in (word for word in words if "=" not in word):
-            assert f"\n{target}:" in makefile
+        makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+        assert all(f"\n{word}:" in makefile for word in words if "=" not in word)
     elif program == "sbatch" or program.startswith("launch/"):
         script = words.pop(0) if program == "sbatch" else program
-        own, rest = split(words, "--")
-        assert {name(word) for word in own} <= flags_of_script(script)
-        check_arguments("hybrid_jax.main", rest)
+        end = words.index("--") if "--" in words else len(words)
+        assert names(words[:end]) <= flags_in(REPOSITORY / script)
+        check_arguments("hybrid_jax.main", words[end + 1 :])
     elif program in SCRIPTS:
-        check_arguments(SCRIPTS[program].partition(":")[0], words)
+        if words:
+            check_arguments(SCRIPTS[program], words)
     elif words[0] != "-m":
-        flags = {name(word) for word in words if word.startswith("--")}
-        assert flags <= strings(REPOSITORY / words[0])
+        assert names(words) <= flags_in(REPOSITORY / words[0])
     elif words[1] != "pytest":
         check_arguments(words[1], words[2:])
 
 
-PATH = re.compile(
-    r"(benchmarks|colab|configs|docs|hybrid_jax|launch|method|sampling|tests)/[\w./-]*"
-)
-DOTTED = re.compile(r"[a-z_]+(\.\w+)+")
-
-
-def split(words, mark):
-    place = words.index(mark) if mark in words else len(words)
-    return words[:place], words[place + 1 :]
-
-
-def name(word):
-    return word.partition("=")[0]
+def names(words):
+    return {word.partition("=")[0] for word in words if word.startswith("--")}
 
 
 @functools.cache
-def flags_of_script(script):
-    """Flags that the help of a launch script names."""
-    command = ["bash", REPOSITORY / script, "--help"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return set(re.findall(r"--[a-z-]+", found))
-
-
-@functools.cache
-def strings(file):
-    """The strings of a program."""
-    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-    return {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+def flags_in(file):
+    return set(re.findall(r"--[a-z][\w-]*", file.read_text("utf-8")))
 
 
 def check_arguments(module, words):
     """Parses the arguments with the command's own parser, and looks up the settings."""
     _, overrides = parser_of(module).parse_known_args(words)
-    for override in overrides:
-        setting, _, value = override.removeprefix("--config.").partition("=")
-        assert setting in settings(), override
-        assert value, override
+    assert names(overrides) <= {f"--config.{setting}" for setting in settings()}
 
 
 @functools.cache
@@ -126,47 +101,38 @@ def parser_of(module):
 def settings():
     values = json.loads(Experiment(name="any").to_json())
     sections = {key: value for key, value in values.items() if isinstance(value, dict)}
-    return {f"{section}.{key}" for section, names in sections.items() for key in names}
+    return {f"{section}.{key}" for section, keys in sections.items() for key in keys}
 
 
 @functools.cache
 def flags():
     """Every flag of every command, launch script and benchmark."""
-    parsers = [parser_of(entry.partition(":")[0]) for entry in SCRIPTS.values()]
-    found = {f"--config.{setting}" for setting in settings()}
+    parsers = [parser_of(module) for module in SCRIPTS.values()]
+    found = {f"--config.{setting}" for setting in ("NAME", *settings())}
     while parsers:
         for action in parsers.pop()._actions:
             found |= set(action.option_strings)
             if isinstance(action, argparse._SubParsersAction):
                 parsers += action.choices.values()
-    for script in (REPOSITORY / "launch").glob("*.sh"):
-        found |= flags_of_script(f"launch/{script.name}")
-    for benchmark in (REPOSITORY / "benchmarks").glob("*.py"):
-        found |= {string for string in strings(benchmark) if string.startswith("--")}
-    return found
+    programs = [*REPOSITORY.glob("launch/*.sh"), *REPOSITORY.glob("benchmarks/*.py")]
+    return found.union(*map(flags_in, programs))
 
 
 @functools.cache
 def resolves(dotted):
     """Whether a name such as `method.noising.corrupt` is a module or something in one."""
-    parts = dotted.split(".")
-    for end in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(["hybrid_jax", *parts[:end]]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[end:]:
-            if part in getattr(found, "__annotations__", {}):
-                return True  # a field without a default
-            if not hasattr(found, part):
-                return False
-            found = getattr(found, part)
-        return True
-    return False
+    try:
+        return importlib.import_module(f"hybrid_jax.{dotted}")
+    except ModuleNotFoundError:
+        module, _, last = dotted.rpartition(".")
+        found = module and resolves(module)
+        # The annotations have the fields without a default.
+        return getattr(found, last, None) or last in getattr(found, "__annotations__", {})
 
 
+@functools.cache
 def defined_tests():
-    sources = (path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").glob("test_*"))
+    sources = (path.read_text("utf-8") for path in (REPOSITORY / "tests").glob("test_*.py"))
     return {name for source in sources for name in re.findall(r"^def (test_\w+)", source, re.M)}
 
 
@@ -175,39 +141,32 @@ def test_names_in_the_text_exist(document):
     """Modules and what is in them, settings, flags, tests and files."""
     text = re.sub(r"```.*?```|^    .*?$", "", TEXTS[document], flags=re.DOTALL | re.MULTILINE)
     modules = {path.stem for path in (REPOSITORY / "hybrid_jax").iterdir()}
-    for span in re.findall(r"`([^`]+)`", " ".join(text.split("\n"))):
+    for span in re.findall(r"`([^`]+)`", text.replace("\n", " ")):
         dotted = span.removeprefix("hybrid_jax.")
         if span.startswith("test_"):
             assert span in defined_tests()
         elif span.startswith("--"):
-            assert {name(word) for word in span.split() if word.startswith("--")} <= flags(), span
+            assert names(span.split()) <= flags(), span
         elif PATH.fullmatch(span):
             assert any((REPOSITORY / at / span).exists() for at in ("", "hybrid_jax")), span
         elif DOTTED.fullmatch(dotted) and dotted.partition(".")[0] in modules:
             assert dotted in settings() or resolves(dotted), span
 
 
-def test_every_formula_of_the_method_is_in_the_document():
+@pytest.mark.parametrize("module", ["method.noising", "method.objective", "sampling.rules"])
+def test_every_formula_of_the_method_is_in_the_document(module):
     """Every public function of the noise and the objective, and every rule."""
-    for module, kind in (
-        ("method.noising", ast.FunctionDef),
-        ("method.objective", ast.FunctionDef),
-        ("sampling.rules", ast.ClassDef),
-    ):
-        path = REPOSITORY / "hybrid_jax" / f"{module.replace('.', '/')}.py"
-        names = {
-            node.name
-            for node in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(node, kind) and not node.name.startswith("_")
-        }
-        names -= {"absorbing", "uniform", "gamma_hybrid", "epsilon_hybrid"}  # rows of a table
-        assert not {one for one in names if f"`{module}.{one}`" not in TEXTS["docs/math.md"]}
+    path = REPOSITORY / "hybrid_jax" / f"{module.replace('.', '/')}.py"
+    kind = ast.ClassDef if module == "sampling.rules" else ast.FunctionDef
+    found = {
+        node.name for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, kind)
+    }
+    found -= {"absorbing", "uniform", "gamma_hybrid", "epsilon_hybrid"}  # rows of a table
+    text = TEXTS["docs/math.md"]
+    assert all(f"`{module}.{name}`" in text for name in found if not name.startswith("_"))
 
 
 def test_the_picture_shows_the_imports_of_the_code():
-    pytest.importorskip("grimp")
     code = "import draw_architecture as d; assert d.PICTURE.read_text('utf-8') == d.picture()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY / "docs", capture_output=True, text=True
-    )
-    assert not done.returncode, f"run python docs/draw_architecture.py: {done.stderr}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY / "docs")
+    assert not done.returncode, "run python docs/draw_architecture.py"
