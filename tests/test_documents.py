@@ -108,7 +108,7 @@ def settings():
 def flags():
     """Every flag of every command, launch script and benchmark."""
     parsers = [parser_of(module) for module in SCRIPTS.values()]
-    found = {f"--config.{setting}" for setting in ("NAME", *settings())}
+    found = {f"--config.{setting}" for setting in ("NAME", "SECTION.NAME", *settings())}
     while parsers:
         for action in parsers.pop()._actions:
             found |= set(action.option_strings)
