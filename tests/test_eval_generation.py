@@ -16,8 +16,8 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.eval import mauve, protocols
 from hybrid_jax.eval.protocols import PROTOCOLS
 from hybrid_jax.eval.scorers import base as scoring
-from hybrid_jax.eval.scorers import gpt2_weights
-from hybrid_jax.eval.scorers.gpt2 import GPT2, Config
+from hybrid_jax.eval.scorers import gpt2
+from hybrid_jax.eval.scorers.gpt2 import GPT2Config, GPT2Scorer
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, repetition
 from hybrid_jax.eval.text_quality import evaluate
 from hybrid_jax.generation import requests
@@ -27,24 +27,25 @@ BYTES = Byte()
 END = "<|endoftext|>"
 
 
-def random_judge(tokens, *, width=24, context=64, scale=0.3):
+def random_scorer(vocab_size, *, width=24, context=64, scale=0.3):
     """A scorer with random parameters; with scale 0 it finds all tokens alike."""
-    config = Config(
-        tokens=tokens, context=context, width=width, layers=2, heads=2, hidden=2 * width
-    )
+    config = GPT2Config(
+        vocab_size=vocab_size, n_positions=context, n_embd=width, n_layer=2, n_head=2,
+        n_inner=2 * width,
+    )  # fmt: skip
     rng = np.random.default_rng(0)
 
     def draw(*axes):
         return jax.numpy.asarray(scale * rng.normal(size=axes).astype(np.float32))
 
-    layers = {ours: draw(2, *config.shape(axes)) for ours, _, axes in gpt2_weights._LAYER}
-    whole = {ours: draw(*config.shape(axes)) for ours, _, axes in gpt2_weights._WHOLE}
-    return GPT2(name="random", config=config, params={**whole, "layers": layers})
+    layers = {ours: draw(2, *config.shape(axes)) for ours, _, axes in gpt2.LAYER}
+    whole = {ours: draw(*config.shape(axes)) for ours, _, axes in gpt2.WHOLE}
+    return GPT2Scorer(name="random", config=config, params={**whole, "layers": layers})
 
 
 @pytest.fixture(scope="module")
 def scorer():
-    return random_judge(BYTES.vocab_size)
+    return random_scorer(BYTES.vocab_size)
 
 
 def ids(*texts):
@@ -76,7 +77,7 @@ def estimates(quality):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_the_perplexity_of_a_uniform_scorer_is_its_vocabulary_size(name):
     quality = evaluate(
-        random_judge(BYTES.vocab_size, scale=0.0),
+        random_scorer(BYTES.vocab_size, scale=0.0),
         BYTES,
         ids("some text", "another one, of more tokens", "x" * 150),
         PROTOCOLS[name],
@@ -140,9 +141,9 @@ def test_end_marks_are_read_as_the_protocol_says(scorer):
 
 
 def test_a_text_is_cut_where_the_protocol_says(scorer):
-    rules = dataclasses.replace(PROTOCOLS["standard"], max_tokens=4)
+    protocol = dataclasses.replace(PROTOCOLS["standard"], max_tokens=4)
     long, cut = (
-        evaluate(scorer, BYTES, texts, rules) for texts in (["abcdefg", "xyz"], ["abcd", "xyz"])
+        evaluate(scorer, BYTES, texts, protocol) for texts in (["abcdefg", "xyz"], ["abcd", "xyz"])
     )
     assert estimates(long) == pytest.approx(estimates(cut), nan_ok=True)
     assert long.tokens == 7
@@ -181,8 +182,8 @@ def test_entropy_of_known_frequencies():
 
 @pytest.mark.parametrize(("unit", "wanted"), [("nats", 1.5 * math.log(2)), ("bits", 1.5)])
 def test_entropy_is_a_mean_over_texts_in_the_unit_asked_for(scorer, unit, wanted):
-    rules = dataclasses.replace(PROTOCOLS["standard"], entropy_unit=unit)
-    found = evaluate(scorer, BYTES, ["abab", "abcd"], rules).entropy
+    protocol = dataclasses.replace(PROTOCOLS["standard"], entropy_unit=unit)
+    found = evaluate(scorer, BYTES, ["abab", "abcd"], protocol).entropy
     assert found.value == pytest.approx(wanted)  # of 1 and 2 bits
     assert found.error == pytest.approx(0.5 * wanted / 1.5)
     assert found.texts == 2
@@ -320,7 +321,7 @@ def test_features_without_a_mauve_are_refused(features, options, said):
 
 def test_mauve_without_scikit_learn_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
-    with pytest.raises(UserError, match="needs scikit-learn"):
+    with pytest.raises(UserError, match="needs sklearn: install it with pip install"):
         mauve.mauve(clouds(9), clouds(9))
 
 
@@ -347,9 +348,9 @@ def test_mauve_of_texts_and_of_their_shuffled_words(scorer):
 
 
 def test_mauve_reads_as_much_as_the_protocol_says(scorer):
-    rules = dataclasses.replace(PROTOCOLS["standard"], mauve_tokens=7, mauve_texts=20)
+    protocol = dataclasses.replace(PROTOCOLS["standard"], mauve_tokens=7, mauve_texts=20)
     texts, human = english(30, 0), english(50, 1)
-    found = evaluate(scorer, BYTES, texts, rules, reference=human)
+    found = evaluate(scorer, BYTES, texts, protocol, reference=human)
     cut = [[text[:7] for text in some[:20]] for some in (texts, human)]
     again = evaluate(scorer, BYTES, cut[0], PROTOCOLS["standard"], reference=cut[1])
     assert found.mauve == again.mauve
@@ -361,9 +362,9 @@ def test_mauve_reads_as_much_as_the_protocol_says(scorer):
 # GPT-2's own tokens, files, and what is refused.
 
 
-def test_gpt2_tokens_are_judged_as_ids_and_as_text(shared_data):
+def test_gpt2_tokens_are_scored_as_ids_and_as_text(shared_data):
     tokenizer = make_tokenizer(f"gpt2:{shared_data}/gpt2", (), vocab_size=0)
-    scorer = random_judge(tokenizer.vocab_size, width=8)
+    scorer = random_scorer(tokenizer.vocab_size, width=8)
     texts = [f"It was the best of times.{END}It was the worst of times, …", "The end."]
     rows = [
         np.concatenate([tokenizer.encode(texts[0].split(END)[0]), [tokenizer.eos],
@@ -459,7 +460,7 @@ def test_files_that_generation_did_not_write_are_refused(tmp_path, content, said
         (["ab", "cd"], {"reference": ["ef", ""]}, "at least two texts"),
     ],
 )
-def test_texts_that_cannot_be_judged_are_refused(scorer, texts, options, said):
+def test_texts_that_cannot_be_scored_are_refused(scorer, texts, options, said):
     with pytest.raises(UserError, match=said):
         evaluate(scorer, BYTES, texts, PROTOCOLS["standard"], **options)
 
@@ -469,15 +470,15 @@ def test_strings_are_no_generated_ids(scorer):
         evaluate(scorer, BYTES, ["ab"], PROTOCOLS["hdlm"], tokenizer=BYTES)
 
 
-def test_another_tokenizer_than_the_judges_is_refused(tmp_path):
-    scorer = gpt2_weights.load(write(tmp_path / "model", random_tensors()))
+def test_another_tokenizer_than_the_scorers_is_refused(tmp_path):
+    scorer = gpt2.load(write(tmp_path / "model", random_tensors()))
     with pytest.raises(UserError, match="reads 97 tokens, and its tokenizer has 258"):
         evaluate(scorer, BYTES, ["ab"], PROTOCOLS["standard"])
 
 
 def test_protocols_are_named_and_checked():
     assert protocols.protocol("hdlm") is PROTOCOLS["hdlm"]
-    assert all(rules.name == name for name, rules in PROTOCOLS.items())
+    assert all(known.name == name for name, known in PROTOCOLS.items())
     with pytest.raises(UserError, match="choose standard, hdlm, mdlm"):
         protocols.protocol("best")
     for changed, said in (
