@@ -45,11 +45,11 @@ def stored(folder, split: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte", "gpt2"])
 def test_records_are_the_documents_one_after_the_other(story, tmp_path, kind, request):
-    spec = kind
+    wanted = kind
     if kind == "gpt2":
-        spec = f"gpt2:{request.getfixturevalue('shared_data') / 'gpt2'}"
+        wanted = f"gpt2:{request.getfixturevalue('shared_data') / 'gpt2'}"
     out = tmp_path / "out"
-    manifest = prepare.prepare(**settings(story, tokenizer=spec, vocab_size=320), out=out)
+    manifest = prepare.prepare(**settings(story, tokenizer=wanted, vocab_size=320), out=out)
     tokenizer = tokenizers.load_tokenizer(out)
     prepare.check_tokenizer(manifest, tokenizer)
     assert manifest.tokenizer_name == tokenizer.name == kind

@@ -11,7 +11,7 @@ import pytest
 from test_eval_gpt2 import random_tensors, write
 
 from hybrid_jax.data.tokenizers import make_tokenizer
-from hybrid_jax.data.tokenizers.byte import Byte
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import mauve, protocols
 from hybrid_jax.eval.protocols import PROTOCOLS
@@ -23,7 +23,7 @@ from hybrid_jax.eval.text_quality import evaluate
 from hybrid_jax.generation import requests
 from hybrid_jax.generation import samples as samples_file
 
-BYTES = Byte()
+BYTES = ByteTokenizer()
 END = "<|endoftext|>"
 
 

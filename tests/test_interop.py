@@ -27,8 +27,8 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from hybrid_jax.data.tokenizers.byte import Byte
-from hybrid_jax.data.tokenizers.sentencepiece import SentencePiece
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
+from hybrid_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.interop import __main__ as interop
 from hybrid_jax.interop import released_config
@@ -186,7 +186,7 @@ def test_what_was_read_is_written_back_bit_for_bit(reference, tmp_path, kind):
     assert changed == ({"cond_dim"} if kind == "epsilon" else set())  # which it does not use
 
 
-def tiny_tokenizer() -> SentencePiece:
+def tiny_tokenizer() -> SentencePieceTokenizer:
     """Exactly 63 tokens: no bytes to fall back on, so only for text of these letters."""
     model = io.BytesIO()
     words = " ".join(a + b + c for a in "abcdefgh" for b in "aeiou" for c in "rstlmn")
@@ -194,7 +194,7 @@ def tiny_tokenizer() -> SentencePiece:
         sentence_iterator=iter([words] * 3), model_writer=model, model_type="bpe", vocab_size=63,
         pad_id=0, bos_id=1, eos_id=2, unk_id=3, add_dummy_prefix=False, minloglevel=3,
     )  # fmt: skip
-    return SentencePiece(model=model.getvalue())
+    return SentencePieceTokenizer(model=model.getvalue())
 
 
 def test_a_released_model_generates(reference, tmp_path):
@@ -521,7 +521,7 @@ def test_an_imported_epsilon_hybrid_is_evaluated_and_generates(tmp_path, data):
     folder = imported(model, tmp_path, data)
     opened = pretrained.load(folder)
     assert opened.step == 0
-    assert isinstance(opened.tokenizer, Byte)
+    assert isinstance(opened.tokenizer, ByteTokenizer)
     same(opened.params, interop.load_released(tmp_path / "released").params)
     run = open_run(continued(folder))
     found = loop.evaluate(run, opened.params, final=False)
