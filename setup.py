@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EVAL = ["safetensors>=0.4", "scikit-learn>=1.4", "scipy>=1.11", "matplotlib>=3.8"]
+LOG = ["tensorboardX>=2.6.2", "trackio>=0.20", "wandb>=0.20"]
 DEV = [
     "setuptools>=70",  # tests read setup.py; Python 3.12 brings none
     "pytest>=8",
@@ -40,7 +41,6 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "rich>=13",
         "sentencepiece>=0.2.1",
-        "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.9",
         "tiktoken>=0.9",
         "tqdm>=4.66",
@@ -48,8 +48,9 @@ setup(
     ],
     extras_require={
         "eval": [*EVAL, "datasets>=3"],
+        "log": LOG,
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
-        "dev": DEV + EVAL,
+        "dev": DEV + EVAL + LOG,
     },
 )
