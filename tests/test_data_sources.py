@@ -99,7 +99,7 @@ def test_all_frames_of_zstandard_are_read(tmp_path):
         (
             "a.jsonl",
             b'{"text": "\\ud800"}\n',
-            "has half a surrogate pair in it: mend or drop it.",
+            "has half a surrogate pair in it: fix or drop it.",
         ),
         ("a.txt.gz", gzip.compress(noise(99_999))[:-2000], "is damaged"),
         ("a.txt.xz", lzma.compress(noise(99_999))[:-2000], "is damaged"),
@@ -107,8 +107,8 @@ def test_all_frames_of_zstandard_are_read(tmp_path):
         ("a.txt.gz", b"plain text", "is damaged"),
         ("a.txt.xz", b"plain text", "is damaged"),
         ("a.txt.zst", b"plain text", "is damaged"),
-        ("a.pdf", b"x", "is of no known kind: files must end in .txt or .jsonl"),
-        ("a.gz", b"x", "is of no known kind: files must end in .txt or .jsonl"),
+        ("a.pdf", b"x", "is of an unknown kind: files must end in .txt or .jsonl"),
+        ("a.gz", b"x", "is of an unknown kind: files must end in .txt or .jsonl"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, content, message):
@@ -132,7 +132,7 @@ def test_bad_lines_are_numbered(tmp_path):
     with pytest.raises(UserError) as caught:
         read(path)
     assert str(caught.value) == (
-        f"Line 3 of {path} is not valid JSON (Expecting value): mend or drop it."
+        f"Line 3 of {path} is not valid JSON (Expecting value): fix or drop it."
     )
 
 

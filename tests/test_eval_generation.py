@@ -482,7 +482,7 @@ def test_protocols_are_named_and_checked():
     with pytest.raises(UserError, match="choose standard, hdlm, mdlm"):
         protocols.protocol("best")
     for changed, said in (
-        ({"average": "mean"}, "average must be tokens or texts"),
+        ({"average": "mean"}, "average must be one of tokens, texts"),
         ({"max_tokens": 0}, "max_tokens must be at least 2"),
         ({"ngrams": (0, 1)}, "ngrams must be at least 1"),
     ):

@@ -47,8 +47,8 @@ def prepare(
 ) -> Manifest:
     """Prepares the folder `out`, or returns its manifest if it was prepared with these settings.
 
-    Equal settings and texts give equal files. A run that fails leaves no folder behind; two that
-    run at once do not harm each other.
+    Equal settings and texts give equal files. A run that fails leaves no folder behind, and
+    concurrent runs do not harm each other.
 
     Args:
       source: text, see `sources.documents`.

@@ -1,4 +1,4 @@
-"""The data sets that papers report perplexities on, by the names that they use."""
+"""Data sets on which papers report perplexities, by their usual names."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def parse(text: str, *, validation: EvaluationSet) -> EvaluationSet:
     """A set from the command line.
 
     Args:
-      text: a name ("lambada"), a name and where its text is ("lambada=files:lambada/test.jsonl",
-        with the name's detokeniser), "valid", or a source ("files:books/*.txt").
-      validation: what "valid" means.
+      text: a name ("lambada"), a name and a source ("lambada=files:lambada/test.jsonl", with the
+        name's detokeniser), "valid", or a source ("files:books/*.txt").
+      validation: the set that "valid" names.
 
     Raises:
       UserError: for an unknown name.
@@ -72,6 +72,6 @@ def parse(text: str, *, validation: EvaluationSet) -> EvaluationSet:
     if ":" in text:
         return EvaluationSet(name=text, source=text)
     raise UserError(
-        f"There is no data set {name!r}: {nearest(name, (*_SETS, validation.name))} Other text is "
-        "given as NAME=SOURCE, for example books=files:books/*.txt."
+        f"There is no data set {name!r}: {nearest(name, (*_SETS, validation.name))} Write other "
+        "text as NAME=SOURCE, for example books=files:books/*.txt."
     )

@@ -1,4 +1,4 @@
-"""Perplexity of a trained model on a named text, with all that the number depends on beside it."""
+"""Perplexity of a trained model on a named text, with everything that the number depends on."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _CHARACTERS = 1 << 22
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerplexityProtocol:
-    """How text becomes records, and how a bound on their likelihood is estimated.
+    """Packing of text into records, and the estimate of a bound on their likelihood.
 
     Attributes:
-      name: of these rules. "packed-1": documents are put together by the detokeniser and encoded,
-        each followed by the end-of-document token; one after the other they are cut into records
-        of `length`; tokens behind the last whole record are dropped. A record is predicted from
-        nothing, or from the beginning-of-sequence token where rows are shifted.
-      detokenizer: one of `data.detokenize.NAMES`.
+      name: "packed-1": documents are detokenised and encoded, each followed by the
+        end-of-document token; their concatenation is cut into records of `length`; tokens behind
+        the last whole record are dropped. A record is predicted from nothing, or from the
+        beginning-of-sequence token where rows are shifted.
+      detokenizer: one of `detokenize.NAMES`.
       length: L, tokens of a record.
-      records: how many there are.
-      bound: which bound is estimated; "exact likelihood" where it is one.
+      records: number of records.
+      bound: label of the bound; "exact likelihood" where it is one.
       draws: of levels and noise for each record.
       batch_size: records among which a draw is stratified.
       seed: of the draws.
@@ -81,7 +81,7 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number of a table, and what it depends on."""
+    """One number of a table, and all that it depends on."""
 
     dataset: EvaluationSet
     protocol: PerplexityProtocol
@@ -99,7 +99,7 @@ class Measurement:
 
 
 def pack(dataset: EvaluationSet, tokenizer: Tokenizer, length: int, records: int = 0) -> Packed:
-    """Reads and encodes a text, as far as `records` need it (0: all of it).
+    """Reads and encodes a text, no further than `records` need (0: all).
 
     Raises:
       UserError: if the source cannot be read, or is too short for one record.
@@ -129,7 +129,7 @@ def pack(dataset: EvaluationSet, tokenizer: Tokenizer, length: int, records: int
 
 
 def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-    """Tokens in order, and how many documents ended among them."""
+    """Tokens in order, each part with the number of documents that end in it."""
     end = np.array([tokenizer.eos], np.int32)
     batch: list[tuple[str, bool]] = []
     size = 0
@@ -156,12 +156,12 @@ def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.
 
 
 def batch_count(packed: Packed, batch_size: int) -> int:
-    """Batches that a text takes."""
+    """Number of batches of a text."""
     return -(-len(packed) // batch_size)
 
 
 def is_exact(model: Model, bound: Bound) -> bool:
-    """Whether the bound is the likelihood itself, and one draw as good as many."""
+    """Whether the bound is the likelihood itself, so that one draw is as good as many."""
     alone = model.spec.schedule.width == 1 and model.spec.schedule.levels == 1
     shifted = model.spec.layout.alignment == "shifted"
     return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)

@@ -1,4 +1,4 @@
-"""The picture of a sweep: quality against calls, and quality against diversity."""
+"""The picture of a sweep: quality against NFE, and quality against diversity."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
             )
     by_calls.set_xscale("log", base=2)
     by_calls.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    by_calls.set_xlabel("calls of the network for a text")
+    by_calls.set_xlabel("NFE per text")
     by_entropy.set_xlabel("entropy of the tokens inside a text (nats); more is more diverse")
     for axes in (by_calls, by_entropy):
         axes.set_yscale("log")

@@ -22,13 +22,13 @@ class MetricsWriter:
 
     Attributes:
       path: of the log.
-      found: (step, kind) of the lines that were there when it was opened.
+      found: (step, kind) of the lines kept when it was opened.
     """
 
     def __init__(
         self, workdir: str | os.PathLike[str], *, resume_step: int, board: Board | None = None
     ):
-        """Opens the log, without what was logged after ``resume_step``.
+        """Opens the log and drops the lines after ``resume_step``.
 
         Args:
           workdir: folder of the run; created if absent.
@@ -58,7 +58,7 @@ class MetricsWriter:
         self.close()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Appends one line, on disk when this returns but for the system's own buffers.
+        """Appends one line, and flushes it to the operating system.
 
         Args:
           step: updates made so far.
@@ -83,7 +83,7 @@ class MetricsWriter:
             raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Writes out and closes the files; may be called again."""
+        """Closes the file and the board; may be called again."""
         self._file.close()
         if self._board:
             self._board.close()
@@ -108,7 +108,7 @@ def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
             line_step, kind = values["step"], values["kind"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
-                f"Line {number} of {path} is not a line of metrics; mend it, or move the file away."
+                f"Line {number} of {path} is not a line of metrics; fix it, or move the file away."
             ) from error
         if line_step <= step:
             kept.append(line)

@@ -1,7 +1,7 @@
 """The training loop: one function, read from top to bottom.
 
-A batch is a function of (seed, step) and so is its noise, so a resumed run is the run it resumes,
-on whatever devices and however many processes it is resumed.
+A batch and its noise are functions of (seed, step), so a resumed run equals the uninterrupted one,
+on any devices and any number of processes.
 """
 
 from __future__ import annotations
