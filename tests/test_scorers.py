@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_eval_gpt2 import random_tensors, write
+from gpt2_files import random_tensors, write
 from test_evaluate import LENGTH, run_of
 
 from hybrid_jax import evaluate, generate
