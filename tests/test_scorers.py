@@ -62,9 +62,7 @@ def test_a_run_scores_by_its_own_likelihood(ar):
     nats = scoring.score(scorer, rows, np.full(5, LENGTH + 1), batch_size=3).nats
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     for row, record in zip(nats, packed.tokens, strict=True):
-        one = perplexity.Packed(
-            tokens=record[None], documents=1, dropped=0, bytes_per_token=1.0, sha256=""
-        )
+        one = perplexity.Packed(tokens=record[None], documents=1, dropped=0, bytes_per_token=1.0)
         wanted = evaluate_bound(
             model.spec, model.network, model.params, evaluation_batches(one, 1), bound,
             key=requests.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,

@@ -62,14 +62,17 @@ class Packed:
       tokens: int32 [n, L].
       documents, dropped: number of documents, and of tokens behind the last whole record.
       bytes_per_token: UTF-8 bytes of the text in the records, per token.
-      sha256: of the records, as little-endian int32.
     """
 
     tokens: np.ndarray
     documents: int
     dropped: int
     bytes_per_token: float
-    sha256: str
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the records, as little-endian int32."""
+        return hashlib.sha256(self.tokens.astype("<i4").tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -124,7 +127,6 @@ def pack(dataset: EvaluationSet, tokenizer: Tokenizer, length: int, records: int
         documents=documents,
         dropped=count - tokens.size,
         bytes_per_token=float(tokenizer.token_bytes[tokens].sum(dtype=np.int64) / tokens.size),
-        sha256=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
     )
 
 
@@ -183,7 +185,6 @@ def held_out(model: Model, records: int = 0) -> Packed:
         documents=found.manifest.valid.documents,
         dropped=found.manifest.valid.dropped_tokens,
         bytes_per_token=found.manifest.valid.bytes_per_token,
-        sha256=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
     )
 
 

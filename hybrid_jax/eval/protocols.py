@@ -33,7 +33,7 @@ from hybrid_jax.errors import UserError, check_literals
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenEvalProtocol:
-    """Definition of the numbers on generated text.
+    """Definition of the numbers on generated text; by default that of "standard".
 
     Attributes:
       name, version: the version changes whenever the code changes a number.
@@ -52,13 +52,13 @@ class GenEvalProtocol:
     """
 
     name: str
-    version: int
-    retokenised: bool
-    bos: bool
-    end: Literal["token", "nothing"]
-    ends_scored: Literal["all", "first"]
-    max_tokens: int | None
-    average: Literal["tokens", "texts"]
+    version: int = 1
+    retokenised: bool = True
+    bos: bool = True
+    end: Literal["token", "nothing"] = "token"
+    ends_scored: Literal["all", "first"] = "all"
+    max_tokens: int | None = None
+    average: Literal["tokens", "texts"] = "tokens"
     entropy_unit: Literal["nats", "bits"] = "nats"
     ngrams: tuple[int, ...] = (1, 2, 3, 4)
     mauve_tokens: int | None = 1024
@@ -78,38 +78,16 @@ PROTOCOLS: Mapping[str, GenEvalProtocol] = MappingProxyType(
     {
         known.name: known
         for known in (
-            GenEvalProtocol(
-                name="standard",
-                version=1,
-                retokenised=True,
-                bos=True,
-                end="token",
-                ends_scored="all",
-                max_tokens=None,
-                average="tokens",
-            ),
+            GenEvalProtocol(name="standard"),
             GenEvalProtocol(
                 name="hdlm",
-                version=1,
                 retokenised=False,
                 bos=False,
-                end="token",
-                ends_scored="all",
-                max_tokens=None,
                 average="texts",
                 mauve_tokens=128,
                 mauve_texts=128,
             ),
-            GenEvalProtocol(
-                name="mdlm",
-                version=1,
-                retokenised=True,
-                bos=False,
-                end="token",
-                ends_scored="first",
-                max_tokens=1024,
-                average="tokens",
-            ),
+            GenEvalProtocol(name="mdlm", bos=False, ends_scored="first", max_tokens=1024),
         )
     }
 )

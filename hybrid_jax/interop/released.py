@@ -17,12 +17,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +34,7 @@ from hybrid_jax.interop.weights import CONFIG, WEIGHTS
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
 from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.training.pretrained import Model
 
 _SHARED = {
     "embedding": "vocab_embed.embedding",
@@ -64,17 +63,6 @@ _UNNEEDED = (
     re.compile(re.escape(_FREQUENCIES)),  # a buffer: a function of the width of a head
     re.compile(r"sigma_map\.mlp\.[02]\.(weight|bias)"),  # made, and not read, without conditioning
 )
-
-
-class Model(Protocol):
-    """A network with its parameters and its experiment: `Released`, or `pretrained.Model`."""
-
-    @property
-    def experiment(self) -> Experiment: ...
-    @property
-    def network(self) -> Transformer: ...
-    @property
-    def params(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +107,7 @@ def load_released(source: str | Path) -> Released:
     )
 
 
-def export_released(model: Model, folder: str | Path) -> None:
+def export_released(model: Released | Model, folder: str | Path) -> None:
     """Writes a model as a released one: ``config.json`` and ``model.safetensors``, float32.
 
     Padding rows of the vocabulary are left out. `load_released` of the folder gives everything
@@ -135,18 +123,13 @@ def export_released(model: Model, folder: str | Path) -> None:
     head = model.network.width // model.network.heads
     found = tensors(model.network, model.params) | {_FREQUENCIES: _frequencies(head)}
     arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
-    temporary = folder / f".{WEIGHTS}.{uuid.uuid4().hex}"
     try:
         require_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            # The metadata that Hugging Face's loaders ask for.
-            temporary.write_bytes(safetensors.save(arrays, metadata={"format": "pt"}))
-            os.replace(temporary, folder / WEIGHTS)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
+    # The metadata that Hugging Face's loaders ask for.
+    write_atomic(folder / WEIGHTS, safetensors.save(arrays, metadata={"format": "pt"}))
     write_atomic(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
