@@ -23,6 +23,7 @@ from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime import boards
 from hybrid_jax.runtime.decode import from_values
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
@@ -129,6 +130,7 @@ class TrainConfig:
       keep: checkpoints kept.
       loss_chunk: positions of an example whose logits exist at once.
       seed: of parameters, data order and noise.
+      board: plots the metrics that metrics.jsonl has, with a package of the extra "log".
     """
 
     steps: int = 1000
@@ -141,6 +143,7 @@ class TrainConfig:
     keep: int = 3
     loss_chunk: int = 128
     seed: int = 0
+    board: boards.Kind = "none"
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulation", "log_every", "eval_every",

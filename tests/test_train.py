@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import gzip
 import json
+from pathlib import Path
 
 import chex
 import jax
@@ -66,10 +68,10 @@ def opened(experiment: Experiment) -> train.Run:
     return train.open_run(experiment, jax.devices()[:1])
 
 
-def trained(experiment: Experiment, folder) -> TrainState:
+def trained(experiment: Experiment, folder, **options) -> TrainState:
     run = opened(experiment)
     workdir.claim(folder, experiment, run.tokenizer)
-    return train.train(run, folder, Signals(), say=lambda _: None)
+    return train.train(run, folder, Signals(), **{"say": lambda _: None, **options})
 
 
 def metrics(folder) -> list[dict]:
@@ -187,7 +189,30 @@ def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     assert result["bits_per_byte"] == pytest.approx(bits)
     samples = (tmp_path / "samples" / "step-6.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(samples) == 2
-    assert (tmp_path / "tensorboard").is_dir()
+
+
+def test_a_board_may_be_added_to_a_run(experiment, tmp_path):
+    pytest.importorskip("tensorboardX")
+    trained(experiment, tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+    trained(replaced(experiment, "train", steps=8, board="tensorboard"), tmp_path)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_profile_is_a_trace_of_some_steps(experiment, tmp_path):
+    said, place = [], tmp_path / "some" / "profile"
+    short, longer = (replaced(experiment, "train", steps=steps) for steps in (9, 12))
+    with pytest.raises(UserError, match=r"steps 6–10, but .* set train\.steps to at least 10"):
+        trained(short, tmp_path / "short", profile=place)
+    assert not place.exists()
+    with pytest.raises(UserError, match=r"Cannot write .*text\.txt/x"):
+        trained(longer, tmp_path / "short", profile=Path(experiment.data.dir).parent / "text.txt/x")
+    trained(longer, tmp_path / "run", say=said.append, profile=place)
+    assert f"trace of steps 6–10 in {place}: " in said[-1]
+    (file,) = place.rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    steps = [event["args"]["step_num"] for event in events if event.get("name") == "train"]
+    assert sorted(map(int, steps)) == [6, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize(

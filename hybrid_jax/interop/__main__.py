@@ -64,7 +64,7 @@ _CONFIG_TEXT = '''"""The settings of this folder's run, for --config of hybrid_j
 
 from pathlib import Path
 
-from hybrid_jax import workdir
+from hybrid_jax.training import workdir
 
 
 def get_config():

@@ -21,10 +21,10 @@ from hybrid_jax.training import workdir as workdirs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network with its parameters, and what it was trained for.
+    """A network with its parameters, tokenizer and experiment.
 
     Attributes:
-      params: the averaged parameters (EMA), which are the ones to evaluate and sample.
+      params: the averaged parameters (EMA), to evaluate and sample with.
       step: updates made.
     """
 
@@ -37,7 +37,7 @@ class Model:
 
 
 def step_of(text: str) -> int | Literal["best"]:
-    """A step as the command line names it. Raises ValueError for neither a number nor "best"."""
+    """A step from the command line. Raises ValueError unless it is a number or "best"."""
     return "best" if text == "best" else int(text)
 
 

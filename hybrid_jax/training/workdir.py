@@ -27,6 +27,7 @@ _FREE = (
     "model.remat",
     "model.unroll",
     "train.accumulation",
+    "train.board",
     "train.checkpoint_every",
     "train.eval_every",
     "train.keep",
