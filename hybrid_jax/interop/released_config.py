@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from hybrid_jax import presets
-from hybrid_jax.config import Experiment, ScheduleConfig
+from hybrid_jax.config import Experiment, ScheduleConfig, effective_layout
 from hybrid_jax.errors import UserError
+from hybrid_jax.method.layout import Layout
 from hybrid_jax.models.transformer import Transformer
 
 Kind = Literal["epsilon", "gamma"]
@@ -98,7 +99,7 @@ def read_config(
         values["optimizer"] |= {"beta2": 0.999, "weight_decay": 0.0}
         values["train"] |= {"batch_size": 256}
     tokens = read("tokenizer.tokens", int, read("tokens", int, 0)) or read("tokenizer.tokens", int)
-    values["data"] |= {"vocab_size": tokens, "length": length}
+    values["data"] |= {"length": length}
     values["model"] |= {
         "layers": read("model.n_blocks", int),
         "width": read("model.hidden_size", int),
@@ -146,11 +147,12 @@ def _read_schedule(read, refuse, length: int) -> tuple[dict, dict, list[str]]:
         refuse("annealing.type", family, f"none, {' and '.join(_FAMILIES)}")
     width = read("annealing.width", int, length)
     levels = read("annealing.tau", int, width)
-    alignment = "shifted" if "shifted" in read("type", str, "aligned") else "aligned"
+    shifted = "shifted" in read("type", str, "aligned")
+    alignment: Literal["aligned", "shifted"] = "shifted" if shifted else "aligned"
     if family == "none" or (family == "block" and width >= length):
-        schedule = ScheduleConfig(family="flat", width=length, levels=levels)
+        schedule = ScheduleConfig(family="flat", levels=levels)
     elif (family, width, levels) == ("block", 1, 1):
-        schedule = ScheduleConfig(family="quenched_ar", width=1, levels=1)
+        schedule = ScheduleConfig(family="quenched_ar")
     else:
         schedule = ScheduleConfig(
             family="block" if family == "block" else "slide", width=width, levels=levels
@@ -163,16 +165,17 @@ def _read_schedule(read, refuse, length: int) -> tuple[dict, dict, list[str]]:
     context = read("annealing.attention.context_type", str, "causal")
     if context not in ("causal", "block_causal", "full"):
         refuse("annealing.attention.context_type", context, "causal, block_causal and full")
-    whole = schedule.family != "slide"
-    ours = "block_causal" if context != "causal" and whole else "causal"
+    whole = context != "causal" and schedule.family != "slide"
+    ours: Literal["causal", "block_causal"] = "block_causal" if whole else "causal"
     if ours != context and schedule.family != "flat":
         notes.append(f"Settled tokens see each other '{context}' in the released code, and '{ours}'"
                      " here: it is what a cache allows.")  # fmt: skip
-    if alignment == "shifted" and schedule.family != "quenched_ar":
+    if shifted and schedule.family != "quenched_ar":
         notes.append("Shifted windows see one row differently in the released code.")
     causal = read("annealing.attention.block_type", str, "full") == "causal"
-    layout = {"alignment": alignment, "causal_window": causal, "context": ours}
-    return dataclasses.asdict(schedule), layout, notes
+    layout = Layout(alignment=alignment, causal_window=causal, context=ours)
+    layout = effective_layout(layout, schedule.build(length))
+    return dataclasses.asdict(schedule), dataclasses.asdict(layout), notes
 
 
 def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]:
@@ -181,6 +184,7 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
     Raises:
       UserError: if the released code has no such model, naming the setting.
     """
+    experiment = experiment.resolved()
     noise, objective, data = experiment.noise, experiment.objective, experiment.data
     score = objective.parameterisation == "score"
     embedding = noise.gamma if noise.kernel == "gamma" else 0.0
@@ -220,7 +224,7 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
             "ema": experiment.train.ema_decay,
             "loss_type": "hybrid",
             "epsilon": noise.epsilon if noise.kernel == "epsilon" else 0.0,
-            "lambda": objective.shown_weight,
+            "lambda": 1.0 if objective.shown_weight is None else objective.shown_weight,
         },
         "graph": {"type": "QGamma" if score else "absorb", "gamma": embedding,
                   "report_all": False, "expanded_sigma": True},

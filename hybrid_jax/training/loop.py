@@ -75,7 +75,7 @@ def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None
 def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Manifest]:
     """The folder of the experiment's records and its manifest; prepares them if missing."""
     data = experiment.data
-    settings = dataclasses.asdict(data)
+    settings = dataclasses.asdict(data) | {"vocab_size": data.expected_vocab_size}
     del settings["dir"]
     out = Path(data.dir) if data.dir else prepare.default_dir(**settings)
     manifest = prepare.prepare(**settings, out=out)

@@ -16,6 +16,7 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.runtime.command_line import step_of as step_of
 from hybrid_jax.training import workdir as workdirs
 
 
@@ -34,11 +35,6 @@ class Model:
     spec: Spec
     params: Any
     step: int
-
-
-def step_of(text: str) -> int | Literal["best"]:
-    """A step as the command line names it. Raises ValueError for neither a number nor "best"."""
-    return "best" if text == "best" else int(text)
 
 
 def load(
