@@ -76,6 +76,14 @@ def test_commands_take_their_arguments(document, command, monkeypatch):
         check_arguments(words[1], words[2:])
 
 
+def test_extras_of_pip_exist():
+    extras = re.findall(r"(?:hybrid_jax|'\.)\[([\w,]+)\]", "".join(TEXTS.values()))
+    assert extras
+    assert {one for extra in extras for one in extra.split(",")} <= {
+        *PROJECT["optional-dependencies"]
+    }
+
+
 def names(words):
     return {word.partition("=")[0] for word in words if word.startswith("--")}
 
