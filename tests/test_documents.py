@@ -15,6 +15,7 @@ import pytest
 from conftest import REPOSITORY
 
 from hybrid_jax.config import Experiment
+from hybrid_jax.runtime.command_line import parse, read_config
 
 DOCUMENTS = [
     REPOSITORY / "README.md",
@@ -55,7 +56,8 @@ def test_commands_are_found():
 
 
 @pytest.mark.parametrize(("document", "command"), COMMANDS)
-def test_commands_take_their_arguments(document, command):
+def test_commands_take_their_arguments(document, command, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     program, *words = shlex.split(command, comments=True)
     if program == "make":
         makefile = (REPOSITORY / "Makefile").read_text("utf-8")
@@ -92,9 +94,15 @@ def flags_in(file):
 
 
 def check_arguments(module, words):
-    """Parses the arguments with the command's own parser, and looks up the settings."""
-    _, overrides = parser_of(module).parse_known_args(words)
-    assert names(overrides) <= {f"--config.{setting}" for setting in settings()}
+    """Reads the arguments as the command does, and builds the experiment that they describe."""
+    if not any(word.startswith("--config") for word in words):
+        parser_of(module).parse_args(words)
+        return
+    options = parse(parser_of(module), words)
+    assert set(options.settings) <= settings()
+    config = getattr(options, "config", None)
+    if config and config != "…" and "$" not in "".join(words):
+        Experiment.from_config(read_config(config), options.settings)
 
 
 @functools.cache
