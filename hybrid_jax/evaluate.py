@@ -36,7 +36,7 @@ from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.figures import pareto as pareto_plot
-from hybrid_jax.generation import samples
+from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.files import unwritable, write_atomic
 from hybrid_jax.runtime.progress import Progress
@@ -144,7 +144,7 @@ def _score_files(options: argparse.Namespace) -> None:
     files = [Path(name) for name in options.texts.split(",") if name]
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
-    made = [samples.read(file) for file in files]  # all, before anything slow
+    made = [requests.read(file) for file in files]  # all, before anything slow
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
     reference, _ = _references(model, options, max(len(texts.texts) for texts in made))
@@ -174,8 +174,8 @@ def _sweep(options: argparse.Namespace) -> None:
         labels, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
             print(f"left out: {reason}", file=sys.stderr)
-    paces = pareto.paces(model) if options.rho is None else _numbers(options.rho)
-    points = pareto.grid(model, labels, paces)
+    rhos = pareto.tokens_per_nfe(model) if options.rho is None else _numbers(options.rho)
+    points = pareto.grid(model, labels, rhos)
     reference, held_out = _references(model, options, options.count)
     folder = _folder(options)
     texts = folder / "pareto"

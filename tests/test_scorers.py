@@ -1,4 +1,4 @@
-"""Generated text scored from the command line: files, and sweeps over rules and paces."""
+"""Generated text scored from the command line: files, and sweeps over rules and tokens per NFE."""
 
 import json
 
@@ -20,7 +20,7 @@ from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.eval.scorers import run as run_scorer
 from hybrid_jax.eval.statistics import Estimate, combined
 from hybrid_jax.eval.text_quality import evaluate as scored
-from hybrid_jax.generation import requests, samples
+from hybrid_jax.generation import driver, requests
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
@@ -65,7 +65,7 @@ def test_a_run_scores_by_its_own_likelihood(ar):
         one = perplexity.Packed(tokens=record[None], documents=1, dropped=0, bytes_per_token=1.0)
         wanted = evaluate_bound(
             model.spec, model.network, model.params, evaluation_batches(one, 1), bound,
-            key=requests.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
+            key=driver.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
         )  # fmt: skip
         assert row.mean(dtype=np.float64) == pytest.approx(wanted.nll, rel=1e-5)
 
@@ -133,7 +133,7 @@ def test_files_of_several_seeds_are_scored_in_one_table(ar, hybrid, tmp_path, ca
         json.loads((hybrid / f"evaluation/quality-seed{seed}.json").read_text()) for seed in (0, 1)
     ]
     for file, found in zip(files, stored, strict=True):
-        made = samples.read(file)
+        made = requests.read(file)
         wanted = scored(scorer, tokenizer, made.tokens, PROTOCOLS["standard"],
                         tokenizer=model.tokenizer)  # fmt: skip
         assert found["perplexity"]["value"] == pytest.approx(wanted.perplexity.value, rel=1e-5)
@@ -170,7 +170,7 @@ def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, hybrid,
         assert any(s["corrections"] > 0 for s in settings) is corrects
 
     # A text is that of its seed and number, as `generate` makes it.
-    made = samples.read(folder / "pareto" / "acs-eta-0.5-rho1-seed1.jsonl")
+    made = requests.read(folder / "pareto" / "acs-eta-0.5-rho1-seed1.jsonl")
     assert len(made.texts) == 6
     alone = [
         f"--workdir={hybrid}", "--rule=acs", "--eta=0.5", "--num_samples=6", "--seed=1",
@@ -191,7 +191,7 @@ def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, hybrid,
 
 def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, hybrid):
     model = pretrained.load(hybrid)
-    assert pareto.paces(model) == [4, 2, 1]
+    assert pareto.tokens_per_nfe(model) == [4, 2, 1]
     fit, reasons = pareto.fitting(model, pareto.RULES)
     assert fit == list(pareto.RULES)
     assert not reasons
@@ -227,9 +227,9 @@ def test_mistakes_are_one_sentence(ar, hybrid, capsys, arguments, message):
     assert len(error.splitlines()) == 1
 
 
-def test_an_autoregressive_run_has_no_paces(ar, capsys):
+def test_an_autoregressive_run_has_one_token_per_nfe(ar, capsys):
     assert evaluate.main([f"--workdir={ar}", "--pareto", f"--scorer=run:{ar}"]) == 2
-    assert "it has no paces" in capsys.readouterr().err
+    assert "there is no ρ to choose" in capsys.readouterr().err
 
 
 def test_a_rule_in_one_word():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hybrid_jax import generate
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -22,7 +23,7 @@ from hybrid_jax.config import (
     TrainConfig,
 )
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import summary
+from hybrid_jax.generation import requests, summary
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
@@ -246,8 +247,12 @@ def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     assert result["perplexity"] == pytest.approx(np.exp(result["nll"]))
     bits = result["nll"] / np.log(2) / run.manifest.valid.bytes_per_token
     assert result["bits_per_byte"] == pytest.approx(bits)
-    samples = (tmp_path / "samples" / "step-6.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(samples) == 2
+    # The samples are those that the command generates, in a file that evaluation reads.
+    file, again = tmp_path / "samples" / "step-6.jsonl", tmp_path / "again.jsonl"
+    assert len(requests.read(file).texts) == 2
+    command = [f"--workdir={tmp_path}", "--num_samples=2", "--seed=0", f"--out={again}"]
+    assert generate.main(command) == 0
+    assert again.read_text(encoding="utf-8") == file.read_text(encoding="utf-8")
 
 
 def test_a_board_may_be_added_to_a_run(experiment, tmp_path):

@@ -65,7 +65,7 @@ def draw() -> bytes:
     )
     for axes, kernel in zip(figure.subplots(2, 2).reshape(-1), shown(), strict=True):
         _panel(axes, kernel)
-    canvas.legend(figure, [(style.meaning, {"facecolor": style.fill}) for style in NOISE.values()])
+    canvas.legend(figure, [(name, {"facecolor": style.fill}) for name, style in NOISE.items()])
     return canvas.png(figure)
 
 
