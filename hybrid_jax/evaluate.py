@@ -29,10 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
-from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.figures import pareto as pareto_plot
@@ -42,18 +40,13 @@ from hybrid_jax.runtime.files import unwritable, write_atomic
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import pretrained
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(argv)
     return exit_status(lambda: _run(options), interrupted="what was measured is stored")
-
-
-def validation_set(experiment: Experiment) -> EvaluationSet:
-    """The validation text of a run; without a source where it was held out of the training text."""
-    return EvaluationSet(name="valid", source=experiment.data.valid_source)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -86,7 +79,7 @@ def _run(options: argparse.Namespace) -> None:
 def _measure_sets(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
     model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
-    valid = validation_set(model.experiment)
+    valid = datasets.validation_set(model.experiment)
     wanted = [
         datasets.parse(text, validation=valid) for text in options.datasets.split(",") if text
     ]
@@ -98,7 +91,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
     print(f"{model.experiment.name}, step {model.step}: {bound.label}")
     print(f"{'data set':24}{'perplexity':>22}{'bits/byte':>11}{'records':>9}{'draws':>7}")
     for dataset in wanted:
-        packed = _records(model, dataset, options.records)
+        packed = perplexity.records_of(model, dataset, options.records)
         total = perplexity.batch_count(packed, options.batch_size)
         with Progress(total=total, interval=10.0) as bar:
             found = perplexity.measure(
@@ -126,13 +119,6 @@ def _row(found: perplexity.Measurement) -> str:
         f"{found.dataset.name:24}{value:>22}{estimate.bits_per_byte:>11.3f}"
         f"{estimate.records:>9,}{estimate.draws:>7}"
     )
-
-
-def _records(model: Model, dataset: EvaluationSet, count: int) -> perplexity.Packed:
-    """Records of a text; 0 for all."""
-    if not dataset.source:
-        return perplexity.held_out(model, count)
-    return perplexity.pack(dataset, model.tokenizer, model.spec.schedule.length, count)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -220,14 +206,14 @@ def _from(bar: Progress, before: int, done: int) -> None:
 
 
 def _references(
-    model: Model, options: argparse.Namespace, count: int
+    model: Pretrained, options: argparse.Namespace, count: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Human texts for MAUVE, and others to score beside the generated ones, each of a record."""
-    valid = validation_set(model.experiment)
+    valid = datasets.validation_set(model.experiment)
     dataset = valid
     if options.reference is not None:
         dataset = datasets.parse(options.reference, validation=valid)
-    records = list(_records(model, dataset, 2 * count).tokens)
+    records = list(perplexity.records_of(model, dataset, 2 * count).tokens)
     if len(records) < 4:
         raise UserError(
             f"{dataset.name} has {len(records)} records of text, too few to compare with: name "

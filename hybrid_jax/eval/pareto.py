@@ -21,7 +21,7 @@ from hybrid_jax.generation.requests import Request, Samples
 from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 RULES = (
     "ancestral",
@@ -55,7 +55,7 @@ class Point:
     sampler: Sampler
 
 
-def grid(model: Model, rules: Sequence[str], rhos: Sequence[float]) -> list[Point]:
+def grid(model: Pretrained, rules: Sequence[str], rhos: Sequence[float]) -> list[Point]:
     """All points.
 
     Raises:
@@ -79,12 +79,12 @@ def grid(model: Model, rules: Sequence[str], rhos: Sequence[float]) -> list[Poin
     return points
 
 
-def tokens_per_nfe(model: Model) -> list[float]:
+def tokens_per_nfe(model: Pretrained) -> list[float]:
     """Those of the paper's ρ that divide the model's window."""
     return [rho for rho in TOKENS_PER_NFE if model.spec.schedule.width % rho == 0]
 
 
-def fitting(model: Model, rules: Sequence[str]) -> tuple[list[str], list[str]]:
+def fitting(model: Pretrained, rules: Sequence[str]) -> tuple[list[str], list[str]]:
     """Those rules that the model can use, and why the others cannot be used."""
     fit, reasons = [], []
     for label in rules:
@@ -98,7 +98,7 @@ def fitting(model: Model, rules: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def texts_of(
-    model: Model,
+    model: Pretrained,
     point: Point,
     folder: Path,
     *,

@@ -24,7 +24,7 @@ from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import unwritable
 from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.train_step import TrainSetup, TrainState
 
 # What of `model` is the network itself, and not how it is trained or computed.
@@ -82,7 +82,7 @@ def start_from(
     workdir: str | Path,
     *,
     step: int | Literal["best"] | None = None,
-) -> Model:
+) -> Pretrained:
     """Makes a workdir whose step 0 is the network of another run: AR to hybrid, for example.
 
     The averaged parameters of `source` are copied; schedule, noise, objective and training are
