@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.files import file_name, unwritable, write_atomic
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import pretrained
@@ -105,7 +104,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
                 mesh=mesh,
                 progress=functools.partial(bar.update, values={}),
             )
-        file = folder / f"{_file_name(dataset.name)}.json"
+        file = folder / f"{file_name(dataset.name)}.json"
         write_atomic(file, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
         print(_row(found), flush=True)
     print(f"protocol {found.protocol.name}, stored in {folder}")
@@ -143,7 +142,7 @@ def _score_files(options: argparse.Namespace) -> None:
     for file, texts in zip(files, made, strict=True):
         quality = scored(texts.tokens, settings=texts.settings)
         rows.append(Row(label=file.name, qualities=(quality,)))
-        write_atomic(folder / f"quality-{_file_name(file.stem)}.json", quality.to_json() + "\n")
+        write_atomic(folder / f"quality-{file_name(file.stem)}.json", quality.to_json() + "\n")
     if len(rows) > 1:
         every = tuple(quality for row in rows for quality in row.qualities)
         rows.append(Row(label="all", qualities=every))
@@ -237,10 +236,6 @@ def _folder(options: argparse.Namespace) -> Path:
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
 
 
 def _parser() -> argparse.ArgumentParser:

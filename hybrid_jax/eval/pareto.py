@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.generation.requests import Request, Samples
+from hybrid_jax.runtime.files import file_name
 from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
@@ -116,7 +116,7 @@ def texts_of(
     Raises:
       UserError: if they cannot be read or written.
     """
-    file = folder / f"{_plain(point.label)}-rho{point.rho:g}-seed{seed}.jsonl"
+    file = folder / f"{file_name(point.label)}-rho{point.rho:g}-seed{seed}.jsonl"
     settings = requests.settings_of(workdir, model, point.sampler, point.sampling, seed)
     if file.exists():
         found = requests.read(file)
@@ -133,7 +133,3 @@ def texts_of(
     )  # fmt: skip
     requests.write(file, texts, settings)
     return requests.read(file)
-
-
-def _plain(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", label)
