@@ -31,13 +31,13 @@ from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training import pretrained
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 _PIECES = 100  # that a batch is run in, for the progress bar
 
 
 def generate(
-    model: Model,
+    model: Pretrained,
     sampler: Sampler,
     rule: Rule,
     requests: Sequence[Request],

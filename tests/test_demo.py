@@ -17,14 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
+import tiny
 from conftest import REPOSITORY
 
 from hybrid_jax import generate
 from hybrid_jax.config import (
-    DataConfig,
     EvaluationConfig,
-    Experiment,
-    ModelConfig,
     NoiseConfig,
     ScheduleConfig,
     TrainConfig,
@@ -36,35 +34,18 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.generation import frames
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
-from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.training import loop as train
-from hybrid_jax.training import pretrained, workdir
+from hybrid_jax.training import pretrained
 
 LENGTH = 24
 
 
-def trained_run(place, *, tokenizer="byte", **sections):
+def trained_run(place, **sections):
     lines = [f"{n} plus {n} makes {2 * n}: Größe γ, naïve ε.\n" for n in range(2000)]
     (place / "text.txt").write_text("".join(lines), encoding="utf-8")
-    experiment = Experiment(
-        name="tiny",
-        data=DataConfig(
-            source=f"files:{place}/text.txt",
-            tokenizer=tokenizer,
-            vocab_size=300,
-            length=LENGTH,
-            dir=f"{place}/data",
-        ),
-        model=ModelConfig(layers=1, width=16, heads=2),
-        train=TrainConfig(steps=3, batch_size=8, eval_every=100, checkpoint_every=3),
-        **sections,
-    )
-    run = train.open_run(experiment, jax.devices()[:1])
-    workdir.claim(place / "run", experiment, run.tokenizer)
-    train.train(run, place / "run", Signals(), say=lambda _: None)
-    return place / "run"
+    steps = TrainConfig(steps=3, batch_size=8, eval_every=100, checkpoint_every=3)
+    return tiny.run(place, place / "text.txt", length=LENGTH, train=steps, **sections)
 
 
 @pytest.fixture(scope="module")

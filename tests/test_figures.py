@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from enumeration import quick_jit
 from PIL import Image
-from test_evaluate import LENGTH, run_of
+from tiny import LENGTH
 
 from hybrid_jax import generate
-from hybrid_jax.config import EvaluationConfig
-from hybrid_jax.data.tokenizers.byte import Byte
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.figures import __main__ as figures
 from hybrid_jax.figures import gif, hyperschedules, masks, noise, page, palette
 from hybrid_jax.generation import driver, frames, player, requests
@@ -219,24 +218,9 @@ def test_names_of_rows():
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    lines = [f"{n} plus {n} makes {2 * n}.\n" for n in range(3000)]
-    (folder / "a.txt").write_text("".join(lines), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def hybrid(text, tmp_path_factory):
-    goal = Objective(loss="weighted_cross_entropy", time="continuous")
-    return run_of(text, tmp_path_factory.mktemp("hybrid"), "block", "aligned", "epsilon", goal,
-                  EvaluationConfig(kernel="absorbing"))  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def recordings(hybrid):
+def recordings(epsilon):
     """Under a rule that replaces, and one that masks again; each with what `generate` gives."""
-    model = pretrained.load(hybrid)
+    model = pretrained.load(epsilon)
     sampler = requests.build_sampler(model, model.experiment.sampling)
     request = Request(prompt="12", ids=[49, 50], stop=LENGTH)
     found = []
@@ -254,7 +238,7 @@ def test_frames_end_in_the_text_that_generate_gives(recordings):
     for recording, wanted in recordings:
         assert recording.text == wanted
         last = recording.frames[-1]
-        cells = frames.cells_of(Byte(), wanted.tokens, ["settled"] * len(wanted.tokens))
+        cells = frames.cells_of(ByteTokenizer(), wanted.tokens, ["settled"] * len(wanted.tokens))
         assert list(last.cells) == [frames.on_one_line(cell) for cell in cells]
         assert set(last.states) <= {"given", "settled", "revealed", "corrected"}
         assert (last.nfe, last.corrections) == (wanted.nfe, wanted.corrections)
@@ -295,8 +279,8 @@ def test_states_of_frames_follow_the_schedule(recordings):
                     assert state == "worthless"
 
 
-def test_text_behind_an_end_token_is_worthless(hybrid):
-    model = pretrained.load(hybrid)
+def test_text_behind_an_end_token_is_worthless(epsilon):
+    model = pretrained.load(epsilon)
     sampler = requests.build_sampler(model, model.experiment.sampling)
     # A common letter as end token, so that the text is sure to end.
     stopping = dataclasses.replace(sampler, eos=ord(" "))
@@ -318,10 +302,14 @@ def test_characters_of_several_tokens():
     states = ["settled"] * 10 + ["worthless"]
     unreadable = frames.UNREADABLE
     wanted = ["a", "—", "", "", "b", "\n", "░", unreadable, "░", "", "·"]
-    assert frames.cells_of(Byte(), tokens, states) == wanted
+    assert frames.cells_of(ByteTokenizer(), tokens, states) == wanted
     # A character that is not whole yet is not made up from what is not begun.
     states = ["settled", "active", "worthless"]
-    assert frames.cells_of(Byte(), list("—".encode()), states) == [unreadable, unreadable, "·"]
+    assert frames.cells_of(ByteTokenizer(), list("—".encode()), states) == [
+        unreadable,
+        unreadable,
+        "·",
+    ]
     assert frames.on_one_line("a\n\t\x07é") == f"a⏎ {unreadable}é"
 
 
@@ -448,17 +436,23 @@ def test_the_command_draws_what_needs_no_model(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(files)
 
 
-def test_the_command_animates_a_run(hybrid, tmp_path):
-    arguments = ["animation", f"--workdir={hybrid}", "--prompt=7 ", "--seed=3", f"--out={tmp_path}"]
-    assert figures.main(arguments) == 0
+def test_the_command_animates_a_run(epsilon, tmp_path):
+    arguments = [
+        "animation",
+        f"--workdir={epsilon}",
+        "--prompt=7 ",
+        "--seed=3",
+        f"--out={tmp_path}",
+    ]
+    assert figures.main(["animation", *arguments]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"animation.gif", "animation.html"}
     (run,) = payload((tmp_path / "animation.html").read_text(encoding="utf-8"))["runs"]
-    assert run["settings"] == "block(ω=4, T=4), ε-hybrid(ε=0.01), ancestral"
+    assert run["settings"] == "block(ω=4, T=4), ε-epsilon(ε=0.01), ancestral"
     out = tmp_path / "texts.jsonl"
-    command = [f"--workdir={hybrid}", "--prompt=7 ", "--seed=3", f"--out={out}"]
+    command = [f"--workdir={epsilon}", "--prompt=7 ", "--seed=3", f"--out={out}"]
     assert generate.main(command) == 0
     wanted = json.loads(out.read_text(encoding="utf-8"))
-    recording = figures.record_run(hybrid, prompt="7 ", seed=3)
+    recording = figures.record_run(epsilon, prompt="7 ", seed=3)
     assert recording.text.tokens == wanted["tokens"]
     assert run == json.loads(json.dumps(page.values_of(recording)))
 
@@ -491,9 +485,9 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, message):
     assert file.read_text(encoding="utf-8") == "mine"
 
 
-def test_a_prompt_that_does_not_fit_is_refused(hybrid, tmp_path, capsys):
+def test_a_prompt_that_does_not_fit_is_refused(epsilon, tmp_path, capsys):
     prompt = "x" * (LENGTH + 1)
-    assert figures.main([f"--workdir={hybrid}", f"--prompt={prompt}", "animation",
+    assert figures.main([f"--workdir={epsilon}", f"--prompt={prompt}", "animation",
                          f"--out={tmp_path}/out"]) == 2  # fmt: skip
     assert "shorten it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -14,30 +14,28 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+import tiny
 from conftest import REPOSITORY
 
 from hybrid_jax import generate
 from hybrid_jax.config import (
-    DataConfig,
     EvaluationConfig,
     Experiment,
-    ModelConfig,
     NoiseConfig,
     ScheduleConfig,
     TrainConfig,
 )
-from hybrid_jax.data.tokenizers.byte import Byte
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import driver, frames, requests, terminal
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
-from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.sampling import prompts, rules
 from hybrid_jax.sampling.setting import check_settings, setting, settings_of
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.training import loop, pretrained, workdir
+from hybrid_jax.training import pretrained
 
 LENGTH = 24
 
@@ -48,25 +46,20 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("generate")
     lines = [f"{n} plus {n} makes {2 * n}, and that is all there is to say.\n" for n in range(2000)]
     (place / "text.txt").write_text("".join(lines), encoding="utf-8")
-    experiment = Experiment(
-        name="test",
-        data=DataConfig(
-            source=f"files:{place}/text.txt", tokenizer="byte", length=LENGTH, dir=f"{place}/data"
-        ),
+    found = tiny.run(
+        place,
+        place / "text.txt",
+        length=LENGTH,
         schedule=ScheduleConfig(family="block", width=4, levels=4),
         noise=NoiseConfig(kernel="epsilon"),
         layout=Layout(alignment="shifted"),
         objective=Objective(loss="weighted_cross_entropy", time="continuous"),
-        model=ModelConfig(layers=1, width=16, heads=2),
         train=TrainConfig(steps=3, batch_size=8, eval_every=100, checkpoint_every=2),
         evaluation=EvaluationConfig(kernel="absorbing"),
         sampling=SamplingConfig(rule="acs", eta=0.5),
     )
-    run = loop.open_run(experiment, jax.devices()[:1])
-    workdir.claim(place / "run", experiment, run.tokenizer)
-    loop.train(run, place / "run", Signals(), say=lambda _: None)
     shutil.rmtree(place / "data")
-    return place / "run"
+    return found
 
 
 def records(folder, tmp_path, *arguments):
@@ -240,7 +233,7 @@ def test_watching_tells_tokens_apart():
         )
         return Round(first=0, given=given, state=state)
 
-    recorder = frames.Recorder(sampler, Byte())
+    recorder = frames.Recorder(sampler, ByteTokenizer())
     recorder.frame(round_([65, 67, 68, 258, 258, 258], 2, 2))
     frame = recorder.frame(round_([65, 67, 69, 258, 258, 258], 3, 3))
     # The last token is not wanted, and the frontier has not come to the one before.

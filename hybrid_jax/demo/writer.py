@@ -20,7 +20,7 @@ from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.settings import RuleOptions, SamplingConfig, given
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 MOST_CHARACTERS = 20_000
 _MOST_PROGRAMS = 24  # compiled ones that are kept
@@ -86,7 +86,7 @@ class Job:
 class Writer:
     """Writes with one model. All methods may be called from any thread."""
 
-    def __init__(self, model: Model, workdir: str, step: int | str | None = None):
+    def __init__(self, model: Pretrained, workdir: str, step: int | str | None = None):
         """`workdir` and `step` name the model on the command line."""
         self._model = model
         self._source = [f"--workdir={workdir}", *([] if step is None else [f"--step={step}"])]

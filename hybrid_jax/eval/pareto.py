@@ -11,17 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.generation.requests import Request, Samples
+from hybrid_jax.runtime.files import file_name
 from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 RULES = (
     "ancestral",
@@ -55,7 +55,7 @@ class Point:
     sampler: Sampler
 
 
-def grid(model: Model, rules: Sequence[str], rhos: Sequence[float]) -> list[Point]:
+def grid(model: Pretrained, rules: Sequence[str], rhos: Sequence[float]) -> list[Point]:
     """All points.
 
     Raises:
@@ -79,12 +79,12 @@ def grid(model: Model, rules: Sequence[str], rhos: Sequence[float]) -> list[Poin
     return points
 
 
-def tokens_per_nfe(model: Model) -> list[float]:
+def tokens_per_nfe(model: Pretrained) -> list[float]:
     """Those of the paper's ρ that divide the model's window."""
     return [rho for rho in TOKENS_PER_NFE if model.spec.schedule.width % rho == 0]
 
 
-def fitting(model: Model, rules: Sequence[str]) -> tuple[list[str], list[str]]:
+def fitting(model: Pretrained, rules: Sequence[str]) -> tuple[list[str], list[str]]:
     """Those rules that the model can use, and why the others cannot be used."""
     fit, reasons = [], []
     for label in rules:
@@ -98,7 +98,7 @@ def fitting(model: Model, rules: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def texts_of(
-    model: Model,
+    model: Pretrained,
     point: Point,
     folder: Path,
     *,
@@ -116,7 +116,7 @@ def texts_of(
     Raises:
       UserError: if they cannot be read or written.
     """
-    file = folder / f"{_plain(point.label)}-rho{point.rho:g}-seed{seed}.jsonl"
+    file = folder / f"{file_name(point.label)}-rho{point.rho:g}-seed{seed}.jsonl"
     settings = requests.settings_of(workdir, model, point.sampler, point.sampling, seed)
     if file.exists():
         found = requests.read(file)
@@ -133,7 +133,3 @@ def texts_of(
     )  # fmt: skip
     requests.write(file, texts, settings)
     return requests.read(file)
-
-
-def _plain(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", label)

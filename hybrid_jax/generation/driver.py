@@ -18,7 +18,7 @@ from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.prompts import Prompts
 from hybrid_jax.sampling.state import Generated, Generation, Sampler
 from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 _TO_THE_END = np.iinfo(np.int32).max
 
@@ -41,7 +41,7 @@ class Round:
 
 
 def run(
-    model: Model,
+    model: Pretrained,
     sampler: Sampler,
     rule: Rule,
     requests: Sequence[Request],
@@ -72,7 +72,7 @@ def run(
 
 
 def rounds(
-    model: Model,
+    model: Pretrained,
     sampler: Sampler,
     rule: Rule,
     requests: Sequence[Request],
@@ -109,7 +109,7 @@ def rounds(
 
 
 def compile_rounds(
-    model: Model, sampler: Sampler, rule: Rule, requests: Sequence[Request], *, batch_size: int
+    model: Pretrained, sampler: Sampler, rule: Rule, requests: Sequence[Request], *, batch_size: int
 ) -> None:
     """Compiles `rounds` for these arguments, so that a clock that starts later leaves it out."""
     given = build_prompts(sampler, requests[:batch_size], batch_size)
@@ -141,7 +141,7 @@ def keys_of(seed: int, numbers: np.ndarray) -> jax.Array:
     return jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(numbers)
 
 
-def _text(model: Model, request: Request, result: Generated, row: int, number: int) -> Text:
+def _text(model: Pretrained, request: Request, result: Generated, row: int, number: int) -> Text:
     ids = [int(i) for i in result.tokens[row, : result.length[row]]]
     return Text(
         number=number,

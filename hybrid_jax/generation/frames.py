@@ -15,7 +15,7 @@ from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 TokenState = Literal["given", "settled", "active", "revealed", "corrected", "masked", "worthless"]
 STATES: tuple[TokenState, ...] = get_args(TokenState)
@@ -123,7 +123,7 @@ class Recording:
 
 
 def record(
-    model: Model,
+    model: Pretrained,
     sampler: Sampler,
     rule: Rule,
     request: Request,

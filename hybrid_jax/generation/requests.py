@@ -20,7 +20,7 @@ from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,9 @@ def choose_sampling(
     return dataclasses.replace(trained_with, **given)
 
 
-def build_sampler(model: Model, sampling: SamplingConfig, levels: int | None = None) -> Sampler:
+def build_sampler(
+    model: Pretrained, sampling: SamplingConfig, levels: int | None = None
+) -> Sampler:
     """A sampler of the model; `levels` for another number of steps a window."""
     spec = model.spec
     if levels is not None:
@@ -113,7 +115,7 @@ def build_sampler(model: Model, sampling: SamplingConfig, levels: int | None = N
 
 
 def settings_of(
-    workdir: str | Path, model: Model, sampler: Sampler, sampling: SamplingConfig, seed: int
+    workdir: str | Path, model: Pretrained, sampler: Sampler, sampling: SamplingConfig, seed: int
 ) -> dict[str, Any]:
     """All that texts depend on, to stand beside each of them."""
     return {

@@ -17,7 +17,7 @@ from hybrid_jax.runtime.files import unwritable, write_atomic
 from hybrid_jax.runtime.processes import is_process0, raise_on_all
 from hybrid_jax.training import loop as train
 from hybrid_jax.training.likelihood import BoundEstimate
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.train_step import TrainState
 
 
@@ -88,7 +88,7 @@ def sample_texts(
     training.
     """
     setup, sampling, seed = run.setup, run.experiment.sampling, run.experiment.train.seed
-    model = Model(
+    model = Pretrained(
         experiment=run.experiment,
         tokenizer=run.tokenizer,
         network=setup.network,

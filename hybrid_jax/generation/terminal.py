@@ -10,7 +10,7 @@ from hybrid_jax.errors import UserError, require
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.frames import Frame, Recorder, TokenState
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 STYLES: dict[TokenState, str] = {
     "given": "bold",
@@ -39,7 +39,7 @@ class Watch:
     """
 
     def __init__(
-        self, model: Model, sampler: Sampler, *, delay: float = 0.0, console: Any = None
+        self, model: Pretrained, sampler: Sampler, *, delay: float = 0.0, console: Any = None
     ) -> None:
         self._model, self._sampler = model, sampler
         self._delay, self._console = delay, console
