@@ -225,7 +225,7 @@ def recordings(epsilon):
     request = Request(prompt="12", ids=[49, 50], stop=LENGTH)
     found = []
     for name, rule in {
-        "acs": rules.make("acs", eta=1.0),
+        "acs": rules.make("acs", eta=1.0, temperature=4.0),
         "remdm": rules.make("remdm", eta=0.5),
     }.items():
         recording = frames.record(model, sampler, rule, request, seed=4, title=f"<{name}>")
@@ -447,7 +447,7 @@ def test_the_command_animates_a_run(epsilon, tmp_path):
     assert figures.main(["animation", *arguments]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"animation.gif", "animation.html"}
     (run,) = payload((tmp_path / "animation.html").read_text(encoding="utf-8"))["runs"]
-    assert run["settings"] == "block(ω=4, T=4), ε-epsilon(ε=0.01), ancestral"
+    assert run["settings"] == "block(ω=4, T=4), ε-hybrid(ε=0.01), ancestral"
     out = tmp_path / "texts.jsonl"
     command = [f"--workdir={epsilon}", "--prompt=7 ", "--seed=3", f"--out={out}"]
     assert generate.main(command) == 0

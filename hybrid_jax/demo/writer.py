@@ -60,8 +60,7 @@ class PageRequest(RuleOptions):
         if not 0 <= self.seed < 2**32:
             raise UserError(f"The seed must lie in 0 … {2**32 - 1}, but is {self.seed}.")
         for name, value in given(self).items():
-            usable = isinstance(value, str) or (math.isfinite(value) and abs(value) <= _HIGHEST)
-            if not usable:
+            if not isinstance(value, str) and abs(value) > _HIGHEST:
                 raise UserError(f"{name} is {value}, which is no number to calculate with.")
         if self.gaps and self.length is not None:
             raise UserError("A text with gaps has the length that its gaps give it: leave it out.")
