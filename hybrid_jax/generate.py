@@ -107,7 +107,7 @@ def _lines(file: str) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Generates what the options ask for, prints it and writes the record."""
+    """Generates the texts of the options, prints them and writes the record."""
     for name in ("num_samples", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} must be at least 1, but is {getattr(options, name)}.")
@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rule", choices=list(rules.NAMED), help="update rule (default: the experiment's)")
     for name, setting in rules.OPTIONS.items():
         add(f"--{name}", type=setting.kind, help=rules.describe(name))
-    add("--eos", choices=("continue", "stop"), help="what the end-of-document token means")
+    add("--eos", choices=("continue", "stop"), help="at an end-of-document token")
     add("--seed", type=int, default=0)
     add("--out", metavar="FILE", help="JSON lines with tokens, settings and counts")
     add("--watch", type=float, nargs="?", const=0.05, metavar="SECONDS",

@@ -5,8 +5,8 @@ takes a request as JSON (`writer.PageRequest`) and streams events, a JSON object
 comes back as ``{"error": sentence}``.
 
 Any site that somebody visits can make their browser send requests here. So requests must name this
-machine as their host (a name that was rebound to its address does not), and what a page of another
-origin sends is refused.
+machine as their host (a name that was rebound to its address does not), and a page of another
+origin is refused.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.socket.getsockname()[1]}/"
 
@@ -148,7 +148,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.server.places.release()
 
     def _body(self) -> bytes | None:
-        """What was sent; None if it was refused."""
+        """Body of the request; None if it was refused."""
         try:
             size = int(self.headers.get("Content-Length", ""))
         except ValueError:
@@ -166,7 +166,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return body
 
     def _welcome(self) -> bool:
-        """Whether the request may be answered; if not, it is refused."""
+        """True if the request may be answered; refuses it if not."""
         host = self.headers.get("Host", "")
         try:
             name = urllib.parse.urlsplit(f"//{host}").hostname

@@ -49,7 +49,7 @@ def corrupted(kernel: NoiseKernel, seed: int = SEED) -> np.ndarray:
 
 
 def states(kernel: NoiseKernel, tokens: np.ndarray) -> np.ndarray:
-    """What became of each word, strings [levels, words]: the names in `palette.NOISE`.
+    """State of each word, strings [levels, words]: the names in `palette.NOISE`.
 
     A replacement that happens to draw the word itself counts as kept: nobody could tell.
     """

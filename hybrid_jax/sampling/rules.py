@@ -286,7 +286,7 @@ def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[
 
 
 def _check(rule: Any, kernel: NoiseKernel) -> None:
-    """What rules that work on MASK check. Raises UserError."""
+    """Checks of all rules that work on MASK. Raises UserError."""
     rule.warp.check()
     check_settings(rule)
     check_masks(kernel, next(name for name, named in NAMED.items() if isinstance(rule, named.kind)))
