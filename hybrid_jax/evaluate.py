@@ -35,6 +35,7 @@ from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.command_line import Parser, parse, step_of
 from hybrid_jax.runtime.files import file_name, unwritable, write_atomic
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
@@ -44,8 +45,9 @@ from hybrid_jax.training.pretrained import Pretrained
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    options = _parser().parse_args(argv)
-    return exit_status(lambda: _run(options), interrupted="what was measured is stored")
+    return exit_status(
+        lambda: _run(parse(_parser(), argv)), interrupted="what was measured is stored"
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -239,7 +241,7 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hybrid_jax.evaluate",
         description="Perplexity of a trained model on named texts, or quality of its own texts.",
     )
@@ -247,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, help="folder of a run")
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
-    add("--step", type=pretrained.step_of, help="checkpoint, or 'best' (default: the newest)")
+    add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")
     add("--records", type=int, default=0, metavar="N", help="most records (default: all)")
     add("--draws", type=int, default=4, metavar="K", help="of noise for each (default: 4)")
     add("--batch_size", type=int, default=64, metavar="B", help="records at a time (default: 64)")

@@ -25,6 +25,7 @@ from hybrid_jax.generation import requests as writing
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import Watch, require_terminal
+from hybrid_jax.runtime.command_line import Parser, parse, step_of
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.prompts import GAP
@@ -149,14 +150,14 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hybrid_jax.generate", description="Generates text with a trained model."
     )
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
     add(
         "--step",
-        type=pretrained.step_of,
+        type=step_of,
         help="checkpoint to use, or 'best' on validation (default: newest)",
     )
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
@@ -181,8 +182,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    options = _parser().parse_args(argv)
-    return exit_status(lambda: run(options), interrupted="nothing was written")
+    return exit_status(lambda: run(parse(_parser(), argv)), interrupted="nothing was written")
 
 
 if __name__ == "__main__":

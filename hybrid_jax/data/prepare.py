@@ -28,6 +28,7 @@ from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.runtime.command_line import Parser, parse
 
 VALID_EVERY = 20
 SHARD_RECORDS = 1 << 16
@@ -229,7 +230,7 @@ def _batches(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hybrid_jax.data.prepare",
         description="Packs text into fixed-length token records for training.",
     )
@@ -253,8 +254,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    options = _parser().parse_args(argv)
-    return exit_status(lambda: _run(options), interrupted="nothing was written")
+    return exit_status(lambda: _run(parse(_parser(), argv)), interrupted="nothing was written")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.figures import canvas, gif, hyperschedules, masks, noise, page
 from hybrid_jax.generation import frames, requests
 from hybrid_jax.generation.frames import Recording
+from hybrid_jax.runtime.command_line import Parser, parse
 from hybrid_jax.runtime.decode import nearest
 from hybrid_jax.runtime.files import one_line, write_atomic
 from hybrid_jax.training import pretrained
@@ -97,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hybrid_jax.figures",
         description="Draws the paper's pictures from the package's own functions.",
     )
@@ -115,8 +116,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    options = _parser().parse_args(argv)
-    return exit_status(lambda: run(options), interrupted="pictures that were written stay")
+    return exit_status(
+        lambda: run(parse(_parser(), argv)), interrupted="pictures that were written stay"
+    )
 
 
 if __name__ == "__main__":

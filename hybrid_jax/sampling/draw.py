@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from hybrid_jax.sampling.setting import check_settings, setting
+from hybrid_jax.sampling.setting import check_ranges, setting
 
 
 def sample_categorical(key: jax.Array, logits: jax.Array) -> jax.Array:
@@ -61,7 +61,7 @@ class Warp:
 
     def check(self) -> None:
         """Raises UserError for values without meaning."""
-        check_settings(self)
+        check_ranges(self)
 
     @property
     def idle(self) -> bool:

@@ -25,7 +25,7 @@ from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling.draw import Warp, sample_categorical
-from hybrid_jax.sampling.setting import Setting, check_settings, setting, settings_of
+from hybrid_jax.sampling.setting import Setting, check_ranges, setting, settings_of
 from hybrid_jax.sampling.update_rule import (
     PLAIN,
     Prediction,
@@ -288,7 +288,7 @@ def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[
 def _check(rule: Any, kernel: NoiseKernel) -> None:
     """Checks of all rules that work on MASK. Raises UserError."""
     rule.warp.check()
-    check_settings(rule)
+    check_ranges(rule)
     check_masks(kernel, next(name for name, named in NAMED.items() if isinstance(rule, named.kind)))
 
 

@@ -81,7 +81,7 @@ def settings_of(owner: Any) -> dict[str, Setting]:
     }
 
 
-def check_settings(owner: Any) -> None:
+def check_ranges(owner: Any) -> None:
     """Raises UserError for the first setting of an instance whose value it may not have."""
     for name, known in settings_of(owner).items():
         value = getattr(owner, name)

@@ -16,7 +16,6 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.command_line import step_of as step_of
 from hybrid_jax.training import workdir as workdirs
 
 
