@@ -33,7 +33,7 @@ from hybrid_jax.method import hyperschedule
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling import prompts, rules
-from hybrid_jax.sampling.setting import check_settings, setting, settings_of
+from hybrid_jax.sampling.setting import check_ranges, setting, settings_of
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
 
@@ -305,4 +305,4 @@ def test_a_setting_of_a_new_rule_needs_its_field_alone(monkeypatch):
     with pytest.raises(UserError, match="Rule acs has no depth: it belongs to new"):
         rules.make("acs", depth=4)
     with pytest.raises(UserError, match=r"depth must lie in \[1, 9\], but is 10"):
-        check_settings(New(depth=10))
+        check_ranges(New(depth=10))
