@@ -8,25 +8,13 @@ Implements *Unifying Autoregressive and Diffusion-Based Sequence Generation*
     model = hj.load("runs/gamma_hybrid")
     texts = model.generate(["The function returns"], length=64, rule=hj.rules.ACS(eta=0.25))
 
-Names are imported when they are first used, so that ``import hybrid_jax`` costs nothing.
+Names are imported when they are first used, so that ``import hybrid_jax`` costs nothing; their
+types are in ``__init__.pyi``.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hybrid_jax.api.model import Model as Model
-    from hybrid_jax.api.model import load as load
-    from hybrid_jax.config import Experiment as Experiment
-    from hybrid_jax.errors import UserError as UserError
-    from hybrid_jax.method import hyperschedule as hyperschedule
-    from hybrid_jax.method import noising as noising
-    from hybrid_jax.method.layout import Layout as Layout
-    from hybrid_jax.method.loss import Spec as Spec
-    from hybrid_jax.method.objective import Objective as Objective
-    from hybrid_jax.sampling import rules as rules
 
 __version__ = "0.1.0"
 

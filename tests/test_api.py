@@ -2,8 +2,10 @@
 
 import doctest
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,8 @@ def test_importing_the_package_imports_nothing_else():
 def test_every_public_name_is_there():
     assert set(dir(hj)) == set(hj.__all__)
     assert all(getattr(hj, name) is not None for name in hj.__all__)
+    stub = Path(hj.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    assert set(re.findall(r"as (\w+)$|^(\w+): ", stub, re.M)) >= {(name, "") for name in hj._HOMES}
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         hj.nothing  # noqa: B018
 
