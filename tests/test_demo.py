@@ -54,7 +54,7 @@ def trained_run(place, *, tokenizer="byte", **sections):
         data=DataConfig(
             source=f"files:{place}/text.txt",
             tokenizer=tokenizer,
-            vocab_size=300,
+            vocab_size=300 if tokenizer == "sentencepiece" else None,
             length=LENGTH,
             dir=f"{place}/data",
         ),
@@ -280,7 +280,7 @@ def test_plain_autoregression_has_no_levels(block, tmp_path):
     shutil.copytree(block, tmp_path / "ar")
     path = tmp_path / "ar" / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    values["schedule"]["family"] = "quenched_ar"
+    values["schedule"] = {"family": "quenched_ar"}
     path.write_text(json.dumps(values), encoding="utf-8")
     writer = Writer(pretrained.load(tmp_path / "ar"), "ar")
     assert not writer.describe()["levels"]["free"]
@@ -296,7 +296,7 @@ BAD = [
     ("[1]", "is not a JSON object."),
     ('{"seed": ' + "9" * 5000 + "}", "not a JSON object that can be read"),
     ('{"eta": NaN}', "not a JSON object that can be read"),
-    ('{"eta": 1e999}', "eta is inf, which is no number to calculate with"),
+    ('{"eta": 1e999}', "request.eta=inf should be a finite number"),
     ('{"temperature": 1e300}', "no number to calculate with"),
     ('{"text": "\\ud800"}', "half a character"),
     ({"txt": ""}, "request.txt is not a setting: did you mean text?"),

@@ -25,10 +25,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
-from absl import flags
 from conftest import REPOSITORY
 
-from hybrid_jax import evaluate, generate
+from hybrid_jax import evaluate, generate, main
 from hybrid_jax.aot import __main__ as aot
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import prepare
@@ -38,6 +37,7 @@ from hybrid_jax.generation import requests
 from hybrid_jax.interop import __main__ as interop
 from hybrid_jax.method import noising, objective
 from hybrid_jax.presets import sized
+from hybrid_jax.runtime.command_line import parse, read_config
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import generate as generate_texts
 from hybrid_jax.sampling.rules import ACS, Ancestral
@@ -58,6 +58,7 @@ MODULES = {
     "demo": demo,
     "figures": figures,
 }
+CONFIGURED = {"main": main, "aot": aot, "interop": interop}
 
 
 def blocks(document):
@@ -149,7 +150,7 @@ def test_commands_are_found():
 
 @each_document
 def test_commands_are_of_known_modules(document):
-    known = {*MODULES, "main", "aot", "interop"}
+    known = {*MODULES, *CONFIGURED}
     for program, *words in commands(document):
         if program not in OURS[:2]:
             continue
@@ -186,85 +187,21 @@ def parsed(parser, words):
     return parser.parse_args(words)
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 @each_document
-def test_flags_and_settings_of_interop(document):
-    for words in ours(document, "interop"):
-        overrides = [word for word in words if word.startswith("--config.")]
-        options = parsed(interop._parser(), [word for word in words if word not in overrides])
-        if options.command == "export":
-            assert not overrides
-            continue
-        options.overrides = overrides
-        if options.config:
-            options.config = str(REPOSITORY / options.config)
-        interop._experiment(options, Experiment.from_config(sized("any", "tiny")))
-
-
-# Parses each command line in a process of its own, as config flags stay as they were parsed.
-PARSE = """
-import importlib, json, os, sys
-module = importlib.import_module(f"hybrid_jax.{sys.argv[1]}")
-from hybrid_jax import main
-for argv in json.load(sys.stdin):
-    child = os.fork()
-    if child:
-        os.waitpid(child, 0)
-        continue
-    sys.argv = argv
-    try:
-        main.parse(argv)
-        found = main.CONFIG.value.to_dict()
-    except main.UserError as error:
-        found = str(error)
-    print(json.dumps(found), flush=True)
-    os._exit(0)
-"""
-
-
-@each_document
-@pytest.mark.parametrize("module", ["main", "aot"])
-def test_flags_and_settings_of_main_and_aot(document, module, tmp_path):
-    found = list(ours(document, module))
-    if not found:
-        return
+@pytest.mark.parametrize("module", CONFIGURED)
+def test_flags_and_settings(document, module, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     made = {word.partition("=")[2] for words in ours(document, "interop") for word in words
             if word.startswith("--workdir=")}  # fmt: skip
-    lines = [[module, *(real(word, made, tmp_path) for word in words)] for words in found]
-    done = subprocess.run(
-        [sys.executable, "-c", PARSE, module],
-        input=json.dumps(lines), capture_output=True, text=True, cwd=REPOSITORY,
-    )  # fmt: skip
-    assert not done.returncode, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == len(lines)
-    for words, result in zip(lines, results, strict=True):
-        assert isinstance(result, dict), f"{' '.join(words)}: {result}"
-        experiment = Experiment.from_config(result)
-        for word in words:
-            if word.startswith("--config."):
-                name, _, value = word.removeprefix("--config.").partition("=")
-                section, _, setting = name.partition(".")
-                assert str(getattr(getattr(experiment, section), setting)).lower() in (
-                    value.lower(),
-                    str(float(value)) if value[-1].isdigit() else value,
-                )
-
-
-def real(word, made, folder):
-    """A word with real things for what stands for anything: … and the config of a made workdir."""
-    if word == "--config=…":
-        return "--config=configs/gamma_hybrid.py"
-    if found := re.fullmatch(r"--config=(runs/\w+)/config\.py", word):
-        assert found[1] in made, f"{found[1]} is not a workdir that interop makes here"
-        file = folder / "config.py"
-        file.write_text(
-            "from hybrid_jax.presets import sized\n\n\n"
-            'def get_config():\n    return sized("any", "tiny")\n',
-            encoding="utf-8",
-        )
-        return f"--config={file}"
-    return word
+    for words in ours(document, module):
+        words = ["--config=gamma_hybrid" if word == "--config=…" else word for word in words]
+        options = parse(CONFIGURED[module]._parser(), words)
+        if config := getattr(options, "config", None):
+            values = read_config(config)
+        else:  # settings of a workdir or of a released model
+            assert module == "interop" or options.workdir in made
+            values = sized("any", "tiny")
+        Experiment.from_config(values, options.settings)
 
 
 @each_document
@@ -340,15 +277,13 @@ def test_help_really_runs():
 @functools.cache
 def all_flags():
     """Every flag of every command, --config.NAME included."""
-    parsers = [module._parser() for module in MODULES.values()] + [interop._parser()]
+    parsers = [module._parser() for module in (MODULES | CONFIGURED).values()]
     every = set()
     while parsers:
         for action in parsers.pop()._actions:
             every |= set(action.option_strings)
             if isinstance(action, argparse._SubParsersAction):
                 parsers += action.choices.values()
-    absl = flags.FLAGS.flags_by_module_dict()
-    every |= {f"--{flag.name}" for name in ("main", "aot") for flag in absl[f"hybrid_jax.{name}"]}
     every |= {f"--config.{name}" for name in settings()}
     for benchmark in (REPOSITORY / "benchmarks").glob("*.py"):
         every |= {word for word in constants(benchmark) if word.startswith("--")}
@@ -367,12 +302,11 @@ def settings():
 
 @each_document
 def test_flags_in_the_text_exist(document):
-    assert aot  # its flags are defined by importing it
     for span in spans(document):
         program, *words = span.split()
         if not program.startswith("--") and (program not in MODULES or not words):
             continue
-        unknown = names(span.split()) - all_flags() - {"--config.NAME"}
+        unknown = names(span.split()) - all_flags() - {"--config.NAME", "--config.SECTION.NAME"}
         assert not unknown, span
 
 

@@ -50,7 +50,7 @@ def run_of(text, folder, schedule, layout, noise, objective, evaluation):
         data=DataConfig(
             source=f"files:{text}/a.txt", tokenizer="byte", length=LENGTH, dir=str(folder / "data")
         ),
-        schedule=ScheduleConfig(family=schedule, width=4, levels=4),
+        schedule=ScheduleConfig(family=schedule, width=4 if schedule == "block" else None),
         noise=NoiseConfig(kernel=noise),
         layout=Layout(alignment=layout),
         objective=objective,

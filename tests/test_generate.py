@@ -180,8 +180,8 @@ def test_a_rule_for_another_noise_is_refused(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "mdlm")
     path = tmp_path / "mdlm" / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    values["noise"]["kernel"], values["sampling"]["rule"] = "absorbing", "ancestral"
-    values["sampling"]["eta"] = None
+    values |= {"noise": {"kernel": "absorbing"}, "objective": {"time": "continuous"}}
+    values["sampling"] |= {"rule": "ancestral", "eta": None}
     path.write_text(json.dumps(values), encoding="utf-8")
     error = complaint(capsys, f"--workdir={tmp_path}/mdlm", "--rule=acs")
     assert "never learnt to judge: choose rule remdm" in error
