@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from hybrid_jax.data.tokenizers.byte import Byte
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError, check_settings, free, only, resolved, void
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.hyperschedule import Hyperschedule
@@ -25,6 +25,7 @@ from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.models.transformer import ModelConfig, Transformer
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime import boards
 from hybrid_jax.runtime.decode import from_values, overridden
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
@@ -65,7 +66,7 @@ class DataConfig:
         """N, the number of real tokens, without the tokenizer at hand."""
         if self.tokenizer == "sentencepiece":
             return resolved(self).vocab_size
-        return Byte.vocab_size if self.tokenizer == "byte" else 50_257
+        return ByteTokenizer.vocab_size if self.tokenizer == "byte" else 50_257
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,7 @@ class TrainConfig:
       keep: checkpoints kept.
       loss_chunk: positions of an example whose logits exist at once.
       seed: of parameters, data order and noise.
+      board: plots the metrics that metrics.jsonl has, with a package of the extra "log".
     """
 
     steps: int = free(1000)  # more steps also stretch the learning-rate schedule
@@ -154,6 +156,7 @@ class TrainConfig:
     keep: int = free(3)
     loss_chunk: int = free(128)
     seed: int = 0
+    board: boards.Kind = free("none")
 
     def __post_init__(self):
         check_settings(

@@ -1,21 +1,21 @@
-"""What trained models are worth: perplexity on named texts, and the quality of generated text.
+"""Evaluation of trained models: perplexity on named texts, and quality of generated text.
 
-Perplexities are true bounds, with their errors and their protocol::
+Perplexities are true bounds, given with their errors and their protocol::
 
     python -m hybrid_jax.evaluate --workdir=runs/gamma_hybrid
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=wikitext,lambada,pubmed,arxiv
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=lambada=files:lambada/test.jsonl
 
-Texts that `hybrid_jax.generate --out` wrote, one file for each seed, are read by a scorer::
+A scorer reads texts that `hybrid_jax.generate --out` wrote, one file for each seed::
 
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --texts=a.jsonl,b.jsonl \\
         --scorer=gpt2:gpt2-large --reference=wikitext
 
-and so are texts of many update rules at several paces, which make a table and a picture::
+or texts of many update rules at several numbers of tokens per NFE, for a table and a picture::
 
     python -m hybrid_jax.evaluate --workdir=runs/epsilon_hybrid --pareto --scorer=run:runs/ar
 
-Each number is stored in the workdir, under evaluation/, with all that it depends on.
+Each number is stored in the workdir, under evaluation/, with everything that it depends on.
 """
 
 from __future__ import annotations
@@ -23,39 +23,31 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
-from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.figures import pareto as pareto_plot
-from hybrid_jax.generation import samples
+from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.command_line import Parser, parse, step_of
+from hybrid_jax.runtime.files import file_name, unwritable, write_atomic
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import pretrained
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    options = _parser().parse_args(argv)
-    return exit_status(lambda: _run(options), interrupted="what was measured is stored")
-
-
-def validation_set(experiment: Experiment) -> EvaluationSet:
-    """The validation text of a run; without a source where it was held out of the training text."""
-    return EvaluationSet(name="valid", source=experiment.data.valid_source)
+    return exit_status(
+        lambda: _run(parse(_parser(), argv)), interrupted="what was measured is stored"
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -65,18 +57,18 @@ def _run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be at least {value}, but is {getattr(options, name)}.")
     if options.pareto and options.texts:
         raise UserError("--pareto generates its own texts: leave out --texts, or --pareto.")
-    judging = options.pareto or options.texts is not None
-    if judging and options.scorer is None:
+    scoring = options.pareto or options.texts is not None
+    if scoring and options.scorer is None:
         raise UserError(
             "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive "
             "run, or --scorer=gpt2:gpt2-large."
         )
-    if options.scorer is not None and not judging:
+    if options.scorer is not None and not scoring:
         raise UserError("--scorer reads generated texts: name them with --texts, or add --pareto.")
     if options.pareto:
         _sweep(options)
-    elif judging:
-        _scorer_texts(options)
+    elif scoring:
+        _score_files(options)
     else:
         _measure_sets(options)
 
@@ -88,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
 def _measure_sets(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
     model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
-    valid = validation_set(model.experiment)
+    valid = datasets.validation_set(model.experiment)
     wanted = [
         datasets.parse(text, validation=valid) for text in options.datasets.split(",") if text
     ]
@@ -100,7 +92,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
     print(f"{model.experiment.name}, step {model.step}: {bound.label}")
     print(f"{'data set':24}{'perplexity':>22}{'bits/byte':>11}{'records':>9}{'draws':>7}")
     for dataset in wanted:
-        packed = _records(model, dataset, options.records)
+        packed = perplexity.records_of(model, dataset, options.records)
         total = perplexity.batch_count(packed, options.batch_size)
         with Progress(total=total, interval=10.0) as bar:
             found = perplexity.measure(
@@ -114,7 +106,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
                 mesh=mesh,
                 progress=functools.partial(bar.update, values={}),
             )
-        file = folder / f"{_plain(dataset.name)}.json"
+        file = folder / f"{file_name(dataset.name)}.json"
         write_atomic(file, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
         print(_row(found), flush=True)
     print(f"protocol {found.protocol.name}, stored in {folder}")
@@ -130,36 +122,29 @@ def _row(found: perplexity.Measurement) -> str:
     )
 
 
-def _records(model: Model, dataset: EvaluationSet, count: int) -> perplexity.Packed:
-    """Records of a text; 0 for all."""
-    if not dataset.source:
-        return perplexity.held_out(model, count)
-    return perplexity.pack(dataset, model.tokenizer, model.spec.schedule.length, count)
-
-
 # ---------------------------------------------------------------------------------------------
 # Generated text.
 
 
-def _scorer_texts(options: argparse.Namespace) -> None:
+def _score_files(options: argparse.Namespace) -> None:
     protocol = protocols.protocol(options.protocol)
     files = [Path(name) for name in options.texts.split(",") if name]
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
-    made = [samples.read(file) for file in files]  # all, before anything slow
+    made = [requests.read(file) for file in files]  # all, before anything slow
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
     reference, _ = _references(model, options, max(len(texts.texts) for texts in made))
+    scored = functools.partial(
+        text_quality.evaluate, scorer, scorer_tokenizer, protocol=protocol,
+        tokenizer=model.tokenizer, reference=reference, batch_size=options.batch_size,
+    )  # fmt: skip
     folder = _folder(options)
     rows = []
     for file, texts in zip(files, made, strict=True):
-        quality = text_quality.evaluate(
-            scorer, scorer_tokenizer, texts.tokens, protocol,
-            tokenizer=model.tokenizer, reference=reference, settings=texts.settings,
-            batch_size=options.batch_size,
-        )  # fmt: skip
+        quality = scored(texts.tokens, settings=texts.settings)
         rows.append(Row(label=file.name, qualities=(quality,)))
-        write_atomic(folder / f"quality-{_plain(file.stem)}.json", quality.to_json() + "\n")
+        write_atomic(folder / f"quality-{file_name(file.stem)}.json", quality.to_json() + "\n")
     if len(rows) > 1:
         every = tuple(quality for row in rows for quality in row.qualities)
         rows.append(Row(label="all", qualities=every))
@@ -176,22 +161,19 @@ def _sweep(options: argparse.Namespace) -> None:
         labels, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
             print(f"left out: {reason}", file=sys.stderr)
-    paces = pareto.paces(model) if options.rho is None else _numbers(options.rho)
-    points = pareto.grid(model, labels, paces)
+    rhos = pareto.tokens_per_nfe(model) if options.rho is None else _numbers(options.rho)
+    points = pareto.grid(model, labels, rhos)
     reference, held_out = _references(model, options, options.count)
     folder = _folder(options)
     texts = folder / "pareto"
     texts.mkdir(exist_ok=True)
     seeds = range(options.seed, options.seed + options.seeds)
 
-    def scored(made: Sequence[np.ndarray], settings: Mapping[str, Any]) -> text_quality.Quality:
-        return text_quality.evaluate(
-            scorer, scorer_tokenizer, made, protocol,
-            tokenizer=model.tokenizer, reference=reference, settings=settings,
-            batch_size=options.batch_size,
-        )  # fmt: skip
-
-    rows = [Row(label="held-out text", qualities=(scored(held_out, {}),))]
+    scored = functools.partial(
+        text_quality.evaluate, scorer, scorer_tokenizer, protocol=protocol,
+        tokenizer=model.tokenizer, reference=reference, batch_size=options.batch_size,
+    )  # fmt: skip
+    rows = [Row(label="held-out text", qualities=(scored(held_out),))]
     with Progress(total=len(points) * len(seeds) * options.count, interval=10.0) as bar:
         for point in points:
             made = [
@@ -205,7 +187,7 @@ def _sweep(options: argparse.Namespace) -> None:
                 )
                 for number, seed in enumerate(seeds)
             ]  # fmt: skip
-            qualities = tuple(scored(one.tokens, one.settings) for one in made)
+            qualities = tuple(scored(one.tokens, settings=one.settings) for one in made)
             rows.append(Row(label=point.label, rho=point.rho, qualities=qualities))
     table = quality_table.as_markdown(rows)
     values = json.dumps(quality_table.as_json(rows), indent=1, ensure_ascii=False)
@@ -225,14 +207,14 @@ def _from(bar: Progress, before: int, done: int) -> None:
 
 
 def _references(
-    model: Model, options: argparse.Namespace, count: int
+    model: Pretrained, options: argparse.Namespace, count: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Human texts for MAUVE, and others to score beside the generated ones, each of a record."""
-    valid = validation_set(model.experiment)
+    valid = datasets.validation_set(model.experiment)
     dataset = valid
     if options.reference is not None:
         dataset = datasets.parse(options.reference, validation=valid)
-    records = list(_records(model, dataset, 2 * count).tokens)
+    records = list(perplexity.records_of(model, dataset, 2 * count).tokens)
     if len(records) < 4:
         raise UserError(
             f"{dataset.name} has {len(records)} records of text, too few to compare with: name "
@@ -258,12 +240,8 @@ def _folder(options: argparse.Namespace) -> Path:
     return folder
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hybrid_jax.evaluate",
         description="Perplexity of a trained model on named texts, or quality of its own texts.",
     )
@@ -271,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, help="folder of a run")
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
-    add("--step", type=pretrained.step_of, help="checkpoint, or 'best' (default: the newest)")
+    add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")
     add("--records", type=int, default=0, metavar="N", help="most records (default: all)")
     add("--draws", type=int, default=4, metavar="K", help="of noise for each (default: 4)")
     add("--batch_size", type=int, default=64, metavar="B", help="records at a time (default: 64)")
@@ -280,14 +258,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--scorer", metavar="SCORER", help="run:DIR, an autoregressive run, or gpt2:FOLDER_OR_NAME")
     add("--texts", metavar="A,B,...", help="files that hybrid_jax.generate --out wrote, of one "
         "sampler with several seeds")  # fmt: skip
-    add("--pareto", action="store_true", help="generate with many rules at several paces, and draw "
-        "quality against calls and diversity")  # fmt: skip
+    add("--pareto", action="store_true", help="generate with many rules, tokens per NFE, and draw "
+        "quality against NFE and diversity")  # fmt: skip
     add("--protocol", default="standard", help=f"{', '.join(protocols.PROTOCOLS)} (default: "
         "%(default)s)")  # fmt: skip
     add("--reference", metavar="SET", help="human text for MAUVE (default: valid)")
     add("--rules", metavar="A,B,...", help="of --pareto, such as acs:eta=0.5,ancestral "
         "(default: ten, as far as they go with the model's noise)")  # fmt: skip
-    add("--rho", metavar="A,B,...", help="paces of --pareto: tokens settled for each call "
+    add("--rho", metavar="A,B,...", help="of --pareto: tokens per NFE "
         "(default: those of 8,4,2,1 that divide the model's window)")  # fmt: skip
     add("--count", type=int, default=128, metavar="N", help="texts for each point of --pareto "
         "(default: %(default)s)")  # fmt: skip

@@ -61,7 +61,8 @@ def run_experiment(options: argparse.Namespace) -> None:
         distributed.raise_on_all(lambda: claim() if lead else None)
         distributed.check_shared(folder)
         say(summary.introduction(run, folder))
-        state = loop.train(run, folder, signals, say=say)
+        profile = Path(options.profile) if options.profile else None
+        state = loop.train(run, folder, signals, say=say, profile=profile)
         summary.finish(run, folder, state)
 
 
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", default="", metavar="FILE.py[:SIZE]", help="what to train (see below)")
     add("--workdir", default="", metavar="DIR", help="folder of the run (default: runs/NAME); "
         "without --config, the run to continue")  # fmt: skip
+    add("--profile", default="", metavar="DIR", help="folder for a trace of a few training steps")
     group = parser.add_argument_group("not needed on one machine, on TPU pods and under SLURM")
     add = group.add_argument
     add("--coordinator", default="", metavar="HOST:PORT", help="address of process 0")

@@ -85,8 +85,8 @@ def make_optimizer(
     Args:
       config: description of the result.
       total_steps: number of updates of the whole training.
-      params_abstract: the parameters or their `jax.ShapeDtypeStruct`s; only paths and shapes are
-        used, so nothing is computed.
+      params_abstract: the parameters, or a `jax.ShapeDtypeStruct` for each; only paths and shapes
+        are used, so nothing is computed.
 
     Raises:
       UserError: as `learning_rate_at`, or if "muon" finds no weight matrix under ``layers``.

@@ -21,12 +21,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data import splits
-from hybrid_jax.data.manifest import FORMAT, MANIFEST, Manifest
+from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.runtime.command_line import Parser, parse
 
 VALID_EVERY = 20
 SHARD_RECORDS = 1 << 16
@@ -46,8 +48,8 @@ def prepare(
 ) -> Manifest:
     """Prepares the folder `out`, or returns its manifest if it was prepared with these settings.
 
-    Equal settings and texts give equal files. A run that fails leaves no folder behind; two that
-    run at once do not harm each other.
+    Equal settings and texts give equal files. A run that fails leaves no folder behind, and
+    concurrent runs do not harm each other.
 
     Args:
       source: text, see `sources.documents`.
@@ -131,7 +133,7 @@ def _existing(out: Path, settings: Mapping) -> Manifest | None:
     """The manifest in `out`; None if there is nothing; UserError if it holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    if not (out / MANIFEST).exists():
+    if not manifests.find(out):
         raise UserError(f"{out} exists but holds no prepared data: choose another folder.")
     manifest = Manifest.load(out)
     for name, value in settings.items():
@@ -228,7 +230,7 @@ def _batches(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hybrid_jax.data.prepare",
         description="Packs text into fixed-length token records for training.",
     )
@@ -252,8 +254,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    options = _parser().parse_args(argv)
-    return exit_status(lambda: _run(options), interrupted="nothing was written")
+    return exit_status(lambda: _run(parse(_parser(), argv)), interrupted="nothing was written")
 
 
 def _run(options: argparse.Namespace) -> None:

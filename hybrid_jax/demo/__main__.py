@@ -15,6 +15,7 @@ import threading
 from hybrid_jax.demo.server import Server, listen
 from hybrid_jax.demo.writer import Writer
 from hybrid_jax.errors import exit_status
+from hybrid_jax.runtime.command_line import Parser, parse, step_of
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.training import pretrained
 
@@ -38,7 +39,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hybrid_jax.demo",
         description="Serves a page on which one watches a trained model write.",
     )
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
     add(
         "--step",
-        type=pretrained.step_of,
+        type=step_of,
         help="checkpoint to use, or 'best' on validation (default: newest)",
     )
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, which "
@@ -57,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    options = _parser().parse_args(argv)
 
     def command() -> None:
+        options = parse(_parser(), argv)
         with Signals():
             _run(options)
 

@@ -1,8 +1,8 @@
 """The settings of released HDLM models, and ours: a translation in both directions.
 
-The released ``config.json`` holds what the PyTorch code of arXiv 2504.06416 was trained with. What
-it says of the network is taken exactly or refused; what it says of the schedule is taken as near as
-possible, with a note.
+The released ``config.json`` holds the settings of the PyTorch code of arXiv 2504.06416. Settings of
+the network are translated exactly or refused, those of the schedule as nearly as possible, with a
+note.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from hybrid_jax.config import Experiment, ScheduleConfig, effective_layout
 from hybrid_jax.errors import UserError
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime.decode import checked
 
 Kind = Literal["epsilon", "gamma"]
 
 _FAMILIES = {"block": "block", "simple": "slide"}
 _MISSING: Any = object()
-# What was trained with, which our presets know where a config does not say it.
+# Settings of training: ours, theirs. Where a config lacks one, the preset's holds.
 _TRAINING = {
     "optimizer": {
         "learning_rate": "optim.lr",
@@ -60,16 +61,14 @@ def read_config(
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is None:
             if default is _MISSING:
-                raise UserError(f"{path} says no {setting}: it is not that of a released model.")
+                raise UserError(
+                    f"{path} has no {setting}: it is not the config of a released model."
+                )
             return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UserError(f"{path} says {setting}={value!r}, and not of type {kind.__name__}.")
-        return value
+        return checked(value, kind, f"In {path}, {setting}")
 
     def refuse(setting: str, value, known: str) -> NoReturn:
-        raise UserError(f"{path} says {setting}={value!r}, and this library has only {known}.")
+        raise UserError(f"{path} has {setting}={value!r}, but hybrid_jax supports only {known}.")
 
     # As the released loader does, the kind of graph decides where nothing else is said.
     graph = read("graph.type", str, "absorb")
@@ -98,7 +97,7 @@ def read_config(
     if kind == "gamma":
         values["optimizer"] |= {"beta2": 0.999, "weight_decay": 0.0}
         values["train"] |= {"batch_size": 256}
-    tokens = read("tokenizer.tokens", int, read("tokens", int, 0)) or read("tokenizer.tokens", int)
+    size = read("tokenizer.tokens", int, read("tokens", int, 0)) or read("tokenizer.tokens", int)
     values["data"] |= {"length": length}
     values["model"] |= {
         "layers": read("model.n_blocks", int),
@@ -132,7 +131,7 @@ def read_config(
                 "shown_weight": read("training.lambda", float, 1.0),
             }
             values["sampling"] |= {"rule": "acs", "eta": 0.25, "guidance": "confidence"}
-    return kind, Experiment.from_config(values), tokens, notes
+    return kind, Experiment.from_config(values), size, notes
 
 
 def _noise(kernel: str, share: float) -> dict[str, Any]:
@@ -140,7 +139,7 @@ def _noise(kernel: str, share: float) -> dict[str, Any]:
 
 
 def _read_schedule(read, refuse, length: int) -> tuple[dict, dict, list[str]]:
-    """Schedule, layout, and what of them is not exact."""
+    """Schedule, layout, and notes on what is not exact in them."""
     notes: list[str] = []
     family = read("annealing.type", str, "none")
     if family not in ("none", *_FAMILIES):

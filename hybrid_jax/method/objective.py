@@ -1,6 +1,6 @@
 """Bounds on −log p(x) and training losses, for every hyperschedule and kernel.
 
-One bound covers them all:
+One bound covers them all::
 
     −log p(x) ≤ Σ_s Σ_{i active at s} E_{z ~ q_τ[s](·|x)} KL( q(z'_i | z_i, x_i) ‖ p_θ(z'_i | z) )
 

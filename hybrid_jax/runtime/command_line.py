@@ -40,24 +40,28 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options of a command, whose attribute `settings` holds those of `--config.NAME`.
+    """The options of a command.
 
     Args:
       argv: the words behind the program; None for those that it was started with.
 
     Returns:
-      the options; `settings` is a dict of texts by name, such as {"noise.gamma": "0.05"}.
+      the options; where `--config` is one of them, `settings` is a dict of the texts of
+      `--config.NAME=VALUE` by name, such as {"noise.gamma": "0.05"}.
 
     Raises:
-      UserError: for a mistake, a word that the parser does not know, or a flag given twice.
+      UserError: for a mistake, a word that the parser does not know, or a flag given twice that
+        does not add up.
     """
     given = sys.argv[1:] if argv is None else argv
     flags = Counter(word.partition("=")[0] for word in given if word.startswith("--"))
-    for flag, times in flags.items():
-        if times > 1:
-            parser.error(f"{flag} is given {times} times")
     options, rest = parser.parse_known_args(given)
-    options.settings = {}
+    for flag, times in flags.items():
+        several = isinstance(getattr(options, flag.removeprefix("--"), None), list)
+        if times > 1 and not several:
+            parser.error(f"{flag} is given {times} times")
+    if "config" in options:
+        options.settings = {}
     words = iter(rest)
     for word in words:
         flag, equals, value = word.partition("=")

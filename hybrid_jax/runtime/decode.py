@@ -19,24 +19,25 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
 
 
-def from_values(cls: Any, values: typing.Mapping, path: str) -> Any:
+def from_values(cls: Any, values: Any, path: str) -> Any:
     """A dataclass from names and values, nested where its fields are dataclasses.
 
     Args:
       path: name of the whole in messages.
 
     Raises:
-      UserError: for an unknown name, a wrong type or a bad value.
+      UserError: for an unknown or missing name, a wrong type or a bad value.
     """
-    arguments = {}
-    for name, value in values.items():
-        hint, where = _hint(cls, name, path), f"{path}.{name}"
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, typing.Mapping):
-                raise UserError(f"{where} is a section, not a value.")
-            arguments[name] = from_values(hint, value, where)
-        else:
-            arguments[name] = _checked(value, hint, where)
+    if not isinstance(values, typing.Mapping):
+        raise UserError(f"{path} is a section, not a value.")
+    arguments = {
+        name: checked(value, _hint(cls, name, path), f"{path}.{name}")
+        for name, value in values.items()
+    }
+    for field in dataclasses.fields(cls):
+        required = field.default is field.default_factory  # both are MISSING
+        if required and field.name not in arguments:
+            raise UserError(f"{path}.{field.name} is missing.")
     return cls(**arguments)
 
 
@@ -89,12 +90,12 @@ def from_text(text: str, hint: Any, where: str) -> Any:
     if optional and text.lower() == "none":
         return None
     if kind is bool:
-        return _checked({"true": True, "false": False}.get(text.lower(), text), kind, where)
+        return checked({"true": True, "false": False}.get(text.lower(), text), kind, where)
     try:
         value = kind(text) if kind in (int, float) else text
     except ValueError:
         value = text
-    return _checked(value, hint, where)
+    return checked(value, hint, where)
 
 
 def _hint(cls: Any, name: str, path: str) -> Any:
@@ -125,10 +126,25 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
     return kind, True
 
 
-def _checked(value: Any, hint: Any, where: str) -> Any:
+def checked(value: Any, hint: Any, where: str) -> Any:
+    """A value as its type hint asks: a dataclass, a literal, a number, …, or a list of these.
+
+    Args:
+      where: name of the value in messages.
+
+    Raises:
+      UserError: if it is of another type.
+    """
     kind, optional = _without_none(hint)
     if optional and value is None:
         return None
+    if dataclasses.is_dataclass(kind):
+        return from_values(kind, value, where)
+    if typing.get_origin(kind) is tuple:  # of any length
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}={value!r} should be a list.")
+        item = typing.get_args(kind)[0]
+        return tuple(checked(part, item, f"{where}[{i}]") for i, part in enumerate(value))
     if typing.get_origin(kind) is Literal:
         known = typing.get_args(kind)
         if value not in known:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ class Prediction(NamedTuple):
     entropy: jax.Array
 
 
+@runtime_checkable
 class Rule(Protocol):
     """What the loop asks of a rule.
 

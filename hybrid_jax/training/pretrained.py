@@ -16,16 +16,15 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.command_line import step_of as step_of
 from hybrid_jax.training import workdir as workdirs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-    """A network with its parameters, and what it was trained for.
+class Pretrained:
+    """A network with its parameters, tokenizer and experiment.
 
     Attributes:
-      params: the averaged parameters (EMA), which are the ones to evaluate and sample.
+      params: the averaged parameters (EMA), to evaluate and sample with.
       step: updates made.
     """
 
@@ -39,7 +38,7 @@ class Model:
 
 def load(
     workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
-) -> Model:
+) -> Pretrained:
     """Opens a workdir; safe beside a training that writes to it.
 
     Args:
@@ -70,7 +69,7 @@ def load(
         raise UserError(
             f"{folder} holds no checkpoint yet: wait for the training's first, or run it longer."
         )
-    return Model(
+    return Pretrained(
         experiment=experiment,
         tokenizer=tokenizer,
         network=network,
