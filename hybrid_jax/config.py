@@ -88,7 +88,7 @@ class ScheduleConfig:
         check_settings(self, "schedule.", width=1, levels=1)
 
     def resolved(self, length: int) -> ScheduleConfig:
-        """The same with the values that stand for None."""
+        """The same with the values that None stands for."""
         known: ScheduleConfig = resolved(self)
         if self.family == "quenched_ar" or self.levels is not None:
             return known
@@ -237,13 +237,14 @@ class Experiment:
         return Bound(kernel=kernel, time=self.evaluation.time)
 
     def resolved(self) -> Experiment:
-        """The same experiment with the values that stand for None."""
+        """The same experiment with the values that None stands for."""
+        replaces = self.noise.build(vocab_size=2).replaces
         return dataclasses.replace(
             self,
             data=resolved(self.data),
             schedule=self.schedule.resolved(self.data.length),
             noise=resolved(self.noise),
-            objective=resolved(self.objective),
+            objective=resolved(self.objective) if replaces else self.objective,
             optimizer=resolved(self.optimizer),
         )
 

@@ -109,6 +109,11 @@ def test_config_survives_json(name, size):
     assert Experiment.from_json(json.dumps(values)) == made.resolved()
 
 
+def test_a_loss_whose_weight_has_no_effect_survives_json():
+    made = experiment("mdlm", objective__loss="weighted_cross_entropy")
+    assert Experiment.from_json(made.to_json()) == made.resolved()
+
+
 def test_layouts_without_effect_are_dropped_from_the_first_format():
     values = json.loads(experiment("ar").to_json())
     del values["format"]

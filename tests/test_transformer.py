@@ -200,8 +200,8 @@ def test_every_parameter_says_what_its_axes_are():
         ({"heads": 16}, "heads of an even width"),
         ({"heads": 3}, "does not split"),
         ({"dropout": 1.0}, "model.dropout must lie in"),
-        ({"activation": "tanh"}, "model.activation must be gelu or relu2"),
-        ({"dtype": "float16"}, "model.dtype must be float32 or bfloat16"),
+        ({"activation": "tanh"}, "model.activation must be one of gelu, relu2"),
+        ({"dtype": "float16"}, "model.dtype must be one of float32, bfloat16"),
         ({"condition": 0, "embedding_gamma": 0.1}, "needs model.condition"),
     ],
 )
