@@ -247,10 +247,8 @@ class Experiment:
         spec = experiment.spec(vocab_size=2, bos=0)
         experiment.sampling.build().check(spec.kernel, spec.objective)
         experiment.network(vocab_size=2)
-        if (
-            experiment.bound(vocab_size=2).kernel.epsilon
-            and experiment.evaluation.time != "discrete"
-        ):
+        bound = experiment.bound(vocab_size=2)
+        if bound.kernel.jumps_at_zero and bound.time != "discrete":
             raise UserError(
                 "The ε-hybrid's own bound has no continuous form: choose evaluation.time=discrete "
                 "or evaluation.kernel=absorbing."

@@ -1,7 +1,7 @@
 """Noise: how one token is corrupted at a noise level, and what undoes it.
 
-Real tokens are ``0 … N−1`` and MASK is ``N``. All four kernels have one form: a token survives
-masking with probability ``A(λ)`` and, if not masked, survives replacement by a uniform token with
+Real tokens are ``0 … N−1`` and MASK is ``N``. All kernels have one form: a token survives masking
+with probability ``A(λ)`` and, if not masked, survives replacement by a uniform token with
 probability ``B(λ)`` (a replacement may draw the token itself; it never draws MASK). With
 ``r = 1 − λ``:
 
@@ -16,49 +16,139 @@ are the ratios ``a = A_t/A_s`` and ``b = B_t/B_s``. All closed forms stay exact 
 approaches 0 or 1 (differences are taken with expm1/log1p) and never build an N×N matrix.
 
 Functions are written for one token and mapped with `jax.vmap`. Noise levels are float32 scalars
-in [0, 1]; distributions are log-probabilities float32 [N + 1], MASK last.
+in [0, 1]; distributions are log-probabilities float32 [N + 1], MASK last. `NoiseKernel` is all that
+other modules know of a kernel.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key
 
 from hybrid_jax.errors import UserError
 
 
 class Survival(NamedTuple):
-    """Probabilities that a token stays unmasked (A), stays itself if unmasked (B), and their
-    complements, each computed without cancellation."""
+    """Survival probabilities of a token and their complements, each without cancellation.
 
-    unmasked: jax.Array
-    kept: jax.Array
-    masked: jax.Array
-    replaced: jax.Array
+    Attributes:
+      unmasked, masked: A and 1 − A.
+      kept, replaced: B and 1 − B, of a token that is not masked.
+    """
+
+    unmasked: Float[Array, "..."]
+    kept: Float[Array, "..."]
+    masked: Float[Array, "..."]
+    replaced: Float[Array, "..."]
+
+
+class Rates(NamedTuple):
+    """Rates of the noise process in σ = −log(1 − λ), so dσ = dλ/(1 − λ).
+
+    Attributes:
+      masking: −d log A/dσ, of a token to MASK.
+      replacing: −d log B/dσ, of a token to a uniform token.
+    """
+
+    masking: Float[ArrayLike, "..."]
+    replacing: Float[ArrayLike, "..."]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoiseKernel:
-    """A noise process over N tokens and MASK. Build it with the functions below this class.
+class NoiseKernel(abc.ABC):
+    """A noise process over N tokens and MASK: the base of `Hybrid` and of kernels of your own.
 
     Attributes:
       name: for messages and results.
       vocab_size: N, the number of real tokens.
-      gamma: share γ of uniform replacement in the rate matrix, in [0, 1].
-      epsilon: probability ε of replacement on leaving level 0, in [0, 1).
     """
 
     name: str
     vocab_size: int
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 2:
+            raise UserError(f"A noise kernel needs at least 2 tokens, but got {self.vocab_size}.")
+
+    @property
+    def mask(self) -> int:
+        """The id of MASK."""
+        return self.vocab_size
+
+    @property
+    def masks(self) -> bool:
+        """Whether a token can become MASK."""
+        return True
+
+    @property
+    @abc.abstractmethod
+    def replaces(self) -> bool:
+        """Whether a token can become another token (and so a shown token may be wrong)."""
+
+    @abc.abstractmethod
+    def survival_between(
+        self, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
+    ) -> Survival:
+        """a, b and complements of the move from `level_s` < 1 up to `level_t`."""
+
+    def survival(self, level: Float[ArrayLike, "..."]) -> Survival:
+        """A, B and complements at `level` λ (any shape, [0, 1])."""
+        return self.survival_between(jnp.zeros_like(jnp.asarray(level, jnp.float32)), level)
+
+    def rates(self, level: Float[ArrayLike, "..."]) -> Rates:
+        """Rates at `level` < 1, which continuous time needs; see `has_rates`."""
+        raise NotImplementedError(f"{self.name} defines no rates")
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether the kernel defines `rates`."""
+        return type(self).rates is not NoiseKernel.rates
+
+    def masking_density(self, level: Float[ArrayLike, "..."]) -> Float[ArrayLike, "..."]:
+        """−dA/dλ: the share of the tokens that is masked per dλ."""
+        per_level = self.rates(level).masking / (1.0 - jnp.asarray(level, jnp.float32))
+        return per_level * self.survival(level).unmasked
+
+    @property
+    def growth(self) -> float:
+        """Exponent c in [0, 1) of the score entropy's growth, (1 − λ)^−c for λ → 1.
+
+        Levels are drawn the less often near 1 the larger it is. Any value is unbiased.
+        """
+        return 0.0
+
+    @property
+    def jump(self) -> float:
+        """ε: probability of replacement on leaving level 0, however short the step."""
+        return 0.0
+
+    @property
+    def jumps_at_zero(self) -> bool:
+        """Whether there is such a jump, for which continuous time has no term."""
+        return self.jump > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hybrid(NoiseKernel):
+    """The four kernels of the paper. Build one with the functions below this class.
+
+    Attributes:
+      gamma: share γ of uniform replacement in the rate matrix, in [0, 1].
+      epsilon: probability ε of replacement on leaving level 0, in [0, 1).
+    """
+
     gamma: float = 0.0
     epsilon: float = 0.0
 
-    def __post_init__(self):
-        if self.vocab_size < 2:
-            raise UserError(f"A noise kernel needs at least 2 tokens, but got {self.vocab_size}.")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.gamma <= 1.0:
             raise UserError(f"gamma must lie in [0, 1], but it is {self.gamma}.")
         if not 0.0 <= self.epsilon < 1.0:
@@ -67,21 +157,31 @@ class NoiseKernel:
             raise UserError("gamma and epsilon cannot both be positive: choose one hybrid.")
 
     @property
-    def mask(self) -> int:
-        """The id of MASK."""
-        return self.vocab_size
+    def masks(self) -> bool:
+        return self.gamma < 1
 
     @property
     def replaces(self) -> bool:
-        """Whether a token can become another token (and so a shown token may be wrong)."""
         return self.gamma > 0 or self.epsilon > 0
 
-    def survival(self, level) -> Survival:
-        """A, B and complements at `level` λ (any shape, [0, 1])."""
-        return self.survival_between(jnp.zeros_like(jnp.asarray(level, jnp.float32)), level)
+    @property
+    def growth(self) -> float:
+        return self.gamma if self.gamma < 1 else 0.0
 
-    def survival_between(self, level_s, level_t) -> Survival:
-        """a, b and complements of the move from `level_s` < 1 up to `level_t`."""
+    @property
+    def jump(self) -> float:
+        return self.epsilon
+
+    def rates(self, level: Float[ArrayLike, "..."]) -> Rates:
+        return Rates(masking=1.0 - self.gamma, replacing=self.gamma)
+
+    def masking_density(self, level: Float[ArrayLike, "..."]) -> Float[ArrayLike, "..."]:
+        # Exactly 1 where A = 1 − λ.
+        return super().masking_density(level) if self.gamma else 1.0
+
+    def survival_between(
+        self, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
+    ) -> Survival:
         low = jnp.asarray(level_s, jnp.float32)
         high = jnp.asarray(level_t, jnp.float32)
         log_r = jnp.log1p(-(high - low) / (1.0 - low))
@@ -100,34 +200,41 @@ class NoiseKernel:
         )
 
 
-def absorbing(*, vocab_size: int) -> NoiseKernel:
+def absorbing(*, vocab_size: int) -> Hybrid:
     """Masking only (MDLM, BD3-LM, and the parent of SEDD-absorb)."""
-    return NoiseKernel(name="absorbing", vocab_size=vocab_size)
+    return Hybrid(name="absorbing", vocab_size=vocab_size)
 
 
-def uniform(*, vocab_size: int) -> NoiseKernel:
+def uniform(*, vocab_size: int) -> Hybrid:
     """Uniform replacement only."""
-    return NoiseKernel(name="uniform", vocab_size=vocab_size, gamma=1.0)
+    return Hybrid(name="uniform", vocab_size=vocab_size, gamma=1.0)
 
 
-def gamma_hybrid(*, vocab_size: int, gamma: float) -> NoiseKernel:
+def gamma_hybrid(*, vocab_size: int, gamma: float) -> Hybrid:
     """γ-hybrid: masking and replacement mixed in the rate matrix."""
-    return NoiseKernel(name=f"γ-hybrid(γ={gamma:g})", vocab_size=vocab_size, gamma=gamma)
+    return Hybrid(name=f"γ-hybrid(γ={gamma:g})", vocab_size=vocab_size, gamma=gamma)
 
 
-def epsilon_hybrid(*, vocab_size: int, epsilon: float) -> NoiseKernel:
+def epsilon_hybrid(*, vocab_size: int, epsilon: float) -> Hybrid:
     """ε-hybrid: a share ε of the tokens is replaced on leaving level 0; masking after that."""
-    return NoiseKernel(name=f"ε-hybrid(ε={epsilon:g})", vocab_size=vocab_size, epsilon=epsilon)
+    return Hybrid(name=f"ε-hybrid(ε={epsilon:g})", vocab_size=vocab_size, epsilon=epsilon)
 
 
 # ---------------------------------------------------------------------------------------------
 # Forward: from a clean token to noise.
 
 
-def corrupt(kernel: NoiseKernel, key: jax.Array, tokens: jax.Array, level: jax.Array) -> jax.Array:
-    """Draws z ~ q(· | x) at the given levels. tokens int32 [L], level float32 [L] -> int32 [L]."""
+def corrupt(
+    kernel: NoiseKernel,
+    key: Key[Array, ""],
+    tokens: Int[Array, "L"],
+    level: Float[Array, "L"],
+) -> Int[Array, "L"]:
+    """Draws z ~ q(· | x), each position at its own level: int32 [L]."""
+    chex.assert_rank(tokens, 1)
+    chex.assert_equal_shape([tokens, level])
     key_mask, key_replace, key_token = jax.random.split(key, 3)
-    shape = jnp.shape(tokens)
+    shape = tokens.shape
     survival = kernel.survival(level)
     noise = jax.random.randint(key_token, shape, 0, kernel.vocab_size, jnp.int32)
     replaced = jax.random.uniform(key_replace, shape) < survival.replaced
@@ -135,8 +242,13 @@ def corrupt(kernel: NoiseKernel, key: jax.Array, tokens: jax.Array, level: jax.A
     return jnp.where(masked, kernel.mask, jnp.where(replaced, noise, tokens))
 
 
-def transition(kernel: NoiseKernel, noisy, level_s, level_t) -> jax.Array:
-    """log q(z_t = · | z_s = state) for λs < λt, float32 [N + 1]."""
+def transition(
+    kernel: NoiseKernel,
+    noisy: Int[ArrayLike, ""],
+    level_s: Float[ArrayLike, ""],
+    level_t: Float[ArrayLike, ""],
+) -> Float[Array, "{kernel.vocab_size}+1"]:
+    """log q(z_t = · | z_s = noisy) for λs < λt, float32 [N + 1]."""
     move = kernel.survival_between(level_s, level_t)
     ids = jnp.arange(kernel.vocab_size)
     uniform_mass = move.unmasked * move.replaced / kernel.vocab_size
@@ -146,7 +258,9 @@ def transition(kernel: NoiseKernel, noisy, level_s, level_t) -> jax.Array:
     return jnp.log(jnp.where(noisy == kernel.mask, from_mask, from_token))
 
 
-def marginal(kernel: NoiseKernel, token, level) -> jax.Array:
+def marginal(
+    kernel: NoiseKernel, token: Int[ArrayLike, ""], level: Float[ArrayLike, ""]
+) -> Float[Array, "{kernel.vocab_size}+1"]:
     """log q(z_t = · | x = token), float32 [N + 1]."""
     return transition(kernel, token, 0.0, level)
 
@@ -155,17 +269,24 @@ def marginal(kernel: NoiseKernel, token, level) -> jax.Array:
 # Reverse: one step from level λt down to λs.
 
 
-def posterior(kernel: NoiseKernel, token, noisy, level_s, level_t) -> jax.Array:
-    """log q(z_s = · | z_t = state, x = token), float32 [N + 1].
+def posterior(
+    kernel: NoiseKernel,
+    token: Int[ArrayLike, ""],
+    noisy: Int[ArrayLike, ""],
+    level_s: Float[ArrayLike, ""],
+    level_t: Float[ArrayLike, ""],
+) -> Float[Array, "{kernel.vocab_size}+1"]:
+    """log q(z_s = · | z_t = noisy, x = token) for λs < λt, float32 [N + 1].
 
-    `level_s` is λs (where the step arrives), `level_t` is λt. It is the reverse step of a
-    prediction that puts all its mass on `token`.
+    It is the reverse step of a prediction that puts all its mass on `token`.
     """
     certain = jnp.where(jnp.arange(kernel.vocab_size) == token, 0.0, -jnp.inf)
     return reverse_mean(kernel, certain, noisy, level_s, level_t)
 
 
-def reveal_probability(kernel: NoiseKernel, level_s, level_t) -> jax.Array:
+def reveal_probability(
+    kernel: NoiseKernel, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
+) -> Float[Array, "..."]:
     """Probability (A_s − A_t)/(1 − A_t) that a MASK at λt shows a token at λs."""
     low = kernel.survival(level_s)
     move = kernel.survival_between(level_s, level_t)
@@ -173,18 +294,27 @@ def reveal_probability(kernel: NoiseKernel, level_s, level_t) -> jax.Array:
 
 
 class TokenStep(NamedTuple):
-    """Weights of the ways a shown token z can step down, given a draw x̂ of the clean token."""
+    """Weights of the ways a shown token z can step down, given a draw x̂ of the clean token.
 
-    redraw_uniform: jax.Array
-    take_clean: jax.Array
-    keep: jax.Array
-    keep_if_equal: jax.Array
-    """Extra weight of keeping z where x̂ = z."""
+    Attributes:
+      redraw_uniform, take_clean, keep: for any x̂.
+      keep_if_equal: extra weight of keeping z where x̂ = z.
+    """
+
+    redraw_uniform: Float[Array, "..."]
+    take_clean: Float[Array, "..."]
+    keep: Float[Array, "..."]
+    keep_if_equal: Float[Array, "..."]
 
 
-def token_step(kernel: NoiseKernel, level_s, level_t) -> TokenStep:
-    """The unnormalised weights (1−b)(1−B_s), (1−b)B_s, b(1−B_s) and N·B_t of design note
-    "reverse step": they sum to 1 − B_t, plus N·B_t where x̂ = z."""
+def token_step(
+    kernel: NoiseKernel, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
+) -> TokenStep:
+    """Unnormalised weights (1−b)(1−B_s), (1−b)B_s, b(1−B_s) and N·B_t of q(z_s | z_t = z, x̂).
+
+    They sum to 1 − B_t, plus N·B_t where x̂ = z: Bayes' rule for a token that is not masked
+    (docs/math.md, "Noise").
+    """
     low = kernel.survival(level_s)
     move = kernel.survival_between(level_s, level_t)
     high = kernel.survival(level_t)
@@ -196,12 +326,18 @@ def token_step(kernel: NoiseKernel, level_s, level_t) -> TokenStep:
     )
 
 
-def reverse_mean(kernel: NoiseKernel, log_p, noisy, level_s, level_t) -> jax.Array:
-    """log Σ_x p(x) q(z_s = · | z_t = state, x): the step of an x0-prediction.
+def reverse_mean(
+    kernel: NoiseKernel,
+    log_p: Float[Array, "N"],
+    noisy: Int[ArrayLike, ""],
+    level_s: Float[ArrayLike, ""],
+    level_t: Float[ArrayLike, ""],
+) -> Float[Array, "N+1"]:
+    """log Σ_x p(x) q(z_s = · | z_t = noisy, x): the step of an x0-prediction.
 
     Args:
       log_p: float32 [N], the predicted clean token (normalised).
-      state: int32, z_t.
+      noisy: z_t.
       level_s, level_t: λs < λt.
 
     Returns:
@@ -240,10 +376,15 @@ def reverse_mean(kernel: NoiseKernel, log_p, noisy, level_s, level_t) -> jax.Arr
 # Scores: ratios s_y = q_t(y)/q_t(z) of the marginals, as in score entropy (SEDD).
 
 
-def score_of_mean(kernel: NoiseKernel, log_p, noisy, level) -> jax.Array:
+def score_of_mean(
+    kernel: NoiseKernel,
+    log_p: Float[Array, "N"],
+    noisy: Int[ArrayLike, ""],
+    level: Float[ArrayLike, ""],
+) -> Float[Array, "N"]:
     """log s_y of an x0-prediction: log Σ_x p(x|z) q(y|x)/q(z|x) over real tokens, float32 [N].
 
-    A prediction that is the true posterior p(x|z) gives the true ratios. The entry of `state`
+    A prediction that is the true posterior p(x|z) gives the true ratios. The entry of `noisy`
     itself is 0. `level` < 1: at full noise every ratio is 0 or 1.
     """
     survival = kernel.survival(level)
@@ -263,7 +404,12 @@ def score_of_mean(kernel: NoiseKernel, log_p, noisy, level) -> jax.Array:
     return jnp.where(noisy == kernel.mask, from_mask, from_token)
 
 
-def true_score(kernel: NoiseKernel, token, noisy, level) -> tuple[jax.Array, jax.Array, jax.Array]:
+def true_score(
+    kernel: NoiseKernel,
+    token: Int[ArrayLike, ""],
+    noisy: Int[ArrayLike, ""],
+    level: Float[ArrayLike, ""],
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """log q(y|x)/q(z|x) for the three values it takes: y = x, y = z, any other real y."""
     survival = kernel.survival(level)
     other = survival.replaced / kernel.vocab_size
@@ -281,7 +427,13 @@ def true_score(kernel: NoiseKernel, token, noisy, level) -> tuple[jax.Array, jax
     )
 
 
-def reverse_score(kernel: NoiseKernel, log_score, noisy, level_s, level_t) -> jax.Array:
+def reverse_score(
+    kernel: NoiseKernel,
+    log_score: Float[Array, "N"],
+    noisy: Int[ArrayLike, ""],
+    level_s: Float[ArrayLike, ""],
+    level_t: Float[ArrayLike, ""],
+) -> Float[Array, "N+1"]:
     """log P(z_s = ·) of the exact Tweedie step for estimated scores, float32 [N + 1].
 
     ``P(y) ∝ [e^{−ΔσQ} s]_y [e^{ΔσQ}]_{z,y}``; with Σ over real tokens written S, the inverse is
@@ -290,7 +442,7 @@ def reverse_score(kernel: NoiseKernel, log_score, noisy, level_s, level_t) -> ja
     ratios are 0 or 1 and tell nothing, so scores mean those at `HIGHEST_SCORE_LEVEL` there.
 
     Args:
-      log_score: float32 [N], log s_y over real tokens (the entry of `state` is ignored).
+      log_score: float32 [N], log s_y over real tokens (the entry of `noisy` is ignored).
     """
     move = kernel.survival_between(level_s, jnp.minimum(level_t, HIGHEST_SCORE_LEVEL))
     ids = jnp.arange(kernel.vocab_size)
@@ -300,8 +452,8 @@ def reverse_score(kernel: NoiseKernel, log_score, noisy, level_s, level_t) -> ja
     back = (scores - move.replaced * total / kernel.vocab_size) / kept  # times a, which cancels
     is_mask = noisy == kernel.mask
     noise = move.replaced / kernel.vocab_size
-    to_state = jnp.where(is_mask, move.masked, noise + jnp.where(ids == noisy, move.kept, 0.0))
-    tokens = back * to_state
+    to_noisy = jnp.where(is_mask, move.masked, noise + jnp.where(ids == noisy, move.kept, 0.0))
+    tokens = back * to_noisy
     # Data holds no MASK, whatever the estimates say.
     may_stay = is_mask & (jnp.asarray(level_s) > 0)
     stays = jnp.where(may_stay, move.unmasked - move.masked * total, 0.0)
@@ -315,14 +467,14 @@ HIGHEST_SCORE_LEVEL = 1.0 - 1e-4
 _TINY = 1e-30  # below every probability that float32 levels can produce
 
 
-def _log_add(x, y):
+def _log_add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """log(e^x + e^y), with zero, not undefined, gradients where both are −inf."""
     some = (x > -jnp.inf) | (y > -jnp.inf)
     both = jnp.logaddexp(jnp.where(some, x, 0.0), jnp.where(some, y, 0.0))
     return jnp.where(some, both, -jnp.inf)
 
 
-def _safe_log(x):
+def _safe_log(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log with log 0 = −inf and a zero, not undefined, gradient there."""
     positive = x > 0
     return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
