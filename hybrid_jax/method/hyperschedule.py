@@ -310,6 +310,15 @@ def custom(levels_table, *, name: str = "custom") -> Table:
     return Table(name=name, rows=tuple(tuple(int(v) for v in row) for row in table))
 
 
+def beginning(schedule: Hyperschedule, length: int) -> Hyperschedule:
+    """The hyperschedule of the first `length` positions alone; their levels are the same."""
+    if length == schedule.length:
+        return schedule
+    if isinstance(schedule, Ramp):
+        return dataclasses.replace(schedule, starts=schedule.starts[:length])
+    return custom(np.asarray(table(schedule))[:, :length], name=schedule.name)
+
+
 def table(schedule: Hyperschedule) -> jax.Array:
     """The whole table τ, int32 [S+1, L] ("Figure 1" of the paper)."""
     steps = jnp.arange(schedule.steps + 1)[:, None]
