@@ -17,7 +17,13 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import jaxtyping
 import pytest
+
+# Shapes and dtypes of signatures are checked in tests, and cost nothing elsewhere.
+jaxtyping.install_import_hook(
+    ["hybrid_jax.method", "hybrid_jax.models", "hybrid_jax.sampling"], "typecheck.check"
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

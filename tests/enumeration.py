@@ -108,7 +108,7 @@ class Reader:
     only a row that is seen by a seen row is wrong.
     """
 
-    tokens: int
+    vocab_size: int
     length: int
     width: int = 8
     strength: float = 1.0
@@ -117,12 +117,12 @@ class Reader:
         draw = np.random.default_rng(seed).normal
         w = self.width
         shapes = {
-            "token": (self.tokens + 1, w),
+            "token": (self.vocab_size + 1, w),
             "position": (self.length + 1, w),
             "level": (w,),
             "gather": (w, w),
             "again": (w, w),
-            "head": (w, self.tokens + 1),
+            "head": (w, self.vocab_size + 1),
         }
         return {
             name: np.float32(self.strength * draw(size=shape)) for name, shape in shapes.items()

@@ -126,6 +126,27 @@ def test_corrupt_draws_each_position_at_its_own_level(kernel):
     assert np.mean(noisy[1::2] != 0) > 0.6
 
 
+@pytest.mark.parametrize("name", ["absorbing", "uniform", "gamma .1", "gamma .7"])
+def test_rates_are_the_derivatives_of_the_survivals(name):
+    """−d log A/dσ and −d log B/dσ, and −dA/dλ, by differences."""
+    kernel, level = KERNELS[name], jnp.array([0.1, 0.5, 0.9])
+    move = kernel.survival_between(level, level + 1e-3 * (1 - level))
+    sigma = -np.log1p(-1e-3)
+    masking, replacing = kernel.rates(level)
+    np.testing.assert_allclose(-jnp.log(move.unmasked) / sigma, masking, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(-jnp.log(move.kept) / sigma, replacing, rtol=1e-3, atol=1e-6)
+    density = kernel.survival(level).unmasked * move.masked / (1e-3 * (1 - level))
+    np.testing.assert_allclose(kernel.masking_density(level), density, rtol=1e-3, atol=1e-6)
+
+
+def test_kernels_say_what_can_happen_to_a_token():
+    found = {name: (k.masks, k.replaces, k.jumps_at_zero) for name, k in KERNELS.items()}
+    for name, kernel in KERNELS.items():
+        reached = dense_transition(kernel, 0.0, 0.5)[0] > 1e-12
+        leap = 1.0 - dense_transition(kernel, 0.0, 1e-9)[0, 0] > 1e-6
+        assert found[name] == (reached[-1], reached[1], leap), name
+
+
 # ---------------------------------------------------------------------------------------------
 # Reverse.
 
@@ -227,7 +248,7 @@ def test_reverse_score_of_any_scores_is_a_distribution_without_mask_at_level_0(k
     log_score = 3.0 * jax.random.normal(jax.random.key(2), (50, TOKENS))
     to_clean = jax.vmap(lambda s, z: noising.reverse_score(kernel, s, z, 0.0, 0.4), (None, 0))
     chance = np.exp(quick_jit(jax.vmap(to_clean, (0, None)))(log_score, STATES))
-    possible = chance[:, :-1] if kernel.gamma == 1 else chance
+    possible = chance if kernel.masks else chance[:, :-1]
     np.testing.assert_allclose(possible.sum(-1), 1.0, rtol=1e-5)
     assert np.all(chance[..., -1] == 0)
 
@@ -351,4 +372,4 @@ def test_gradients_of_the_reverse_step_are_finite(kernel):
 )
 def test_kernels_without_meaning_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        noising.NoiseKernel(**{"name": "test", "vocab_size": 5, **arguments})
+        noising.Hybrid(**{"name": "test", "vocab_size": 5, **arguments})

@@ -300,9 +300,7 @@ def continuous_term(
     return term / (1.0 - level)
 
 
-def _entropy_gap(
-    log_score: Float[Array, "*N"], log_ratio: Float[Array, ""]
-) -> Float[Array, "*N"]:
+def _entropy_gap(log_score: Float[Array, "*N"], log_ratio: Float[Array, ""]) -> Float[Array, "*N"]:
     """s − r log s + r(log r − 1) = r φ(log s − log r), without cancellation; s where r = 0."""
     zero = log_ratio == -jnp.inf
     ratio = jnp.where(zero, 0.0, log_ratio)

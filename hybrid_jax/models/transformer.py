@@ -2,7 +2,7 @@
 
 A thin Linen module (parameters and einsums) behind `Transformer`, a frozen description with pure
 functions: `init`; `features`, and `extend`, the same on top of a cache; `logits`. The head is apart
-from the body because the objective streams it over the vocabulary.
+from the body because losses stream it over the vocabulary.
 
 The architecture is that of the released HDLM models (arXiv 2504.06416 section 5, after SEDD/MDLM):
 layer norm without bias, no bias in attention, bias in the MLP and the untied head, RoPE, and for
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method.mask_blocks import Pattern
@@ -26,6 +27,9 @@ from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.cache import AXES as CACHE_AXES
 from hybrid_jax.models.cache import Cache
 from hybrid_jax.runtime.sharding import constrain, gathered
+
+Params = dict[str, Any]
+"""Parameters by name, nested."""
 
 _LANES = 128  # output rows are padded to a multiple of the accelerators' vector width
 _TIME_FREQUENCIES = 128
@@ -96,7 +100,7 @@ class Transformer:
     unroll: int = 1
     attention: Backend = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "mlp_ratio", "unroll"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} must be at least 1, but is {getattr(self, name)}.")
@@ -124,7 +128,7 @@ class Transformer:
         """Rows of the embedding and columns of the head: N + 1, padded."""
         return -(-(self.vocab_size + 1) // _LANES) * _LANES
 
-    def init(self, key: jax.Array) -> dict:
+    def init(self, key: Key[Array, ""]) -> Params:
         """Parameters as a nested dict; leaves under "layers" have a leading axis of layers."""
         one = jnp.zeros((1, 1), jnp.int32)
         mask = jnp.ones((1, 1, 1), bool)
@@ -143,23 +147,21 @@ class Transformer:
 
     def features(
         self,
-        params: dict,
-        tokens: jax.Array,
-        position: jax.Array,
-        mask: jax.Array | Pattern,
-        level: jax.Array,
-        dropout_keys: jax.Array | None = None,
-    ) -> jax.Array:
-        """What the head reads.
+        params: Params,
+        tokens: Int[Array, "B R"],
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R R"] | Pattern,
+        level: Float32[Array, "B R"],
+        dropout_keys: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B R {self.width}"]:
+        """Features of rows, the input of the head.
 
         Args:
-          tokens: int32 [B, R] in [0, N] (N is MASK).
-          position: int32 [B or 1, R].
-          mask: bool [B or 1, R, R], True where a query (axis 1) may attend to a key (axis 2); or
-            the pattern that says the same.
-          level: float32 [B, R], noise level λ of each row; used if `condition` is set.
-          dropout_keys: typed keys [B], one for each example, for training with dropout; None turns
-            dropout off.
+          tokens: in [0, N] (N is MASK).
+          position: of the tokens.
+          mask: True where a query (axis 1) may attend to a key (axis 2); or the pattern for it.
+          level: noise level λ of each row; used if `condition` is set.
+          dropout_keys: one for each example, for training with dropout; None turns dropout off.
 
         Returns:
           [B, R, D] in `dtype`.
@@ -175,33 +177,35 @@ class Transformer:
 
     def extend(
         self,
-        params: dict,
+        params: Params,
         cache: Cache,
-        tokens: jax.Array,
-        position: jax.Array,
-        mask: jax.Array,
-        level: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
+        tokens: Int[Array, "B R"],
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R M"],
+        level: Float32[Array, "B R"],
+    ) -> tuple[Float[Array, "B R {self.width}"], Cache]:
         """`features` of new rows that may also attend to cached ones.
 
         Args:
           cache: M slots for each example.
-          mask: bool [B or 1, R, M + R], cached rows first.
+          mask: of the cached rows and the new ones, in this order.
           tokens, position, level: of the R new rows, as for `features`.
 
         Returns:
-          features [B, R, D], and what the new rows would put in the cache ([layers, B, H, R, K];
+          features, and what the new rows would put in the cache ([layers, B, H, R, K];
           `cache.commit` writes those that are final).
         """
         out = _Body(self).apply(_body(params), cache, tokens, position, mask, level, None)
         return cast(tuple[jax.Array, Cache], out)
 
-    def head(self, params: dict) -> dict:
-        """The part of the parameters that `logits` reads."""
+    def head(self, params: Params) -> Params:
+        """The parameters that `logits` reads."""
         return {"head": params["head"]}
 
-    def logits(self, params: dict, features: jax.Array) -> jax.Array:
-        """Features [..., D] -> float32 [..., rows]; columns from N on mean nothing.
+    def logits(
+        self, params: Params, features: Float[Array, "*B {self.width}"]
+    ) -> Float32[Array, "*B {self.rows}"]:
+        """Logits of features; columns from N on mean nothing.
 
         Args:
           params: those of `head`, or all.
@@ -209,7 +213,7 @@ class Transformer:
         return cast(jax.Array, _Head(self).apply({"params": params["head"]}, features))
 
 
-def _body(params: dict) -> dict:
+def _body(params: Params) -> Params:
     return {"params": {name: value for name, value in params.items() if name != "head"}}
 
 
@@ -217,7 +221,7 @@ class _Head(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
         c = self.config
         kernel = self.param("kernel", nn.initializers.zeros, (c.width, c.rows))
         bias = self.param("bias", nn.initializers.zeros, (c.rows,))
@@ -225,14 +229,22 @@ class _Head(nn.Module):
         kernel = gathered(kernel, c.dtype, *_AXES["head/kernel"])
         x = x.astype(c.dtype)
         out = jnp.einsum("...d,dv->...v", x, kernel, preferred_element_type=jnp.float32)
-        return out + bias
+        return cast(Array, out + bias)
 
 
 class _Body(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, cache, tokens, position, mask, level, dropout_keys):
+    def __call__(
+        self,
+        cache: Cache | None,
+        tokens: Int[Array, "B R"],
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R M"] | Pattern,
+        level: Float32[Array, "B R"],
+        dropout_keys: Key[Array, "B"] | None,
+    ) -> Float[Array, "B R D"] | tuple[Float[Array, "B R D"], Cache | None]:
         c = self.config
         table = self.param("embedding", nn.initializers.normal(_BASE_STD), (c.rows, c.width))
         # Back in float32, because the gradients of many rows are added in one entry.
@@ -262,12 +274,12 @@ class _Body(nn.Module):
 
 
 class _LevelEmbedding(nn.Module):
-    """Sinusoids of σ and a two-layer MLP, as in DiT; float32 [B, R] -> [B, R, condition]."""
+    """Sinusoids of σ and a two-layer MLP, as in DiT."""
 
     config: Transformer
 
     @nn.compact
-    def __call__(self, sigma):
+    def __call__(self, sigma: Float32[Array, "B R"]) -> Float32[Array, "B R C"]:
         exponent = jnp.arange(_TIME_FREQUENCIES, dtype=jnp.float32) / _TIME_FREQUENCIES
         angle = sigma[..., None] * jnp.exp(-math.log(10_000.0) * exponent)
         waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
@@ -280,26 +292,35 @@ class _Block(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, x, number, cached, position, mask, condition, dropout_keys):
+    def __call__(
+        self,
+        x: Float[Array, "B R D"],
+        number: Int[Array, ""],
+        cached: Cache | None,
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R M"] | Pattern,
+        condition: Float[Array, "B R C"] | None,
+        dropout_keys: Key[Array, "B"] | None,
+    ) -> tuple[Float[Array, "B R D"], Cache | None]:
         c = self.config
         dtype = x.dtype
         head = c.width // c.heads
         hidden = c.mlp_ratio * c.width
         scaled = nn.initializers.normal(_BASE_STD / math.sqrt(2 * c.layers))
 
-        modulation: list = [None] * 6
+        modulation: list[Array | None] = [None] * 6
         if condition is not None:
             kernel = self.param("condition", nn.initializers.zeros, (c.condition, 6 * c.width))
             bias = self.param("condition_bias", nn.initializers.zeros, (6 * c.width,))
             kernel = gathered(kernel, dtype, *_LAYER_AXES["condition"])
-            modulation = jnp.split(condition @ kernel + bias.astype(dtype), 6, axis=-1)
+            modulation = [*jnp.split(condition @ kernel + bias.astype(dtype), 6, axis=-1)]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
 
-        def weight(name, shape, init=None):
+        def weight(name: str, shape: tuple[int, ...], init: Any = None) -> Array:
             value = self.param(name, init or _fan_in(shape[0]), shape)
             return gathered(value, dtype, *_LAYER_AXES[name])
 
-        def add(residual, update, gate, site):
+        def add(residual: Array, update: Array, gate: Array | None, site: int) -> Array:
             if dropout_keys is not None and c.dropout:
                 update = _drop(update, dropout_keys, 2 * number + site, c.dropout)
             # Gates start at 0 (DiT): a fresh conditioned layer is the identity.
@@ -327,31 +348,39 @@ class _Block(nn.Module):
         return add(x, y, gate_2, site=1), new
 
 
-def _drop(x: jax.Array, keys: jax.Array, place: jax.Array, rate: float) -> jax.Array:
+def _drop(
+    x: Float[Array, "B R D"], keys: Key[Array, "B"], place: Int[Array, ""], rate: float
+) -> Float[Array, "B R D"]:
     """Dropout as a function of (key of the example, place in the network) alone.
 
     A batch may be cut among devices and accumulation rounds in any way.
     """
 
-    def keep(key):
+    def keep(key: Array) -> Array:
         return jax.random.bernoulli(jax.random.fold_in(key, place), 1.0 - rate, x.shape[1:])
 
     return jnp.where(jax.vmap(keep)(keys), x / (1.0 - rate), 0.0)
 
 
-def _fan_in(inputs: int):
+def _fan_in(inputs: int) -> nn.initializers.Initializer:
     return nn.initializers.normal(inputs**-0.5)
 
 
-def _activation(name: str, x: jax.Array) -> jax.Array:
+def _activation(name: str, x: Float[Array, "B R F"]) -> Float[Array, "B R F"]:
     return nn.gelu(x, approximate=True) if name == "gelu" else jnp.square(nn.relu(x))
 
 
-def _modulate(x, shift, scale):
-    return x if shift is None else x * (1.0 + scale) + shift
+def _modulate(
+    x: Float[Array, "B R D"],
+    shift: Float[Array, "B R D"] | None,
+    scale: Float[Array, "B R D"] | None,
+) -> Float[Array, "B R D"]:
+    return x if shift is None or scale is None else x * (1.0 + scale) + shift
 
 
-def _norm(module: nn.Module, name: str, x: jax.Array, width: int) -> jax.Array:
+def _norm(
+    module: nn.Module, name: str, x: Float[Array, "*B D"], width: int
+) -> Float[Array, "*B D"]:
     """Layer norm without bias, in float32, back in the type of x."""
     scale = module.param(name, nn.initializers.ones, (width,))
     wide = x.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Drawing tokens: the one categorical sampler, and what sharpens a distribution before it."""
+"""Draws of tokens: the one categorical sampler, and the warps of a distribution before it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
 from hybrid_jax.errors import UserError
 
 
-def sample_categorical(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """Draws from softmax(logits) over the last axis: [..., N] -> int32 [...].
+def sample_categorical(key: Key[Array, ""], logits: Float[Array, "*B N"]) -> Int32[Array, "*B"]:
+    """Draws from softmax(logits) over the last axis.
 
     Works in float32 with high-range Gumbel noise. JAX draws Gumbels in the type of the logits, and
     its float32 default cannot exceed 15.94: over 50k tokens, a tail of total probability 1% would
@@ -35,7 +36,7 @@ def sample_categorical(key: jax.Array, logits: jax.Array) -> jax.Array:
     return (group * size + _gumbel_max(key_member, chosen)).astype(jnp.int32)
 
 
-def _gumbel_max(key: jax.Array, logits: jax.Array) -> jax.Array:
+def _gumbel_max(key: Key[Array, ""], logits: Float32[Array, "*B N"]) -> Int[Array, "*B"]:
     noise = jax.random.gumbel(key, logits.shape, jnp.float32, mode="high")
     return jnp.argmax(logits + noise, axis=-1)
 
@@ -47,7 +48,7 @@ def _gumbel_max(key: jax.Array, logits: jax.Array) -> jax.Array:
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Warp:
-    """What is done to p before a token is drawn from it; None leaves p alone.
+    """Changes to p before a token is drawn from it; None leaves p alone.
 
     Values may change without compiling anew; whether they are None may not.
 
@@ -57,9 +58,9 @@ class Warp:
       top_p: only the fewest likeliest tokens that together have this probability (after top_k).
     """
 
-    temperature: float | jax.Array | None = None
-    top_k: int | jax.Array | None = None
-    top_p: float | jax.Array | None = None
+    temperature: float | Array | None = None
+    top_k: int | Array | None = None
+    top_p: float | Array | None = None
 
     def check(self) -> None:
         """Raises UserError for values without meaning."""
@@ -75,8 +76,8 @@ class Warp:
         """Whether p stays as it is."""
         return self.temperature is None and self.top_k is None and self.top_p is None
 
-    def __call__(self, log_p: jax.Array) -> jax.Array:
-        """log p float32 [N] -> warped, normalised log p [N]."""
+    def __call__(self, log_p: Float32[Array, "N"]) -> Float32[Array, "N"]:
+        """The warped, normalised log p of a log p."""
         if self.temperature is not None:
             # At 0 this is a point mass on the likeliest token, and stays finite.
             cold = jnp.maximum(jnp.asarray(self.temperature, jnp.float32), 1e-6)

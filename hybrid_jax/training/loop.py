@@ -31,7 +31,7 @@ from hybrid_jax.runtime.throughput import Throughput
 from hybrid_jax.training import flops
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
 from hybrid_jax.training.run_log import Log
-from hybrid_jax.training.train_step import KeyPurpose, TrainSetup, TrainState
+from hybrid_jax.training.train_step import KeyPurpose, Metrics, TrainSetup, TrainState
 
 # Steps that the host may be ahead of the devices: enough to keep them busy, few enough to stop soon
 # after a signal.
@@ -189,7 +189,9 @@ def evaluate(run: Run, params: Any, *, final: bool) -> BoundEstimate:
     )
 
 
-def _collect(pending, done: int, saved: int, experiment: Experiment) -> dict[str, float]:
+def _collect(
+    pending: list[Metrics], done: int, saved: int, experiment: Experiment
+) -> dict[str, float]:
     """Means of the metrics since the last call, refused if any is not finite.
 
     The only place where the host waits for all that the devices have to do.
