@@ -74,6 +74,13 @@ def optional_folder(path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def strict_promotion():
+    """Refuses operations that would change a type, or add axes, without saying so."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """Reference values from the released implementation, when they lie beside the checkout."""

@@ -10,7 +10,7 @@ import scipy.stats
 from enumeration import data_posterior, dense_posterior, dense_transition, kernels, quick_jit
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import noising
+from hybrid_jax.method import noising, scores
 
 TOKENS = 4
 KERNELS = kernels(TOKENS)
@@ -206,11 +206,11 @@ def true_ratios(kernel, level):
 @pytest.mark.parametrize("level", [0.01, 0.5, 0.99])
 def test_score_of_the_true_posterior_is_the_ratio_of_marginals(kernel, level):
     log_p = jnp.log(jnp.asarray(data_posterior(kernel, DATA, level), jnp.float32))
-    scores = jax.vmap(lambda p, z: noising.score_of_mean(kernel, p, z, level))(log_p, STATES)
+    found = jax.vmap(lambda p, z: scores.score_of_mean(kernel, p, z, level))(log_p, STATES)
     wanted = true_ratios(kernel, level)
     if not kernel.replaces:
         wanted[:-1] = np.nan  # a shown token is right: no score is asked for
-    expect(np.exp(np.asarray(scores, np.float64)), wanted, rtol=1e-4)
+    expect(np.exp(np.asarray(found, np.float64)), wanted, rtol=1e-4)
 
 
 @every_kernel
@@ -222,7 +222,7 @@ def test_true_score_is_the_ratio_of_transition_probabilities(kernel, level):
         for state in (0, 1, 2, TOKENS):
             if reach[token, state] == 0:
                 continue
-            clean, same, other = np.exp(noising.true_score(kernel, token, state, level))
+            clean, same, other = np.exp(scores.true_score(kernel, token, state, level))
             for y in range(TOKENS):
                 value = same if y == state else clean if y == token else other
                 ratio = reach[token, y] / reach[token, state]
@@ -234,7 +234,7 @@ def test_reverse_score_of_true_scores_is_the_posterior_of_the_data(kernel):
     for low, high in [(0.0, 0.01), (0.0, 0.6), (0.2, 0.25), (0.3, 0.9)]:
         ratios = true_ratios(kernel, high)
         log_score = jnp.asarray(np.log(np.where(ratios > 0, ratios, 1e-30)), jnp.float32)
-        step = jax.vmap(lambda s, z: noising.reverse_score(kernel, s, z, low, high))(  # noqa: B023
+        step = jax.vmap(lambda s, z: scores.reverse_score(kernel, s, z, low, high))(  # noqa: B023
             log_score, STATES
         )
         before = DATA @ dense_transition(kernel, 0.0, low)[:-1]
@@ -246,7 +246,7 @@ def test_reverse_score_of_true_scores_is_the_posterior_of_the_data(kernel):
 @every_kernel
 def test_reverse_score_of_any_scores_is_a_distribution_without_mask_at_level_0(kernel):
     log_score = 3.0 * jax.random.normal(jax.random.key(2), (50, TOKENS))
-    to_clean = jax.vmap(lambda s, z: noising.reverse_score(kernel, s, z, 0.0, 0.4), (None, 0))
+    to_clean = jax.vmap(lambda s, z: scores.reverse_score(kernel, s, z, 0.0, 0.4), (None, 0))
     chance = np.exp(quick_jit(jax.vmap(to_clean, (0, None)))(log_score, STATES))
     possible = chance if kernel.masks else chance[:, :-1]
     np.testing.assert_allclose(possible.sum(-1), 1.0, rtol=1e-5)

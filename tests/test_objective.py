@@ -18,7 +18,7 @@ from enumeration import (
 )
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import chunked_loss, hyperschedule, noising, objective
+from hybrid_jax.method import chunked_loss, hyperschedule, noising, objective, scores
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
@@ -155,7 +155,7 @@ def test_discrete_bound_tends_to_the_continuous_one(name, parameterisation):
     def logits_at(level):
         belief = DATA ** (1 - level) * OTHER**level
         # Scores tell nothing at full noise itself, and are read just below it.
-        reading = noising.HIGHEST_SCORE_LEVEL if level == 1 else level
+        reading = scores.HIGHEST_SCORE_LEVEL if level == 1 else level
         return logits_of(parameterisation, kernel, belief / belief.sum(), reading)
 
     limit = continuous_bound(goal, kernel, logits_at)
@@ -210,13 +210,13 @@ def test_score_entropy_of_other_masking_integrates_to_the_entropy_of_the_data(pa
 
 def dense_reverse_score(kernel, log_score, low, high):
     """The Tweedie step [z, z_s] from a dense matrix inverse, clamped and normalised."""
-    high = min(high, noising.HIGHEST_SCORE_LEVEL)
+    high = min(high, scores.HIGHEST_SCORE_LEVEL)
     move = dense_transition(kernel, low, high)
     step = np.zeros((TOKENS + 1, TOKENS + 1))
     for z in STATES:
-        scores = np.append(np.exp(log_score[z]), 1.0 if z == TOKENS else 0.0)
-        scores[z] = 1.0
-        back = scores @ np.linalg.inv(move)
+        reach = np.append(np.exp(log_score[z]), 1.0 if z == TOKENS else 0.0)
+        reach[z] = 1.0
+        back = reach @ np.linalg.inv(move)
         if low == 0:
             back[-1] = 0.0  # data holds no MASK
         step[z] = np.maximum(back * move[:, z], 0.0)
@@ -230,7 +230,7 @@ def test_discrete_term_is_the_divergence_of_two_dense_reverse_steps(kernel, para
     pairs = [(0.0, 0.4), (0.3, 0.5), (0.6, 1.0), (0.0, 1.0)]
     noise = np.random.default_rng(0).normal(size=(TOKENS + 1, TOKENS)) * 0.3
     lows, highs = (np.array(ends) for ends in zip(*pairs, strict=True))
-    read = np.minimum(highs, noising.HIGHEST_SCORE_LEVEL)
+    read = np.minimum(highs, scores.HIGHEST_SCORE_LEVEL)
     logits = np.stack([logits_of(parameterisation, kernel, OTHER, t) + noise for t in read])
     found = run_discrete(
         goal, kernel, *(jnp.asarray(x, jnp.float32) for x in (logits, highs, lows))

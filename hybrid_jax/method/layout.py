@@ -320,7 +320,9 @@ def window_positions(
 
     Those that do not exist are clipped to the last position, so that all can be looked up.
     """
-    position = schedule.settled(step)[..., None] + jnp.arange(schedule.width)
+    step = jnp.asarray(step)
+    offset = jnp.expand_dims(jnp.arange(schedule.width), range(step.ndim))
+    position = schedule.settled(step)[..., None] + offset
     exists = position < schedule.frontier(step + 1)[..., None]
     return jnp.minimum(position, schedule.length - 1), exists
 

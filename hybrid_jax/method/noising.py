@@ -290,7 +290,7 @@ def reveal_probability(
     """Probability (A_s − A_t)/(1 − A_t) that a MASK at λt shows a token at λs."""
     low = kernel.survival(level_s)
     move = kernel.survival_between(level_s, level_t)
-    return low.unmasked * move.masked / jnp.maximum(kernel.survival(level_t).masked, _TINY)
+    return low.unmasked * move.masked / jnp.maximum(kernel.survival(level_t).masked, TINY)
 
 
 class TokenStep(NamedTuple):
@@ -345,10 +345,10 @@ def reverse_mean(
     """
     low = kernel.survival(level_s)
     reveal = reveal_probability(kernel, level_s, level_t)
-    noise = _safe_log(low.replaced / kernel.vocab_size)
-    shown = jnp.log(reveal) + _log_add(jnp.log(low.kept) + log_p, noise)
-    stays = low.masked / jnp.maximum(kernel.survival(level_t).masked, _TINY)
-    from_mask = jnp.append(shown, _safe_log(stays))
+    noise = safe_log(low.replaced / kernel.vocab_size)
+    shown = jnp.log(reveal) + log_add(jnp.log(low.kept) + log_p, noise)
+    stays = low.masked / jnp.maximum(kernel.survival(level_t).masked, TINY)
+    from_mask = jnp.append(shown, safe_log(stays))
     if not kernel.replaces:
         settled = jnp.where(jnp.arange(kernel.vocab_size + 1) == noisy, 0.0, -jnp.inf)
         return jnp.where(noisy == kernel.mask, from_mask, settled)
@@ -358,123 +358,35 @@ def reverse_mean(
     weight = token_step(kernel, level_s, level_t)
     high = kernel.survival(level_t)
     # Normalisers of the weights, for x̂ ≠ z and for x̂ = z.
-    other = jnp.maximum(high.replaced, _TINY)
+    other = jnp.maximum(high.replaced, TINY)
     equal = high.replaced + weight.keep_if_equal
     log_pz = log_p[z]
     spread = -jnp.expm1(jnp.minimum(log_pz, 0.0)) / other + jnp.exp(log_pz) / equal
-    uniform_part = _safe_log(spread * weight.redraw_uniform / kernel.vocab_size)
-    clean_part = log_p + _safe_log(weight.take_clean / jnp.where(ids == z, equal, other))
-    keep_part = _log_add(
-        _safe_log(spread * weight.keep), log_pz + _safe_log(weight.keep_if_equal / equal)
+    uniform_part = safe_log(spread * weight.redraw_uniform / kernel.vocab_size)
+    clean_part = log_p + safe_log(weight.take_clean / jnp.where(ids == z, equal, other))
+    keep_part = log_add(
+        safe_log(spread * weight.keep), log_pz + safe_log(weight.keep_if_equal / equal)
     )
-    tokens = _log_add(clean_part, uniform_part)
-    tokens = jnp.where(ids == z, _log_add(tokens, keep_part), tokens)
+    tokens = log_add(clean_part, uniform_part)
+    tokens = jnp.where(ids == z, log_add(tokens, keep_part), tokens)
     return jnp.where(noisy == kernel.mask, from_mask, jnp.append(tokens, -jnp.inf))
 
 
 # ---------------------------------------------------------------------------------------------
-# Scores: ratios s_y = q_t(y)/q_t(z) of the marginals, as in score entropy (SEDD).
+# Arithmetic of small probabilities.
+
+TINY = 1e-30
+"""A number below every probability that float32 levels can produce."""
 
 
-def score_of_mean(
-    kernel: NoiseKernel,
-    log_p: Float[Array, "N"],
-    noisy: Int[ArrayLike, ""],
-    level: Float[ArrayLike, ""],
-) -> Float[Array, "N"]:
-    """log s_y of an x0-prediction: log Σ_x p(x|z) q(y|x)/q(z|x) over real tokens, float32 [N].
-
-    A prediction that is the true posterior p(x|z) gives the true ratios. The entry of `noisy`
-    itself is 0. `level` < 1: at full noise every ratio is 0 or 1.
-    """
-    survival = kernel.survival(level)
-    noise = survival.replaced / kernel.vocab_size
-    odds = jnp.log(survival.unmasked) - jnp.log(jnp.maximum(survival.masked, _TINY))
-    from_mask = odds + _log_add(jnp.log(survival.kept) + log_p, _safe_log(noise))
-    if not kernel.replaces:
-        return from_mask
-    z = jnp.minimum(noisy, kernel.vocab_size - 1)
-    # D0 = (1−B)/N and D1 = D0 + B: probability of another token, and of the token itself.
-    floor = jnp.maximum(noise, _TINY)
-    up = survival.kept / floor  # D1/D0 − 1
-    pz = jnp.exp(log_p[z])
-    base = -jnp.expm1(jnp.minimum(log_p[z], 0.0)) + pz * floor / (floor + survival.kept)
-    ratio = base + jnp.exp(log_p) * up
-    from_token = jnp.where(jnp.arange(kernel.vocab_size) == z, 0.0, jnp.log(ratio))
-    return jnp.where(noisy == kernel.mask, from_mask, from_token)
-
-
-def true_score(
-    kernel: NoiseKernel,
-    token: Int[ArrayLike, ""],
-    noisy: Int[ArrayLike, ""],
-    level: Float[ArrayLike, ""],
-) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """log q(y|x)/q(z|x) for the three values it takes: y = x, y = z, any other real y."""
-    survival = kernel.survival(level)
-    other = survival.replaced / kernel.vocab_size
-    same = other + survival.kept
-    here = jnp.where(
-        noisy == kernel.mask,
-        survival.masked / jnp.maximum(survival.unmasked, _TINY),
-        jnp.where(noisy == token, same, other),
-    )
-    log_here = jnp.log(jnp.maximum(here, _TINY))
-    return (
-        jnp.log(same) - log_here,
-        jnp.zeros_like(log_here),
-        _safe_log(other) - log_here,
-    )
-
-
-def reverse_score(
-    kernel: NoiseKernel,
-    log_score: Float[Array, "N"],
-    noisy: Int[ArrayLike, ""],
-    level_s: Float[ArrayLike, ""],
-    level_t: Float[ArrayLike, ""],
-) -> Float[Array, "N+1"]:
-    """log P(z_s = ·) of the exact Tweedie step for estimated scores, float32 [N + 1].
-
-    ``P(y) ∝ [e^{−ΔσQ} s]_y [e^{ΔσQ}]_{z,y}``; with Σ over real tokens written S, the inverse is
-    ``(1/a)[s_y/b + (1 − 1/b) S/N]`` for tokens and ``s_mask + (1 − 1/a) S`` for MASK. Estimated
-    scores can make entries negative: those are set to 0 and the rest normalised. At λ = 1 all
-    ratios are 0 or 1 and tell nothing, so scores mean those at `HIGHEST_SCORE_LEVEL` there.
-
-    Args:
-      log_score: float32 [N], log s_y over real tokens (the entry of `noisy` is ignored).
-    """
-    move = kernel.survival_between(level_s, jnp.minimum(level_t, HIGHEST_SCORE_LEVEL))
-    ids = jnp.arange(kernel.vocab_size)
-    scores = jnp.where(ids == noisy, 1.0, jnp.exp(log_score))
-    total = scores.sum()
-    kept = jnp.maximum(move.kept, _TINY)
-    back = (scores - move.replaced * total / kernel.vocab_size) / kept  # times a, which cancels
-    is_mask = noisy == kernel.mask
-    noise = move.replaced / kernel.vocab_size
-    to_noisy = jnp.where(is_mask, move.masked, noise + jnp.where(ids == noisy, move.kept, 0.0))
-    tokens = back * to_noisy
-    # Data holds no MASK, whatever the estimates say.
-    may_stay = is_mask & (jnp.asarray(level_s) > 0)
-    stays = jnp.where(may_stay, move.unmasked - move.masked * total, 0.0)
-    weights = jnp.maximum(jnp.append(tokens, stays), 0.0)
-    return _safe_log(weights / jnp.maximum(weights.sum(), _TINY))
-
-
-HIGHEST_SCORE_LEVEL = 1.0 - 1e-4
-"""Scores at higher noise levels are read as scores at this one."""
-
-_TINY = 1e-30  # below every probability that float32 levels can produce
-
-
-def _log_add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+def log_add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """log(e^x + e^y), with zero, not undefined, gradients where both are −inf."""
     some = (x > -jnp.inf) | (y > -jnp.inf)
     both = jnp.logaddexp(jnp.where(some, x, 0.0), jnp.where(some, y, 0.0))
     return jnp.where(some, both, -jnp.inf)
 
 
-def _safe_log(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def safe_log(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log with log 0 = −inf and a zero, not undefined, gradient there."""
     positive = x > 0
     return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)

@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import noising
+from hybrid_jax.method import noising, scores
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.noising import NoiseKernel
 
@@ -232,9 +232,9 @@ def reverse_step(
     if objective.parameterisation != "score":
         prediction = log_prediction(objective, kernel, logits, noisy, level_t)
         return noising.reverse_mean(kernel, prediction, noisy, level_s, level_t)
-    level_t = jnp.minimum(level_t, noising.HIGHEST_SCORE_LEVEL)
+    level_t = jnp.minimum(level_t, scores.HIGHEST_SCORE_LEVEL)
     prediction = log_prediction(objective, kernel, logits, noisy, level_t)
-    return noising.reverse_score(kernel, prediction, noisy, level_s, level_t)
+    return scores.reverse_score(kernel, prediction, noisy, level_s, level_t)
 
 
 def discrete_term(
@@ -281,10 +281,10 @@ def continuous_term(
         density = kernel.masking_density(level)
         return jnp.where(masked, -prediction[token] * density / survival.masked, 0.0)
     if objective.parameterisation != "score":
-        score = noising.score_of_mean(kernel, prediction, noisy, level)
+        score = scores.score_of_mean(kernel, prediction, noisy, level)
     else:
         score = prediction
-    clean, _, other = noising.true_score(kernel, token, noisy, level)
+    clean, _, other = scores.true_score(kernel, token, noisy, level)
     z = jnp.minimum(noisy, kernel.vocab_size - 1)
     everywhere = jnp.sum(_entropy_gap(score, other))
     # The sum above took every token for an "other" one: correct the clean one, and a shown z.

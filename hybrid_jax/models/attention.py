@@ -162,7 +162,7 @@ def rotate(
     """
     half = x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position[..., None, None].astype(jnp.float32) * frequency
+    angle = position[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     real, imaginary = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (real * cos - imaginary * sin, real * sin + imaginary * cos)

@@ -229,7 +229,7 @@ class _Head(nn.Module):
         kernel = gathered(kernel, c.dtype, *_AXES["head/kernel"])
         x = x.astype(c.dtype)
         out = jnp.einsum("...d,dv->...v", x, kernel, preferred_element_type=jnp.float32)
-        return cast(Array, out + bias)
+        return cast(Array, out + _to_rank(bias, out.ndim))
 
 
 class _Body(nn.Module):
@@ -255,7 +255,7 @@ class _Body(nn.Module):
             sigma = -jnp.log1p(-jnp.minimum(level, _HIGHEST_LEVEL))
             if c.embedding_gamma:
                 keep = jnp.exp(-c.embedding_gamma * sigma)[..., None]
-                x = keep * x + (1.0 - keep) * table[c.vocab_size]
+                x = keep * x + (1.0 - keep) * _to_rank(table[c.vocab_size], 3)
             condition = _LevelEmbedding(c, name="level")(sigma).astype(c.dtype)
 
         block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block
@@ -281,7 +281,7 @@ class _LevelEmbedding(nn.Module):
     @nn.compact
     def __call__(self, sigma: Float32[Array, "B R"]) -> Float32[Array, "B R C"]:
         exponent = jnp.arange(_TIME_FREQUENCIES, dtype=jnp.float32) / _TIME_FREQUENCIES
-        angle = sigma[..., None] * jnp.exp(-math.log(10_000.0) * exponent)
+        angle = sigma[..., None] * _to_rank(jnp.exp(-math.log(10_000.0) * exponent), 3)
         waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
         width = self.config.condition
         hidden = nn.silu(nn.Dense(width, name="in")(waves))
@@ -313,12 +313,16 @@ class _Block(nn.Module):
             kernel = self.param("condition", nn.initializers.zeros, (c.condition, 6 * c.width))
             bias = self.param("condition_bias", nn.initializers.zeros, (6 * c.width,))
             kernel = gathered(kernel, dtype, *_LAYER_AXES["condition"])
-            modulation = [*jnp.split(condition @ kernel + bias.astype(dtype), 6, axis=-1)]
+            of_level = condition @ kernel + _to_rank(bias.astype(dtype), 3)
+            modulation = [*jnp.split(of_level, 6, axis=-1)]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
 
         def weight(name: str, shape: tuple[int, ...], init: Any = None) -> Array:
             value = self.param(name, init or _fan_in(shape[0]), shape)
             return gathered(value, dtype, *_LAYER_AXES[name])
+
+        def bias_of(name: str, size: int) -> Array:
+            return _to_rank(weight(name, (size,), nn.initializers.zeros), 3)
 
         def add(residual: Array, update: Array, gate: Array | None, site: int) -> Array:
             if dropout_keys is not None and c.dropout:
@@ -340,9 +344,8 @@ class _Block(nn.Module):
 
         y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)
         y = y @ weight("mlp_in", (c.width, hidden))
-        y = _activation(c.activation, y + weight("mlp_in_bias", (hidden,), nn.initializers.zeros))
-        y = y @ weight("mlp_out", (hidden, c.width), scaled)
-        y = y + weight("mlp_out_bias", (c.width,), nn.initializers.zeros)
+        y = _activation(c.activation, y + bias_of("mlp_in_bias", hidden))
+        y = y @ weight("mlp_out", (hidden, c.width), scaled) + bias_of("mlp_out_bias", c.width)
         # What stays in the cache; training has none, and keeps nothing.
         new = None if cached is None else Cache(key.swapaxes(-3, -2), value.swapaxes(-3, -2))
         return add(x, y, gate_2, site=1), new
@@ -386,4 +389,10 @@ def _norm(
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + 1e-5) * scale).astype(x.dtype)
+    scaled = centred * jax.lax.rsqrt(variance + 1e-5) * _to_rank(scale, x.ndim)
+    return scaled.astype(x.dtype)
+
+
+def _to_rank(x: Float[Array, "D"], rank: int) -> Float[Array, "... D"]:
+    """x with leading axes of size 1."""
+    return jnp.expand_dims(x, range(rank - 1))

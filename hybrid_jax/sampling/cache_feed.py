@@ -97,7 +97,7 @@ def pending_count(sampler: Sampler, state: Generation) -> Int[Array, "B"]:
 def commit(sampler: Sampler, state: Generation, new: PyTree, count: Int[Array, "B"]) -> Generation:
     """Keeps the first `count` settled rows of each text in the cache."""
     capacity = jax.tree.leaves(new)[0].shape[-2]
-    number = jnp.arange(capacity)
+    number = jnp.arange(capacity)[None]
     slot = jnp.where(number < count[:, None], state.filled[:, None] + number, sampler.slots)
     return dataclasses.replace(
         state, cache=caches.commit(state.cache, new, slot), filled=state.filled + count

@@ -156,7 +156,7 @@ def advance(
 @functools.partial(jax.jit, static_argnums=0)
 def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
     """The texts of a state that is done."""
-    position = jnp.arange(state.tokens.shape[1])
+    position = jnp.arange(state.tokens.shape[1])[None]
     length = jnp.asarray(prompts.stop)
     if sampler.eos is not None:
         ends = _ends(sampler, state.tokens, state.frozen)
@@ -242,7 +242,7 @@ def _ended(sampler: Sampler, state: Generation, step: Int[Array, "B"]) -> Int[Ar
     if sampler.eos is None:
         return step
     schedule = sampler.spec.schedule
-    settled = jnp.arange(schedule.length) < schedule.settled(step)[:, None]
+    settled = jnp.arange(schedule.length)[None] < schedule.settled(step)[:, None]
     over = jnp.any(settled & _ends(sampler, state.tokens, state.frozen), axis=1)
     return jnp.where(over, schedule.steps, step)
 
@@ -288,7 +288,7 @@ def _read(
 
 
 def _wanted(prompts: Prompts) -> Bool[Array, "B L"]:
-    return jnp.arange(prompts.tokens.shape[1]) < prompts.stop[:, None]
+    return jnp.arange(prompts.tokens.shape[1])[None] < prompts.stop[:, None]
 
 
 def _following(
@@ -296,10 +296,10 @@ def _following(
 ) -> Int32[Array, "B {schedule.steps}+1"]:
     """The first step from each on at which an open position is active; S where there is none."""
     steps = jnp.arange(schedule.steps)
-    active = layouts.is_active(schedule, steps[:, None], jnp.arange(schedule.length))
+    active = layouts.is_active(schedule, steps[:, None], jnp.arange(schedule.length)[None])
     useful = jnp.einsum("sl,bl->bs", active.astype(jnp.float32), open_.astype(jnp.float32)) > 0
     ends = jnp.full((open_.shape[0], 1), schedule.steps)
-    own = jnp.concatenate([jnp.where(useful, steps, schedule.steps), ends], axis=1)
+    own = jnp.concatenate([jnp.where(useful, steps[None], schedule.steps), ends], axis=1)
     return jax.lax.cummin(own, axis=1, reverse=True).astype(jnp.int32)
 
 
