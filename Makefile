@@ -1,5 +1,7 @@
 # make run    venv + install + train the small γ-hybrid on the embedded corpus
 # make test   venv + install + the test suite
+# make lint   venv + install + style, types and the order of imports
+# make docs   venv + install + the documentation site, in build/docs
 # make bench  venv + install + the benchmarks that a processor can run, about twenty minutes
 # Choose an interpreter with PYTHON=python3.12, a place for the environment with VENV=folder, and
 # what pytest is told with ARGS=..., such as ARGS=--share=1/4 (a quarter of each test's cases).
@@ -9,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/gamma_hybrid
 
-.PHONY: run test bench lint clean
+.PHONY: run test bench lint docs clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m hybrid_jax.main --config=configs/gamma_hybrid.py --workdir=$(WORKDIR)
@@ -28,6 +30,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/installed-dev
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

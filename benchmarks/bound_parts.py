@@ -11,7 +11,6 @@ noise replaced.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import sys
@@ -63,8 +62,7 @@ def parts_of_batch(spec, network, time, count, params, tokens, key):
 
 
 def measure(model: Model, bound: Bound, records: np.ndarray, *, draws: int, batch: int) -> dict:
-    goal = dataclasses.replace(model.spec.objective, loss="bound", time=bound.time)
-    spec = dataclasses.replace(model.spec, kernel=bound.kernel, objective=goal)
+    spec = model.spec.for_bound(bound)
     found, wrong, shown = [], 0, 0
     for start in range(0, len(records), batch):
         tokens = records[start : start + batch]

@@ -67,7 +67,7 @@ class Row:
 
     Attributes:
       config: of `configs/`.
-      settings: that differ from the config file's, "L" standing for the length of a record.
+      settings: that differ from the config file's.
       seeds: how many runs.
     """
 
@@ -76,7 +76,7 @@ class Row:
     seeds: int = 1
 
 
-_FLAT = {"schedule.family": "flat", "schedule.width": "L", "schedule.levels": "L"}
+_FLAT = {"schedule.family": "flat"}
 _BLOCK = {"schedule.family": "block", "schedule.width": 16, "schedule.levels": 16}
 _SCORE = {"objective.parameterisation": "score", "model.condition": 32}
 TABLE = {
@@ -140,7 +140,6 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     }
     if options.steps:
         common["train.steps"] = common["train.eval_every"] = options.steps
-    length = common.get("data.length", 512)
     rows = GROUPS[options.group]
     wanted = options.rows.split(";") if options.rows else list(rows)
     for name in wanted:
@@ -149,9 +148,7 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     found = []
     for name in wanted:
         row = rows[name]
-        settings = {k: length if v == "L" else v for k, v in (common | row.settings).items()}
-        if row.config in ("mdlm", "sedd"):
-            settings["schedule.levels"] = length
+        settings = common | row.settings
         for seed in range(row.seeds):
             folder = "".join(c if c.isalnum() else "-" for c in name).strip("-")
             flags = [f"--config=configs/{row.config}.py:{size}"]

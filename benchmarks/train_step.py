@@ -13,27 +13,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import in_turn
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.command_line import read_config
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import flops
 from hybrid_jax.training.train_step import TrainSetup
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LAYOUTS = {
     "AR": ("ar", {}),
     "flat": ("mdlm", {}),
@@ -44,12 +43,7 @@ LAYOUTS = {
 
 def experiment_of(name: str, options: argparse.Namespace) -> Experiment:
     file, schedule = LAYOUTS[name]
-    spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(options.size)
+    config = ml_collections.ConfigDict(read_config(f"{file}:{options.size}"))
     config.train.batch_size = options.batch_size
     config.train.accumulation = 1
     config.model.dtype = options.dtype
@@ -59,8 +53,6 @@ def experiment_of(name: str, options: argparse.Namespace) -> Experiment:
         setattr(config.schedule, key, value)
     if options.length:
         config.data.length = options.length
-        if config.schedule.family == "flat":
-            config.schedule.levels = options.length
     return Experiment.from_config(config)
 
 

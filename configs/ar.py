@@ -11,7 +11,7 @@ from hybrid_jax.presets import sized
 
 def get_config(size: str = "tiny"):
     config = sized("ar", size)
-    config.schedule.family = "quenched_ar"
+    config.schedule = {"family": "quenched_ar"}
     config.layout.alignment = "shifted"
     config.noise.kernel = "absorbing"
     config.objective.time = "discrete"

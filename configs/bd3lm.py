@@ -2,9 +2,8 @@
 
     python -m hybrid_jax.main --config=configs/bd3lm.py
 
-Cost of ``tiny``: about that of ``gamma_hybrid``. Result on English books:
-docs/results.md. Arriola et al.
-2025, arXiv 2503.09573; ``base`` has blocks of 16.
+Cost of ``tiny``: about that of ``gamma_hybrid``. Result on English books: docs/results.md. After
+Arriola et al. 2025, arXiv 2503.09573. ``base`` has blocks of 16.
 """
 
 from hybrid_jax.presets import sized
@@ -15,7 +14,6 @@ def get_config(size: str = "tiny"):
     config.schedule.family = "block"
     if size == "base":
         config.schedule.width = 16
-        config.schedule.levels = 16
     config.noise.kernel = "absorbing"
     config.objective.time = "continuous"
     config.layout.context = "block_causal"

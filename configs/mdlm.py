@@ -11,8 +11,7 @@ from hybrid_jax.presets import sized
 
 def get_config(size: str = "tiny"):
     config = sized("mdlm", size)
-    config.schedule.family = "flat"
-    config.schedule.levels = config.data.length
+    config.schedule = {"family": "flat"}
     config.noise.kernel = "absorbing"
     config.objective.time = "continuous"
     return config

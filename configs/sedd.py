@@ -11,8 +11,7 @@ from hybrid_jax.presets import sized
 
 def get_config(size: str = "tiny"):
     config = sized("sedd", size)
-    config.schedule.family = "flat"
-    config.schedule.levels = config.data.length
+    config.schedule = {"family": "flat"}
     config.noise.kernel = "absorbing"
     config.objective.parameterisation = "score"
     config.objective.time = "continuous"

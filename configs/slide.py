@@ -14,7 +14,6 @@ def get_config(size: str = "tiny"):
     config.schedule.family = "slide"
     if size == "base":
         config.schedule.width = 64
-        config.schedule.levels = 64
     config.noise.kernel = "gamma"
     config.noise.gamma = 0.01
     config.objective.parameterisation = "context"

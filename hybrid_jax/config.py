@@ -1,42 +1,47 @@
 """Experiments as data: typed sections, checked, and built into the objects that do the work.
 
 A config file in `configs/` returns an `ml_collections.ConfigDict`, whose fields the command line
-can override; `Experiment.from_config` turns it into frozen dataclasses and refuses unknown names.
+can override; `Experiment.from_config` turns it into frozen dataclasses. A setting that is None has
+its natural value. A name that is unknown is refused, and so is a setting that has no effect beside
+the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import typing
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import ml_collections
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
+from hybrid_jax.errors import UserError, check_settings, free, only, resolved, void
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Bound, Objective, Time
-from hybrid_jax.models.attention import Backend
-from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.models.transformer import ModelConfig, Transformer
 from hybrid_jax.optim import OptimizerConfig
-from hybrid_jax.runtime.decode import from_values
+from hybrid_jax.runtime import boards
+from hybrid_jax.runtime.decode import from_values, overridden
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
+
+FORMAT = 2  # of `Experiment.to_json`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which text, and how it becomes records (see `hybrid_jax.data.prepare`).
+    """A text, and how it becomes records (see `hybrid_jax.data.prepare`).
 
     Attributes:
       source, valid_source: where documents come from; a share of `source` is held out when
         `valid_source` is empty.
       tokenizer: "sentencepiece", "byte" or "gpt2:FOLDER".
-      vocab_size: of a trained tokenizer.
+      vocab_size: of a sentencepiece tokenizer, which is trained; 512 for None.
       length: L, tokens of a record.
       dir: folder of prepared records; empty for one under `data/` named after these settings.
     """
@@ -44,76 +49,85 @@ class DataConfig:
     source: str = "pydocs"
     valid_source: str = ""
     tokenizer: str = "sentencepiece"
-    vocab_size: int = 512
+    vocab_size: int | None = only(512, tokenizer="sentencepiece")
     length: int = 64
-    dir: str = ""
+    dir: str = free("")
+
+    def __post_init__(self):
+        check_settings(self, "data.", vocab_size=1, length=1)
+        if self.tokenizer.partition(":")[0] not in ("sentencepiece", "byte", "gpt2"):
+            raise UserError(
+                f"data.tokenizer must be sentencepiece, byte or gpt2:FOLDER, but is "
+                f"{self.tokenizer!r}."
+            )
+
+    @property
+    def expected_vocab_size(self) -> int:
+        """N, the number of real tokens, without the tokenizer at hand."""
+        if self.tokenizer == "sentencepiece":
+            return resolved(self).vocab_size
+        return ByteTokenizer.vocab_size if self.tokenizer == "byte" else 50_257
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """A hyperschedule family and its ω and T (ignored where the family fixes them)."""
+    """A hyperschedule.
+
+    Attributes:
+      family: see `method.hyperschedule`.
+      width: ω of a block or slide; 16 for None.
+      levels: T; None for the length of a flat schedule and the width of the others, which is one
+        step for each position.
+    """
 
     family: Literal["quenched_ar", "flat", "block", "slide"] = "block"
-    width: int = 16
-    levels: int = 16
+    width: int | None = only(16, family=("block", "slide"))
+    levels: int | None = only(family=("flat", "block", "slide"))
+
+    def __post_init__(self):
+        check_settings(self, "schedule.", width=1, levels=1)
+
+    def resolved(self, length: int) -> ScheduleConfig:
+        """The same with the values that stand for None."""
+        known: ScheduleConfig = resolved(self)
+        if self.family == "quenched_ar" or self.levels is not None:
+            return known
+        return dataclasses.replace(known, levels=known.width or length)
 
     def build(self, length: int) -> Hyperschedule:
         """The hyperschedule over `length` positions."""
-        match self.family:
-            case "quenched_ar":
-                return hyperschedule.quenched_ar(length=length)
-            case "flat":
-                return hyperschedule.flat(length=length, levels=self.levels)
-            case "block":
-                return hyperschedule.block(length=length, width=self.width, levels=self.levels)
-            case "slide":
-                return hyperschedule.slide(length=length, width=self.width, levels=self.levels)
-        raise UserError(
-            f"schedule.family must be quenched_ar, flat, block or slide, but is {self.family}."
-        )
+        known: Any = self.resolved(length)
+        if self.family == "quenched_ar":
+            return hyperschedule.quenched_ar(length=length)
+        if self.family == "flat":
+            return hyperschedule.flat(length=length, levels=known.levels)
+        make = hyperschedule.block if self.family == "block" else hyperschedule.slide
+        return make(length=length, width=known.width, levels=known.levels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """A noise kernel; gamma and epsilon belong to the kernels of these names."""
+    """A noise kernel; gamma and epsilon, 0.01 for None, belong to the kernels of these names."""
 
     kernel: Literal["absorbing", "uniform", "gamma", "epsilon"] = "absorbing"
-    gamma: float = 0.01
-    epsilon: float = 0.01
+    gamma: float | None = only(0.01, kernel="gamma")
+    epsilon: float | None = only(0.01, kernel="epsilon")
+
+    def __post_init__(self):
+        check_settings(self, "noise.")
 
     def build(self, vocab_size: int) -> NoiseKernel:
         """The kernel over N = `vocab_size` real tokens."""
+        known = resolved(self)
         match self.kernel:
             case "absorbing":
                 return noising.absorbing(vocab_size=vocab_size)
             case "uniform":
                 return noising.uniform(vocab_size=vocab_size)
             case "gamma":
-                return noising.gamma_hybrid(vocab_size=vocab_size, gamma=self.gamma)
+                return noising.gamma_hybrid(vocab_size=vocab_size, gamma=known.gamma)
             case "epsilon":
-                return noising.epsilon_hybrid(vocab_size=vocab_size, epsilon=self.epsilon)
-        raise UserError(
-            f"noise.kernel must be absorbing, uniform, gamma or epsilon, but is {self.kernel}."
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Size and form of the transformer (see `models.transformer.Transformer`)."""
-
-    layers: int = 4
-    width: int = 128
-    heads: int = 2
-    mlp_ratio: int = 4
-    activation: Literal["gelu", "relu2"] = "gelu"
-    condition: int = 0
-    embedding_gamma: float = 0.0
-    qk_norm: bool = False
-    dropout: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-    unroll: int = 1
-    attention: Backend = "auto"
+                return noising.epsilon_hybrid(vocab_size=vocab_size, epsilon=known.epsilon)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,24 +143,26 @@ class TrainConfig:
       keep: checkpoints kept.
       loss_chunk: positions of an example whose logits exist at once.
       seed: of parameters, data order and noise.
+      board: plots the metrics that metrics.jsonl has, with a package of the extra "log".
     """
 
-    steps: int = 1000
+    steps: int = free(1000)  # more steps also stretch the learning-rate schedule
     batch_size: int = 32
-    accumulation: int = 1
+    accumulation: int = free(1)
     ema_decay: float = 0.999
-    log_every: int = 50
-    eval_every: int = 500
-    checkpoint_every: int = 500
-    keep: int = 3
-    loss_chunk: int = 128
+    log_every: int = free(50)
+    eval_every: int = free(500)
+    checkpoint_every: int = free(500)
+    keep: int = free(3)
+    loss_chunk: int = free(128)
     seed: int = 0
+    board: boards.Kind = free("none")
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulation", "log_every", "eval_every",
-                     "checkpoint_every", "keep", "loss_chunk"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} must be at least 1, but is {getattr(self, name)}.")
+        check_settings(
+            self, "train.", steps=1, batch_size=1, accumulation=1, log_every=1, eval_every=1,
+            checkpoint_every=1, keep=1, loss_chunk=1,
+        )  # fmt: skip
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"train.batch_size={self.batch_size} is not divisible by "
@@ -162,7 +178,7 @@ class EvaluationConfig:
 
     Attributes:
       kernel: "own": the noise of training; "absorbing": of the same network under masking alone
-        (what the paper reports for ε-hybrid).
+        (which the paper reports for the ε-hybrid).
       time: "discrete" or "continuous" (see `objective`).
       records: validation records while training; 0 for all.
       final_records: validation records at the end; 0 for all.
@@ -178,19 +194,14 @@ class EvaluationConfig:
     batch_size: int = 64
 
     def __post_init__(self):
-        if self.kernel not in ("own", "absorbing"):
-            raise UserError(f"evaluation.kernel must be own or absorbing, but is {self.kernel}.")
-        if self.draws < 1 or self.batch_size < 1 or self.records < 0 or self.final_records < 0:
-            raise UserError(
-                "evaluation: draws and batch_size must be at least 1, records 0 or more."
-            )
+        check_settings(self, "evaluation.", draws=1, batch_size=1, records=0, final_records=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that defines a run."""
 
-    name: str
+    name: str = free("")
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     noise: NoiseConfig = NoiseConfig()
@@ -199,9 +210,9 @@ class Experiment:
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
-    mesh: MeshConfig = MeshConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    sampling: SamplingConfig = SamplingConfig()
+    mesh: MeshConfig = free(MeshConfig())
+    evaluation: EvaluationConfig = free(EvaluationConfig())
+    sampling: SamplingConfig = free(SamplingConfig())
 
     def network(self, vocab_size: int) -> Transformer:
         """The transformer for N = `vocab_size` real tokens."""
@@ -225,32 +236,116 @@ class Experiment:
             kernel = noising.absorbing(vocab_size=vocab_size)
         return Bound(kernel=kernel, time=self.evaluation.time)
 
+    def resolved(self) -> Experiment:
+        """The same experiment with the values that stand for None."""
+        return dataclasses.replace(
+            self,
+            data=resolved(self.data),
+            schedule=self.schedule.resolved(self.data.length),
+            noise=resolved(self.noise),
+            objective=resolved(self.objective),
+            optimizer=resolved(self.optimizer),
+        )
+
+    def check(self) -> None:
+        """Raises UserError for settings that do not go together, or have no effect together."""
+        spec = self.spec(vocab_size=2, bos=0)  # N = 2 stands for any size
+        if not self.name:
+            raise UserError("The experiment has no name: give it one, with config.name.")
+        effective = effective_layout(self.layout, spec.schedule)
+        for name, owner in (
+            ("context", "windows of several positions with settled ones before them"),
+            ("causal_window", "windows of several positions"),
+        ):
+            if getattr(self.layout, name) != getattr(effective, name):
+                raise UserError(
+                    f"layout.{name} belongs to {owner} and has no effect with "
+                    f"{spec.schedule.name}: leave it out."
+                )
+        if self.objective.shown_weight is not None and not spec.kernel.replaces:
+            raise UserError(
+                f"objective.shown_weight belongs to noise that replaces tokens and has no effect "
+                f"with {spec.kernel.name}: leave it out."
+            )
+        self.sampling.build().check(spec.kernel, spec.objective)
+        self.network(vocab_size=2)
+        if self.bound(vocab_size=2).kernel.jumps_at_zero and self.evaluation.time != "discrete":
+            raise UserError(
+                "The ε-hybrid's own bound has no continuous form: choose evaluation.time=discrete "
+                "or evaluation.kernel=absorbing."
+            )
+
     def to_config(self) -> ml_collections.ConfigDict:
         """As a ConfigDict, for config files and the command line."""
         return ml_collections.ConfigDict(dataclasses.asdict(self))
 
     def to_json(self) -> str:
-        """As JSON text, the content of a workdir's config.json."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        """As JSON text, the content of a workdir's config.json: no value depends on defaults."""
+        values = {"format": FORMAT, **dataclasses.asdict(self.resolved())}
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_config(cls, values: typing.Mapping) -> Experiment:
-        """From nested names and values (ConfigDict or dict).
+    def from_config(cls, values: Mapping, settings: Mapping[str, str] | None = None) -> Experiment:
+        """From nested names and values.
+
+        Args:
+          values: ConfigDict or dict.
+          settings: of a command line that replace some, as text by name ("noise.gamma").
 
         Raises:
-          UserError: for an unknown name (with the nearest one), a wrong type or a bad value.
+          UserError: for an unknown name (with the nearest one), a wrong type, a bad value, or a
+            setting without effect.
         """
         if isinstance(values, ml_collections.ConfigDict):
             values = values.to_dict()
         experiment = from_values(cls, values, "config")
-        # Whatever does not go together shows here, before any work: N = 2 stands for any size.
-        spec = experiment.spec(vocab_size=2, bos=0)
-        experiment.sampling.build().check(spec.kernel, spec.objective)
-        experiment.network(vocab_size=2)
-        bound = experiment.bound(vocab_size=2)
-        if bound.kernel.jumps_at_zero and bound.time != "discrete":
-            raise UserError(
-                "The ε-hybrid's own bound has no continuous form: choose evaluation.time=discrete "
-                "or evaluation.kernel=absorbing."
-            )
+        if settings:
+            experiment = from_values(cls, overridden(cls, values, settings, "config"), "config")
+        experiment.check()
         return experiment
+
+    @classmethod
+    def from_json(cls, text: str) -> Experiment:
+        """From the text of `to_json`, of this version of hybrid_jax or an earlier one.
+
+        Raises:
+          ValueError: if it is not the JSON of an object.
+          UserError: if it is of a later version, or as `from_config`.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        version = values.pop("format", 1)
+        if version not in (1, FORMAT):
+            raise UserError(
+                f"The settings are of format {version!r}, and this version of hybrid_jax reads "
+                f"formats up to {FORMAT}: install the version that wrote them."
+            )
+        return cls.from_config(_upgraded(values) if version == 1 else values)
+
+
+def effective_layout(layout: Layout, schedule: Hyperschedule) -> Layout:
+    """The layout with defaults in place of what has no effect on this schedule."""
+    narrow, flat = schedule.width == 1, schedule.width == schedule.length
+    # In front of a shifted window is a clean row, which sees the noise only if it may look ahead.
+    alone = narrow and (layout.alignment == "aligned" or schedule.levels == 1)
+    return dataclasses.replace(
+        layout,
+        causal_window=layout.causal_window and not alone,
+        context="causal" if narrow or flat else layout.context,
+    )
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of format 1, which held a value for each, without those that had no effect."""
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    for field in dataclasses.fields(Experiment):
+        if isinstance(part := values.get(field.name), dict):
+            part.update(dict.fromkeys(void(type(field.default), part)))
+    old = from_values(Experiment, values, "config")
+    if not old.noise.build(vocab_size=2).replaces:
+        old = dataclasses.replace(
+            old, objective=dataclasses.replace(old.objective, shown_weight=None)
+        )
+    layout = effective_layout(old.layout, old.schedule.build(old.data.length))
+    return dataclasses.asdict(dataclasses.replace(old, layout=layout))

@@ -1,11 +1,14 @@
-"""`UserError`, the one exception for any error the user can fix, and how commands report it."""
+"""`UserError`, the one exception for any error the user can fix; how commands report it; and the
+checks of settings that raise it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -83,3 +86,82 @@ def check_literals(section: Any, prefix: str = "") -> None:
             raise UserError(
                 f"{prefix}{name} must be one of {', '.join(map(str, known))}, but is {value!r}."
             )
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings: what fields of configuration dataclasses say of themselves, and its checks.
+
+
+def free(default: Any) -> Any:
+    """A field that a run may change when it is continued.
+
+    Such a setting is a way to compute or to report; it is not part of what the run is.
+    """
+    return dataclasses.field(default=default, metadata={"identity": False})
+
+
+def only(natural: Any = None, **choices: str | tuple[str, ...]) -> Any:
+    """A field that has an effect only beside some values of other fields of its dataclass.
+
+    Its default is None, which stands for `natural` where it has an effect.
+
+    Args:
+      choices: by the name of another field, the value or values that it belongs to.
+    """
+    known = {name: (v,) if isinstance(v, str) else v for name, v in choices.items()}
+    return dataclasses.field(default=None, metadata={"natural": natural, "only": known})
+
+
+def void(section: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings that are given but have no effect beside the others.
+
+    Args:
+      section: a dataclass.
+      values: of its fields by name; one that is missing has its default.
+      prefix: of the names in sentences, such as "noise.".
+
+    Returns:
+      by the name of each such setting, a sentence that says what it belongs to.
+    """
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    found = {}
+    for name, field in fields.items():
+        for other, known in field.metadata.get("only", {}).items():
+            beside = values.get(other, fields[other].default)
+            if values.get(name) is not None and beside not in known:
+                found[name] = (
+                    f"{prefix}{name} belongs to {prefix}{other}={' or '.join(known)} and has no "
+                    f"effect with {beside}: leave it out."
+                )
+    return found
+
+
+def resolved(section: Any) -> Any:
+    """The section with the natural value of each setting that is None and has an effect."""
+    fields = [field for field in dataclasses.fields(section) if "only" in field.metadata]
+    values = {
+        field.name: field.metadata["natural"]
+        for field in fields
+        if getattr(section, field.name) is None
+        and all(getattr(section, other) in known for other, known in field.metadata["only"].items())
+    }
+    return dataclasses.replace(section, **values)
+
+
+def check_settings(section: Any, prefix: str = "", **least: float) -> None:
+    """Checks a section's values: literals, settings without effect, and smallest values.
+
+    Args:
+      prefix: of the names in sentences, such as "noise.".
+      least: by the name of a field, the smallest value that it may have.
+
+    Raises:
+      UserError: for the first that is wrong.
+    """
+    check_literals(section, prefix)
+    for sentence in void(type(section), vars(section), prefix).values():
+        raise UserError(sentence)
+    for name, smallest in least.items():
+        value = getattr(section, name)
+        if value is not None and not value >= smallest:
+            raise UserError(f"{prefix}{name} must be at least {smallest}, but is {value}.")

@@ -1,21 +1,21 @@
-"""What trained models are worth: perplexity on named texts, and the quality of generated text.
+"""Evaluation of trained models: perplexity on named texts, and quality of generated text.
 
-Perplexities are true bounds, with their errors and their protocol::
+Perplexities are true bounds, given with their errors and their protocol::
 
     python -m hybrid_jax.evaluate --workdir=runs/gamma_hybrid
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=wikitext,lambada,pubmed,arxiv
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=lambada=files:lambada/test.jsonl
 
-Texts that `hybrid_jax.generate --out` wrote, one file for each seed, are read by a scorer::
+A scorer reads texts that `hybrid_jax.generate --out` wrote, one file for each seed::
 
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --texts=a.jsonl,b.jsonl \\
         --scorer=gpt2:gpt2-large --reference=wikitext
 
-and so are texts of many update rules at several paces, which make a table and a picture::
+or texts of many update rules at several numbers of tokens per NFE, for a table and a picture::
 
     python -m hybrid_jax.evaluate --workdir=runs/epsilon_hybrid --pareto --scorer=run:runs/ar
 
-Each number is stored in the workdir, under evaluation/, with all that it depends on.
+Each number is stored in the workdir, under evaluation/, with everything that it depends on.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -65,18 +63,18 @@ def _run(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be at least {value}, but is {getattr(options, name)}.")
     if options.pareto and options.texts:
         raise UserError("--pareto generates its own texts: leave out --texts, or --pareto.")
-    judging = options.pareto or options.texts is not None
-    if judging and options.scorer is None:
+    scoring = options.pareto or options.texts is not None
+    if scoring and options.scorer is None:
         raise UserError(
             "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive "
             "run, or --scorer=gpt2:gpt2-large."
         )
-    if options.scorer is not None and not judging:
+    if options.scorer is not None and not scoring:
         raise UserError("--scorer reads generated texts: name them with --texts, or add --pareto.")
     if options.pareto:
         _sweep(options)
-    elif judging:
-        _scorer_texts(options)
+    elif scoring:
+        _score_files(options)
     else:
         _measure_sets(options)
 
@@ -114,7 +112,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
                 mesh=mesh,
                 progress=functools.partial(bar.update, values={}),
             )
-        file = folder / f"{_plain(dataset.name)}.json"
+        file = folder / f"{_file_name(dataset.name)}.json"
         write_atomic(file, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
         print(_row(found), flush=True)
     print(f"protocol {found.protocol.name}, stored in {folder}")
@@ -141,7 +139,7 @@ def _records(model: Model, dataset: EvaluationSet, count: int) -> perplexity.Pac
 # Generated text.
 
 
-def _scorer_texts(options: argparse.Namespace) -> None:
+def _score_files(options: argparse.Namespace) -> None:
     protocol = protocols.protocol(options.protocol)
     files = [Path(name) for name in options.texts.split(",") if name]
     if not files:
@@ -150,16 +148,16 @@ def _scorer_texts(options: argparse.Namespace) -> None:
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
     reference, _ = _references(model, options, max(len(texts.texts) for texts in made))
+    scored = functools.partial(
+        text_quality.evaluate, scorer, scorer_tokenizer, protocol=protocol,
+        tokenizer=model.tokenizer, reference=reference, batch_size=options.batch_size,
+    )  # fmt: skip
     folder = _folder(options)
     rows = []
     for file, texts in zip(files, made, strict=True):
-        quality = text_quality.evaluate(
-            scorer, scorer_tokenizer, texts.tokens, protocol,
-            tokenizer=model.tokenizer, reference=reference, settings=texts.settings,
-            batch_size=options.batch_size,
-        )  # fmt: skip
+        quality = scored(texts.tokens, settings=texts.settings)
         rows.append(Row(label=file.name, qualities=(quality,)))
-        write_atomic(folder / f"quality-{_plain(file.stem)}.json", quality.to_json() + "\n")
+        write_atomic(folder / f"quality-{_file_name(file.stem)}.json", quality.to_json() + "\n")
     if len(rows) > 1:
         every = tuple(quality for row in rows for quality in row.qualities)
         rows.append(Row(label="all", qualities=every))
@@ -184,14 +182,11 @@ def _sweep(options: argparse.Namespace) -> None:
     texts.mkdir(exist_ok=True)
     seeds = range(options.seed, options.seed + options.seeds)
 
-    def scored(made: Sequence[np.ndarray], settings: Mapping[str, Any]) -> text_quality.Quality:
-        return text_quality.evaluate(
-            scorer, scorer_tokenizer, made, protocol,
-            tokenizer=model.tokenizer, reference=reference, settings=settings,
-            batch_size=options.batch_size,
-        )  # fmt: skip
-
-    rows = [Row(label="held-out text", qualities=(scored(held_out, {}),))]
+    scored = functools.partial(
+        text_quality.evaluate, scorer, scorer_tokenizer, protocol=protocol,
+        tokenizer=model.tokenizer, reference=reference, batch_size=options.batch_size,
+    )  # fmt: skip
+    rows = [Row(label="held-out text", qualities=(scored(held_out),))]
     with Progress(total=len(points) * len(seeds) * options.count, interval=10.0) as bar:
         for point in points:
             made = [
@@ -205,7 +200,7 @@ def _sweep(options: argparse.Namespace) -> None:
                 )
                 for number, seed in enumerate(seeds)
             ]  # fmt: skip
-            qualities = tuple(scored(one.tokens, one.settings) for one in made)
+            qualities = tuple(scored(one.tokens, settings=one.settings) for one in made)
             rows.append(Row(label=point.label, rho=point.rho, qualities=qualities))
     table = quality_table.as_markdown(rows)
     values = json.dumps(quality_table.as_json(rows), indent=1, ensure_ascii=False)
@@ -258,7 +253,7 @@ def _folder(options: argparse.Namespace) -> Path:
     return folder
 
 
-def _plain(name: str) -> str:
+def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
 
 
@@ -280,14 +275,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--scorer", metavar="SCORER", help="run:DIR, an autoregressive run, or gpt2:FOLDER_OR_NAME")
     add("--texts", metavar="A,B,...", help="files that hybrid_jax.generate --out wrote, of one "
         "sampler with several seeds")  # fmt: skip
-    add("--pareto", action="store_true", help="generate with many rules at several paces, and draw "
-        "quality against calls and diversity")  # fmt: skip
+    add("--pareto", action="store_true", help="generate with many rules, tokens per NFE, and draw "
+        "quality against NFE and diversity")  # fmt: skip
     add("--protocol", default="standard", help=f"{', '.join(protocols.PROTOCOLS)} (default: "
         "%(default)s)")  # fmt: skip
     add("--reference", metavar="SET", help="human text for MAUVE (default: valid)")
     add("--rules", metavar="A,B,...", help="of --pareto, such as acs:eta=0.5,ancestral "
         "(default: ten, as far as they go with the model's noise)")  # fmt: skip
-    add("--rho", metavar="A,B,...", help="paces of --pareto: tokens settled for each call "
+    add("--rho", metavar="A,B,...", help="of --pareto: tokens per NFE "
         "(default: those of 8,4,2,1 that divide the model's window)")  # fmt: skip
     add("--count", type=int, default=128, metavar="N", help="texts for each point of --pareto "
         "(default: %(default)s)")  # fmt: skip

@@ -1,57 +1,52 @@
 """Trains an experiment, then evaluates it and shows samples.
 
     python -m hybrid_jax.main --config=configs/gamma_hybrid.py
-    python -m hybrid_jax.main --config=configs/mdlm.py:small --workdir=runs/mdlm \\
-        --config.train.steps=20000
+    python -m hybrid_jax.main --config=mdlm:small --workdir=runs/mdlm --config.train.steps=20000
+    python -m hybrid_jax.main --workdir=runs/mdlm
 
-Running it again with the same workdir continues from the newest checkpoint, on any devices. SIGTERM
-and Ctrl-C save the current step first; the exit status is 75 after SIGTERM and 130 after Ctrl-C.
+Running it again with the same workdir continues from the newest checkpoint, on any devices; the
+workdir alone stands for the settings of its run. SIGTERM and Ctrl-C save the current step first;
+the exit status is 75 after SIGTERM and 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-from absl import app, flags, logging
-from ml_collections import config_flags
+from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.runtime.command_line import check_config_file, flag_mistakes
+from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, read_config
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py or FILE.py:SIZE.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/NAME if not given.")
-# Not needed on one machine, on TPU pods and under SLURM.
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes share the run.")
-_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.")
+if TYPE_CHECKING:
+    from hybrid_jax.config import Experiment
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
 
     def command() -> None:
-        parse(argv)
-        run_experiment()
+        run_experiment(parse(_parser(), argv))
 
     return exit_status(command, interrupted="the same command continues from the newest checkpoint")
 
 
-def run_experiment() -> None:
-    """The experiment named by the flags, from text to samples."""
+def run_experiment(options: argparse.Namespace) -> None:
+    """Runs the experiment that the options describe, from text to samples."""
+    experiment = read_experiment(options)
     # JAX and friends start slowly, so they are imported after the flags have been checked.
-    from hybrid_jax.config import Experiment
     from hybrid_jax.generation import summary
     from hybrid_jax.runtime import processes as distributed
     from hybrid_jax.runtime.preemption import Signals
     from hybrid_jax.runtime.quiet import quieten_orbax
     from hybrid_jax.training import loop, workdir
 
-    experiment = Experiment.from_config(CONFIG.value)
-    folder = Path(_WORKDIR.value or f"runs/{experiment.name}")
+    folder = Path(options.workdir or f"runs/{experiment.name}")
     quieten_orbax()
-    distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    distributed.start(options.coordinator, options.processes, options.process)
     distributed.assert_same("configuration", experiment.to_json(), difference=workdir.difference)
     lead = distributed.is_process0()
 
@@ -66,25 +61,47 @@ def run_experiment() -> None:
         distributed.raise_on_all(lambda: claim() if lead else None)
         distributed.check_shared(folder)
         say(summary.introduction(run, folder))
-        state = loop.train(run, folder, signals, say=say)
+        profile = Path(options.profile) if options.profile else None
+        state = loop.train(run, folder, signals, say=say, profile=profile)
         summary.finish(run, folder, state)
 
 
-def parse(argv: list[str]) -> None:
-    """Parses the flags. Raises UserError for a mistake in them."""
-    logging.set_verbosity(logging.WARNING)
-    for argument in argv:
-        name, _, value = argument.lstrip("-").partition("=")
-        if name == "config":
-            check_config_file(value)
-    app.define_help_flags()
-    with flag_mistakes():
-        rest = flags.FLAGS(argv)
-    if len(rest) > 1:
-        raise UserError(f"Unexpected argument {rest[1]!r}: write settings as --config.NAME=VALUE.")
-    if CONFIG.value is None:
+def read_experiment(options: argparse.Namespace) -> Experiment:
+    """The experiment of --config, or else of the workdir, with the settings of the command line.
+
+    Raises:
+      UserError: if there is neither, or something is wrong with it.
+    """
+    if options.config:
+        values = read_config(options.config)
+    elif not (options.workdir and (Path(options.workdir) / "config.json").is_file()):
         raise UserError("Say what to train, for example --config=configs/gamma_hybrid.py.")
+    from hybrid_jax.config import Experiment
+    from hybrid_jax.training import workdir
+
+    if not options.config:
+        values = workdir.load(Path(options.workdir)).to_config()
+    return Experiment.from_config(values, options.settings)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m hybrid_jax.main",
+        description="Trains an experiment, then evaluates it and shows samples.",
+        epilog=SETTINGS,
+    )
+    add = parser.add_argument
+    add("--config", default="", metavar="FILE.py[:SIZE]", help="what to train (see below)")
+    add("--workdir", default="", metavar="DIR", help="folder of the run (default: runs/NAME); "
+        "without --config, the run to continue")  # fmt: skip
+    add("--profile", default="", metavar="DIR", help="folder for a trace of a few training steps")
+    group = parser.add_argument_group("not needed on one machine, on TPU pods and under SLURM")
+    add = group.add_argument
+    add("--coordinator", default="", metavar="HOST:PORT", help="address of process 0")
+    add("--processes", type=int, metavar="N", help="number of processes that share the run")
+    add("--process", type=int, metavar="N", help="number of this process, from 0")
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -7,17 +7,14 @@ layer, so a matrix has three axes, ``[layers, inputs, outputs…]``.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from hybrid_jax.errors import UserError
-
-OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("constant", "cosine", "linear")
+from hybrid_jax.errors import UserError, check_settings, only, resolved
 
 # Gives Muon's updates the root mean square that AdamW's have, so that one learning rate and one
 # weight decay serve both (arXiv 2502.16982).
@@ -26,52 +23,46 @@ MUON_UPDATE_RMS = 0.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What to optimise with. Raises `UserError` for values that make no sense.
+    """An optimiser and its learning-rate schedule. Raises `UserError` for values out of range.
 
     Attributes:
       name: "adamw", or "muon" for the layers' weight matrices with AdamW for the rest.
       learning_rate: peak learning rate, > 0.
       warmup_steps: steps from learning rate 0 to the peak.
-      schedule: what follows: "constant", "cosine" or "linear".
-      final_fraction: learning rate at the last step as a fraction of the peak, in [0, 1]; not
-        used by "constant".
+      schedule: of the learning rate after the warm-up.
+      final_fraction: learning rate at the last step as a fraction of the peak, in [0, 1], of
+        "cosine" and "linear"; 0.1 for None.
       beta1, beta2, epsilon: of AdamW.
       weight_decay: decoupled, times the learning rate; on matrices only (see `is_decayed`).
       clip_norm: global norm to clip gradients to; None or 0 for no clipping.
       muon_learning_rate: peak for Muon's matrices; None for ``learning_rate``.
-      muon_momentum: momentum of Muon (Nesterov), in [0, 1).
+      muon_momentum: momentum of Muon (Nesterov), in [0, 1); 0.95 for None.
     """
 
-    name: str = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-4
     warmup_steps: int = 0
-    schedule: str = "cosine"
-    final_fraction: float = 0.1
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    final_fraction: float | None = only(0.1, schedule=("cosine", "linear"))
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
-    muon_learning_rate: float | None = None
-    muon_momentum: float = 0.95
+    muon_learning_rate: float | None = only(name="muon")
+    muon_momentum: float | None = only(0.95, name="muon")
 
     def __post_init__(self) -> None:
-        def require(name: str, valid: bool, rule: str) -> None:
-            if not valid:
-                raise UserError(f"optimizer {name} = {getattr(self, name)!r}; it must be {rule}.")
-
-        require("name", self.name in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
-        require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        require("learning_rate", self.learning_rate > 0, "greater than 0")
-        require("warmup_steps", self.warmup_steps >= 0, "0 or more")
-        require("final_fraction", 0 <= self.final_fraction <= 1, "between 0 and 1")
-        for name in ("beta1", "beta2", "muon_momentum"):
-            require(name, 0 <= getattr(self, name) < 1, "at least 0 and less than 1")
-        require("epsilon", self.epsilon > 0, "greater than 0")
-        require("weight_decay", self.weight_decay >= 0, "0 or more")
-        require("clip_norm", self.clip_norm is None or self.clip_norm >= 0, "None, or 0 or more")
-        muon_valid = self.muon_learning_rate is None or self.muon_learning_rate > 0
-        require("muon_learning_rate", muon_valid, "None, or greater than 0")
+        check_settings(self, "optimizer.", warmup_steps=0, weight_decay=0, clip_norm=0)
+        for names, valid, rule in (
+            (("learning_rate", "epsilon", "muon_learning_rate"), lambda x: x > 0, "above 0"),
+            (("beta1", "beta2", "muon_momentum"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
+            (("final_fraction",), lambda x: 0 <= x <= 1, "between 0 and 1"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not valid(value):
+                    raise UserError(f"optimizer.{name} must be {rule}, but is {value}.")
 
 
 def learning_rate_at(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -92,10 +83,10 @@ def make_optimizer(
     """Clipping by global norm, then the optimiser with its schedule.
 
     Args:
-      config: what to build.
+      config: description of the result.
       total_steps: number of updates of the whole training.
-      params_abstract: the parameters or their `jax.ShapeDtypeStruct`s; only paths and shapes are
-        used, so nothing is computed.
+      params_abstract: the parameters, or a `jax.ShapeDtypeStruct` for each; only paths and shapes
+        are used, so nothing is computed.
 
     Raises:
       UserError: as `learning_rate_at`, or if "muon" finds no weight matrix under ``layers``.
@@ -161,17 +152,18 @@ def ema_update(ema: Any, params: Any, decay: float, step: jax.Array | int) -> An
 
 def _schedule(config: OptimizerConfig, peak: float, total_steps: int) -> optax.Schedule:
     if total_steps < 1:
-        raise UserError(f"total steps = {total_steps}; train for 1 step or more.")
+        raise UserError(f"train.steps must be at least 1, but is {total_steps}.")
     if config.warmup_steps > total_steps:
         raise UserError(
-            f"optimizer warmup_steps = {config.warmup_steps} exceeds the {total_steps} steps of "
+            f"optimizer.warmup_steps={config.warmup_steps} exceeds the {total_steps} steps of "
             "the training; shorten the warm-up or train for longer."
         )
     decay_steps = max(1, total_steps - config.warmup_steps)
+    final_fraction = resolved(config).final_fraction
     if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_fraction)
+        after = optax.cosine_decay_schedule(peak, decay_steps, alpha=final_fraction)
     elif config.schedule == "linear":
-        after = optax.linear_schedule(peak, peak * config.final_fraction, decay_steps)
+        after = optax.linear_schedule(peak, peak * final_fraction, decay_steps)
     else:
         after = optax.constant_schedule(peak)
     if config.warmup_steps == 0:
@@ -203,7 +195,7 @@ def _with_muon(
     peak = config.muon_learning_rate or config.learning_rate
     muon = optax.contrib.muon(
         _schedule(config, peak, total_steps),
-        beta=config.muon_momentum,
+        beta=resolved(config).muon_momentum,
         weight_decay=config.weight_decay,
         muon_weight_dimension_numbers=_map_with_name(dimensions, params_abstract),
         consistent_rms=MUON_UPDATE_RMS,

@@ -28,7 +28,7 @@ _SIZES: dict[str, Experiment] = {
     "tiny": Experiment(
         name="",
         data=DataConfig(source="pydocs", tokenizer="sentencepiece", vocab_size=512, length=64),
-        schedule=ScheduleConfig(family="block", width=8, levels=8),
+        schedule=ScheduleConfig(family="block", width=8),
         model=ModelConfig(layers=4, width=128, heads=2, activation="relu2", qk_norm=True, unroll=4),
         optimizer=OptimizerConfig(
             name="muon",
@@ -57,7 +57,7 @@ _SIZES: dict[str, Experiment] = {
             vocab_size=16_384,
             length=512,
         ),
-        schedule=ScheduleConfig(family="block", width=16, levels=16),
+        schedule=ScheduleConfig(family="block", width=16),
         model=ModelConfig(
             layers=8, width=512, heads=8, qk_norm=True, dtype="bfloat16", remat=False
         ),
@@ -84,10 +84,9 @@ _SIZES: dict[str, Experiment] = {
         data=DataConfig(
             source="files:data/openwebtext/*.jsonl.zst",
             tokenizer="gpt2:data/gpt2",
-            vocab_size=50_257,
             length=1024,
         ),
-        schedule=ScheduleConfig(family="flat", width=1024, levels=1024),
+        schedule=ScheduleConfig(family="flat"),
         model=ModelConfig(
             layers=12, width=768, heads=12, dropout=0.1, dtype="bfloat16", remat=True
         ),

@@ -1,444 +1,232 @@
 #!/usr/bin/env bash
-# Trains on a TPU VM or pod slice of Google Cloud, goes on after preemptions, cleans up at the end.
+# Usage: launch/gcp_tpu.sh --name=NAME --project=PROJECT --zone=ZONE [OPTIONS] -- ARGUMENTS
+#
+# Requests a TPU, installs the committed code of this checkout on all its hosts, runs
+# `python -m hybrid_jax.main ARGUMENTS` there, and deletes the TPU when the run has ended, well or
+# not. After a preemption another TPU goes on from the newest checkpoint. Output is added to
+# logs/NAME.log here. Ctrl-C ends the watching only: the run and the TPU go on. The same command
+# then makes the run save and stop, takes the code of then and goes on.
+#
+#   --type=TYPE       of the TPU, default v5litepod-16
+#   --version=IMAGE   what its hosts run, default v2-alpha-tpuv5-lite
+#   --spot            a cheaper TPU that may be taken away
+#   --bucket=BUCKET   for --workdir=bucket/FOLDER; best one with a hierarchical namespace
+#   --keep            do not delete the TPU
+#
+# With several hosts, gcloud wants its key in the agent: ssh-add ~/.ssh/google_compute_engine
+# Exit status: the training's; 2 after a mistake in the arguments, 1 if there is no TPU to be had.
+# Environment: POLL, seconds between two looks at the TPU, default 30.
+
 set -euo pipefail
 
-usage() {
-  cat <<'TEXT'
-Usage: launch/gcp_tpu.sh --name=NAME --project=PROJECT --zone=ZONE [OPTIONS] -- ARGUMENTS
+fail() { printf 'error: %s\n' "$*" >&2 && exit 2; }
 
-Requests a TPU as a queued resource, waits for it, installs the committed code of this checkout on
-all its hosts, runs `python -m hybrid_jax.main ARGUMENTS` there, and deletes the TPU when the run is
-done. If the TPU is preempted or the run is stopped, it starts again from the newest checkpoint; if
-somebody deletes the TPU, it ends.
-
-  --name=NAME               of the queued resource and of the TPU
-  --project=PROJECT         of Google Cloud
-  --zone=ZONE               for example us-west4-a
-  --accelerator-type=TYPE   default v5litepod-16
-  --runtime-version=IMAGE   default v2-alpha-tpuv5-lite
-  --spot                    a cheaper TPU that may be taken away
-  --bucket=BUCKET           mounted at ~/bucket on every host, for --workdir=bucket/FOLDER; best one
-                            with a hierarchical namespace, where renaming is atomic
-  --keep                    do not delete the TPU when the run is done
-  --max-restarts=N          default 100
-  --poll=SECONDS            between two looks at the state, default 30
-  --dry-run                 print the commands of an undisturbed run, run none
-  -h, --help                this text
-
-Example:
-  launch/gcp_tpu.sh --name=hybrid --project=my-project --zone=us-west4-a --spot --bucket=my-bucket \
-    -- --config=configs/gamma_hybrid.py:base --workdir=bucket/runs/gamma_hybrid
-
-A TPU of that name which is there already is taken as it is; a run that goes on there is stopped
-after saving. Output is added to logs/NAME.log here, and logs/NAME.tar.gz is the code that runs.
-With several hosts, gcloud wants its key in the agent first: ssh-add ~/.ssh/google_compute_engine
-
-Ctrl-C ends the watching only: the run and the TPU go on, and the commands that look at it, stop it
-and delete it are printed. The same command again stops the run after saving, takes the code of then
-and goes on.
-
-Exit status: 0 done; 2 a mistake in the arguments or settings, 75 no restart is left, 130 watching
-ended by Ctrl-C, otherwise that of the training or 1. In all but the first the TPU is kept if there
-is one, and the command that deletes it is printed.
-TEXT
-}
-
-fail() {
-  printf 'error: %s\n' "$*" >&2
-  exit 2
-}
-
-name='' project='' zone='' bucket='' spot='' keep='' dry_run=''
-accelerator_type=v5litepod-16
-runtime_version=v2-alpha-tpuv5-lite
-max_restarts=100
-poll=30
+name='' project='' zone='' type=v5litepod-16 version=v2-alpha-tpuv5-lite bucket='' spot='' keep=''
 while (($#)); do
   case $1 in
-  --name=*) name=${1#*=} ;;
-  --project=*) project=${1#*=} ;;
-  --zone=*) zone=${1#*=} ;;
-  --accelerator-type=*) accelerator_type=${1#*=} ;;
-  --runtime-version=*) runtime_version=${1#*=} ;;
-  --bucket=*) bucket=${1#*=} ;;
-  --max-restarts=*) max_restarts=${1#*=} ;;
-  --poll=*) poll=${1#*=} ;;
-  --spot) spot=yes ;;
-  --keep) keep=yes ;;
-  --dry-run) dry_run=yes ;;
-  -h | --help)
-    usage
-    exit 0
-    ;;
-  --)
-    shift
-    break
-    ;;
-  *) fail "Unknown argument '$1': options are written --name=VALUE, and what follows -- goes to" \
-    "the training (see --help)." ;;
+  -h | --help) exec sed -n '/^# Usage/,/^$/s/^# \{0,1\}//p' "$0" ;;
+  --name=* | --project=* | --zone=* | --type=* | --version=* | --bucket=*)
+    option=${1%%=*} && printf -v "${option#--}" %s "${1#*=}" ;;
+  --spot | --keep) printf -v "${1#--}" yes ;;
+  --) shift && break ;;
+  *) fail "Unknown argument '$1': what follows -- goes to the training (see --help)." ;;
   esac
   shift
 done
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
+  fail "Give --name=NAME, of small letters, digits and hyphens, with a letter first."
+[[ -n $project && -n $zone ]] || fail "Give --project=PROJECT and, for example, --zone=us-west4-a."
+(($#)) || fail "Say what to train after --, for example --config=configs/gamma_hybrid.py."
+bucket=${bucket#gs://} bucket=${bucket%/} poll=${POLL:-30}
+lasting=" --?workdir[= ](/${bucket:+|bucket/.})"
+if [[ (-n $spot || -z $keep) && ! " $*" =~ $lasting ]]; then
+  fail "Checkpoints have to outlive the TPU: give --bucket=BUCKET and --workdir=bucket/FOLDER (or" \
+    "an absolute --workdir on a file system that the hosts share), or --keep without --spot."
+fi
+command -v gcloud >/dev/null || fail "There is no gcloud: see https://cloud.google.com/sdk."
+cd "$(dirname "$0")/.."
+commit=$(git rev-parse --short HEAD 2>/dev/null) ||
+  fail "$PWD has no git commit: what is trained is the newest one."
 
-bucket=${bucket#gs://}
-bucket=${bucket%/}
+# Functions for the hosts. gcloud takes a broken connection for a failed start and gives its command
+# again while the first is still at work: so `install_code` waits, and a run starts once only.
 
-if [[ -z $name ]]; then fail "Give the TPU a name with --name=NAME."; fi
-if [[ ! $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]]; then
-  fail "The name '$name' will not do: use small letters, digits and hyphens, a letter first."
-fi
-if [[ -z $project ]]; then fail "Say which project pays, with --project=PROJECT."; fi
-if [[ -z $zone ]]; then fail "Say where the TPU is to be, for example --zone=us-west4-a."; fi
-if [[ -z $accelerator_type || -z $runtime_version ]]; then
-  fail "Leave out --accelerator-type and --runtime-version, or give them values."
-fi
-if [[ ! $max_restarts =~ ^[0-9]+$ ]]; then
-  fail "--max-restarts takes a number of restarts, not '$max_restarts'."
-fi
-if [[ ! $poll =~ ^[0-9]+(\.[0-9]+)?$ ]]; then fail "--poll takes seconds, not '$poll'."; fi
-if ((!$#)); then
-  fail "Say what to train after --, for example -- --config=configs/gamma_hybrid.py:base."
-fi
+mount_bucket() {
+  if [[ -z $1 ]] || mountpoint -q ~/hybrid_jax/bucket; then return; fi
+  # A checkpoint is finished by renaming its folder, which gcsfuse refuses by default in buckets
+  # without a hierarchical namespace; and what one host has written, the others must see at once.
+  # It stays in the background, where it must not hold the lock.
+  gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --rename-dir-limit=1000000 \
+    "$1" ~/hybrid_jax/bucket </dev/null 9>&-
+}
 
-workdir=''
-previous=''
-for argument in "$@"; do
-  case $argument in
-  --workdir=* | -workdir=*) workdir=${argument#*=} ;;
-  esac
-  case $previous in
-  --workdir | -workdir) workdir=$argument ;;
-  esac
-  previous=$argument
-done
-# Every type with more than eight chips or cores is spread over several hosts.
-size=${accelerator_type##*-}
-if [[ -n $spot ]] || { [[ $size =~ ^[0-9]+$ ]] && ((10#$size > 8)); }; then
-  if [[ $workdir != /* && ! (-n $bucket && $workdir == bucket/?*) ]]; then
-    fail "With --spot or several hosts, checkpoints need a folder that all hosts share and that" \
-      "outlives them: give --bucket=BUCKET and --workdir=bucket/FOLDER, or an absolute --workdir" \
-      "on a file system that every host mounts."
+install_code() {
+  local archive=$1 bucket=$2 keys=/usr/share/keyrings/gcsfuse.asc run
+  set -e
+  mkdir -p ~/hybrid_jax/bucket ~/hybrid_jax_runs
+  exec 9>~/hybrid_jax_runs.lock
+  flock 9
+  # A run holds its lock for as long as it lives; after a reboot its number may be another's.
+  for run in ~/hybrid_jax_runs/*; do
+    if [[ ! -e $run/lock ]] || flock --nonblock "$run/lock" true; then continue; fi
+    pkill -TERM -P "$(cat "$run/pid")" || true
+    flock --wait=600 "$run/lock" true || pkill -KILL -P "$(cat "$run/pid")" || true
+  done
+  # Over the old code, as a workdir may be in there.
+  tar -xzf "$archive" -C ~/hybrid_jax
+  cd ~/hybrid_jax
+  # The Python of the images is too old; uv brings one.
+  export PATH=$HOME/.local/bin:$PATH
+  command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+  [[ -e .venv ]] || uv venv --quiet --python=3.12
+  uv pip install --quiet -e '.[tpu]'
+  if [[ -n $bucket ]] && ! command -v gcsfuse >/dev/null; then
+    curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee $keys >/dev/null
+    echo "deb [signed-by=$keys] https://packages.cloud.google.com/apt" \
+      "gcsfuse-$(lsb_release -cs) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
+    # A machine that has just started may still be busy with its own updates.
+    sudo apt-get -q -o DPkg::Lock::Timeout=300 update
+    sudo apt-get -q -o DPkg::Lock::Timeout=300 install -y gcsfuse
   fi
-fi
-
-launch=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(dirname "$launch")
-logs=$PWD/logs
-log=$logs/$name.log
-archive=$logs/$name.tar.gz
-
-where=(--project="$project" --zone="$zone" --quiet)
-tpus=(gcloud compute tpus)
-pack=(git -C "$root" archive --format=tar.gz --output="$archive" HEAD)
-create=("${tpus[@]}" queued-resources create "$name" "${where[@]}" --node-id="$name"
-  --accelerator-type="$accelerator_type" --runtime-version="$runtime_version")
-if [[ -n $spot ]]; then create+=(--spot); fi
-describe=("${tpus[@]}" queued-resources describe "$name" "${where[@]}"
-  '--format=value(state.state)')
-describe_vm=("${tpus[@]}" tpu-vm describe "$name" "${where[@]}" '--format=value(state)')
-copy=("${tpus[@]}" tpu-vm scp "$archive" "$launch/tpu_worker.sh" "$name:" "${where[@]}"
-  --worker=all)
-ssh=("${tpus[@]}" tpu-vm ssh "$name" "${where[@]}")
-install_words="bash tpu_worker.sh install --archive=$name.tar.gz"
-if [[ -n $bucket ]]; then install_words+=$(printf ' --bucket=%q' "$bucket"); fi
-install=("${ssh[@]}" --worker=all --command="$install_words")
-delete=("${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force)
-run_words=$(printf ' %q' "$@")
-
-set_run() {
-  attempt=$(date '+%Y%m%d-%H%M%S')-$$-$restarts
-  run=("${ssh[@]}" --worker=all --command="bash tpu_worker.sh run --attempt=$attempt --$run_words")
+  # Another bucket may be there from before.
+  ! mountpoint -q bucket || fusermount -u bucket
+  mount_bucket "$bucket"
 }
 
-show() {
-  local line
-  line=$(printf ' %q' "$@")
-  printf '%s\n' "${line# }"
-}
-
-restarts=0
-if [[ -n $dry_run ]]; then
-  set_run
-  show mkdir -p "$logs"
-  show "${pack[@]}"
-  show "${describe[@]}"
-  show "${create[@]}"
-  show "${describe[@]}"
-  show "${describe_vm[@]}"
-  show "${copy[@]}"
-  show "${install[@]}"
-  show "${run[@]}"
-  if [[ -z $keep ]]; then show "${delete[@]}"; fi
-  exit 0
-fi
-
-command -v gcloud >/dev/null ||
-  fail "There is no gcloud here: install it from https://cloud.google.com/sdk and log in."
-git -C "$root" rev-parse --verify --quiet HEAD >/dev/null ||
-  fail "$root is not a git checkout with a commit: what is trained is the newest commit."
-if [[ -n $(git -C "$root" status --porcelain -- . ':(exclude)logs') ]]; then
-  printf 'warning: %s has uncommitted changes, which are not copied: the run is of commit %s.\n' \
-    "$root" "$(git -C "$root" rev-parse --short HEAD)" >&2
-fi
-
-mkdir -p "$logs"
-"${pack[@]}"
-errors=$(mktemp)
-trap 'rm -f "$errors"' EXIT
-job='' requested='' seen='' was_ready='' prepared='' attempt='' hosts=0 state='' asked=''
-# How often in a row a question or a deletion may fail: an hour, at the usual interval.
-patience=120
-
-say() {
-  printf '%s %s\n' "$(date '+%F %T')" "$*" | tee -a "$log" >&2 || true
-}
-
-commands() {
-  {
-    printf 'See its output:  '
-    show "${ssh[@]}" --worker=0 --command='tail -n 100 -f hybrid_jax_run/log'
-    printf 'Log in:          '
-    show "${ssh[@]}" --worker=0
-    printf 'Save and stop:   '
-    show "${ssh[@]}" --worker=all --command='bash tpu_worker.sh stop'
-    printf 'Delete the TPU:  '
-    show "${delete[@]}"
-  } | tee -a "$log" >&2 || true
-}
-
-stop() {
-  local status=$1
-  shift
-  say "$*"
-  if [[ -n $requested ]]; then
-    say "$name is not deleted, and costs money for as long as it is there."
-    commands
+train() {
+  local run=~/hybrid_jax_runs/$1 follow=()
+  if ! mount_bucket "$2" || ! cd ~/hybrid_jax; then return 1; fi # a reboot unmounts
+  if mkdir "$run" 2>/dev/null; then
+    exec 9>"$run/lock" && flock 9 && touch "$run/log"
+    # With job control it gets a group of its own, apart from the connection.
+    set -m
+    {
+      # What a signal means is decided by the training; this shell lives on to note the status.
+      trap : HUP INT TERM
+      .venv/bin/python -u -m hybrid_jax.main "${@:3}" 9>&-
+      echo "$?" >"$run/status"
+    } </dev/null >>"$run/log" 2>&1 &
+    echo "$!" >"$run/pid"
+    set +m
+    exec 9>&-
   fi
-  exit "$status"
+  if ! flock --nonblock "$run/lock" true; then follow=(-s 0.1 -f --pid="$(cat "$run/pid")"); fi
+  tail -n 1000 "${follow[@]}" "$run/log" | sed -u "s/^/[${HOSTNAME##*-w-}] /"
+  # Whatever became of tail, a run that still lives is not reported.
+  flock "$run/lock" true
+  # Without a status it has ended with the machine, and may go on. In a line of its own, as gcloud
+  # tells the status of one host only, and takes 255 for a broken connection.
+  printf '\nhybrid_jax has ended with status %s\n' "$(cat "$run/status" 2>/dev/null || echo 75)"
 }
 
-interrupted() {
-  trap '' HUP INT TERM
-  if [[ -n $job ]]; then kill -TERM -- "-$job" 2>/dev/null || true; fi
-  stop "$1" "This ends the watching only${requested:+: the TPU, and a run on it, go on}."
-}
-trap 'interrupted 129' HUP
-trap 'interrupted 130' INT
-trap 'interrupted 143' TERM
+tmp=$(mktemp -d) log=logs/$name.log code=hybrid_jax_$name.tar.gz
+tpus=(gcloud compute tpus) where=("$name" --project="$project" --zone="$zone" --quiet)
+delete=("${tpus[@]}" queued-resources delete "${where[@]}" --force)
+there='' was_ready='' prepared='' id='' failures=0 # there: '', asked (for) or yes
 
-# A shell answers a signal only after its command in the foreground has ended, so longer ones run in
-# the background; with job control, as a group that can be ended as a whole.
-attend() {
-  local status=0
-  set -m
-  "$@" </dev/null &
-  job=$!
-  set +m
-  wait "$job" || status=$?
-  job=''
-  return "$status"
+say() { printf '%s %s\n' "$(date '+%F %T')" "$*" | tee -a "$log" >&2; }
+logged() { "$@" </dev/null 2>&1 | tee -a "$log"; }
+
+goodbye() {
+  pkill -P $$ || true
+  rm -rf "$tmp"
+  if [[ -z $there ]]; then return; fi
+  say "$name is not deleted and costs money: the same command goes on with it, this one deletes it:"
+  say "${delete[@]}"
 }
 
-into_log() { "$@" 2>&1 | tee -a "$log"; }
-logged() { attend into_log "$@"; }
-pause() { attend sleep "$poll"; }
+finish() {
+  say "$2"
+  if [[ -n $there && -z $keep ]]; then remove; fi
+  exit "$1"
+}
 
-answer() {
-  local output
-  if output=$("$@" 2>"$errors" </dev/null) && [[ -n $output ]]; then
-    echo "$output"
-  elif grep -q NOT_FOUND "$errors"; then
-    echo NOT_FOUND
-  else
-    echo UNREACHABLE
-  fi
+on_hosts() {
+  logged "${tpus[@]}" tpu-vm ssh "${where[@]}" --worker=all \
+    --command="$(declare -f mount_bucket "$1"); $(printf ' %q' "$@")" | tee "$tmp/output"
+}
+
+ask() {
+  "${tpus[@]}" "$1" describe "${where[@]}" --format="value($2)" </dev/null 2>"$tmp/errors" && return
+  if grep -q NOT_FOUND "$tmp/errors"; then echo ABSENT; else echo UNKNOWN; fi
 }
 
 # The request says ACTIVE for a while after its TPU has been taken away, so both are asked.
 look() {
-  state=$(answer "${describe[@]}")
-  if [[ $state == ACTIVE ]]; then
-    state=$(answer "${describe_vm[@]}")
-    if [[ $state == NOT_FOUND ]]; then state=VM_NOT_FOUND; fi
-  fi
-}
-
-count_restart() {
-  if ((restarts >= 10#$max_restarts)); then
-    stop 75 "$1, and --max-restarts=$max_restarts leaves no restart: the same command goes on."
-  fi
-  restarts=$((restarts + 1))
-  say "$1: $2 (restart $restarts of at most $max_restarts)."
+  state=$(ask queued-resources state.state)
+  if [[ $state == ACTIVE ]]; then state=$(ask tpu-vm state | sed s/ABSENT/TAKEN_AWAY/); fi
 }
 
 remove() {
-  local tries
-  prepared='' attempt='' seen=''
-  for ((tries = 0; tries < patience; tries++)); do
-    # A request that is just being suspended cannot be deleted yet.
-    logged "${delete[@]}" || true
-    look
-    if [[ $state == NOT_FOUND ]]; then
-      requested=''
-      return
-    fi
-    pause
-  done
-  requested=yes
-  stop 1 "$name could not be deleted."
+  # A request that is just being suspended cannot be deleted yet.
+  until look && [[ $state == ABSENT ]]; do logged "${delete[@]}" || sleep "$poll"; done
+  there='' prepared=''
 }
 
+# Returns once the TPU is ready.
 acquire() {
-  local before='' failures=0 start=$SECONDS
-  while :; do
-    look
-    if [[ $state != "$before" ]]; then
-      say "$name: $state (after $((SECONDS - start)) s)"
-      before=$state
-    fi
-    if [[ $state != UNREACHABLE ]]; then
-      failures=0 asked=yes
-    fi
-    # Google leaves a request in the list after taking the TPU away. Who deletes it, wants an end.
-    if [[ -n $seen && ($state == NOT_FOUND || $state == DELETING) ]]; then
-      requested=''
-      stop 1 "Somebody has deleted $name, so it is not requested again."
-    fi
-    case $state in
-    NOT_FOUND | UNREACHABLE) ;;
-    *) if [[ -n $requested ]]; then seen=yes; fi ;;
-    esac
-    case $state in
-    READY)
-      if [[ -z $requested ]]; then say "$name was there already and is taken as it is."; fi
-      requested=yes seen=yes was_ready=yes
-      return
+  local before=''
+  while look; do
+    if [[ $state != "$before" ]]; then say "$name: $state"; fi
+    before=$state
+    case $state/$there in
+    READY/*) there=yes was_ready=yes && return ;;
+    # The first time it is most likely a mistake, later the network.
+    UNKNOWN/) [[ -n $was_ready ]] || finish 1 "gcloud does not answer: $(cat "$tmp/errors")" ;;
+    ABSENT/yes) there='' && finish 1 "Somebody has deleted $name, so this ends." ;;
+    ABSENT/)
+      # Set first: the request may be in already when a signal comes.
+      there=asked
+      logged "${tpus[@]}" queued-resources create "${where[@]}" --node-id="$name" ${spot:+--spot} \
+        --accelerator-type="$type" --runtime-version="$version" ||
+        if [[ -z $was_ready ]]; then finish 1 "The TPU could not be requested."; else there=''; fi
       ;;
-    NOT_FOUND)
-      if [[ -n $requested ]]; then
-        # It was requested a moment ago and is not in the list yet.
-        pause
-        continue
-      fi
-      # Before the command: the request may be in already when a signal comes.
-      requested=yes
-      if ! logged "${create[@]}"; then
-        look
-        if [[ $state == NOT_FOUND ]]; then requested=''; fi
-        # The first time it is most likely a mistake; later there may be none to be had for a while.
-        if [[ -z $was_ready ]]; then
-          stop 1 "The TPU could not be requested: see gcloud's words above."
-        fi
-        count_restart "The TPU could not be requested" "trying again"
-        pause
-      fi
-      ;;
-    FAILED | SUSPENDING | SUSPENDED | DELETING | VM_NOT_FOUND | PREEMPTED | TERMINATED | STOPPED | \
-      STOPPING | HIDING | HIDDEN)
+    FAILED/* | SUSPEND* | TAKEN_AWAY/* | PREEMPTED/* | TERMINATED/* | STOPP* | HID*)
       # A first request that fails is most likely wrong; a later one has met a shortage.
-      if [[ $state == FAILED && -n $requested && -z $was_ready ]]; then
-        logged "${describe[@]/#--format=*/--format=yaml(state)}" || true
-        stop 1 "The request for $name has failed for the reason above."
+      if [[ $state/$was_ready == FAILED/ && -n $there ]]; then
+        finish 1 "The request has failed: $("${tpus[@]}" queued-resources describe "${where[@]}")"
       fi
-      if [[ -n $requested ]]; then count_restart "$name is gone ($state)" "another TPU goes on"; fi
       remove
       ;;
-    UNREACHABLE)
-      failures=$((failures + 1))
-      if [[ -z $asked ]] || ((failures >= patience)); then
-        tee -a "$log" <"$errors" >&2
-        stop 1 "gcloud could not say how $name is: see its words above."
-      fi
-      pause
-      ;;
-    *) pause ;;
+    UNKNOWN/* | ABSENT/*) ;;
+    *) there=yes ;;
     esac
+    sleep "$poll"
   done
 }
 
-# What the hosts have said since the log had $1 bytes. Lines of the training begin with [worker].
-heard() {
-  tail -c "+$(($1 + 1))" "$log" | grep -o "$2" || true
-}
-
-log_size() {
-  wc -c <"$log" | tr -d ' '
-}
-
-prepare() {
-  local tries=0 begin status
-  until [[ -n $prepared ]]; do
-    begin=$(log_size)
-    status=0
-    logged "${copy[@]}" || status=$?
-    if ((status == 0)); then logged "${install[@]}" || status=$?; fi
-    if ((status == 0)); then
-      hosts=$(heard "$begin" 'hybrid_jax is installed on worker [^ ]*' | sort -u | wc -l)
-      prepared=yes
-      return 0
-    fi
-    # It may have been taken away meanwhile, which its state tells a little later.
-    tries=$((tries + 1))
-    if ((status == 2 || tries >= 3)); then stop "$status" "The code could not be installed."; fi
-    pause
-    look
-    if [[ $state != READY ]]; then return 1; fi
-  done
-}
-
-# Which of several statuses says most: a mistake, a crash, a kill (often only the echo of a crash
-# elsewhere), Ctrl-C, a stop, and least of all the end.
-weight() {
-  case $1 in
-  0) echo 0 ;;
-  75) echo 1 ;;
-  130) echo 2 ;;
-  2) echo 5 ;;
-  *) if (($1 < 128)); then echo 4; else echo 3; fi ;;
-  esac
-}
-
-train() {
-  local begin line status=0 ended=0
-  if [[ -z $attempt ]]; then set_run; fi
-  begin=$(log_size)
-  # Its own status tells little (see tpu_worker.sh).
-  logged "${run[@]}" || true
-  # A host that was asked twice has answered twice.
-  while read -r line; do
-    ended=$((ended + 1))
-    if (($(weight "${line##* }") > $(weight "$status"))); then status=${line##* }; fi
-  done < <(heard "$begin" 'hybrid_jax exit status on worker [^:]*: [0-9][0-9]*' |
-    awk -F ': ' '{ last[$1] = $2 } END { for (host in last) print host, last[host] }')
-
-  if ((status == 2)); then
-    stop 2 "The training was refused for the reason above: mend it and run this again."
+# Returns if the run is to go on.
+attempt() {
+  if [[ -z $prepared ]]; then
+    logged "${tpus[@]}" tpu-vm scp "$tmp/$code" "$name:" "${where[@]:1}" --worker=all || return 1
+    on_hosts install_code "$code" "$bucket" || return 1
+    prepared=yes id='' failures=0
   fi
-  if ((ended < hosts)); then
-    # The connection or the TPU is gone. The same attempt is only shown again where it goes on.
-    pause
-    look
-    if [[ $state == READY ]]; then count_restart "$name has gone silent" "asking again"; fi
-    return
-  fi
-  if ((status == 0)); then
-    if [[ -n $keep ]]; then stop 0 "The run is done."; fi
-    remove
-    say "The run is done and $name is deleted."
-    exit 0
-  fi
+  id=${id:-$(date '+%Y%m%d-%H%M%S')-$RANDOM}
+  on_hosts train "$id" "$bucket" "$@" || return 1
+  failures=0
+  # A run that was stopped may go on, whatever other hosts say. Of failures the lowest counts: from
+  # 128 on it is often the echo of a crash elsewhere.
+  status=$(sed -n 's/.*hybrid_jax has ended with status //p' "$tmp/output" | sort -nu)
+  if [[ -z $status ]]; then return 1; fi
+  if grep -qx 75 <<<"$status"; then say "The run was stopped and goes on." && id='' && return; fi
+  status=$(grep -vx -m 1 0 <<<"$status" || echo 0)
+  # A TPU that was taken away is replaced; if the network is away, the same run is asked for again.
   look
-  # What became of a TPU that is gone is dealt with where it is looked for next.
-  if [[ $state != READY ]]; then return; fi
-  if ((status != 75)); then
-    stop "$status" "The training has ended with status $status: see above."
-  fi
-  count_restart "The run was stopped and has saved" "it goes on"
-  attempt=''
+  if [[ $state != READY && $status != 0 ]]; then return; fi
+  finish "$status" "The training has ended with status $status."
 }
 
-say "commit $(git -C "$root" rev-parse --short HEAD) for $name:$run_words"
-while :; do
-  acquire
-  if prepare; then train; fi
+mkdir -p logs
+trap goodbye EXIT
+# Or bash would go on after a gcloud that answers Ctrl-C by ending in good order.
+trap 'exit 130' INT
+git archive --format=tar.gz --output="$tmp/$code" HEAD
+if [[ -n $(git status --porcelain) ]]; then say "warning: uncommitted changes are not copied."; fi
+say "commit $commit for $name:$(printf ' %q' "$@")"
+while acquire; do
+  # If it was taken away, its state tells a little later.
+  attempt "$@" || say "$name has refused this, or the connection is lost: trial $((++failures))."
+  if ((failures == 10)); then finish 1 "$name is given up."; fi
+  sleep "$poll"
 done

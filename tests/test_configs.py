@@ -1,7 +1,8 @@
-"""Every config file in every size, and the sentences that meet a wrong setting."""
+"""Every config file in every size, every setting, and the sentences that meet a wrong one."""
 
+import ast
+import dataclasses
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,35 +10,65 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from hybrid_jax import main
 from hybrid_jax.config import Experiment
+from hybrid_jax.data import prepare
 from hybrid_jax.errors import UserError
+from hybrid_jax.method import hyperschedule
+from hybrid_jax.method.layout import Layout, attention_mask, training_rows
+from hybrid_jax.optim import make_optimizer
+from hybrid_jax.runtime.command_line import read_config
 from hybrid_jax.training.train_step import TrainSetup, train_step
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
+SIZES = ("tiny", "small", "base")
 
 
-def config(name: str, size: str = "tiny"):
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(size)
+def experiment(config: str = "gamma_hybrid", /, **settings) -> Experiment:
+    """A config file with settings as a command line gives them: noise__gamma="0.1"."""
+    texts = {key.replace("__", "."): str(value) for key, value in settings.items()}
+    return Experiment.from_config(read_config(config), texts)
+
+
+# ---------------------------------------------------------------------------------------------
+# The config files.
+
+HYBRID = ("block(ω=8, T=8)", "block(ω=16, T=16)")
+FLAT = ("flat(T=64)", "flat(T=512)", "flat(T=1024)")
+METHODS = {
+    "ar": ("absorbing", ("quenched AR",) * 3),
+    "bd3lm": ("absorbing", (*HYBRID, "block(ω=16, T=16)")),
+    "epsilon_hybrid": ("epsilon(0.01)", (*HYBRID, "flat(T=1024)")),
+    "gamma_hybrid": ("gamma(0.01)", (*HYBRID, "flat(T=2048)")),
+    "mdlm": ("absorbing", FLAT),
+    "sedd": ("absorbing", FLAT),
+    "slide": ("gamma(0.01)", ("slide(ω=8, T=8)", "slide(ω=16, T=16)", "slide(ω=64, T=64)")),
+}
 
 
 def test_the_rows_of_the_paper_are_there():
-    assert {"ar", "sedd", "mdlm", "bd3lm", "gamma_hybrid", "epsilon_hybrid", "slide"} == set(NAMES)
+    assert sorted(METHODS) == NAMES
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NAMES)
 def test_one_training_step_of_every_config_has_its_shapes(name, size):
-    experiment = Experiment.from_config(config(name, size))
-    setup = TrainSetup.build(experiment, experiment.data.vocab_size, bos=0)
+    made = experiment(f"{name}:{size}")
+    vocab_size = made.data.expected_vocab_size
+    assert vocab_size == {"tiny": 512, "small": 16_384, "base": 50_257}[size]
+    setup = TrainSetup.build(made, vocab_size, bos=0)
+    kernel, schedules = METHODS[name]
+    assert setup.spec.schedule.name == schedules[SIZES.index(size)]
+    share = {"gamma": setup.spec.kernel.gamma, "epsilon": setup.spec.kernel.epsilon}
+    share = {key: value for key, value in share.items() if value}
+    assert kernel == next((f"{key}({value})" for key, value in share.items()), "absorbing")
     state = jax.eval_shape(setup.init)
-    batch = jax.ShapeDtypeStruct((experiment.train.batch_size, experiment.data.length), jnp.int32)
-    index = jax.ShapeDtypeStruct((experiment.train.batch_size,), jnp.int32)
+    batch = jax.ShapeDtypeStruct((made.train.batch_size, made.data.length), jnp.int32)
+    index = jax.ShapeDtypeStruct((made.train.batch_size,), jnp.int32)
     new, metrics = jax.eval_shape(functools.partial(train_step, setup), state, batch, index)
     assert jax.tree.all(
         jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new)
@@ -51,53 +82,438 @@ def test_one_training_step_of_every_config_has_its_shapes(name, size):
     assert low < parameters < high
 
 
+# Values that settings without effect had in workdirs of the first format.
+OLD = {
+    "data.vocab_size": 512, "schedule.width": 16, "schedule.levels": 16, "noise.gamma": 0.01,
+    "noise.epsilon": 0.01, "objective.shown_weight": 1.0, "optimizer.final_fraction": 0.1,
+    "optimizer.muon_momentum": 0.95,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", ["tiny", "base"])
 @pytest.mark.parametrize("name", NAMES)
-def test_config_survives_json(name):
-    experiment = Experiment.from_config(config(name))
-    assert Experiment.from_config(json.loads(experiment.to_json())) == experiment
+def test_config_survives_json(name, size):
+    made = experiment(f"{name}:{size}")
+    text = made.to_json()
+    assert Experiment.from_json(text) == made.resolved() == made.resolved().resolved()
+    values = json.loads(text)
+    assert values.pop("format") == 2
+    # The first format had no number, and a value for every setting.
+    filled = False
+    for key, value in OLD.items():
+        section, _, setting = key.partition(".")
+        if values[section][setting] is None:
+            values[section][setting] = value
+            filled = True
+    assert filled
+    assert Experiment.from_json(json.dumps(values)) == made.resolved()
+
+
+def test_layouts_without_effect_are_dropped_from_the_first_format():
+    values = json.loads(experiment("ar").to_json())
+    del values["format"]
+    values["layout"] |= {"causal_window": True, "context": "block_causal"}
+    assert Experiment.from_json(json.dumps(values)) == experiment("ar").resolved()
+    values["objective"]["loss"] = "weighted_cross_entropy"
+    values["objective"]["shown_weight"] = 1.0
+    assert Experiment.from_json(json.dumps(values)).objective.shown_weight is None
+
+
+@pytest.mark.parametrize("version", [3, 0, "new", None])
+def test_settings_of_a_later_version_are_refused(version):
+    values = json.loads(experiment().to_json()) | {"format": version}
+    with pytest.raises(UserError, match=r"format .* reads formats up to 2: install the version"):
+        Experiment.from_json(json.dumps(values))
+
+
+# ---------------------------------------------------------------------------------------------
+# Every setting has an effect, or is refused.
+
+
+def built(made: Experiment) -> dict:
+    """What the settings of an experiment make, in values that compare."""
+    spec, network = made.spec(258, bos=256), made.network(258)
+    setup = TrainSetup.build(made, 258, bos=256)
+    rng = np.random.default_rng(0)
+
+    def draw(scale: float) -> dict:
+        matrix, vector = rng.normal(size=(1, 2, 2)), rng.normal(size=2)
+        return {"layers": {"matrix": np.float32(scale * matrix)}, "vector": np.float32(vector)}
+
+    params = draw(1.0)
+    optimizer = make_optimizer(made.optimizer, made.train.steps, params)
+    state, moved = optimizer.init(params), []
+    for scale in (0.5, 2.0, 1e-7):
+        update, state = optimizer.update(draw(scale), state, params)
+        moved.append(jax.tree.map(np.asarray, update))
+    data = dataclasses.asdict(made.data) | {"vocab_size": made.data.expected_vocab_size}
+    folder = data.pop("dir") or str(prepare.default_dir(**data))
+    return {
+        "name": made.name,
+        "data": (folder, made.data.length),
+        "schedule": spec.schedule,
+        "noise": (spec.kernel, made.bound(258)),
+        "layout": spec.layout,
+        "objective": (made.resolved().objective, spec.chunk),
+        "network": network,
+        "optimizer": str(moved),
+        "seed": np.asarray(jax.random.key_data(setup.key(0))).tolist(),
+        "train": made.train,
+        "mesh": made.mesh.shape(8),
+        "evaluation": made.evaluation,
+        "rule": (made.sampling.build(), made.sampling.count, made.sampling.eos),
+    }
+
+
+# For each setting, values of others beside which it has an effect, if any, and a new value.
+ACS = {"sampling__rule": "acs"}
+WEIGHTED = {"objective__loss": "weighted_cross_entropy"}
+EFFECTS = {
+    "name": ({}, "other"),
+    "data.source": ({}, "files:x.txt"),
+    "data.valid_source": ({}, "files:y.txt"),
+    "data.tokenizer": ({}, "byte"),
+    "data.vocab_size": ({}, 300),
+    "data.length": ({}, 32),
+    "data.dir": ({}, "somewhere"),
+    "schedule.family": ({}, "slide"),
+    "schedule.width": ({}, 4),
+    "schedule.levels": ({"schedule__family": "flat"}, 5),
+    "noise.kernel": ({}, "absorbing"),
+    "noise.gamma": ({}, 0.5),
+    "noise.epsilon": ({"noise__kernel": "epsilon", "objective__time": "discrete",
+                       "evaluation__time": "discrete"}, 0.5),
+    "layout.alignment": ({}, "shifted"),
+    "layout.causal_window": ({}, "true"),
+    "layout.context": ({}, "block_causal"),
+    "objective.parameterisation": ({}, "mean"),
+    "objective.loss": ({}, "weighted_cross_entropy"),
+    "objective.time": ({}, "discrete"),
+    "objective.shown_weight": (WEIGHTED, 0.5),
+    "model.layers": ({}, 2),
+    "model.width": ({}, 64),
+    "model.heads": ({}, 4),
+    "model.mlp_ratio": ({}, 2),
+    "model.activation": ({}, "gelu"),
+    "model.condition": ({}, 8),
+    "model.embedding_gamma": ({"model__condition": 8}, 0.5),
+    "model.qk_norm": ({}, "False"),
+    "model.dropout": ({}, 0.1),
+    "model.dtype": ({}, "bfloat16"),
+    "model.remat": ({}, "true"),
+    "model.unroll": ({}, 1),
+    "model.attention": ({}, "dense"),
+    "optimizer.name": ({}, "adamw"),
+    "optimizer.learning_rate": ({}, 0.5),
+    "optimizer.warmup_steps": ({}, 2),
+    "optimizer.schedule": ({"optimizer__warmup_steps": 0, "train__steps": 4}, "linear"),
+    "optimizer.final_fraction": ({"optimizer__warmup_steps": 0, "train__steps": 4}, 0.9),
+    "optimizer.beta1": ({}, 0.5),
+    "optimizer.beta2": ({}, 0.5),
+    "optimizer.epsilon": ({}, 0.1),
+    "optimizer.weight_decay": ({}, 0.1),
+    "optimizer.clip_norm": ({}, "none"),
+    "optimizer.muon_learning_rate": ({}, 0.5),
+    "optimizer.muon_momentum": ({}, 0.5),
+    **{f"train.{name}": ({}, 2) for name in ("batch_size", "accumulation", "log_every",
+       "eval_every", "checkpoint_every", "keep", "loss_chunk", "seed")},
+    "train.steps": ({"optimizer__warmup_steps": 0}, 4),
+    "train.ema_decay": ({}, 0.5),
+    "mesh.data": ({}, 2),
+    "mesh.fsdp": ({}, 2),
+    "mesh.tensor": ({}, 2),
+    "evaluation.kernel": ({}, "absorbing"),
+    "evaluation.time": ({}, "discrete"),
+    **{f"evaluation.{name}": ({}, 2) for name in ("records", "final_records", "draws",
+                                                   "batch_size")},
+    "sampling.count": ({}, 2),
+    "sampling.rule": ({}, "acs"),
+    "sampling.eta": (ACS, 0.5),
+    "sampling.guidance": (ACS, "confidence"),
+    "sampling.sweeps": (ACS, 2),
+    "sampling.strategy": ({"sampling__rule": "remdm"}, "rescale"),
+    "sampling.threshold": ({"sampling__rule": "threshold"}, 0.5),
+    "sampling.bound": ({"sampling__rule": "entropy"}, 0.1),
+    "sampling.temperature": ({}, 0.5),
+    "sampling.top_k": ({}, 3),
+    "sampling.top_p": ({}, 0.5),
+    "sampling.eos": ({}, "stop"),
+}  # fmt: skip
+
+
+def every_setting() -> set[str]:
+    found = set()
+    for field in dataclasses.fields(Experiment):
+        parts = dataclasses.fields(field.default) if field.name != "name" else []
+        found |= {f"{field.name}.{part.name}" for part in parts} or {field.name}
+    return found
+
+
+def test_no_setting_is_left_out_below():
+    assert set(EFFECTS) == every_setting()
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_every_setting_changes_what_is_built(name):
+    beside, value = EFFECTS[name]
+    before = built(experiment(**beside))
+    after = built(experiment(**beside, **{name.replace(".", "__"): value}))
+    assert {key for key, made in after.items() if made != before[key]}
+
+
+def test_every_setting_of_training_and_evaluation_is_read():
+    package = REPOSITORY / "hybrid_jax"
+    files = [package / "config.py", *(package / "training").glob("*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    for name in EFFECTS:
+        section, _, setting = name.partition(".")
+        assert section not in ("train", "evaluation") or setting in read
+
+
+VOID = [
+    (
+        "ar",
+        "schedule.width",
+        4,
+        "schedule.family=block or slide and has no effect with quenched_ar",
+    ),
+    ("ar", "schedule.levels", 4, "schedule.family=flat or block or slide"),
+    ("mdlm", "schedule.width", 4, "schedule.family=block or slide and has no effect with flat"),
+    ("mdlm", "noise.gamma", 0.05, "noise.kernel=gamma and has no effect with absorbing"),
+    ("gamma_hybrid", "noise.epsilon", 0.05, "noise.kernel=epsilon and has no effect with gamma"),
+    ("mdlm", "objective.shown_weight", 1.0, "objective.loss=weighted_cross_entropy"),
+    ("mdlm:base", "optimizer.muon_learning_rate", 0.1, "optimizer.name=muon and has no effect wi"),
+    ("mdlm:base", "optimizer.muon_momentum", 0.9, "optimizer.name=muon"),
+    ("mdlm:base", "data.vocab_size", 50_257, "data.tokenizer=sentencepiece"),
+    ("ar", "layout.causal_window", True, "windows of several positions and has no effect with qu"),
+    ("ar", "layout.context", "block_causal", "windows of several positions with settled ones"),
+    ("mdlm", "layout.context", "block_causal", "has no effect with flat"),
+    ("mdlm", "sampling.eta", 0.5, "Rule ancestral has no eta: it belongs to acs and remdm"),
+    ("epsilon_hybrid", "sampling.strategy", "cap", "Rule acs has no strategy: it belongs to remdm"),
+    ("epsilon_hybrid", "sampling.bound", 1.0, "it belongs to entropy"),
+    ("mdlm", "model.embedding_gamma", 0.1, "needs model.condition above 0"),
+]
+
+
+@pytest.mark.parametrize(("config", "name", "value", "message"), VOID)
+def test_a_setting_without_effect_is_refused_on_command_lines_and_in_files(
+    config, name, value, message
+):
+    section, setting = name.split(".")
+    values = json.loads(json.dumps(read_config(config)))
+    values[section][setting] = value
+    given = functools.partial(experiment, config, **{name.replace(".", "__"): value})
+    for act in (given, lambda: Experiment.from_config(values)):
+        with pytest.raises(UserError, match=message.replace(".", r"\.")) as caught:
+            act()
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_settings_beside_which_another_has_no_effect():
+    constant = {"optimizer__schedule": "constant", "optimizer__final_fraction": 0.5}
+    with pytest.raises(UserError, match=r"belongs to optimizer\.schedule=cosine or linear"):
+        experiment(**constant)
+    with pytest.raises(UserError, match="belongs to noise that replaces tokens"):
+        experiment("mdlm", **WEIGHTED, objective__shown_weight=0.5)
+
+
+def test_settings_of_a_file_go_with_what_the_command_line_replaces():
+    made = experiment("gamma_hybrid:small", data__tokenizer="byte", noise__kernel="absorbing",
+                      schedule__family="flat")  # fmt: skip
+    assert (made.data.vocab_size, made.noise.gamma, made.schedule.width) == (None, None, None)
+    assert made.spec(258, 0).schedule.levels == 512
+    assert experiment(optimizer__schedule="constant").optimizer.final_fraction is None
+
+
+@pytest.mark.parametrize("name", ["mdlm", "sedd"])
+def test_levels_of_flat_schedules_follow_the_length(name):
+    assert experiment(name, data__length=32).spec(258, 0).schedule.levels == 32
+    assert experiment(name, data__length=32, schedule__levels=5).spec(258, 0).schedule.levels == 5
+
+
+@pytest.mark.parametrize("alignment", ["aligned", "shifted"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        hyperschedule.quenched_ar(length=6),
+        hyperschedule.flat(length=6, levels=3),
+        hyperschedule.block(length=6, width=1, levels=3),
+        hyperschedule.block(length=6, width=2, levels=2),
+        hyperschedule.block(length=6, width=4, levels=1),
+        hyperschedule.slide(length=6, width=1, levels=3),
+    ],
+    ids=lambda schedule: schedule.name,
+)
+def test_a_layout_is_refused_where_it_changes_no_mask(schedule, alignment):
+    family = schedule.name.partition("(")[0].replace("quenched AR", "quenched_ar")
+    settings = {"data__length": 6, "schedule__family": family, "layout__alignment": alignment}
+    if family != "quenched_ar":
+        settings["schedule__levels"] = schedule.levels
+    if family in ("block", "slide"):
+        settings["schedule__width"] = schedule.width
+
+    def masks(layout: Layout) -> np.ndarray:
+        found = []
+        for phase in range(schedule.phases):
+            rows = training_rows(layout, schedule, jnp.full(schedule.phase_groups, phase))
+            found.append(attention_mask(layout, rows))
+        return np.asarray(found)
+
+    plain = Layout(alignment=alignment)
+    for name, value in (("causal_window", True), ("context", "block_causal")):
+        if name == "context" and not schedule.settles_whole:
+            continue  # refused for another reason
+        layout = dataclasses.replace(plain, **{name: value})
+        act = functools.partial(experiment, "bd3lm", **{"layout__context": "causal", **settings,
+                                                       f"layout__{name}": value})  # fmt: skip
+        if (masks(layout) == masks(plain)).all():
+            with pytest.raises(UserError, match=f"layout.{name} belongs to"):
+                act()
+        else:
+            assert getattr(act().layout, name) == value
+
+
+# ---------------------------------------------------------------------------------------------
+# Wrong values.
 
 
 @pytest.mark.parametrize(
-    ("section", "setting", "value", "message"),
+    ("name", "text", "message"),
     [
-        ("train", "stepz", 3, r"config\.train\.stepz is not a setting: did you mean steps\?"),
-        ("train", "steps", "many", "should be of type int"),
-        ("train", "steps", 0, "must be at least 1"),
-        ("train", "accumulation", 5, "is not divisible by"),
-        ("train", "ema_decay", 1.0, r"must lie in \[0, 1\)"),
-        ("schedule", "width", 65, "does not fit a sequence of 64 positions"),
-        ("schedule", "family", "blok", "is not one of"),
-        ("schedule", "levels", 0, "must be at least 1"),
-        ("noise", "gamma", 1.5, r"gamma must lie in \[0, 1\]"),
-        ("noise", "gamma", -0.1, r"gamma must lie in \[0, 1\]"),
-        ("model", "heads", 3, "does not split into"),
-        ("model", "dropout", 1.0, r"dropout must lie in \[0, 1\)"),
-        ("optimizer", "name", "adam", "one of adamw, muon"),
-        ("objective", "loss", "mse", "is not one of"),
-        ("evaluation", "draws", 0, "at least 1"),
+        ("train.stepz", "3", r"config\.train\.stepz is not a setting: did you mean steps\?"),
+        ("noize.gamma", "3", r"config\.noize is not a setting: did you mean noise\?"),
+        ("gamma", "3", r"config\.gamma is not a setting: did you mean noise\.gamma\?"),
+        ("noise", "gamma", r"config\.noise is not a setting: write config\.SECTION\.NAME=VALUE"),
+        ("name.x", "3", r"config\.name\.x is not a setting: write"),
+        ("train.steps", "many", "'many' should be of type int"),
+        ("train.steps", "1.5", "'1.5' should be of type int"),
+        ("train.steps", "none", "'none' should be of type int"),
+        ("model.remat", "yes", "'yes' should be of type bool"),
+        ("noise.gamma", "much", r"'much' should be of type float \(or none\)"),
+        ("optimizer.learning_rate", "nan", "should be a finite number"),
+        ("train.steps", "0", "must be at least 1"),
+        ("train.accumulation", "5", "is not divisible by"),
+        ("train.ema_decay", "1.0", r"must lie in \[0, 1\)"),
+        ("data.tokenizer", "bytes", "must be sentencepiece, byte or gpt2:FOLDER"),
+        ("schedule.width", "65", "does not fit a sequence of 64 positions"),
+        ("schedule.family", "blok", "is not one of quenched_ar, flat, block, slide"),
+        ("schedule.levels", "0", "must be at least 1"),
+        ("noise.gamma", "1.5", r"gamma must lie in \[0, 1\]"),
+        ("noise.gamma", "-0.1", r"gamma must lie in \[0, 1\]"),
+        ("model.heads", "3", "does not split into"),
+        ("model.dropout", "1.0", r"dropout must lie in \[0, 1\)"),
+        ("model.condition", "-1", r"model\.condition must be at least 0"),
+        ("optimizer.name", "adam", "is not one of adamw, muon"),
+        ("objective.loss", "mse", "is not one of"),
+        ("evaluation.draws", "0", "at least 1"),
     ],
 )
-def test_wrong_settings_are_refused_in_one_sentence(section, setting, value, message):
-    values = config("gamma_hybrid").to_dict()
-    values[section][setting] = value
+def test_wrong_settings_are_refused_in_one_sentence(name, text, message):
     with pytest.raises(UserError, match=message) as caught:
-        Experiment.from_config(values)
+        Experiment.from_config(read_config("gamma_hybrid"), {name: text})
     assert "\n" not in str(caught.value)
 
 
 def test_settings_that_do_not_go_together_are_refused():
-    values = config("epsilon_hybrid").to_dict()
-    values["noise"]["epsilon"] = 1.0
     with pytest.raises(UserError, match=r"epsilon must lie in \[0, 1\)"):
-        Experiment.from_config(values)
-    values["noise"]["epsilon"] = 0.01
-    values["evaluation"]["kernel"] = "own"
+        experiment("epsilon_hybrid", noise__epsilon=1.0)
     with pytest.raises(UserError, match="has no continuous form"):
-        Experiment.from_config(values)
-    values = config("slide").to_dict()
-    values["layout"]["context"] = "block_causal"
+        experiment("epsilon_hybrid", evaluation__kernel="own")
     with pytest.raises(UserError, match="windows that settle whole"):
-        Experiment.from_config(values)
+        experiment("slide", layout__context="block_causal")
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line.
+
+
+def sentence(capsys, *arguments: str) -> str:
+    """The error of the command, which has to be one sentence."""
+    assert main.main(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    return said.err.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Say what to train, for example --config=configs/gamma_hybrid.py."),
+        (["--workdir=nowhere"], "Say what to train"),
+        (["--config=nope.py"], "There is no config file 'nope.py'"),
+        (["--config=mdml"], "There is no config 'mdml': did you mean mdlm?"),
+        (["--config=mdlm:huge"], "mdlm has no size 'huge': known are base, small, tiny."),
+        (["--config", "mdlm", "--config.train.stepz", "3"], "config.train.stepz is not a setting"),
+        (["--config=mdlm", "--config.train.steps"], "--config.train.steps needs a value: write"),
+        (["--config=mdlm", "--config.train.steps=1", "--config.train.steps", "2"],
+         "--config.train.steps is given 2 times"),
+        (["--config=mdlm", "--config=ar"], "--config is given 2 times"),
+        (["--config=mdlm", "--wokdir=x"], "Unexpected argument '--wokdir=x' (see --help)."),
+        (["--config=mdlm", "x"], "Unexpected argument 'x'"),
+        (["--config=mdlm", "--processes=two"], "Argument --processes: invalid int value: 'two'"),
+        (["--config=mdlm", "--processes=2"], "--coordinator, --processes and --process belong"),
+        (["--config=mdlm", "--config.data.source=files:none.txt"], "No file matches 'none.txt'"),
+    ],
+)  # fmt: skip
+def test_command_line_mistakes_end_in_one_sentence(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert sentence(capsys, *arguments).startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "has no function get_config: define one."),
+        ("def get_config(:", "fails with SyntaxError: "),
+        ("raise ValueError('two\\nlines')", "fails with ValueError: two lines: correct it."),
+        ("import not_there", "fails with ModuleNotFoundError: No module named 'not_there'"),
+        ("def get_config(): return 3", "returns int: return a ConfigDict or a dict."),
+        ("def get_config(): return None", "returns NoneType: return a ConfigDict or a dict."),
+        ("def get_config(): return {'noise': 3}", "config.noise is a section, not a value."),
+        ("def get_config(): return {}", "The experiment has no name: give it one"),
+    ],
+)
+def test_config_files_that_are_none_are_named(text, message, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(text, encoding="utf-8")
+    said = sentence(capsys, f"--config={file}")
+    assert message in said
+    assert str(file) in said or message.startswith(("config.", "The experiment"))
+    assert "takes 0 positional arguments" in sentence(capsys, f"--config={file}:tiny") or (
+        "def get_config()" not in text
+    )
+
+
+def test_help_says_where_settings_are_listed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--help"])
+    assert caught.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--workdir DIR" in said
+    assert "python -m pydoc hybrid_jax.config lists them" in said
+
+
+def test_commands_check_flags_before_jax_and_define_none_for_others():
+    program = """
+import sys
+from absl import flags
+from hybrid_jax import main
+from hybrid_jax.aot import __main__ as aot
+from hybrid_jax.interop import __main__ as interop
+for command in (main, aot, interop):
+    assert command.main(["--nothing"]) == 2
+assert not any(name.startswith("hybrid_jax") for name in flags.FLAGS.flags_by_module_dict())
+assert "jax" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: ") == 3
 
 
 def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
@@ -110,35 +526,11 @@ def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config={configs}/nope.py"], "There is no config file"),
-        (["--config={configs}/mdlm.py:huge"], "mdlm has no size 'huge'"),
-        (
-            ["--config={configs}/mdlm.py", "--config.train.stepz=3"],
-            "There is no setting stepz: did you mean steps?",
-        ),
-        (
-            ["--config={configs}/mdlm.py", "--config.data.source=files:none.txt"],
-            "No file matches 'none.txt'",
-        ),
-    ],
-)
-def test_command_line_mistakes_end_in_one_sentence(arguments, message, tmp_path):
-    arguments = [argument.format(configs=REPOSITORY / "configs") for argument in arguments]
-    done = command(*arguments, folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {message}")
-    assert len(done.stderr.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_command_line_trains_evaluates_samples_and_continues(tmp_path):
     lines = [f"{n} and {n} make {2 * n}, says the book.\n" for n in range(4000)]
     (tmp_path / "book.txt").write_text("".join(lines), encoding="utf-8")
     arguments = [
-        f"--config={REPOSITORY}/configs/gamma_hybrid.py",
+        "--config=gamma_hybrid",
         "--workdir=run",
         "--config.data.source=files:book.txt",
         "--config.data.tokenizer=byte",
@@ -151,12 +543,11 @@ def test_command_line_trains_evaluates_samples_and_continues(tmp_path):
     first = command(*arguments, "--config.train.steps=2", folder=tmp_path)
     assert first.returncode == 0, first.stderr
     assert "perplexity ≤" in first.stdout
-    again = command(*arguments, "--config.train.steps=3", folder=tmp_path)
+    again = command("--workdir=run", "--config.train.steps=3", folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "resuming at step 2" in again.stdout
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "checkpoints", "config.json", "metrics.jsonl", "result.json", "samples", "tensorboard",
-            "tokenizer",
+        "checkpoints", "config.json", "metrics.jsonl", "result.json", "samples", "tokenizer",
     ]  # fmt: skip
     other = command(*arguments, "--config.noise.gamma=0.5", folder=tmp_path)
     assert other.returncode == 2

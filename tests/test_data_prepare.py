@@ -45,11 +45,11 @@ def stored(folder, split: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte", "gpt2"])
 def test_records_are_the_documents_one_after_the_other(story, tmp_path, kind, request):
-    spec = kind
+    wanted = kind
     if kind == "gpt2":
-        spec = f"gpt2:{request.getfixturevalue('shared_data') / 'gpt2'}"
+        wanted = f"gpt2:{request.getfixturevalue('shared_data') / 'gpt2'}"
     out = tmp_path / "out"
-    manifest = prepare.prepare(**settings(story, tokenizer=spec, vocab_size=320), out=out)
+    manifest = prepare.prepare(**settings(story, tokenizer=wanted, vocab_size=320), out=out)
     tokenizer = tokenizers.load_tokenizer(out)
     prepare.check_tokenizer(manifest, tokenizer)
     assert manifest.tokenizer_name == tokenizer.name == kind
@@ -322,19 +322,31 @@ def test_another_tokenizer_is_refused(story, tmp_path):
     )
 
 
-def test_damaged_cards_are_refused(story, tmp_path):
+def test_folders_of_older_versions_are_read(story, tmp_path):
+    """Their manifest is called card.json."""
+    out = tmp_path / "out"
+    manifest = prepare.prepare(**settings(story), out=out)
+    (out / "manifest.json").rename(out / "card.json")
+    assert Manifest.load(out) == manifest
+    assert prepare.prepare(**settings(story), out=out) == manifest
+    assert not (out / "manifest.json").exists()
+
+
+def test_damaged_manifests_are_refused(story, tmp_path):
     prepare.prepare(**settings(story), out=tmp_path / "out")
     path = tmp_path / "out" / "manifest.json"
     good = json.loads(path.read_text(encoding="utf-8"))
     fewer = {name: value for name, value in good.items() if name != "eos"}
     for content, message in [
         ("{", "is damaged"),
-        ("[]", "is damaged (Manifest is no object)"),
-        (json.dumps(fewer), "is damaged (missing or unknown: eos)"),
-        (json.dumps({**good, "more": 1}), "is damaged (missing or unknown: more)"),
-        (json.dumps({**good, "length": "32"}), "is damaged (length is no int)"),
-        (json.dumps({**good, "train": {}}), "is damaged (missing or unknown: documents"),
-        (json.dumps({**good, "train": {**good["train"], "shards": 1}}), "(shards is no list)"),
+        ("[]", "is damaged (manifest is a section, not a value)"),
+        (json.dumps(fewer), "is damaged (manifest.eos is missing)"),
+        (json.dumps({**good, "more": 1}), "is damaged (manifest.more is not a setting"),
+        (json.dumps({**good, "length": "32"}), "(manifest.length='32' should be of type int)"),
+        (json.dumps({**good, "length": True}), "(manifest.length=True should be of type int)"),
+        (json.dumps({**good, "train": {}}), "is damaged (manifest.train.documents is missing)"),
+        (json.dumps({**good, "train": {**good["train"], "shards": 1}}), "shards=1 should be a lis"),
+        (json.dumps({**good, "train": {**good["train"], "shards": [{}]}}), "shards[0].name is mis"),
         (json.dumps({**good, "format": 2}), "has format 2, but this version reads 1"),
     ]:
         path.write_text(content, encoding="utf-8")

@@ -61,8 +61,8 @@ def test_patterns_keep_their_order_and_files_come_once(tmp_path):
     for name in ("a.txt", "b.txt", "c[1].txt", "sub/d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name, encoding="utf-8")
-    spec = f"{tmp_path}/b.txt,{tmp_path}/c[1].txt,{tmp_path}/**/*.txt"
-    assert read(spec) == ["b.txt", "c[1].txt", "a.txt", "sub/d.txt"]
+    source = f"{tmp_path}/b.txt,{tmp_path}/c[1].txt,{tmp_path}/**/*.txt"
+    assert read(source) == ["b.txt", "c[1].txt", "a.txt", "sub/d.txt"]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -99,7 +99,7 @@ def test_all_frames_of_zstandard_are_read(tmp_path):
         (
             "a.jsonl",
             b'{"text": "\\ud800"}\n',
-            "has half a surrogate pair in it: mend or drop it.",
+            "has half a surrogate pair in it: fix or drop it.",
         ),
         ("a.txt.gz", gzip.compress(noise(99_999))[:-2000], "is damaged"),
         ("a.txt.xz", lzma.compress(noise(99_999))[:-2000], "is damaged"),
@@ -107,8 +107,8 @@ def test_all_frames_of_zstandard_are_read(tmp_path):
         ("a.txt.gz", b"plain text", "is damaged"),
         ("a.txt.xz", b"plain text", "is damaged"),
         ("a.txt.zst", b"plain text", "is damaged"),
-        ("a.pdf", b"x", "is of no known kind: files must end in .txt or .jsonl"),
-        ("a.gz", b"x", "is of no known kind: files must end in .txt or .jsonl"),
+        ("a.pdf", b"x", "is of an unknown kind: files must end in .txt or .jsonl"),
+        ("a.gz", b"x", "is of an unknown kind: files must end in .txt or .jsonl"),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, content, message):
@@ -132,7 +132,7 @@ def test_bad_lines_are_numbered(tmp_path):
     with pytest.raises(UserError) as caught:
         read(path)
     assert str(caught.value) == (
-        f"Line 3 of {path} is not valid JSON (Expecting value): mend or drop it."
+        f"Line 3 of {path} is not valid JSON (Expecting value): fix or drop it."
     )
 
 
@@ -146,7 +146,7 @@ def test_files_are_streamed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("source", "message"),
     [
         ("web:x", "Unknown source 'web:x': choose one of files, hf, pydocs, tfds."),
         ("", "Unknown source '': choose one of files, hf, pydocs, tfds."),
@@ -156,9 +156,9 @@ def test_files_are_streamed(tmp_path):
         ("files:{}", "{} is a folder: name its files, for example {}/*.txt."),
     ],
 )
-def test_bad_sources_are_refused_at_once(tmp_path, spec, message):
+def test_bad_sources_are_refused_at_once(tmp_path, source, message):
     with pytest.raises(UserError) as caught:
-        sources.documents(spec.replace("{}", str(tmp_path)))
+        sources.documents(source.replace("{}", str(tmp_path)))
     assert str(caught.value) == message.replace("{}", str(tmp_path))
 
 
@@ -195,24 +195,24 @@ def write_lines(path, texts) -> str:
     return f"files:{path}"
 
 
-def parted(spec: str, every: int) -> tuple[list[str], list[str]]:
-    chosen = splits.held_out(spec, every=every)
-    passages = list(splits.passages(spec, held_out=chosen))
+def parted(source: str, every: int) -> tuple[list[str], list[str]]:
+    chosen = splits.held_out(source, every=every)
+    passages = list(splits.passages(source, held_out=chosen))
     train = ["".join(pieces) for is_held_out, pieces in passages if not is_held_out]
     valid = ["".join(pieces) for is_held_out, pieces in passages if is_held_out]
     return train, valid
 
 
 def test_every_kth_document_is_held_out(tmp_path):
-    spec = write_lines(tmp_path / "a.jsonl", [f"text {n}" for n in range(10)])
-    train, valid = parted(spec, 4)
+    source = write_lines(tmp_path / "a.jsonl", [f"text {n}" for n in range(10)])
+    train, valid = parted(source, 4)
     assert valid == ["text 2", "text 6"]
     assert train == [f"text {n}" for n in (0, 1, 3, 4, 5, 7, 8, 9)]
 
 
 def test_no_text_is_in_both_splits(tmp_path):
-    spec = write_lines(tmp_path / "a.jsonl", [f"text {n % 9}" for n in range(90)])
-    train, valid = parted(spec, 20)
+    source = write_lines(tmp_path / "a.jsonl", [f"text {n % 9}" for n in range(90)])
+    train, valid = parted(source, 20)
     assert set(valid)
     assert not set(train) & set(valid)
     assert len(train) + len(valid) == 90
@@ -232,8 +232,8 @@ def test_a_single_large_document_is_divided(tmp_path):
 
 
 def test_a_small_source_has_something_to_hold_out(tmp_path):
-    spec = write_lines(tmp_path / "a.jsonl", ["one", "two", "three"])
-    assert parted(spec, 20) == (["one", "two"], ["three"])
+    source = write_lines(tmp_path / "a.jsonl", ["one", "two", "three"])
+    assert parted(source, 20) == (["one", "two"], ["three"])
 
 
 def test_one_in_one_is_not_a_split():

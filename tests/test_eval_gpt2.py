@@ -1,6 +1,5 @@
 """GPT-2 as a scorer: against an independent implementation, and what it refuses to load."""
 
-import json
 import math
 import re
 import shutil
@@ -11,62 +10,12 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from gpt2_files import CONFIG, SIZES, random_tensors, write
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.scorers import base as scoring
-from hybrid_jax.eval.scorers import gpt2, gpt2_weights
-from hybrid_jax.eval.scorers.gpt2 import GPT2, Config
-
-SIZES = {"vocab_size": 97, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 3}
-CONFIG = {"model_type": "gpt2", "activation_function": "gelu_new", **SIZES}
-
-
-def random_tensors(seed=0):
-    """Tensors of a random model by their published names, large enough for every part to matter."""
-    rng = np.random.default_rng(seed)
-    width, hidden = SIZES["n_embd"], 4 * SIZES["n_embd"]
-    shapes = {
-        "wte.weight": (SIZES["vocab_size"], width),
-        "wpe.weight": (SIZES["n_positions"], width),
-        "ln_f.weight": (width,),
-        "ln_f.bias": (width,),
-    }
-    for i in range(SIZES["n_layer"]):
-        shapes |= {
-            f"h.{i}.ln_1.weight": (width,),
-            f"h.{i}.ln_1.bias": (width,),
-            f"h.{i}.attn.c_attn.weight": (width, 3 * width),
-            f"h.{i}.attn.c_attn.bias": (3 * width,),
-            f"h.{i}.attn.c_proj.weight": (width, width),
-            f"h.{i}.attn.c_proj.bias": (width,),
-            f"h.{i}.ln_2.weight": (width,),
-            f"h.{i}.ln_2.bias": (width,),
-            f"h.{i}.mlp.c_fc.weight": (width, hidden),
-            f"h.{i}.mlp.c_fc.bias": (hidden,),
-            f"h.{i}.mlp.c_proj.weight": (hidden, width),
-            f"h.{i}.mlp.c_proj.bias": (width,),
-        }
-    draw = {name: rng.normal(size=shape) for name, shape in shapes.items()}
-    scales = ("ln_1.weight", "ln_2.weight", "ln_f.weight")
-    around = {name: float(name.endswith(scales)) for name in draw}
-    return {name: (around[name] + 0.3 * x).astype(np.float32) for name, x in draw.items()}
-
-
-def write(folder, tensors, *, config=CONFIG, prefix="", shards=1):
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = {prefix + name: value for name, value in tensors.items()}
-    if shards == 1:
-        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-        return folder
-    places = {}
-    for i in range(shards):
-        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        part = dict(list(tensors.items())[i::shards])
-        safetensors.numpy.save_file(part, folder / file)
-        places |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    return folder
+from hybrid_jax.eval.scorers import gpt2
+from hybrid_jax.eval.scorers.gpt2 import GPT2Config, GPT2Scorer
 
 
 def reference(tensors, tokens):
@@ -129,7 +78,7 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def scorer(tensors, tmp_path_factory):
-    return gpt2_weights.load(write(tmp_path_factory.mktemp("scorer") / "model", tensors))
+    return gpt2.load(write(tmp_path_factory.mktemp("scorer") / "model", tensors))
 
 
 def scorer_logits(scorer, tokens):
@@ -151,7 +100,7 @@ def test_logits_and_features_are_those_of_an_independent_gpt2(
     folder = write(tmp_path / "model", tensors, prefix=prefix, shards=shards)
     first = sorted(folder.glob("*.safetensors"))[0]
     safetensors.numpy.save_file({**safetensors.numpy.load_file(first), **extra}, first)
-    scorer = gpt2_weights.load(folder)
+    scorer = gpt2.load(folder)
     tokens, _ = random_texts(20, 20)
     logits, features = scorer_logits(scorer, tokens)
     for row, text in enumerate(tokens):
@@ -174,7 +123,7 @@ def test_logits_and_features_are_those_of_transformers(tmp_path):
     tokens, _ = random_texts(32, 32)
     with torch.no_grad():
         out = theirs(torch.tensor(tokens, dtype=torch.long), output_hidden_states=True)
-    logits, features = scorer_logits(gpt2_weights.load(tmp_path / "model"), tokens)
+    logits, features = scorer_logits(gpt2.load(tmp_path / "model"), tokens)
     print("logits differ by", np.abs(logits - out.logits.numpy()).max())
     print("features differ by", np.abs(features - out.hidden_states[-1].numpy()).max())
     assert np.ptp(out.logits.numpy()) > 10
@@ -227,13 +176,15 @@ def test_long_texts_are_scored_in_windows_that_overlap_by_half(scorer, tensors, 
 def test_a_scorer_of_zeros_is_uniform(scorer):
     params = jax.tree.map(lambda x: 0 * x, scorer.params)
     tokens, lengths = random_texts(11, 5)
-    found = scoring.score(GPT2(name="zero", config=scorer.config, params=params), tokens, lengths)
+    found = scoring.score(
+        GPT2Scorer(name="zero", config=scorer.config, params=params), tokens, lengths
+    )
     np.testing.assert_allclose(found.nats[0, :10], math.log(97), rtol=1e-6)
 
 
 def test_logits_of_a_batch_never_exist_together(scorer):
     tokens, lengths = np.zeros((64, 32), np.int32), np.full(64, 32, np.int32)
-    program = gpt2._read.lower(scorer.config, scorer.params, tokens, lengths, nats=True).as_text()
+    program = gpt2._scores.lower(scorer.config, scorer.params, tokens, lengths, nats=True).as_text()
     shapes = re.findall(r"tensor<((?:\d+x)*)97xf32>", program)
     sizes = [math.prod(int(n) for n in shape.split("x")[:-1]) for shape in shapes]
     assert sizes  # they are there at all
@@ -241,10 +192,10 @@ def test_logits_of_a_batch_never_exist_together(scorer):
 
 
 def test_the_fingerprint_is_of_values_and_not_of_files(scorer, tensors, tmp_path):
-    packed = gpt2_weights.load(write(tmp_path / "a", tensors, prefix="transformer.", shards=2))
+    packed = gpt2.load(write(tmp_path / "a", tensors, prefix="transformer.", shards=2))
     assert packed.fingerprint == scorer.fingerprint
     changed = {**tensors, "h.2.ln_2.bias": tensors["h.2.ln_2.bias"] + 1}
-    assert gpt2_weights.load(write(tmp_path / "b", changed)).fingerprint != scorer.fingerprint
+    assert gpt2.load(write(tmp_path / "b", changed)).fingerprint != scorer.fingerprint
 
 
 def without(name):
@@ -285,26 +236,26 @@ def no_shard(folder, tensors):
         (tensor("h.3.ln_1.weight", lambda t: t["ln_f.weight"]), "a GPT-2 with 3 layers does not"),
         (tensor("lm_head.weight", lambda t: t["wte.weight"] + 1), "not tied"),
         (tensor("ln_f.bias", lambda t: t["ln_f.bias"] * np.nan), "not finite"),
-        (settings(activation_function="relu"), "activation_function is 'relu'"),
-        (settings(model_type="llama"), "model_type is 'llama'"),
+        (settings(activation_function="relu"), "activation_function='relu' is not one of gelu_new"),
+        (settings(model_type="llama"), "model_type='llama' is not one of gpt2"),
         (settings(n_head=5), "does not split into 5 heads"),
-        (settings(n_layer="three"), "must be a number"),
+        (settings(n_layer="three"), "n_layer='three' should be of type int"),
         (settings(n_layer=2), "a GPT-2 with 2 layers does not"),
-        (lambda folder, tensors: write(folder, tensors, config={"n_embd": 24}), "does not give"),
+        (lambda folder, tensors: write(folder, tensors, config={"n_embd": 24}), "size is missing"),
         (lambda folder, tensors: write(folder, tensors, config=[]), "holds no JSON object"),
-        (damaged("config.json"), "is damaged"),
+        (damaged("config.json"), "is not JSON"),
         (damaged("model.safetensors"), "cannot be read"),
         (no_shard, "cannot be read"),
         (lambda folder, tensors: shutil.rmtree(folder), "There is no folder"),
-        (lambda folder, tensors: (folder / "model.safetensors").unlink(), "holds neither"),
-        (lambda folder, tensors: (folder / "config.json").unlink(), "needs the file"),
+        (lambda folder, tensors: (folder / "model.safetensors").unlink(), "has neither"),
+        (lambda folder, tensors: (folder / "config.json").unlink(), "config.json cannot be read"),
     ],
 )  # fmt: skip
 def test_what_is_no_gpt2_is_refused_in_a_sentence(tensors, tmp_path, change, said):
     folder = write(tmp_path / "model", tensors)
     change(folder, tensors)
     with pytest.raises(UserError) as refusal:
-        gpt2_weights.load(folder)
+        gpt2.load(folder)
     text = str(refusal.value)
     assert said in text
     assert "\n" not in text
@@ -313,15 +264,8 @@ def test_what_is_no_gpt2_is_refused_in_a_sentence(tensors, tmp_path, change, sai
 
 def fake_hub(monkeypatch, download):
     """A huggingface_hub that downloads with this function."""
-
-    class HubError(Exception):
-        pass
-
-    hub, errors = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.errors")
-    hub.snapshot_download, errors.HfHubHTTPError = download, HubError
+    hub = types.SimpleNamespace(snapshot_download=download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
-    return HubError
 
 
 def test_a_name_is_fetched_from_the_hub(monkeypatch, tmp_path, tensors, scorer):
@@ -332,7 +276,7 @@ def test_a_name_is_fetched_from_the_hub(monkeypatch, tmp_path, tensors, scorer):
         return str(write(tmp_path / "hub", tensors))
 
     fake_hub(monkeypatch, download)
-    found = gpt2_weights.load("gpt2-large")
+    found = gpt2.load("gpt2-large")
     assert asked == ["gpt2-large"]
     assert found.name == "gpt2-large"
     assert found.fingerprint == scorer.fingerprint
@@ -340,18 +284,24 @@ def test_a_name_is_fetched_from_the_hub(monkeypatch, tmp_path, tensors, scorer):
 
 def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
-    with pytest.raises(UserError, match="huggingface_hub, which would fetch"):
-        gpt2_weights.load("gpt2-large")
+    with pytest.raises(
+        UserError, match=r"no folder gpt2-large.*needs huggingface_hub: install it with"
+    ):
+        gpt2.load("gpt2-large")
 
-    def offline(name, allow_patterns):
-        raise failure("cannot reach\nthe hub")
+    class HubError(Exception):
+        pass
 
-    failure = fake_hub(monkeypatch, offline)
-    for failure in (failure, FileNotFoundError, ValueError):  # noqa: B007, B020 - read by `offline`
-        with pytest.raises(UserError, match=r"could be fetched \(cannot reach the hub\)"):
-            gpt2_weights.load("gpt2-large")
+    for failure in (HubError, FileNotFoundError, ValueError):
+
+        def offline(name, allow_patterns, failure=failure):
+            raise failure("cannot reach\nthe hub")
+
+        fake_hub(monkeypatch, offline)
+        with pytest.raises(UserError, match=r"can be fetched \(cannot reach the hub\): .*`hf dow"):
+            gpt2.load("gpt2-large")
     with pytest.raises(UserError, match=r"no folder \./nowhere/model"):
-        gpt2_weights.load("./nowhere/model")
+        gpt2.load("./nowhere/model")
 
 
 @pytest.mark.parametrize(
@@ -365,11 +315,11 @@ def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
         (np.zeros((0, 4), int), [], 1, "no texts"),
     ],
 )
-def test_texts_that_cannot_be_judged_are_refused(scorer, tokens, lengths, batch_size, said):
+def test_texts_that_cannot_be_scored_are_refused(scorer, tokens, lengths, batch_size, said):
     with pytest.raises(UserError, match=said):
         scoring.score(scorer, np.array(tokens), np.array(lengths, int), batch_size=batch_size)
 
 
 def test_sizes_that_make_no_sense_are_refused():
-    with pytest.raises(UserError, match="layers must be a number from 1 on"):
-        Config(tokens=5, context=5, width=4, layers=0, heads=1, hidden=4)
+    with pytest.raises(UserError, match="n_layer must be at least 1, but is 0"):
+        GPT2Config(vocab_size=5, n_positions=5, n_embd=4, n_layer=0, n_head=1)

@@ -18,7 +18,7 @@ from test_evaluate import LENGTH, run_of
 
 from hybrid_jax import generate
 from hybrid_jax.config import EvaluationConfig
-from hybrid_jax.data.tokenizers.byte import Byte
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.figures import __main__ as figures
 from hybrid_jax.figures import frames, gif, hyperschedules, masks, noise, page
 from hybrid_jax.generation import requests
@@ -255,7 +255,7 @@ def test_frames_end_in_the_text_that_generate_gives(recordings):
     for recording, wanted in recordings:
         assert recording.text == wanted
         last = recording.frames[-1]
-        cells = frames.cells_of(Byte(), wanted.tokens, ["settled"] * len(wanted.tokens))
+        cells = frames.cells_of(ByteTokenizer(), wanted.tokens, ["settled"] * len(wanted.tokens))
         assert list(last.cells) == cells
         assert set(last.kinds) <= {"given", "settled", "revealed", "corrected"}
         assert (last.nfe, last.corrections) == (wanted.nfe, wanted.corrections)
@@ -322,10 +322,14 @@ def test_characters_of_several_tokens():
     kinds = ["settled"] * 10 + ["worthless"]
     unreadable = frames.UNREADABLE
     wanted = ["a", "—", "", "", "b", "⏎", "░", unreadable, "░", "", "·"]
-    assert frames.cells_of(Byte(), tokens, kinds) == wanted
+    assert frames.cells_of(ByteTokenizer(), tokens, kinds) == wanted
     # A character that is not whole yet is not made up from what is not begun.
     kinds = ["settled", "active", "worthless"]
-    assert frames.cells_of(Byte(), list("—".encode()), kinds) == [unreadable, unreadable, "·"]
+    assert frames.cells_of(ByteTokenizer(), list("—".encode()), kinds) == [
+        unreadable,
+        unreadable,
+        "·",
+    ]
 
 
 def test_gif_has_a_frame_for_each_round(recordings):

@@ -26,7 +26,7 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from hybrid_jax.data.tokenizers.byte import Byte
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation.frames import Frames
 from hybrid_jax.generation.terminal import Watch
@@ -206,7 +206,7 @@ def test_the_averaged_parameters_are_used(folder):
 def test_watching_tells_tokens_apart():
     schedule = hyperschedule.slide(length=6, width=2, levels=2)
     given = prompts.build([[65]], length=6, vocab_size=258, stop=5)
-    frames = Frames(schedule, Byte(), given)
+    frames = Frames(schedule, ByteTokenizer(), given)
 
     def state(tokens, step, nfe):
         return types.SimpleNamespace(

@@ -2,14 +2,11 @@
 
 import io
 import json
-import logging
 import math
 import os
-import struct
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.metrics_writer import MetricsWriter
@@ -21,21 +18,7 @@ def lines_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def events_of(workdir):
-    """Scalars and session starts in TensorBoard's files, by the record format of TFRecord:
-    length, its checksum, data, its checksum."""
-    events = []
-    for file in sorted((workdir / "tensorboard").iterdir()):
-        content, at = file.read_bytes(), 0
-        while at < len(content):
-            (length,) = struct.unpack_from("<Q", content, at)
-            events.append(Event.FromString(content[at + 12 : at + 12 + length]))
-            at += 12 + length + 4
-    scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
-    return scalars, [e.step for e in events if e.HasField("session_log")]
-
-
-def test_writes_lines_and_scalars(tmp_path):
+def test_writes_lines(tmp_path):
     with MetricsWriter(tmp_path / "run", resume_step=0) as writer:
         writer.write(1, "train", {"loss": np.float32(2.5), "rate": 1})
         writer.write(2, "valid", {"loss": 2.25})
@@ -44,20 +27,15 @@ def test_writes_lines_and_scalars(tmp_path):
         {"step": 1, "kind": "train", "loss": 2.5, "rate": 1.0},
         {"step": 2, "kind": "valid", "loss": 2.25},
     ]
-    scalars, starts = events_of(tmp_path / "run")
-    assert scalars == [(1, "train/loss", 2.5), (1, "train/rate", 1.0), (2, "valid/loss", 2.25)]
-    assert starts == []
 
 
-def test_values_that_are_not_finite(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING), MetricsWriter(tmp_path, resume_step=0) as writer:
+def test_values_that_are_not_finite(tmp_path):
+    with MetricsWriter(tmp_path, resume_step=0) as writer:
         writer.write(1, "train", {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.0})
     text = (tmp_path / "metrics.jsonl").read_text()
     line = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert line == {"step": 1, "kind": "train", "a": "nan", "b": "inf", "c": "-inf", "d": 1.0}
     assert float(line["c"]) == -math.inf
-    assert events_of(tmp_path)[0] == [(1, "train/d", 1.0)]
-    assert caplog.text == ""
 
 
 def test_resuming_drops_what_will_be_logged_again(tmp_path):
@@ -70,10 +48,7 @@ def test_resuming_drops_what_will_be_logged_again(tmp_path):
         assert [line["step"] for line in lines_of(tmp_path)] == [10, 20]
         writer.write(30, "train", {"loss": -30})
     assert [line["loss"] for line in lines_of(tmp_path)] == [10, 20, -30]
-    scalars, starts = events_of(tmp_path)
-    assert starts == [21]  # TensorBoard drops earlier events of step 21 and later
-    assert len(scalars) == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_cut_off_character_is_dropped_with_its_line(tmp_path):

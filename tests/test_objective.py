@@ -697,9 +697,9 @@ def test_the_training_loss_is_the_mean_of_the_terms():
 @pytest.mark.parametrize(
     ("settings", "kernel", "message"),
     [
-        ({"parameterisation": "noise"}, "absorbing", "'noise' is not one of"),
-        ({"loss": "mse"}, "absorbing", "'mse' is not one of bound, weighted_cross_entropy"),
-        ({"time": "never"}, "absorbing", "'never' is not one of discrete, continuous"),
+        ({"parameterisation": "noise"}, "absorbing", "must be one of mean, context, score"),
+        ({"loss": "mse"}, "absorbing", "must be one of bound, weighted_cross_entropy"),
+        ({"time": "never"}, "absorbing", "must be one of discrete, continuous"),
         (
             {"loss": "weighted_cross_entropy", "parameterisation": "score"},
             "epsilon",

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_eval_gpt2 import random_tensors, write
+from gpt2_files import random_tensors, write
 from test_evaluate import LENGTH, run_of
 
 from hybrid_jax import evaluate, generate
@@ -53,7 +53,7 @@ def hybrid(text, tmp_path_factory):
 # An autoregressive run as scorer.
 
 
-def test_a_run_judges_by_its_own_likelihood(ar):
+def test_a_run_scores_by_its_own_likelihood(ar):
     """Against the bound of the same run, which is exact: another program, another layout."""
     model, scorer = pretrained.load(ar), run_scorer.load(ar)
     packed = perplexity.held_out(model, 5)
@@ -62,9 +62,7 @@ def test_a_run_judges_by_its_own_likelihood(ar):
     nats = scoring.score(scorer, rows, np.full(5, LENGTH + 1), batch_size=3).nats
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     for row, record in zip(nats, packed.tokens, strict=True):
-        one = perplexity.Packed(
-            tokens=record[None], documents=1, dropped=0, bytes_per_token=1.0, sha256=""
-        )
+        one = perplexity.Packed(tokens=record[None], documents=1, dropped=0, bytes_per_token=1.0)
         wanted = evaluate_bound(
             model.spec, model.network, model.params, evaluation_batches(one, 1), bound,
             key=requests.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
@@ -87,14 +85,16 @@ def test_windows_of_a_run_begin_with_the_beginning_of_sequence(ar):
     np.testing.assert_allclose(found[:LENGTH], first, rtol=1e-5)
 
 
-def test_judges_by_name(ar, hybrid, tmp_path, shared_data):
+def test_scorers_by_name(ar, hybrid, tmp_path, shared_data):
     scorer, tokenizer = scorers.load(f"run:{ar}")
     assert scorer.vocab_size == tokenizer.vocab_size == 258
-    with pytest.raises(UserError, match=r"cannot judge: it holds a run of block.*configs/ar\.py"):
+    with pytest.raises(
+        UserError, match=r"cannot score texts: it holds a run of block.*configs/ar\.py"
+    ):
         scorers.load(f"run:{hybrid}")
-    for spec in ("gpt3:large", "run:", "gpt2", str(ar)):
+    for name in ("gpt3:large", "run:", "gpt2", str(ar)):
         with pytest.raises(UserError, match="There is no scorer"):
-            scorers.load(spec)
+            scorers.load(name)
     with pytest.raises(UserError, match="only learnt to read behind a beginning-of-sequence"):
         scored(scorer, tokenizer, ["ab"], PROTOCOLS["mdlm"])
     # The tokenizer's files lie beside the weights, under either pair of names.
@@ -113,7 +113,7 @@ def test_judges_by_name(ar, hybrid, tmp_path, shared_data):
 # Files of texts.
 
 
-def test_files_of_several_seeds_are_judged_in_one_table(ar, hybrid, tmp_path, capsys):
+def test_files_of_several_seeds_are_scored_in_one_table(ar, hybrid, tmp_path, capsys):
     files = []
     for seed in (0, 1):
         files.append(tmp_path / f"seed{seed}.jsonl")

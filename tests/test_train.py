@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import gzip
 import json
+from pathlib import Path
 
 import chex
 import jax
@@ -26,6 +28,7 @@ from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.checkpoint import latest_step
 from hybrid_jax.runtime.preemption import Signals
+from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import loop as train
 from hybrid_jax.training import workdir
@@ -66,10 +69,10 @@ def opened(experiment: Experiment) -> train.Run:
     return train.open_run(experiment, jax.devices()[:1])
 
 
-def trained(experiment: Experiment, folder) -> TrainState:
+def trained(experiment: Experiment, folder, **options) -> TrainState:
     run = opened(experiment)
     workdir.claim(folder, experiment, run.tokenizer)
-    return train.train(run, folder, Signals(), say=lambda _: None)
+    return train.train(run, folder, Signals(), **{"say": lambda _: None, **options})
 
 
 def metrics(folder) -> list[dict]:
@@ -167,11 +170,69 @@ def test_workdir_of_another_experiment_is_refused(experiment, tmp_path):
     workdir.claim(tmp_path, experiment, opened(experiment).tokenizer)
     with pytest.raises(UserError, match=r"noise\.gamma=0\.05, not 0\.2"):
         workdir.check(tmp_path, replaced(experiment, "noise", gamma=0.2))
-    assert workdir.load(tmp_path) == experiment
-    # What does not change the run may change.
-    workdir.check(tmp_path, replaced(experiment, "train", steps=9, accumulation=2))
+    assert workdir.load(tmp_path) == experiment.resolved()
     with pytest.raises(UserError, match="holds no run"):
         workdir.load(tmp_path / "nothing")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json cannot be read: it is not a JSON object"):
+        workdir.load(tmp_path)
+
+
+# Ways to compute and to report, and how long to train.
+FREE = {
+    "name": "other",
+    "data": {"dir": "elsewhere"},
+    "model": {"remat": True, "unroll": 2, "attention": "dense"},
+    "train": {"steps": 9, "accumulation": 2, "log_every": 1, "eval_every": 1, "keep": 1,
+              "checkpoint_every": 1, "loss_chunk": 1},
+    "mesh": MeshConfig(data=1),
+    "evaluation": EvaluationConfig(kernel="absorbing", records=1),
+    "sampling": SamplingConfig(rule="remdm", eta=0.5),
+}  # fmt: skip
+
+
+def test_a_run_goes_on_with_other_ways_to_compute_and_report(experiment, tmp_path):
+    workdir.claim(tmp_path, experiment, opened(experiment).tokenizer)
+    for section, values in FREE.items():
+        if isinstance(values, dict):
+            for name, value in values.items():
+                workdir.check(tmp_path, replaced(experiment, section, **{name: value}))
+        else:
+            workdir.check(tmp_path, dataclasses.replace(experiment, **{section: values}))
+
+
+IDENTITY = [
+    ("data", {"source": "pydocs"}), ("data", {"valid_source": "pydocs"}),
+    ("data", {"tokenizer": "sentencepiece"}), ("data", {"length": 8}),
+    ("schedule", {"family": "slide"}), ("schedule", {"width": 2}), ("schedule", {"levels": 2}),
+    ("noise", {"gamma": 0.5}), ("layout", {"alignment": "shifted"}),
+    ("layout", {"causal_window": True}), ("layout", {"context": "block_causal"}),
+    ("objective", {"parameterisation": "mean"}), ("objective", {"time": "discrete"}),
+    ("objective", {"loss": "weighted_cross_entropy"}), ("optimizer", {"muon_momentum": 0.5}),
+    ("model", {"layers": 2}), ("model", {"width": 32}), ("model", {"heads": 1}),
+    ("model", {"mlp_ratio": 2}), ("model", {"activation": "relu2"}), ("model", {"condition": 4}),
+    ("model", {"qk_norm": True}), ("model", {"dropout": 0.2}), ("model", {"dtype": "bfloat16"}),
+    ("optimizer", {"learning_rate": 0.02}), ("optimizer", {"final_fraction": 0.5}),
+    ("train", {"batch_size": 16}), ("train", {"ema_decay": 0.5}), ("train", {"seed": 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "values"), IDENTITY)
+def test_a_run_is_not_continued_with_other_settings(experiment, tmp_path, section, values):
+    (tmp_path / "config.json").write_text(experiment.to_json(), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"{section}\.{next(iter(values))}="):
+        workdir.check(tmp_path, replaced(experiment, section, **values))
+    difference = workdir.difference(
+        experiment.to_json(), replaced(experiment, section, **values).to_json()
+    )
+    assert difference.startswith(f"{section}.{next(iter(values))} is ")
+
+
+def test_the_natural_value_is_no_difference(experiment, tmp_path):
+    (tmp_path / "config.json").write_text(experiment.to_json(), encoding="utf-8")
+    assert experiment.optimizer.muon_momentum is None
+    workdir.check(tmp_path, replaced(experiment, "optimizer", muon_momentum=0.95))
+    workdir.check(tmp_path, replaced(experiment, "schedule", levels=None))
 
 
 def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
@@ -187,7 +248,30 @@ def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     assert result["bits_per_byte"] == pytest.approx(bits)
     samples = (tmp_path / "samples" / "step-6.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(samples) == 2
-    assert (tmp_path / "tensorboard").is_dir()
+
+
+def test_a_board_may_be_added_to_a_run(experiment, tmp_path):
+    pytest.importorskip("tensorboardX")
+    trained(experiment, tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+    trained(replaced(experiment, "train", steps=8, board="tensorboard"), tmp_path)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_profile_is_a_trace_of_some_steps(experiment, tmp_path):
+    said, place = [], tmp_path / "some" / "profile"
+    short, longer = (replaced(experiment, "train", steps=steps) for steps in (9, 12))
+    with pytest.raises(UserError, match=r"steps 6–10, but .* set train\.steps to at least 10"):
+        trained(short, tmp_path / "short", profile=place)
+    assert not place.exists()
+    with pytest.raises(UserError, match=r"Cannot write .*text\.txt/x"):
+        trained(longer, tmp_path / "short", profile=Path(experiment.data.dir).parent / "text.txt/x")
+    trained(longer, tmp_path / "run", say=said.append, profile=place)
+    assert f"trace of steps 6–10 in {place}: " in said[-1]
+    (file,) = place.rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    steps = [event["args"]["step_num"] for event in events if event.get("name") == "train"]
+    assert sorted(map(int, steps)) == [6, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize(
@@ -200,8 +284,11 @@ def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     ],
 )
 def test_every_kind_of_objective_trains(experiment, tmp_path, schedule, layout, noise, objective):
+    narrow = 4 if schedule in ("block", "slide") else None
     other = dataclasses.replace(
-        replaced(replaced(experiment, "schedule", family=schedule), "noise", kernel=noise),
+        experiment,
+        schedule=ScheduleConfig(family=schedule, width=narrow),
+        noise=NoiseConfig(kernel=noise),
         layout=Layout(alignment=layout),
         objective=objective,
         evaluation=EvaluationConfig(

@@ -84,7 +84,7 @@ def _matching(patterns: str) -> list[Path]:
     names: list[str] = []
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         pattern = os.path.expanduser(pattern)
-        # A name that exists is meant literally, even if it has brackets in it.
+        # The name of an existing file is no pattern, even with brackets in it.
         found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not found:
             raise UserError(f"No file matches {pattern!r}: check the path or pattern.")
@@ -101,8 +101,8 @@ def _reader(path: Path) -> Callable[[Path, BinaryIO], Iterator[str]]:
     readers = {".txt": _whole_file, ".jsonl": _json_lines}
     if kind not in readers:
         raise UserError(
-            f"{path} is of no known kind: files must end in .txt or .jsonl, and may be compressed "
-            f"({', '.join(_DECOMPRESSORS)})."
+            f"{path} is of an unknown kind: files must end in .txt or .jsonl, and may be "
+            f"compressed ({', '.join(_DECOMPRESSORS)})."
         )
     return readers[kind]
 
@@ -150,12 +150,12 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[str]:
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not valid JSON ({error.msg}): mend or drop it.") from error
+            raise UserError(f"{where} is not valid JSON ({error.msg}): fix or drop it.") from error
         document = value.get("text") if isinstance(value, dict) else None
         if not isinstance(document, str):
             raise UserError(f'{where} has no field "text" with a string: add it or drop the line.')
         try:
             document.encode("utf-8")
         except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-            raise UserError(f"{where} has half a surrogate pair in it: mend or drop it.") from error
+            raise UserError(f"{where} has half a surrogate pair in it: fix or drop it.") from error
         yield document

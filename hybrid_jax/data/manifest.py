@@ -1,19 +1,17 @@
-"""The manifest of a prepared folder: what it holds and how it was made."""
+"""The manifest of a prepared folder: its content, and the settings that it was made with."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import typing
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.decode import from_values
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-T = TypeVar("T")
+_OLD_NAME = "card.json"  # of the same content
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,12 +25,12 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """What a split holds.
+    """Content of a split.
 
     Attributes:
       documents: texts followed by an eos; a document divided between the splits counts as several.
-      text_bytes: UTF-8 bytes of all of them.
-      tokens: of all of them, one eos a document included.
+      text_bytes: UTF-8 bytes of all documents.
+      tokens: of all documents, with one eos each.
       records: fixed-length records packed from these tokens.
       dropped_tokens: tokens after the last whole record.
       kept_bytes: UTF-8 bytes of the text in the records; an eos has none.
@@ -60,7 +58,7 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a prepared folder holds and how it was made.
+    """Content of a prepared folder, and the settings that it was made with.
 
     Attributes:
       format: version of the folder's layout.
@@ -94,7 +92,7 @@ class Manifest:
         Raises:
           UserError: if there is none, it is damaged, or another version of hybrid_jax wrote it.
         """
-        path = Path(folder) / MANIFEST
+        path = find(Path(folder)) or Path(folder) / MANIFEST
         try:
             values = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -112,10 +110,11 @@ class Manifest:
                 "prepare the data again in a new folder."
             )
         try:
-            return _typed(cls, values)
-        except (TypeError, ValueError) as error:
+            return from_values(cls, values, "manifest")
+        except UserError as error:
+            reason = str(error).rstrip(".")
             raise UserError(
-                f"{path} is damaged ({error}): delete {folder} and prepare again."
+                f"{path} is damaged ({reason}): delete {folder} and prepare again."
             ) from error
 
     def save(self, folder: Path) -> None:
@@ -130,24 +129,6 @@ class Manifest:
         return self.train if name == "train" else self.valid
 
 
-def _typed(cls: type[T], values: object) -> T:
-    """A dataclass from decoded JSON; TypeError or ValueError, naming the field, if it misfits."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{cls.__name__} is no object")
-    hints = typing.get_type_hints(cls)
-    if values.keys() != hints.keys():
-        names = ", ".join(sorted(values.keys() ^ hints.keys()))
-        raise ValueError(f"missing or unknown: {names}")
-    arguments = {}
-    for name, hint in hints.items():
-        value = values[name]
-        if dataclasses.is_dataclass(hint):
-            value = _typed(typing.cast(type, hint), value)
-        elif hint == tuple[Shard, ...]:
-            if not isinstance(value, list):
-                raise TypeError(f"{name} is no list")
-            value = tuple(_typed(Shard, shard) for shard in value)
-        elif type(value) is not hint:
-            raise TypeError(f"{name} is no {hint.__name__}")
-        arguments[name] = value
-    return cls(**arguments)
+def find(folder: Path) -> Path | None:
+    """The file of the manifest in a folder, also as older versions named it; None without one."""
+    return next((folder / n for n in (MANIFEST, _OLD_NAME) if (folder / n).exists()), None)

@@ -125,7 +125,7 @@ class RecordWriter:
         self._records[-1] += 1
 
     def _path(self, number: int) -> Path:
-        # Until all are written their number, which is part of the name, is not known.
+        # Without their number, which is part of the final name, until all are written.
         return self._folder / f"{self._split}-{number:05d}.array_record"
 
     def _close(self) -> None:
@@ -137,7 +137,7 @@ class RecordWriter:
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-    """ArrayRecord says of a full disk that it is a RuntimeError."""
+    """Turns ArrayRecord's RuntimeErrors, such as that of a full disk, into OSErrors."""
     try:
         yield
     except RuntimeError as error:

@@ -42,7 +42,7 @@ class Records:
         for path, shard in zip(paths, self._split.shards, strict=True):
             if not path.is_file():
                 raise self._damaged(f"{path.name} is missing")
-            # A cut file is found here, and not days later in the middle of an epoch.
+            # Finds a cut file now, and not days later in the middle of an epoch.
             if path.stat().st_size != shard.bytes:
                 raise self._damaged(f"{path.name} has not the size that the manifest says")
         try:
@@ -90,7 +90,7 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Order:
-    """Which record stands at each place of an endless sequence of epochs."""
+    """The record at each place of an endless sequence of epochs."""
 
     records: int
     seed: int | None
@@ -189,6 +189,6 @@ def evaluation_batches(
         )
     for start in range(0, total, batch_size):
         places = np.arange(start, start + batch_size)
-        # The filling repeats the last record, which is sure to be one a model can read.
+        # The filling repeats the last record, whose tokens are valid for a model.
         tokens = records.read(np.minimum(places, total - 1).tolist())
         yield {"tokens": tokens, "valid": places < total}

@@ -21,8 +21,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data import splits
-from hybrid_jax.data.manifest import FORMAT, MANIFEST, Manifest
+from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
@@ -46,8 +47,8 @@ def prepare(
 ) -> Manifest:
     """Prepares the folder `out`, or returns its manifest if it was prepared with these settings.
 
-    Equal settings and texts give equal files. A run that fails leaves no folder behind; two that
-    run at once do not harm each other.
+    Equal settings and texts give equal files. A run that fails leaves no folder behind, and
+    concurrent runs do not harm each other.
 
     Args:
       source: text, see `sources.documents`.
@@ -131,7 +132,7 @@ def _existing(out: Path, settings: Mapping) -> Manifest | None:
     """The manifest in `out`; None if there is nothing; UserError if it holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    if not (out / MANIFEST).exists():
+    if not manifests.find(out):
         raise UserError(f"{out} exists but holds no prepared data: choose another folder.")
     manifest = Manifest.load(out)
     for name, value in settings.items():

@@ -1,8 +1,8 @@
-"""Documents from data sets that others keep: TensorFlow Datasets and the Hugging Face hub.
+"""Documents from public data sets: TensorFlow Datasets and the Hugging Face hub.
 
-TFDS is read through `tfds.data_source`, which needs no TensorFlow, from what was prepared before in
-the format of ArrayRecord: nothing is downloaded here, because a download may take hours and fails
-late where there is no network.
+TFDS is read through `tfds.data_source`, which needs no TensorFlow. The data set must have been
+prepared before, in the ArrayRecord format: a download may take hours and fails late where there is
+no network, so none starts here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, require
+from hybrid_jax.runtime.files import one_line
 
-# Where text may stand, in this order, unless the source says.
+# Fields that may hold the text, in order of preference, unless the source names one.
 _FIELDS = ("text", "article", "passage", "content", "sentence", "description")
 
 
@@ -25,8 +26,8 @@ def tfds_documents(argument: str) -> Iterator[str]:
       argument: "NAME[/CONFIG]:SPLIT[:FIELD]", such as "scientific_papers/arxiv:test:article".
 
     Raises:
-      UserError: if the argument makes no sense, or the data set is not prepared; the sentence has
-        the command that prepares it.
+      UserError: if the argument is malformed, or the data set is not prepared; the message
+        has the command that prepares it.
     """
     name, split, field = _parts("tfds", argument)
     import tensorflow_datasets as tfds  # slow to import, and needed by few
@@ -69,23 +70,18 @@ def hub_documents(argument: str) -> Iterator[str]:
         wikitext-103-raw-v1:test". A NAME with one slash is an owner's data set without a config.
 
     Raises:
-      UserError: if the package `datasets` is missing, or the data set cannot be had.
+      UserError: if the package `datasets` is missing, or the data set cannot be read.
     """
     name, split, field = _parts("hf", argument)
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(
-            "The source hf: needs the package datasets: pip install 'hybrid_jax[eval]'."
-        ) from error
+    datasets = require("datasets", "eval")
     words = name.split("/")
     path, config = ("/".join(words[:2]), words[2] if len(words) > 2 else None)
     try:
         rows = datasets.load_dataset(path, config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        line = " ".join(str(error).split())
         raise UserError(
-            f"hf:{argument} cannot be had ({line[:200]}): check name, config, split and network."
+            f"hf:{argument} cannot be read ({one_line(error)}): check name, config, split and "
+            "network."
         ) from error
     return _texts(f"hf:{name}", field, iter(rows))
 
@@ -105,7 +101,7 @@ def _texts(where: str, field: str, rows: Iterator[dict[str, Any]]) -> Iterator[s
     chosen = next((name for name in wanted if name in first), None)
     if chosen is None:
         raise UserError(
-            f"{where} has no field {' or '.join(wanted)}: name one of {', '.join(first)} behind "
+            f"{where} has no field {' or '.join(wanted)}: add one of {', '.join(first)} after "
             "the split."
         )
     for row in itertools.chain([first], rows):

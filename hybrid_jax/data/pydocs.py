@@ -29,7 +29,7 @@ def _corpus() -> tuple[str, ...]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
         parts = path.relative_to(root).with_suffix("").parts
-        # What cannot be imported by its path (site-packages, config-…) is not part of the library.
+        # Files outside of packages (site-packages, config-…) are not part of the library.
         if _SKIPPED.isdisjoint(parts) and all(part.isidentifier() for part in parts):
             bodies[_module(path, ".".join(parts).removesuffix(".__init__"))] = None
     return tuple(body for body in bodies if body.strip())
@@ -42,7 +42,7 @@ def _module(path: Path, name: str) -> str:
             warnings.simplefilter("ignore")  # invalid escapes and the like in others' code
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
-        return ""  # templates and samples of broken code are no documentation
+        return ""  # a template, or a sample of broken code
     return "\n\n\n".join(f"{title}\n\n{text}" for title, text in _docstrings(tree, name)) + "\n"
 
 

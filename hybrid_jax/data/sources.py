@@ -1,6 +1,6 @@
-"""Where text comes from: a source is named by a string and yields documents.
+"""Sources of text: a source is named by a string and yields documents.
 
-A new kind of source is a function from its argument to documents, entered in `_SOURCES`.
+A new kind of source is a function from its argument to documents, listed in `_SOURCES`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SOURCES: dict[str, Callable[[str], Iterator[str]]] = {
 }
 
 
-def documents(spec: str) -> Iterator[str]:
-    """The documents of a source, each non-empty, in an order that depends on `spec` alone.
+def documents(source: str) -> Iterator[str]:
+    """The documents of a source, each non-empty, in an order that depends on `source` alone.
 
     Args:
-      spec: "pydocs" (the documentation of the running interpreter, about 2 MB of English), or
+      source: "pydocs" (the documentation of the running interpreter, about 2 MB of English), or
         "files:PATTERN[,PATTERN...]" (.txt: one document a file; .jsonl: one a line, its field
         "text"; both also ending in .gz, .xz or .zst), "tfds:NAME[/CONFIG]:SPLIT[:FIELD]" (prepared
         by TFDS as ArrayRecord), or "hf:NAME[/CONFIG]:SPLIT[:FIELD]" (Hugging Face datasets).
@@ -41,7 +41,7 @@ def documents(spec: str) -> Iterator[str]:
       UserError: for an unknown source or, at once or while iterating, for files that are missing,
         empty, damaged or not UTF-8.
     """
-    kind, _, argument = spec.partition(":")
+    kind, _, argument = source.partition(":")
     if kind not in _SOURCES:
-        raise UserError(f"Unknown source {spec!r}: choose one of {', '.join(sorted(_SOURCES))}.")
+        raise UserError(f"Unknown source {source!r}: choose one of {', '.join(sorted(_SOURCES))}.")
     return _SOURCES[kind](argument)

@@ -1,4 +1,4 @@
-"""Which text is trained on and which is held out."""
+"""Division of a source into text to train on and text to hold out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pieces(document: str, limit: int = PIECE_CHARACTERS) -> list[str]:
     return parts
 
 
-def held_out(spec: str, *, every: int) -> frozenset[bytes]:
+def held_out(source: str, *, every: int) -> frozenset[bytes]:
     """Digests of the pieces to validate on: every `every`-th piece of the source, at least one.
 
     A set of contents, not of places, so that a piece that occurs twice is held out twice.
@@ -45,7 +45,7 @@ def held_out(spec: str, *, every: int) -> frozenset[bytes]:
         raise ValueError(f"every is {every}; it must be at least 2")
     chosen = set()
     last = b""
-    for number, piece in enumerate(p for text in sources.documents(spec) for p in pieces(text)):
+    for number, piece in enumerate(p for text in sources.documents(source) for p in pieces(text)):
         last = _digest(piece)
         if number % every == every // 2:
             chosen.add(last)
@@ -53,19 +53,19 @@ def held_out(spec: str, *, every: int) -> frozenset[bytes]:
 
 
 def passages(
-    spec: str, *, held_out: frozenset[bytes] = frozenset()
+    source: str, *, held_out: frozenset[bytes] = frozenset()
 ) -> Iterator[tuple[bool, list[str]]]:
     """The source as passages: longest runs of a document that belong to one split.
 
     Args:
-      spec: a source, see `sources.documents`.
+      source: see `sources.documents`.
       held_out: digests of the pieces to validate on.
 
     Yields:
       whether the passage is held out, and its pieces; a document that is not divided between the
       splits is one passage.
     """
-    for document in sources.documents(spec):
+    for document in sources.documents(source):
         runs = itertools.groupby(pieces(document), lambda piece: _digest(piece) in held_out)
         for is_held_out, run in runs:
             yield is_held_out, list(run)

@@ -1,4 +1,4 @@
-"""The data sets that papers report perplexities on, by the names that they use."""
+"""Data sets on which papers report perplexities, by their usual names."""
 
 from __future__ import annotations
 
@@ -24,29 +24,15 @@ class EvaluationSet:
 
 
 _SETS = {
-    known.name: known
-    for known in (
-        EvaluationSet(
-            name="wikitext",
-            source="hf:Salesforce/wikitext/wikitext-103-v1:test",
-            detokenizer="wikitext",
-        ),
-        EvaluationSet(name="lambada", source="tfds:lambada:test:passage", detokenizer="lambada"),
-        EvaluationSet(
-            name="pubmed",
-            source="tfds:scientific_papers/pubmed:test:article",
-            detokenizer="scientific_papers",
-        ),
-        EvaluationSet(
-            name="arxiv",
-            source="tfds:scientific_papers/arxiv:test:article",
-            detokenizer="scientific_papers",
-        ),
-        EvaluationSet(
-            name="ptb", source="hf:ptb-text-only/ptb_text_only:test:sentence", detokenizer="ptb"
-        ),
-        EvaluationSet(name="lm1b", source="tfds:lm1b:test:text", detokenizer="lm1b"),
-        EvaluationSet(name="ag_news", source="tfds:ag_news_subset:test:description"),
+    name: EvaluationSet(name=name, source=source, detokenizer=detokenizer)
+    for name, source, detokenizer in (
+        ("wikitext", "hf:Salesforce/wikitext/wikitext-103-v1:test", "wikitext"),
+        ("lambada", "tfds:lambada:test:passage", "lambada"),
+        ("pubmed", "tfds:scientific_papers/pubmed:test:article", "scientific_papers"),
+        ("arxiv", "tfds:scientific_papers/arxiv:test:article", "scientific_papers"),
+        ("ptb", "hf:ptb-text-only/ptb_text_only:test:sentence", "ptb"),
+        ("lm1b", "tfds:lm1b:test:text", "lm1b"),
+        ("ag_news", "tfds:ag_news_subset:test:description", "none"),
     )
 }
 NAMES = tuple(_SETS)
@@ -56,9 +42,9 @@ def parse(text: str, *, validation: EvaluationSet) -> EvaluationSet:
     """A set from the command line.
 
     Args:
-      text: a name ("lambada"), a name and where its text is ("lambada=files:lambada/test.jsonl",
-        with the name's detokeniser), "valid", or a source ("files:books/*.txt").
-      validation: what "valid" means.
+      text: a name ("lambada"), a name and a source ("lambada=files:lambada/test.jsonl", with the
+        name's detokeniser), "valid", or a source ("files:books/*.txt").
+      validation: the set that "valid" names.
 
     Raises:
       UserError: for an unknown name.
@@ -72,6 +58,6 @@ def parse(text: str, *, validation: EvaluationSet) -> EvaluationSet:
     if ":" in text:
         return EvaluationSet(name=text, source=text)
     raise UserError(
-        f"There is no data set {name!r}: {nearest(name, (*_SETS, validation.name))} Other text is "
-        "given as NAME=SOURCE, for example books=files:books/*.txt."
+        f"There is no data set {name!r}: {nearest(name, (*_SETS, validation.name))} Write other "
+        "text as NAME=SOURCE, for example books=files:books/*.txt."
     )

@@ -1,8 +1,8 @@
-"""Undoes the word splitting of corpora that were published as separated words.
+"""Detokenisation of corpora that were published as separate words.
 
-Zero-shot perplexities of subword models are usually given on text put together again, and differ by
-whole points with the way it is done. These are the rules that the papers on masked diffusion share
-(SEDD, MDLM, BD3-LM, HDLM); each has a name, which is stored with every number.
+Zero-shot perplexities of subword models are usually given on detokenised text, and differ by whole
+points with the substitutions. These are the ones that the papers on masked diffusion share (SEDD,
+MDLM, BD3-LM, HDLM); each set has a name, which is stored with every number.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-Rules = tuple[tuple[str, str], ...]  # regular expressions and what takes their place, in order
+Substitutions = tuple[tuple[str, str], ...]  # regular expressions and replacements, in order
 
-_WIKITEXT: Rules = (
+_WIKITEXT: Substitutions = (
     (r"s '", "s'"),
     (r" @([-,.])@ ", r"\1"),
     (r" ([:;.!?,]) ", r"\1 "),
@@ -30,7 +30,7 @@ _WIKITEXT: Rules = (
     (r" N ", " 1 "),
     (r" 's", "'s"),
 )
-_LM1B: Rules = (
+_LM1B: Substitutions = (
     (r"http : / / ", "http://"),
     (r"https : / / ", "https://"),
     (r" '(\w+)", r"'\1"),
@@ -51,7 +51,7 @@ _LM1B: Rules = (
     (r"\$ ", "$"),
     (r"£ ", "£"),
 )
-_PTB: Rules = (
+_PTB: Substitutions = (
     (r" 's", "'s"),
     (r"s ' ", "s' "),
     (r" n't", "n't"),
@@ -62,9 +62,9 @@ _PTB: Rules = (
     (r"# 1", "#1"),
     (r"<unk>", "?"),
 )
-_LAMBADA: Rules = ((r"[“”]", '"'), (r"^\s*", "\n"), (r"\s+$", ""))
+_LAMBADA: Substitutions = ((r"[“”]", '"'), (r"^\s*", "\n"), (r"\s+$", ""))
 
-_RULES: dict[str, Rules] = {
+_SUBSTITUTIONS: dict[str, Substitutions] = {
     "none": (),
     "wikitext": _WIKITEXT,
     "lm1b": _LM1B,
@@ -72,15 +72,15 @@ _RULES: dict[str, Rules] = {
     "lambada": _LAMBADA,
     "scientific_papers": _WIKITEXT + _LM1B,
 }
-NAMES = tuple(_RULES)
+NAMES = tuple(_SUBSTITUTIONS)
 
 
 def detokenizer(name: str) -> Callable[[str], str]:
     """The function of one of `NAMES`. Raises KeyError for another name."""
-    rules = [(re.compile(pattern), new) for pattern, new in _RULES[name]]
+    substitutions = [(re.compile(pattern), new) for pattern, new in _SUBSTITUTIONS[name]]
 
     def detokenize(text: str) -> str:
-        for pattern, new in rules:
+        for pattern, new in substitutions:
             text = pattern.sub(new, text)
         return text
 

@@ -13,12 +13,11 @@ texts and buckets, their length and the featuriser: compare values of one protoc
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, require
 
 SCALING = 5.0  # c of the paper
 POINTS = 25  # of the curve, as in the authors' implementation
@@ -139,29 +138,20 @@ def mauve(
 
 def _reduce(rows: np.ndarray) -> np.ndarray:
     # The solver is exact, and needs no seed.
-    pca = _package("sklearn.decomposition").PCA(n_components=VARIANCE, svd_solver="full")
+    pca = require("sklearn.decomposition", "eval").PCA(n_components=VARIANCE, svd_solver="full")
     return pca.fit_transform(rows)
 
 
 def _area_of_clusters(rows: np.ndarray, of_reference: int, buckets: int, seed: int) -> float:
-    means = _package("sklearn.cluster").KMeans(
+    means = require("sklearn.cluster", "eval").KMeans(
         n_clusters=buckets, n_init=_RESTARTS, max_iter=_ITERATIONS, random_state=seed
     )
     # One thread: 2,000 texts take seconds, and several threads wait for each other for minutes
     # where other programs use the processors.
-    with _package("threadpoolctl").threadpool_limits(1, user_api="openmp"):
+    with require("threadpoolctl", "eval").threadpool_limits(1, user_api="openmp"):
         labels = means.fit_predict(rows)
     counts = [
         np.bincount(part, minlength=buckets)
         for part in (labels[:of_reference], labels[of_reference:])
     ]
     return area(*(count / count.sum() for count in counts))
-
-
-def _package(name: str):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            "MAUVE needs scikit-learn: install it with pip install 'hybrid_jax[eval]'."
-        ) from error

@@ -1,4 +1,4 @@
-"""Perplexity of a trained model on a named text, with all that the number depends on beside it."""
+"""Perplexity of a trained model on a named text, with everything that the number depends on."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _CHARACTERS = 1 << 22
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerplexityProtocol:
-    """How text becomes records, and how a bound on their likelihood is estimated.
+    """Packing of text into records, and the estimate of a bound on their likelihood.
 
     Attributes:
-      name: of these rules. "packed-1": documents are put together by the detokeniser and encoded,
-        each followed by the end-of-document token; one after the other they are cut into records
-        of `length`; tokens behind the last whole record are dropped. A record is predicted from
-        nothing, or from the beginning-of-sequence token where rows are shifted.
-      detokenizer: one of `data.detokenize.NAMES`.
+      name: "packed-1": documents are detokenised and encoded, each followed by the
+        end-of-document token; their concatenation is cut into records of `length`; tokens behind
+        the last whole record are dropped. A record is predicted from nothing, or from the
+        beginning-of-sequence token where rows are shifted.
+      detokenizer: one of `detokenize.NAMES`.
       length: L, tokens of a record.
-      records: how many there are.
-      bound: which bound is estimated; "exact likelihood" where it is one.
+      records: number of records.
+      bound: label of the bound; "exact likelihood" where it is one.
       draws: of levels and noise for each record.
       batch_size: records among which a draw is stratified.
       seed: of the draws.
@@ -62,14 +62,17 @@ class Packed:
       tokens: int32 [n, L].
       documents, dropped: number of documents, and of tokens behind the last whole record.
       bytes_per_token: UTF-8 bytes of the text in the records, per token.
-      sha256: of the records, as little-endian int32.
     """
 
     tokens: np.ndarray
     documents: int
     dropped: int
     bytes_per_token: float
-    sha256: str
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the records, as little-endian int32."""
+        return hashlib.sha256(self.tokens.astype("<i4").tobytes()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -81,7 +84,7 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number of a table, and what it depends on."""
+    """One number of a table, and all that it depends on."""
 
     dataset: EvaluationSet
     protocol: PerplexityProtocol
@@ -99,7 +102,7 @@ class Measurement:
 
 
 def pack(dataset: EvaluationSet, tokenizer: Tokenizer, length: int, records: int = 0) -> Packed:
-    """Reads and encodes a text, as far as `records` need it (0: all of it).
+    """Reads and encodes a text, no further than `records` need (0: all).
 
     Raises:
       UserError: if the source cannot be read, or is too short for one record.
@@ -124,12 +127,11 @@ def pack(dataset: EvaluationSet, tokenizer: Tokenizer, length: int, records: int
         documents=documents,
         dropped=count - tokens.size,
         bytes_per_token=float(tokenizer.token_bytes[tokens].sum(dtype=np.int64) / tokens.size),
-        sha256=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
     )
 
 
 def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
-    """Tokens in order, and how many documents ended among them."""
+    """Tokens in order, each part with the number of documents that end in it."""
     end = np.array([tokenizer.eos], np.int32)
     batch: list[tuple[str, bool]] = []
     size = 0
@@ -156,12 +158,12 @@ def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.
 
 
 def batch_count(packed: Packed, batch_size: int) -> int:
-    """Batches that a text takes."""
+    """Number of batches of a text."""
     return -(-len(packed) // batch_size)
 
 
 def is_exact(model: Model, bound: Bound) -> bool:
-    """Whether the bound is the likelihood itself, and one draw as good as many."""
+    """Whether the bound is the likelihood itself, so that one draw is as good as many."""
     alone = model.spec.schedule.width == 1 and model.spec.schedule.levels == 1
     shifted = model.spec.layout.alignment == "shifted"
     return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)
@@ -183,7 +185,6 @@ def held_out(model: Model, records: int = 0) -> Packed:
         documents=found.manifest.valid.documents,
         dropped=found.manifest.valid.dropped_tokens,
         bytes_per_token=found.manifest.valid.bytes_per_token,
-        sha256=hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest(),
     )
 
 

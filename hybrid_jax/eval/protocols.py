@@ -1,4 +1,4 @@
-"""What the numbers on generated text mean: named and versioned rules.
+"""Named and versioned protocols, which define the numbers on generated text.
 
 **hdlm**, after arXiv 2504.06416. Certain, from its public code: GPT-2 large reads the generated
 token ids as they are, with nothing in front; perplexity is the *mean over texts* of the exponential
@@ -28,15 +28,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_literals
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenEvalProtocol:
-    """What the numbers mean.
+    """Definition of the numbers on generated text; by default that of "standard".
 
     Attributes:
-      name, version: of these rules; the version changes when the code changes a number.
+      name, version: the version changes whenever the code changes a number.
       retokenised: the scorer reads the text, encoded by its own tokenizer; otherwise token ids as
         they were generated, which must be of its tokenizer.
       bos: put <|endoftext|> in front, which is not scored.
@@ -52,31 +52,20 @@ class GenEvalProtocol:
     """
 
     name: str
-    version: int
-    retokenised: bool
-    bos: bool
-    end: Literal["token", "nothing"]
-    ends_scored: Literal["all", "first"]
-    max_tokens: int | None
-    average: Literal["tokens", "texts"]
+    version: int = 1
+    retokenised: bool = True
+    bos: bool = True
+    end: Literal["token", "nothing"] = "token"
+    ends_scored: Literal["all", "first"] = "all"
+    max_tokens: int | None = None
+    average: Literal["tokens", "texts"] = "tokens"
     entropy_unit: Literal["nats", "bits"] = "nats"
     ngrams: tuple[int, ...] = (1, 2, 3, 4)
     mauve_tokens: int | None = 1024
     mauve_texts: int | None = None
 
     def __post_init__(self) -> None:
-        choices = {
-            "end": ("token", "nothing"),
-            "ends_scored": ("all", "first"),
-            "average": ("tokens", "texts"),
-            "entropy_unit": ("nats", "bits"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"A protocol's {name} must be {' or '.join(allowed)}, but is "
-                    f"{getattr(self, name)!r}."
-                )
+        check_literals(self, "A protocol's ")
         for name in ("max_tokens", "mauve_tokens", "mauve_texts"):
             value = getattr(self, name)
             if value is not None and value < 2:
@@ -87,38 +76,19 @@ class GenEvalProtocol:
 
 PROTOCOLS: Mapping[str, GenEvalProtocol] = MappingProxyType(
     {
-        "standard": GenEvalProtocol(
-            name="standard",
-            version=1,
-            retokenised=True,
-            bos=True,
-            end="token",
-            ends_scored="all",
-            max_tokens=None,
-            average="tokens",
-        ),
-        "hdlm": GenEvalProtocol(
-            name="hdlm",
-            version=1,
-            retokenised=False,
-            bos=False,
-            end="token",
-            ends_scored="all",
-            max_tokens=None,
-            average="texts",
-            mauve_tokens=128,
-            mauve_texts=128,
-        ),
-        "mdlm": GenEvalProtocol(
-            name="mdlm",
-            version=1,
-            retokenised=True,
-            bos=False,
-            end="token",
-            ends_scored="first",
-            max_tokens=1024,
-            average="tokens",
-        ),
+        known.name: known
+        for known in (
+            GenEvalProtocol(name="standard"),
+            GenEvalProtocol(
+                name="hdlm",
+                retokenised=False,
+                bos=False,
+                average="texts",
+                mauve_tokens=128,
+                mauve_texts=128,
+            ),
+            GenEvalProtocol(name="mdlm", bos=False, ends_scored="first", max_tokens=1024),
+        )
     }
 )
 

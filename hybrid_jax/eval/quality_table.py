@@ -16,12 +16,12 @@ from hybrid_jax.eval.text_quality import Quality
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured of one sampler, or of text that people wrote.
+    """Measurements of one sampler, or of human text.
 
     Attributes:
       label: of the row.
       qualities: one for each seed.
-      rho: tokens settled for each call of the network, where that is known.
+      rho: ρ, tokens per NFE, where that is known.
     """
 
     label: str
@@ -58,8 +58,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
         return "–" if value is None else format(value, form)
 
     lines = [
-        "| texts | ρ | calls | scorer's perplexity | entropy (nats) | repeated 4-grams | MAUVE "
-        "| corrections a text |",
+        "| texts | tokens per NFE | NFE | scorer's perplexity | entropy (nats) | repeated 4-grams "
+        "| MAUVE | corrections per text |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -79,7 +79,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every quality with all that it depends on."""
+    """Every quality with everything that it depends on."""
     return [
         {
             "label": row.label,

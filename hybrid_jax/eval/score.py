@@ -65,8 +65,7 @@ def score(model: Model, texts: Sequence[str], *, draws: int = 8, seed: int = 0) 
             raise UserError(f"Text {number} is empty: there is nothing to score.")
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     exact = is_exact(model, bound)
-    objective = dataclasses.replace(model.spec.objective, loss="bound", time=bound.time)
-    spec = dataclasses.replace(model.spec, kernel=bound.kernel, objective=objective)
+    spec = model.spec.for_bound(bound)
     key = jax.random.key(seed)
 
     def one(text: str, ids: np.ndarray) -> Score:

@@ -18,7 +18,7 @@ class Estimate:
     Attributes:
       value: NaN if no text is long enough to have one.
       error: standard error over texts; NaN for fewer than two.
-      texts: that it is made of: those long enough.
+      texts: number of texts that are long enough.
     """
 
     value: float
@@ -37,7 +37,7 @@ def entropy(tokens: np.ndarray) -> float:
 
 
 def _ngrams(tokens: np.ndarray, n: int) -> tuple[np.ndarray, int]:
-    """Different n-grams [different, n] of a text, and how many it has with repeats."""
+    """Different n-grams [different, n] of a text, and the number of all its n-grams."""
     if len(tokens) < n:
         return np.zeros((0, n), tokens.dtype), 0
     every = np.lib.stride_tricks.sliding_window_view(tokens, n)
@@ -74,7 +74,7 @@ def distinct(rows: Sequence[np.ndarray], n: int) -> Estimate:
 
 
 def mean(values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None) -> Estimate:
-    """Mean over texts and its standard error; NaN for none. Weights as in `metrics`."""
+    """Mean over texts and its standard error; NaN for none. Weights as in `training.statistics`."""
     if not len(values):
         return Estimate(value=math.nan, error=math.nan, texts=0)
     value, error = mean_and_standard_error(np.asarray(values, np.float64), weights)
@@ -84,7 +84,7 @@ def mean(values: Sequence[float] | np.ndarray, weights: np.ndarray | None = None
 def combined(estimates: Sequence[Estimate]) -> Estimate:
     """Mean of independent estimates of one number, such as those of several seeds.
 
-    Its error is the standard error of that mean as the errors of the parts say.
+    Its error is the standard error of that mean, from the errors of the parts.
     """
     count = len(estimates)
     return Estimate(

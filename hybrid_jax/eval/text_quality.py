@@ -1,8 +1,8 @@
 """Quality of generated text: generative perplexity, entropy, repetition and MAUVE, in one result.
 
-No number of these stands alone: a sampler that repeats itself has a low perplexity under any
-scorer, and a low entropy. What a number means is fixed by a `protocols.GenEvalProtocol`, which is
-named, versioned and written beside it.
+None of these numbers stands alone: a sampler that repeats itself has a low perplexity under any
+scorer, and a low entropy. A `protocols.GenEvalProtocol`, named and versioned, defines each number
+and is written beside it.
 
 Errors are standard errors over texts, as if these were independent.
 """
@@ -38,21 +38,21 @@ Texts = Sequence[str] | Sequence[np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Quality of a set of generated texts, with all that the numbers depend on.
+    """Quality of a set of generated texts, with everything that the numbers depend on.
 
     Attributes:
-      protocol: what they mean.
+      protocol: defines them.
       scorer, scorer_fingerprint: name and SHA-256 of the scorer.
       tokenizer_fingerprint: of the scorer's tokenizer.
-      texts: how many there were, empty ones included.
-      tokens: scored by the scorer, in all.
+      texts: number of texts, including empty ones.
+      tokens: number of scored tokens.
       perplexity: generative perplexity, as the protocol averages it.
       nats: per scored token, under the scorer.
       entropy: of the token frequencies within a text, mean over texts.
       distinct: by n, different n-grams of all texts over all their n-grams (arXiv 1510.03055); it
         falls with the number of texts. Its error is that of the jackknife.
-      repetition: by n, share of a text's n-grams that it has had before, 1 − different/all (seq-rep
-        of arXiv 1908.04319), mean over texts.
+      repetition: by n, share of a text's n-grams that repeat an earlier one, 1 − different/all
+        (seq-rep of arXiv 1908.04319), mean over texts.
       mauve: against reference texts, if there were any.
       mauve_tokens: mean tokens of the generated and of the reference texts that MAUVE read.
       settings: of the sampler, as given.
@@ -77,7 +77,7 @@ class Quality:
 
     def to_json(self) -> str:
         """One line of JSON; numbers that are not finite are the strings "nan" and "inf"."""
-        return json.dumps(_plain(self), ensure_ascii=False, allow_nan=False)
+        return json.dumps(_json_values(self), ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
         def text(estimate: Estimate, digits: int) -> str:
@@ -94,14 +94,14 @@ class Quality:
         )
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON knows it."""
+def _json_values(value: Any) -> Any:
+    """A value in the types of JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): _json_values(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [_json_values(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
@@ -112,13 +112,13 @@ def _plain(value: Any) -> Any:
 
 
 def _parts(texts: Texts, tokenizer: Tokenizer | None) -> list[list[str]]:
-    """Each text as its documents: what lies between end-of-document marks."""
+    """Each text as its documents, which lie between end-of-document marks."""
     found = []
     for number, text in enumerate(texts):
         if isinstance(text, str):
             found.append(text.split(END))
             continue
-        assert tokenizer is not None  # `_check_texts` has seen to it
+        assert tokenizer is not None  # see `_check_texts`
         ids = _ids(np.asarray(text), tokenizer, number)
         cuts = np.flatnonzero(ids == tokenizer.eos)
         runs = np.split(ids, np.sort(np.concatenate([cuts, cuts + 1])))
@@ -146,7 +146,7 @@ def _scored_rows(
     scorer_tokenizer: Tokenizer,
     protocol: GenEvalProtocol,
 ) -> list[np.ndarray]:
-    """What the scorer scores for each text, without what is put in front."""
+    """Tokens to score of each text, without a beginning-of-sequence token."""
     if not protocol.retokenised:
         given_as_text = isinstance(texts[0], str)
         own = tokenizer is not None and tokenizer.fingerprint == scorer_tokenizer.fingerprint
@@ -187,7 +187,7 @@ def _perplexity(
     protocol: GenEvalProtocol,
     batch_size: int,
 ) -> tuple[Estimate, Estimate, int]:
-    """Perplexity, nats per token, and how many tokens were scored."""
+    """Perplexity, nats per token, and the number of scored tokens."""
     ends = [_counted(row, scorer_tokenizer.eos, protocol) for row in rows]
     if protocol.bos:
         front = np.array([scorer_tokenizer.bos], np.int32)
@@ -217,7 +217,7 @@ def _perplexity(
 
 
 def _counted(row: np.ndarray, end: int, protocol: GenEvalProtocol) -> np.ndarray:
-    """Which tokens of a text count towards perplexity, bool [n]."""
+    """Mask of the tokens of a text that count towards perplexity, bool [n]."""
     is_end = row == end
     if protocol.ends_scored == "all":
         return np.ones(len(row), bool)
@@ -265,20 +265,20 @@ def evaluate(
       scorer_tokenizer: the scorer's, of as many tokens as it has.
       generated: strings, in which "<|endoftext|>" marks the end of a document, or arrays of token
         ids, int [n] each.
-      rules: the protocol; see `protocol`.
+      protocol: see `protocols`.
       tokenizer: of texts given as token ids, whose `eos` marks the end of a document.
-      reference: human texts for MAUVE, strings or ids like `generated`; as many as are used of
-        both sets, from their beginnings.
-      settings: of the sampler, to carry along.
+      reference: human texts for MAUVE, strings or ids like `generated`; the larger set is cut to
+        the size of the smaller.
+      settings: of the sampler, stored with the numbers.
       seeds: of MAUVE's k-means.
-      batch_size: texts that the scorer reads at a time; no number depends on it but for rounding.
+      batch_size: texts that the scorer reads at a time; numbers depend on it only by rounding.
 
     Returns:
-      the numbers. Entropy, n-grams and MAUVE are those of the texts without end marks, in the
-      scorer's tokens. Empty texts have none, and are left out there; see `Estimate.texts`.
+      The numbers. Entropy, n-grams and MAUVE are those of the texts without end marks, in the
+      scorer's tokens. Empty texts are left out there; see `Estimate.texts`.
 
     Raises:
-      UserError: for no texts, texts that the protocol cannot judge, a tokenizer that is not the
+      UserError: for no texts, texts that the protocol cannot score, a tokenizer that is not the
         scorer's, MASK left in a text, or missing packages.
     """
     if scorer_tokenizer.vocab_size != scorer.vocab_size:

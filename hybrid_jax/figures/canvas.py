@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 from typing import Any
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import require
 from hybrid_jax.figures.palette import INK, PAPER
-
-PIP = "pip install 'hybrid_jax[eval]'"
 
 
 def module(name: str) -> Any:
@@ -18,10 +15,7 @@ def module(name: str) -> Any:
     Raises:
       UserError: if it is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"The pictures need matplotlib: install it with {PIP}.") from error
+    return require(name, "eval")
 
 
 def figure(width: float, height: float, title: str) -> Any:

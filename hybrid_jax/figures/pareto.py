@@ -1,12 +1,11 @@
-"""The picture of a sweep: quality against calls, and quality against diversity."""
+"""The picture of a sweep: quality against NFE, and quality against diversity."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import require
 from hybrid_jax.eval.quality_table import Row
 
 
@@ -16,13 +15,7 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
     Raises:
       UserError: if matplotlib is missing.
     """
-    try:
-        figures = importlib.import_module("matplotlib.figure")
-        ticker = importlib.import_module("matplotlib.ticker")
-    except ImportError as error:
-        raise UserError(
-            "The picture needs matplotlib: install it with pip install 'hybrid_jax[eval]'."
-        ) from error
+    figures, ticker = (require(f"matplotlib.{name}", "eval") for name in ("figure", "ticker"))
     figure = figures.Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
     by_calls, by_entropy = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=10)
@@ -55,7 +48,7 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
             )
     by_calls.set_xscale("log", base=2)
     by_calls.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    by_calls.set_xlabel("calls of the network for a text")
+    by_calls.set_xlabel("NFE per text")
     by_entropy.set_xlabel("entropy of the tokens inside a text (nats); more is more diverse")
     for axes in (by_calls, by_entropy):
         axes.set_yscale("log")

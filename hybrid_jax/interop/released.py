@@ -4,8 +4,8 @@ A folder holds ``config.json`` (nested settings of the PyTorch code of arXiv 250
 ``model.safetensors`` (or ``pytorch_model.bin``). Networks are the same up to names and layout:
 
 - their linear weights are [out, in] and one tensor a layer, ours [in, out] and stacked;
-- their vocabulary has N + 1 rows, MASK last; ours has the same rows and zeros up to a multiple of
-  128, which nothing reads;
+- their vocabulary has N + 1 rows, MASK last; ours has the same rows, padded to a multiple of 128
+  with zeros that nothing reads;
 - an ε-hybrid gives logits of the clean token (parameterisation "mean"); a γ-hybrid gives the
   log-ratios of SEDD, which σ and log N scale outside of the network (parameterisation "score").
 
@@ -16,27 +16,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.config import Experiment
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, require
+from hybrid_jax.interop import weights
 from hybrid_jax.interop.released_config import Kind, read_config, write_config
+from hybrid_jax.interop.weights import CONFIG, WEIGHTS
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
-from hybrid_jax.runtime.files import one_line, unwritable, write_atomic
-
-CONFIG, WEIGHTS, TORCH_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
+from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.training.pretrained import Model
 
 _SHARED = {
     "embedding": "vocab_embed.embedding",
@@ -67,17 +65,6 @@ _UNNEEDED = (
 )
 
 
-class Model(Protocol):
-    """A network with its parameters and what it is for: `Released`, or `trained.Model`."""
-
-    @property
-    def experiment(self) -> Experiment: ...
-    @property
-    def network(self) -> Transformer: ...
-    @property
-    def params(self) -> Any: ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Released:
     """A released model under our names.
@@ -87,7 +74,7 @@ class Released:
       experiment: schedule, noise, layout, objective, size and training that its config describes;
         the network computes in float32.
       params: float32, as `Transformer.init` would make them.
-      notes: what of its config the experiment cannot say exactly, a sentence each.
+      notes: a sentence on each setting of its config that the experiment cannot express exactly.
     """
 
     kind: Kind
@@ -101,31 +88,26 @@ def load_released(source: str | Path) -> Released:
     """Reads a released model.
 
     Args:
-      source: a folder, or a name on the Hugging Face hub such as hdlm-group/hdlm-base-gamma-0.01,
-        which needs the package huggingface_hub and a network (or the hub's cache).
+      source: a folder, or a name on the Hugging Face hub such as hdlm-group/hdlm-base-gamma-0.01
+        (see `weights.find`).
 
     Raises:
       UserError: if files are missing or damaged, the config describes another architecture, or a
         tensor is missing, unexpected or of another shape or type.
     """
-    folder = _folder(source)
+    folder = weights.find(source)
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name the folder of a released "
-                        f"model, with {CONFIG} and {WEIGHTS}.") from error  # fmt: skip
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({one_line(error)}): fetch it again.") from error
-    kind, experiment, tokens, notes = read_config(config, path, name=folder.resolve().name)
-    network = experiment.network(tokens)
-    params = parameters(network, *_read_tensors(folder))
+    kind, experiment, vocab_size, notes = read_config(
+        weights.read_json(path), path, name=folder.resolve().name
+    )
+    network = experiment.network(vocab_size)
+    params = parameters(network, dict(weights.tensors(folder)), folder)
     return Released(
         kind=kind, experiment=experiment, network=network, params=params, notes=tuple(notes)
     )
 
 
-def export_released(model: Model, folder: str | Path) -> None:
+def export_released(model: Released | Model, folder: str | Path) -> None:
     """Writes a model as a released one: ``config.json`` and ``model.safetensors``, float32.
 
     Padding rows of the vocabulary are left out. `load_released` of the folder gives everything
@@ -137,22 +119,17 @@ def export_released(model: Model, folder: str | Path) -> None:
     """
     folder = Path(folder)
     config = write_config(model.experiment, model.network)
-    safetensors = _module("safetensors.numpy", "to write model.safetensors")
+    safetensors = require("safetensors.numpy", "eval")
     head = model.network.width // model.network.heads
     found = tensors(model.network, model.params) | {_FREQUENCIES: _frequencies(head)}
     arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
-    temporary = folder / f".{WEIGHTS}.{uuid.uuid4().hex}"
     try:
         require_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            # The metadata that Hugging Face's loaders ask for.
-            temporary.write_bytes(safetensors.save(arrays, metadata={"format": "pt"}))
-            os.replace(temporary, folder / WEIGHTS)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(folder, error) from error
+    # The metadata that Hugging Face's loaders ask for.
+    write_atomic(folder / WEIGHTS, safetensors.save(arrays, metadata={"format": "pt"}))
     write_atomic(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
@@ -179,30 +156,32 @@ def tensors(network: Transformer, params: Any) -> dict[str, Any]:
     return out
 
 
-def parameters(network: Transformer, found: Mapping[str, np.ndarray], path: Path) -> Any:
+def parameters(network: Transformer, found: Mapping[str, np.ndarray], folder: Path) -> Any:
     """Released tensors as our parameters, float32 in the structure of `Transformer.init`.
 
     Raises:
-      UserError: naming the first tensor of the file `path` that is missing, unexpected, or of
+      UserError: naming the first tensor of `folder` that is missing, unexpected, or of
         another shape or type than the config asks for.
     """
     abstract = jax.eval_shape(network.init, jax.random.key(0))
     wanted = jax.eval_shape(functools.partial(tensors, network), abstract)
     for name, want in wanted.items():
         if name not in found:
-            raise UserError(f"{path} has no tensor {name}, which its config asks for.")
+            raise UserError(f"{folder} has no tensor {name}, which its config asks for.")
         have = found[name]
         if have.shape != want.shape:
             raise UserError(
-                f"In {path} the tensor {name} has the shape {list(have.shape)}, and its config "
+                f"In {folder} the tensor {name} has the shape {list(have.shape)}, and its config "
                 f"asks for {list(want.shape)}."
             )
         if have.dtype not in (np.float32, np.float16):
-            raise UserError(f"In {path} the tensor {name} is {have.dtype}: convert it to float32.")
+            raise UserError(
+                f"In {folder} the tensor {name} is {have.dtype}: convert it to float32."
+            )
     for name in found:
         if name not in wanted and not any(known.fullmatch(name) for known in _UNNEEDED):
-            raise UserError(f"{path} has a tensor {name} that this architecture does not know.")
-    _check_frequencies(network, found, path)
+            raise UserError(f"{folder} has a tensor {name} that this architecture does not know.")
+    _check_frequencies(network, found, folder)
 
     names = _names(network)
 
@@ -245,71 +224,11 @@ def _frequencies(head: int) -> np.ndarray:
     return np.float32(1.0) / np.float32(10_000.0) ** exponent
 
 
-def _check_frequencies(network: Transformer, found: Mapping[str, np.ndarray], path: Path) -> None:
+def _check_frequencies(network: Transformer, found: Mapping[str, np.ndarray], folder: Path) -> None:
     """Refuses rotary frequencies that are not ours; nothing else would show them."""
     wanted = _frequencies(network.width // network.heads)
     have = found.get(_FREQUENCIES, wanted)
     if have.shape != wanted.shape or not np.allclose(have, wanted, rtol=2e-3, atol=0.0):
-        raise UserError(f"In {path} the tensor {_FREQUENCIES} is not that of a rotary base 10000.")
-
-
-# ---------------------------------------------------------------------------------------------
-# Files.
-
-
-def _folder(source: str | Path) -> Path:
-    if Path(source).expanduser().is_dir():
-        return Path(source).expanduser()
-    name = str(source)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
-        raise UserError(f"There is no folder {name}: name one with {CONFIG} and {WEIGHTS}.")
-    advice = f"fetch it with `hf download {name} --local-dir=FOLDER` and name that folder"
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError as error:
         raise UserError(
-            f"{name} is no folder here, and the package huggingface_hub is not installed: {advice}."
-        ) from error
-    try:
-        found = Path(hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
-        if not (found / WEIGHTS).exists():
-            found = Path(hub.snapshot_download(name, allow_patterns=[CONFIG, TORCH_WEIGHTS]))
-    except Exception as error:  # of several packages, and not all are OSError
-        raise UserError(
-            f"{name} is no folder here and cannot be fetched ({one_line(error)}): where there is a "
-            f"network, {advice}."
-        ) from error
-    return found
-
-
-def _read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], Path]:
-    path = folder / WEIGHTS
-    if path.exists():
-        load = _module("safetensors.numpy", f"to read {path}").load_file
-    elif (folder / TORCH_WEIGHTS).exists():
-        path = folder / TORCH_WEIGHTS
-        load = functools.partial(_torch_tensors, _module("torch", f"to read {path}", "convert it "
-                                 f"to {WEIGHTS} elsewhere, or "))  # fmt: skip
-    else:
-        raise UserError(f"{folder} has neither {WEIGHTS} nor {TORCH_WEIGHTS}: fetch it again.")
-    try:
-        return dict(load(path)), path
-    except Exception as error:  # a cut file raises whatever its format does
-        raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again, or convert it "
-                        "to float32.") from error  # fmt: skip
-
-
-def _torch_tensors(torch, path: Path) -> dict[str, np.ndarray]:
-    # weights_only: a pickle may run any code, and this file comes from elsewhere.
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: value.float().numpy() for name, value in found.items()}
-
-
-def _module(name: str, purpose: str, instead: str = ""):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise UserError(
-            f"The package {package} is needed {purpose}: {instead}pip install {package}."
-        ) from error
+            f"In {folder} the tensor {_FREQUENCIES} is not that of a rotary base 10000."
+        )

@@ -1,8 +1,8 @@
 """The settings of released HDLM models, and ours: a translation in both directions.
 
-The released ``config.json`` holds what the PyTorch code of arXiv 2504.06416 was trained with. What
-it says of the network is taken exactly or refused; what it says of the schedule is taken as near as
-possible, with a note.
+The released ``config.json`` holds the settings of the PyTorch code of arXiv 2504.06416. Settings of
+the network are translated exactly or refused, those of the schedule as nearly as possible, with a
+note.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from hybrid_jax import presets
-from hybrid_jax.config import Experiment, ScheduleConfig
+from hybrid_jax.config import Experiment, ScheduleConfig, effective_layout
 from hybrid_jax.errors import UserError
+from hybrid_jax.method.layout import Layout
 from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime.decode import checked
 
 Kind = Literal["epsilon", "gamma"]
 
 _FAMILIES = {"block": "block", "simple": "slide"}
 _MISSING: Any = object()
-# What was trained with, which our presets know where a config does not say it.
+# Settings of training: ours, theirs. Where a config lacks one, the preset's holds.
 _TRAINING = {
     "optimizer": {
         "learning_rate": "optim.lr",
@@ -59,16 +61,14 @@ def read_config(
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is None:
             if default is _MISSING:
-                raise UserError(f"{path} says no {setting}: it is not that of a released model.")
+                raise UserError(
+                    f"{path} has no {setting}: it is not the config of a released model."
+                )
             return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise UserError(f"{path} says {setting}={value!r}, and not of type {kind.__name__}.")
-        return value
+        return checked(value, kind, f"In {path}, {setting}")
 
     def refuse(setting: str, value, known: str) -> NoReturn:
-        raise UserError(f"{path} says {setting}={value!r}, and this library has only {known}.")
+        raise UserError(f"{path} has {setting}={value!r}, but hybrid_jax supports only {known}.")
 
     # As the released loader does, the kind of graph decides where nothing else is said.
     graph = read("graph.type", str, "absorb")
@@ -97,8 +97,8 @@ def read_config(
     if kind == "gamma":
         values["optimizer"] |= {"beta2": 0.999, "weight_decay": 0.0}
         values["train"] |= {"batch_size": 256}
-    tokens = read("tokenizer.tokens", int, read("tokens", int, 0)) or read("tokenizer.tokens", int)
-    values["data"] |= {"vocab_size": tokens, "length": length}
+    size = read("tokenizer.tokens", int, read("tokens", int, 0)) or read("tokenizer.tokens", int)
+    values["data"] |= {"length": length}
     values["model"] |= {
         "layers": read("model.n_blocks", int),
         "width": read("model.hidden_size", int),
@@ -131,7 +131,7 @@ def read_config(
                 "shown_weight": read("training.lambda", float, 1.0),
             }
             values["sampling"] |= {"rule": "acs", "eta": 0.25, "guidance": "confidence"}
-    return kind, Experiment.from_config(values), tokens, notes
+    return kind, Experiment.from_config(values), size, notes
 
 
 def _noise(kernel: str, share: float) -> dict[str, Any]:
@@ -139,18 +139,19 @@ def _noise(kernel: str, share: float) -> dict[str, Any]:
 
 
 def _read_schedule(read, refuse, length: int) -> tuple[dict, dict, list[str]]:
-    """Schedule, layout, and what of them is not exact."""
+    """Schedule, layout, and notes on what is not exact in them."""
     notes: list[str] = []
     family = read("annealing.type", str, "none")
     if family not in ("none", *_FAMILIES):
         refuse("annealing.type", family, f"none, {' and '.join(_FAMILIES)}")
     width = read("annealing.width", int, length)
     levels = read("annealing.tau", int, width)
-    alignment = "shifted" if "shifted" in read("type", str, "aligned") else "aligned"
+    shifted = "shifted" in read("type", str, "aligned")
+    alignment: Literal["aligned", "shifted"] = "shifted" if shifted else "aligned"
     if family == "none" or (family == "block" and width >= length):
-        schedule = ScheduleConfig(family="flat", width=length, levels=levels)
+        schedule = ScheduleConfig(family="flat", levels=levels)
     elif (family, width, levels) == ("block", 1, 1):
-        schedule = ScheduleConfig(family="quenched_ar", width=1, levels=1)
+        schedule = ScheduleConfig(family="quenched_ar")
     else:
         schedule = ScheduleConfig(
             family="block" if family == "block" else "slide", width=width, levels=levels
@@ -163,16 +164,17 @@ def _read_schedule(read, refuse, length: int) -> tuple[dict, dict, list[str]]:
     context = read("annealing.attention.context_type", str, "causal")
     if context not in ("causal", "block_causal", "full"):
         refuse("annealing.attention.context_type", context, "causal, block_causal and full")
-    whole = schedule.family != "slide"
-    ours = "block_causal" if context != "causal" and whole else "causal"
+    whole = context != "causal" and schedule.family != "slide"
+    ours: Literal["causal", "block_causal"] = "block_causal" if whole else "causal"
     if ours != context and schedule.family != "flat":
         notes.append(f"Settled tokens see each other '{context}' in the released code, and '{ours}'"
                      " here: it is what a cache allows.")  # fmt: skip
-    if alignment == "shifted" and schedule.family != "quenched_ar":
+    if shifted and schedule.family != "quenched_ar":
         notes.append("Shifted windows see one row differently in the released code.")
     causal = read("annealing.attention.block_type", str, "full") == "causal"
-    layout = {"alignment": alignment, "causal_window": causal, "context": ours}
-    return dataclasses.asdict(schedule), layout, notes
+    layout = Layout(alignment=alignment, causal_window=causal, context=ours)
+    layout = effective_layout(layout, schedule.build(length))
+    return dataclasses.asdict(schedule), dataclasses.asdict(layout), notes
 
 
 def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]:
@@ -181,6 +183,7 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
     Raises:
       UserError: if the released code has no such model, naming the setting.
     """
+    experiment = experiment.resolved()
     noise, objective, data = experiment.noise, experiment.objective, experiment.data
     score = objective.parameterisation == "score"
     embedding = noise.gamma if noise.kernel == "gamma" else 0.0
@@ -220,7 +223,7 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
             "ema": experiment.train.ema_decay,
             "loss_type": "hybrid",
             "epsilon": noise.epsilon if noise.kernel == "epsilon" else 0.0,
-            "lambda": objective.shown_weight,
+            "lambda": 1.0 if objective.shown_weight is None else objective.shown_weight,
         },
         "graph": {"type": "QGamma" if score else "absorb", "gamma": embedding,
                   "report_all": False, "expanded_sigma": True},

@@ -20,7 +20,7 @@ from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.mask_blocks import Pattern, training_pattern
 from hybrid_jax.method.noising import NoiseKernel
-from hybrid_jax.method.objective import Draw, Objective, Time
+from hybrid_jax.method.objective import Bound, Draw, Objective, Time
 
 
 @runtime_checkable
@@ -63,6 +63,13 @@ class Spec:
         self.objective.check(self.kernel)
         if self.chunk < 1:
             raise UserError(f"The chunk of positions must be at least 1, but is {self.chunk}.")
+
+    def for_bound(self, bound: Bound) -> Spec:
+        """The same network evaluated by a bound: with its noise, its time and no training loss."""
+        objective = dataclasses.replace(
+            self.objective, loss="bound", time=bound.time, shown_weight=None
+        )
+        return dataclasses.replace(self, kernel=bound.kernel, objective=objective)
 
 
 def batch_terms(

@@ -3,7 +3,7 @@
 Real tokens are ``0 … N−1`` and MASK is ``N``. All kernels have one form: a token survives masking
 with probability ``A(λ)`` and, if not masked, survives replacement by a uniform token with
 probability ``B(λ)`` (a replacement may draw the token itself; it never draws MASK). With
-``r = 1 − λ``:
+``r = 1 − λ``::
 
     absorbing   A = r,           B = 1
     uniform     A = 1,           B = r

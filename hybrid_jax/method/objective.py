@@ -1,6 +1,6 @@
 """Bounds on −log p(x) and training losses, for every hyperschedule and kernel.
 
-One bound covers them all:
+One bound covers them all::
 
     −log p(x) ≤ Σ_s Σ_{i active at s} E_{z ~ q_τ[s](·|x)} KL( q(z'_i | z_i, x_i) ‖ p_θ(z'_i | z) )
 
@@ -15,7 +15,6 @@ paper trains a weighted cross-entropy that is not a bound and reports a bound.
 from __future__ import annotations
 
 import dataclasses
-import typing
 from typing import Literal, NamedTuple
 
 import chex
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_settings, only, resolved
 from hybrid_jax.method import noising, scores
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.noising import NoiseKernel
@@ -51,23 +50,19 @@ class Objective:
         masked positions weigh 1/λ, replaced ones λ_w(1−ε)/(1−λ), kept ones λ_w ε/(1−λ).
       time: levels of the training loss, "discrete" (the schedule's own) or "continuous" (drawn
         inside each step).
-      shown_weight: λ_w of the weighted cross-entropy.
+      shown_weight: λ_w of the weighted cross-entropy; 1 for None.
     """
 
     parameterisation: Parameterisation = "mean"
     loss: Literal["bound", "weighted_cross_entropy"] = "bound"
     time: Time = "discrete"
-    shown_weight: float = 1.0
+    shown_weight: float | None = only(1.0, loss="weighted_cross_entropy")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "objective.", shown_weight=0)
 
     def check(self, kernel: NoiseKernel) -> None:
         """Raises UserError for combinations without meaning."""
-        for value, known in (
-            (self.parameterisation, typing.get_args(Parameterisation)),
-            (self.loss, ("bound", "weighted_cross_entropy")),
-            (self.time, typing.get_args(Time)),
-        ):
-            if value not in known:
-                raise UserError(f"objective: {value!r} is not one of {', '.join(known)}.")
         if self.loss == "weighted_cross_entropy" and self.parameterisation == "score":
             raise UserError(
                 "The weighted cross-entropy needs objective.parameterisation=mean or context."
@@ -319,7 +314,7 @@ def weighted_cross_entropy(
     """The ε-hybrid training loss of the paper for one position, per dλ."""
     prediction = log_prediction(objective, kernel, logits, noisy, level)
     clean = jnp.maximum(1.0 - level, _MARGIN)
-    shown = objective.shown_weight / clean
+    shown = resolved(objective).shown_weight / clean
     weight = jnp.where(
         noisy == kernel.mask,
         1.0 / jnp.maximum(level, _MARGIN),

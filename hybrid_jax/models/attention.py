@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from typing import Literal
 
 import jax
@@ -16,7 +15,6 @@ from hybrid_jax.models.cache import Cache
 from hybrid_jax.runtime import sharding
 
 Backend = Literal["auto", "dense", "blockwise", "fused", "splash"]
-BACKENDS = typing.get_args(Backend)
 
 # Finite, so that a row with nothing to attend to sees everything equally and stays finite.
 _HIDDEN = -0.7 * float(np.finfo(np.float32).max)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_settings, free
 from hybrid_jax.method.mask_blocks import Pattern
 from hybrid_jax.models import attention
 from hybrid_jax.models.attention import Backend
@@ -65,11 +65,10 @@ _LAYER_AXES: dict[str, tuple[str, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Transformer:
-    """A network over N real tokens and MASK.
+class ModelConfig:
+    """Size and form of the transformer, without its vocabulary.
 
     Attributes:
-      vocab_size: N.
       layers, width, heads: depth, model width D, attention heads.
       mlp_ratio: MLP width over D.
       activation: "gelu" (tanh form) or "relu2" (squared ReLU, faster on CPU).
@@ -85,10 +84,9 @@ class Transformer:
       attention: backend of `attention.attend` for rows that come with a pattern.
     """
 
-    vocab_size: int
-    layers: int
-    width: int
-    heads: int
+    layers: int = 4
+    width: int = 128
+    heads: int = 2
     mlp_ratio: int = 4
     activation: Literal["gelu", "relu2"] = "gelu"
     condition: int = 0
@@ -96,14 +94,15 @@ class Transformer:
     qk_norm: bool = False
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-    unroll: int = 1
-    attention: Backend = "auto"
+    remat: bool = free(False)
+    unroll: int = free(1)
+    attention: Backend = free("auto")
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "mlp_ratio", "unroll"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1, but is {getattr(self, name)}.")
+        check_settings(
+            self, "model.", layers=1, width=1, heads=1, mlp_ratio=1, unroll=1, condition=0,
+            embedding_gamma=0,
+        )  # fmt: skip
         if self.width % (2 * self.heads):
             raise UserError(
                 f"model.width={self.width} does not split into model.heads={self.heads} heads of "
@@ -111,17 +110,19 @@ class Transformer:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model.dropout must lie in [0, 1), but is {self.dropout}.")
-        if self.activation not in ("gelu", "relu2"):
-            raise UserError(f"model.activation must be gelu or relu2, but is {self.activation}.")
-        if self.attention not in attention.BACKENDS:
-            raise UserError(
-                f"model.attention must be one of {', '.join(attention.BACKENDS)}, but is "
-                f"{self.attention}."
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"model.dtype must be float32 or bfloat16, but is {self.dtype}.")
         if self.embedding_gamma and not self.condition:
             raise UserError("model.embedding_gamma needs model.condition above 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transformer(ModelConfig):
+    """A network over N real tokens and MASK.
+
+    Attributes:
+      vocab_size: N; the others are those of `ModelConfig`.
+    """
+
+    vocab_size: int
 
     @property
     def rows(self) -> int:

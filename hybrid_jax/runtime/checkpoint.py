@@ -37,7 +37,7 @@ from hybrid_jax.runtime.files import one_line, unwritable
 logger = logging.getLogger(__name__)
 
 _HANDLERS = {"state": ocp.PyTreeCheckpointHandler, "meta": ocp.JsonCheckpointHandler}
-FORMAT = 1  # of the layout described above; to be raised when older readers would misread it
+FORMAT = 1  # of the layout above; raise it when older readers would misread a new layout
 
 
 class DamagedCheckpointError(UserError):
@@ -111,7 +111,7 @@ class Checkpointer:
     def save(self, step: int, state: Any, *, score: float | None = None) -> None:
         """Copies ``state`` off the devices and writes it in the background.
 
-        ``score`` says how good it is, lower being better; see `best_step`.
+        ``score`` rates the state, lower is better; see `best_step`.
 
         When this returns, the state's buffers may be donated. It blocks while an earlier save is
         running, until ``state`` is computed, and for the copy to the host.
@@ -222,7 +222,7 @@ class Checkpointer:
                 return step, state
         if not damaged:
             return None
-        # Likelier a failing disk or a wrong version than so many bad files: move nothing.
+        # A failing disk or a wrong version is likelier than so many bad files: move nothing.
         causes = " ".join(str(error) for error in damaged.values())
         raise UserError(f"No checkpoint in {self.directory} can be restored. {causes}")
 

@@ -1,32 +1,125 @@
-"""Mistakes in the flags that name a config and override its settings, each in one sentence."""
+"""Command lines: argparse whose mistakes are one sentence, and `--config` with its settings.
+
+Light: nothing here imports JAX, so that a mistake in a flag shows at once.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import argparse
+import importlib.util
 import re
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal, NoReturn
 
-from absl import flags
+import ml_collections
 
+import hybrid_jax
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.decode import nearest
+from hybrid_jax.runtime.files import one_line
+
+SETTINGS = (
+    "--config is the name of a config of the package or a file FILE.py, with :SIZE where it has "
+    "sizes (tiny, small, base). Any setting of it is replaced by --config.SECTION.NAME=VALUE. "
+    "Settings are the fields of the dataclasses of hybrid_jax.config: python -m pydoc "
+    "hybrid_jax.config lists them."
+)
 
 
-def check_config_file(value: str) -> None:
-    """Raises UserError if ``FILE.py`` or ``FILE.py:SIZE`` names no file."""
-    if not Path(value.rpartition(".py")[0] + ".py").is_file():
-        raise UserError(f"There is no config file {value!r}: see the folder configs/.")
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that raises `UserError` for a mistake, and knows no abbreviations."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:].rstrip('.')} (see --help).")
 
 
-@contextlib.contextmanager
-def flag_mistakes() -> Iterator[None]:
-    """Around the parsing of flags: turns what absl and ml_collections raise into `UserError`."""
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command, whose attribute `settings` holds those of `--config.NAME`.
+
+    Args:
+      argv: the words behind the program; None for those that it was started with.
+
+    Returns:
+      the options; `settings` is a dict of texts by name, such as {"noise.gamma": "0.05"}.
+
+    Raises:
+      UserError: for a mistake, a word that the parser does not know, or a flag given twice.
+    """
+    given = sys.argv[1:] if argv is None else argv
+    flags = Counter(word.partition("=")[0] for word in given if word.startswith("--"))
+    for flag, times in flags.items():
+        if times > 1:
+            parser.error(f"{flag} is given {times} times")
+    options, rest = parser.parse_known_args(given)
+    options.settings = {}
+    words = iter(rest)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--config.") or "config" not in options:
+            parser.error(f"unexpected argument {word!r}")
+        if not equals:
+            value = next(words, "--")
+        if value.startswith("--"):
+            parser.error(f"{flag} needs a value: write {flag}=VALUE")
+        options.settings[flag.removeprefix("--config.")] = value
+    return options
+
+
+def step_of(text: str) -> int | Literal["best"]:
+    """A step as the command line names it. Raises ValueError for neither a number nor "best"."""
+    return "best" if text == "best" else int(text)
+
+
+def read_config(value: str) -> Mapping[str, Any]:
+    """What a config file returns, for `--config=FILE.py[:SIZE]` or `--config=NAME[:SIZE]`.
+
+    Raises:
+      UserError: if there is no such file, or it does not return settings.
+    """
+    path, size = _find(value)
     try:
-        yield
-    except (AttributeError, KeyError) as error:
-        # An override of a setting that does not exist; the text ends in the nearest one.
-        words = re.findall(r"[\w.]+", str(error).replace("\\n", " ").replace("\\'", " "))
-        hint = f": did you mean {words[4]}?" if words[1:4] == ["Did", "you", "mean"] else "."
-        raise UserError(f"There is no setting {words[0]}{hint}") from error
-    except (flags.Error, ValueError) as error:
-        raise UserError(f"{' '.join(str(error).split()).rstrip('.')} (see --help).") from error
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        values: Any = get_config(*size) if get_config else None
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a program, which may raise anything
+        reason = f"{type(error).__name__}: {one_line(error)}".rstrip(".")
+        raise UserError(f"The config file {path} fails with {reason}: correct it.") from error
+    if get_config is None:
+        raise UserError(f"The config file {path} has no function get_config: define one.")
+    if isinstance(values, ml_collections.ConfigDict):
+        values = values.to_dict()
+    if not isinstance(values, Mapping):
+        raise UserError(
+            f"get_config of {path} returns {type(values).__name__}: return a ConfigDict or a dict."
+        )
+    return values
+
+
+def _find(value: str) -> tuple[Path, list[str]]:
+    """The config file that a value of `--config` means, and its size if one is given."""
+    if file := re.fullmatch(r"(.*\.py)(?::(.*))?", value):
+        path, size = Path(file[1]), file[2]
+        if not path.is_file():
+            raise UserError(f"There is no config file {value!r}: see the folder configs/.")
+    else:
+        name, colon, rest = value.partition(":")
+        size = rest if colon else None
+        package = Path(hybrid_jax.__file__).parent
+        folder = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
+        known = sorted(file.stem for file in folder.glob("[a-z]*.py"))
+        if name not in known:
+            raise UserError(f"There is no config {name!r}: {nearest(name, known)}")
+        path = folder / f"{name}.py"
+    return path, [] if size is None else [size]

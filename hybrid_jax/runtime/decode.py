@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from typing import Literal
+from typing import Any, Literal
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, void
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -18,44 +19,142 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
 
 
-def from_values(cls, values: typing.Mapping, path: str):
+def from_values(cls: Any, values: Any, path: str) -> Any:
     """A dataclass from names and values, nested where its fields are dataclasses.
 
     Args:
-      path: what messages call it.
+      path: name of the whole in messages.
 
     Raises:
-      UserError: for an unknown name, a wrong type or a bad value.
+      UserError: for an unknown or missing name, a wrong type or a bad value.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {field.name for field in dataclasses.fields(cls)}
-    arguments = {}
-    for name, value in values.items():
-        if name not in fields:
-            raise UserError(f"{path}.{name} is not a setting: {nearest(name, fields)}")
-        hint = hints[name]
-        where = f"{path}.{name}"
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, typing.Mapping):
-                raise UserError(f"{where} is a section, not a value.")
-            arguments[name] = from_values(hint, value, where)
-        else:
-            arguments[name] = _checked(value, hint, where)
+    if not isinstance(values, typing.Mapping):
+        raise UserError(f"{path} is a section, not a value.")
+    arguments = {
+        name: checked(value, _hint(cls, name, path), f"{path}.{name}")
+        for name, value in values.items()
+    }
+    for field in dataclasses.fields(cls):
+        required = field.default is field.default_factory  # both are MISSING
+        if required and field.name not in arguments:
+            raise UserError(f"{path}.{field.name} is missing.")
     return cls(**arguments)
 
 
-def _checked(value, hint, where: str):
-    if typing.get_origin(hint) is Literal:
-        known = typing.get_args(hint)
+def overridden(
+    cls: Any, values: typing.Mapping, texts: typing.Mapping[str, str], path: str
+) -> dict[str, Any]:
+    """Names and values for `from_values`, with some replaced by texts of a command line.
+
+    A setting that has no effect beside the new values is dropped unless it is one of them: it
+    belonged to what they replace, as γ does to the noise kernel.
+
+    Args:
+      values: names and values that `from_values` accepts.
+      texts: by name, such as "noise.gamma", the new value as it was written.
+      path: name of the whole in messages.
+
+    Raises:
+      UserError: for an unknown name, or a text that is no value of its type.
+    """
+    result = {k: dict(v) if isinstance(v, typing.Mapping) else v for k, v in values.items()}
+    for name, text in texts.items():
+        section, _, setting = name.rpartition(".")
+        kind, place, where = cls, result, path
+        if section:
+            kind, where = _hint(cls, section, path), f"{path}.{section}"
+            place = result.setdefault(section, {})
+        hint = _hint(kind, setting, where) if dataclasses.is_dataclass(kind) else None
+        if hint is None or dataclasses.is_dataclass(hint):
+            raise UserError(f"{path}.{name} is not a setting: write {path}.SECTION.NAME=VALUE.")
+        place[setting] = from_text(text, hint, f"{path}.{name}")
+    for section, part in result.items():
+        if isinstance(part, dict):
+            for setting in void(_hint(cls, section, path), part):
+                if f"{section}.{setting}" not in texts:
+                    part[setting] = None
+    return result
+
+
+def from_text(text: str, hint: Any, where: str) -> Any:
+    """A value of the type `hint` from a command line; "none" is None where that is allowed.
+
+    Args:
+      hint: int, float, bool, str or a Literal of strings, or one of these and None.
+      where: name of the value in messages.
+
+    Raises:
+      UserError: if the text is no value of the type.
+    """
+    kind, optional = _without_none(hint)
+    if optional and text.lower() == "none":
+        return None
+    if kind is bool:
+        return checked({"true": True, "false": False}.get(text.lower(), text), kind, where)
+    try:
+        value = kind(text) if kind in (int, float) else text
+    except ValueError:
+        value = text
+    return checked(value, hint, where)
+
+
+def _hint(cls: Any, name: str, path: str) -> Any:
+    """The type of a field. Raises UserError with the nearest name if there is none."""
+    hints = _hints(cls)
+    if name in hints:
+        return hints[name]
+    inside = [
+        f"{section}.{name}"
+        for section, hint in hints.items()
+        if dataclasses.is_dataclass(hint) and name in _hints(hint)
+    ]
+    hint = f"did you mean {' or '.join(inside)}?" if inside else nearest(name, hints)
+    raise UserError(f"{path}.{name} is not a setting: {hint}")
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields."""
+    every = typing.get_type_hints(cls)
+    return {field.name: every[field.name] for field in dataclasses.fields(cls)}
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """A type without its None, and whether it had one."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    (kind,) = (option for option in typing.get_args(hint) if option is not type(None))
+    return kind, True
+
+
+def checked(value: Any, hint: Any, where: str) -> Any:
+    """A value as its type hint asks: a dataclass, a literal, a number, …, or a list of these.
+
+    Args:
+      where: name of the value in messages.
+
+    Raises:
+      UserError: if it is of another type.
+    """
+    kind, optional = _without_none(hint)
+    if optional and value is None:
+        return None
+    if dataclasses.is_dataclass(kind):
+        return from_values(kind, value, where)
+    if typing.get_origin(kind) is tuple:  # of any length
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}={value!r} should be a list.")
+        item = typing.get_args(kind)[0]
+        return tuple(checked(part, item, f"{where}[{i}]") for i, part in enumerate(value))
+    if typing.get_origin(kind) is Literal:
+        known = typing.get_args(kind)
         if value not in known:
             raise UserError(f"{where}={value!r} is not one of {', '.join(map(str, known))}.")
         return value
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where}={value!r} should be of type {hint.__name__}.")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        also = " (or none)" if optional else ""
+        raise UserError(f"{where}={value!r} should be of type {kind.__name__}{also}.")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{where}={value!r} should be a finite number.")
     return value

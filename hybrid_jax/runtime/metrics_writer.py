@@ -1,22 +1,20 @@
-"""The log of a run: metrics.jsonl and TensorBoard files."""
+"""The log of a run: metrics.jsonl, and a board that plots it."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import tensorboardX
-
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.boards import Board
 from hybrid_jax.runtime.files import write_atomic
 
 
 class MetricsWriter:
-    """Appends to ``<workdir>/metrics.jsonl`` and to TensorBoard files. A context manager.
+    """Appends to ``<workdir>/metrics.jsonl`` and to a board. A context manager.
 
     A line is ``{"step": 10, "kind": "train", "loss": 2.5, …}``. Values that are not finite are
     the strings "nan", "inf" and "-inf", which `float` reads back; JSON has no numbers for them.
@@ -24,16 +22,19 @@ class MetricsWriter:
 
     Attributes:
       path: of the log.
-      found: (step, kind) of the lines that were there when it was opened.
+      found: (step, kind) of the lines kept when it was opened.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int):
-        """Opens the log, without what was logged after ``resume_step``.
+    def __init__(
+        self, workdir: str | os.PathLike[str], *, resume_step: int, board: Board | None = None
+    ):
+        """Opens the log and drops the lines after ``resume_step``.
 
         Args:
           workdir: folder of the run; created if absent.
           resume_step: step of the restored checkpoint, 0 for a new run. Lines of later steps,
             which will be logged again, and a last line cut off by a kill are dropped.
+          board: gets what the log gets, but for values that are not finite; closed with it.
 
         Raises:
           UserError: if the folder cannot be written, or a line before the last is not one of
@@ -46,15 +47,9 @@ class MetricsWriter:
             if self.path.exists():
                 self.found = _drop_after(self.path, resume_step)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-            # TensorBoard hides what an earlier file logged at purge_step and later.
-            self._board = tensorboardX.SummaryWriter(
-                str(self.path.parent / "tensorboard"),
-                purge_step=resume_step + 1 if resume_step else None,
-                # The name's time has a resolution of a second, within which a run may resume.
-                filename_suffix=f".{os.getpid()}.{time.monotonic_ns()}",
-            )
         except OSError as error:
             raise self._unwritable(error) from error
+        self._board = board
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -63,11 +58,11 @@ class MetricsWriter:
         self.close()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Appends one line, on disk when this returns but for the system's own buffers.
+        """Appends one line, and flushes it to the operating system.
 
         Args:
           step: updates made so far.
-          kind: "train", "valid", …; TensorBoard shows ``<kind>/<name>``.
+          kind: "train", "valid", …; the board shows ``<kind>/<name>``.
           values: by name, which is neither "step" nor "kind".
 
         Raises:
@@ -81,16 +76,17 @@ class MetricsWriter:
         try:
             self._file.write(json.dumps({"step": int(step), "kind": kind, **line}) + "\n")
             self._file.flush()
-            for name, value in numbers.items():
-                if math.isfinite(value):  # TensorBoard cannot plot the others
-                    self._board.add_scalar(f"{kind}/{name}", value, int(step))
+            if self._board:
+                finite = {f"{kind}/{n}": x for n, x in numbers.items() if math.isfinite(x)}
+                self._board.write(int(step), finite)
         except OSError as error:
             raise self._unwritable(error) from error
 
     def close(self) -> None:
-        """Writes out and closes the files; may be called again."""
+        """Closes the file and the board; may be called again."""
         self._file.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
@@ -112,7 +108,7 @@ def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
             line_step, kind = values["step"], values["kind"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
-                f"Line {number} of {path} is not a line of metrics; mend it, or move the file away."
+                f"Line {number} of {path} is not a line of metrics; fix it, or move the file away."
             ) from error
         if line_step <= step:
             kept.append(line)

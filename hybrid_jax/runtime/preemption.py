@@ -1,7 +1,7 @@
 """Stopping a run from outside so that nothing is lost.
 
-SIGTERM is how schedulers and clouds announce that a machine will be taken away; people press
-Ctrl-C. While training, either makes every process finish the same step, save it and exit.
+Schedulers and clouds announce with SIGTERM that a machine will be taken away; people press Ctrl-C.
+During training, either makes every process finish the same step, save it and exit.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ STOPPED = 130  # exit status after Ctrl-C
 
 
 class Signals:
-    """SIGTERM and Ctrl-C as a question to ask after each step. A context manager.
+    """SIGTERM and Ctrl-C, polled after each step. A context manager.
 
-    Outside of `deferred` both raise at once: `Interrupted` and KeyboardInterrupt. In a run of
-    several processes SIGTERM belongs to JAX, which tells all of them of a signal to one.
+    Outside of `deferred` they raise `Interrupted` and KeyboardInterrupt at once. In a run of
+    several processes JAX handles SIGTERM, and tells all of them of a signal to one.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, signals wait to be asked for; a second Ctrl-C does not wait."""
+        """A block in which signals wait for `reached`; a second Ctrl-C raises at once."""
         before = signal.signal(signal.SIGINT, self._interrupt)
         self._deferred = True
         try:
@@ -55,14 +55,14 @@ class Signals:
     def reached(self, step: int) -> bool:
         """Whether to save and stop now, after `step`; the same on all processes.
 
-        To be asked after every step, by all of them.
+        All of them must call this after every step.
         """
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received is not None
 
     def stopped(self, step: int) -> Interrupted:
-        """What to raise once `step` is saved."""
+        """The exception to raise once `step` is saved."""
         by_hand = self._received == signal.SIGINT
         return Interrupted(
             f"{'stopped' if by_hand else 'preempted'} after step {step}, which is saved",

@@ -1,9 +1,9 @@
 """Several processes as one run: how they start, agree, and fail together.
 
-Every process runs the same program on its own devices. What only one of them finds out (a full
+Every process runs the same program on its own devices. An error that only one of them sees (a full
 disk, another configuration, a missing file) must reach the others before their next collective
-operation, or they would wait for it for ever: `raise_on_all` and `assert_same` see to that.
-With one process they do nothing.
+operation, where they would wait for ever: `raise_on_all` and `assert_same` see to that. With one
+process they do nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from hybrid_jax.runtime.files import unwritable
 
 T = TypeVar("T")
 
-TIMEOUT = 300  # seconds in which all processes have to come
-# How long a process that ends waits for the others. They may wait for this one in an operation
-# that only ends with it, so not for long.
+TIMEOUT = 300  # seconds within which all processes must join
+# Seconds that a process waits for the others when it ends. They may be waiting for this one in an
+# operation that only its end breaks off, so not for long.
 _SHUTDOWN = 15
 
 
@@ -42,17 +42,17 @@ def start(
 ) -> None:
     """Joins the other processes of the run, before any other use of JAX.
 
-    On a TPU pod and under SLURM JAX finds the others by itself; elsewhere they have to be named,
-    and without names there is one process.
+    On a TPU pod and under SLURM, JAX finds the others by itself. Elsewhere they must be named;
+    without names there is one process.
 
     Args:
       coordinator: HOST:PORT of process 0, reachable by all.
-      processes: how many there are.
+      processes: number of processes.
       process: number of this one, from 0.
-      timeout: seconds until all must have come; afterwards this process exits with status 2.
+      timeout: seconds within which all must join; afterwards this process exits with status 2.
 
     Raises:
-      UserError: if only some of the three are given, or they make no sense.
+      UserError: if only some of the three are given, or one is invalid.
     """
     given = [bool(coordinator), processes is not None, process is not None]
     if any(given) and not all(given):
@@ -79,7 +79,7 @@ def start(
             coordinator or None,
             processes,
             process,
-            # The watchdog is to come first: JAX ends the process with a stack trace.
+            # Longer than the watchdog's: JAX would end the process with a stack trace.
             initialization_timeout=timeout + 60,
             shutdown_timeout_seconds=_SHUTDOWN,
         )
@@ -93,7 +93,7 @@ def is_process0() -> bool:
 def raise_on_all(action: Callable[[], T]) -> T:
     """Runs `action` on every process; a `UserError` on one of them is raised on all.
 
-    All processes have to call this at the same place. It waits for the slowest.
+    All processes must call this at the same place. It waits for the slowest.
     """
     if jax.process_count() == 1:
         return action()
@@ -112,9 +112,9 @@ def raise_on_all(action: Callable[[], T]) -> T:
 
 
 def process0_first(action: Callable[[], T]) -> T:
-    """`raise_on_all`, but the lead acts before the others.
+    """`raise_on_all`, with process 0 acting before the others.
 
-    They find its work done where they share a disk, and do it themselves where they do not.
+    The others find its work done on a shared disk, and do it themselves otherwise.
     """
     raise_on_all(lambda: action() if is_process0() else None)
     return raise_on_all(action)
@@ -126,8 +126,8 @@ def assert_same(
     """Raises `UserError` on all processes unless they all have the same `text`.
 
     Args:
-      what: names it in the message.
-      difference: (text of the lead, another text) -> a phrase that says where they differ.
+      what: name of the text in the message.
+      difference: (text of process 0, another text) -> a phrase that says where they differ.
     """
     if jax.process_count() == 1:
         return
@@ -188,9 +188,9 @@ def _on_tpu() -> bool:
 
 @contextlib.contextmanager
 def _watchdog(where: str, seconds: float) -> Iterator[None]:
-    """Ends the process with a sentence if the block takes longer: it cannot be interrupted."""
+    """Ends the process with a sentence if the block, which cannot be interrupted, takes longer."""
 
-    def bark() -> None:
+    def give_up() -> None:
         print(
             f"error: Not all processes came within {seconds:g} s (this is {where}): check that "
             "each of them was started, that they name the same coordinator, and that its port can "
@@ -200,7 +200,7 @@ def _watchdog(where: str, seconds: float) -> Iterator[None]:
         )
         os._exit(2)
 
-    timer = threading.Timer(seconds, bark)
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     try:

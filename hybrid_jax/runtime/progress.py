@@ -1,4 +1,4 @@
-"""How far a run is and when it will end: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run and its estimated end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import tqdm
 
 
 class Progress:
-    """Shows how far a run is: a bar on a terminal, plain lines elsewhere. A context manager.
+    """A progress bar on a terminal, plain lines elsewhere. A context manager.
 
-    The first `update` only starts the clock of the rate and of the estimated time of arrival, so
-    that compilation, which comes before it, is not taken for the speed of a step.
+    The first `update` only starts the clock of the rate and of the estimated time left, so that
+    compilation, which comes before it, does not count as the speed of a step.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Progress:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Starts at once.
+        """Starts the clock of the elapsed time.
 
         Args:
           total: step at which the run ends.
@@ -64,7 +64,7 @@ class Progress:
         self.close()
 
     def note(self, text: str) -> None:
-        """Shows a line of its own, above the bar."""
+        """Shows a separate line, above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
@@ -93,13 +93,13 @@ class Progress:
             print(f"step {step}/{self._total}  " + "  ".join(parts), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar on the screen and ends its line; may be called again."""
+        """Ends the line of the bar, which stays on the screen; may be called again."""
         if self._bar is not None:
             self._bar.close()
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people, from its two largest units: ``"7s"``, ``"1m 20s"``, ``"2d 3h"``."""
+    """A duration in its two largest units: ``"7s"``, ``"1m 20s"``, ``"2d 3h"``."""
     if not math.isfinite(seconds):
         return "unknown"
     left = max(0, round(seconds))

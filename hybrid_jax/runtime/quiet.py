@@ -1,8 +1,8 @@
-"""Keeps a failed save to one message, in programs that report it themselves.
+"""A failed save as one message, for programs that report it themselves.
 
-When a write fails, Orbax raises the error. But it also logs it, with tracebacks, from each of its
-threads; it abandons its other writes, of which asyncio complains when they are collected; and
-TensorStore complains to `sys.unraisablehook` that nobody listens to these writes any more.
+When a write fails, Orbax raises the error. It also logs it with tracebacks from each of its
+threads, and abandons its other writes: asyncio warns when they are collected, and TensorStore
+reports to `sys.unraisablehook` that nothing awaits them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ORBAX = str(Path(orbax.checkpoint.__file__).parent) + os.sep
 
 
 def quieten_orbax() -> None:
-    """Drops, from now on, what Orbax says besides raising errors. For commands, not libraries."""
+    """Suppresses what Orbax prints and logs beside its errors. For commands, not libraries."""
     before = sys.unraisablehook
 
     def hook(failure: sys.UnraisableHookArgs) -> None:

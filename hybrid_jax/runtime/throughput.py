@@ -1,7 +1,6 @@
-"""How fast a training runs, measured so that the number can be trusted.
+"""Speed of a training, without compilation, evaluation and checkpoints.
 
-Compilation, evaluation and checkpoints are left out: a number describes the steps between two log
-lines, from the moment that the first is done to the moment that the last is.
+A number describes the steps between two log lines, from the end of the first to that of the last.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 
 class Throughput:
-    """Times steps. The first `read` only starts the clock: compilation comes before it."""
+    """A clock of steps. The first `read` only starts it: compilation comes before that."""
 
     def __init__(
         self,
@@ -26,10 +25,10 @@ class Throughput:
         """Starts with an unknown speed.
 
         Args:
-          tokens: of a step, all devices together.
-          devices: how many share a step.
-          flops: of the model in a step, all devices together.
-          peak: floating-point operations a second that a device is sold with; None if unknown.
+          tokens: tokens in a step, on all devices together.
+          devices: number of devices that share a step.
+          flops: model FLOPs in a step, on all devices together.
+          peak: specified FLOP/s of a device; None if unknown.
           clock: current time in seconds.
         """
         self._tokens, self._devices, self._flops, self._peak = tokens, devices, flops, peak
@@ -40,25 +39,25 @@ class Throughput:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around whatever waits for input."""
+        """A block that waits for input."""
         begun = self._clock()
         yield
         self._waited += self._clock() - begun
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around whatever is not training."""
+        """A block that is not training and does not count."""
         begun = self._clock()
         yield
         self._paused += self._clock() - begun
 
     def read(self, steps: int) -> dict[str, float]:
-        """Numbers on the `steps` since the last call, which must be done; empty at the first call.
+        """Speed over the `steps` since the last call, which must be done; empty at the first call.
 
         Returns:
-          "step_seconds"; "tokens_per_second" in all and "tokens_per_second_per_device"; "mfu",
-          model FLOPs utilisation as a share of the peak, where the peak is known; and
-          "input_wait", the share of the time that was spent waiting for input.
+          "step_seconds"; "tokens_per_second" in all and "tokens_per_second_per_device";
+          "input_wait", the share of time spent waiting for input; and, where the peak is known,
+          "mfu", model FLOPs utilisation.
         """
         now = self._clock()
         since, waited = self._since, self._waited

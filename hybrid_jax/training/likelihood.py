@@ -87,8 +87,7 @@ def evaluate_bound(
       mesh: of the devices that share a batch, on which the estimate does not depend; None for the
         first device.
     """
-    objective = dataclasses.replace(spec.objective, loss="bound", time=bound.time)
-    spec = dataclasses.replace(spec, kernel=bound.kernel, objective=objective)
+    spec = spec.for_bound(bound)
     mesh = mesh or sharding.one_device()
     per_record: list[Float[np.ndarray, "B"]] = []
     counts = np.zeros(bound.kernel.vocab_size, np.int64)

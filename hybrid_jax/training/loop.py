@@ -1,12 +1,13 @@
 """The training loop: one function, read from top to bottom.
 
-A batch is a function of (seed, step) and so is its noise, so a resumed run is the run it resumes,
-on whatever devices and however many processes it is resumed.
+A batch and its noise are functions of (seed, step), so a resumed run equals the uninterrupted one,
+on any devices and any number of processes.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -22,9 +23,10 @@ from hybrid_jax import optim
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import pipeline, prepare, tokenizers
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime import boards, sharding
 from hybrid_jax.runtime import processes as distributed
-from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.runtime.files import unwritable
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.runtime.processes import raise_on_all
 from hybrid_jax.runtime.throughput import Throughput
@@ -33,14 +35,16 @@ from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
 from hybrid_jax.training.run_log import Log
 from hybrid_jax.training.train_step import KeyPurpose, Metrics, TrainSetup, TrainState
 
-# Steps that the host may be ahead of the devices: enough to keep them busy, few enough to stop soon
-# after a signal.
+# Steps by which the host may be ahead of the devices: enough to keep them busy, few enough to stop
+# soon after a signal.
 _AHEAD = 2
+# Steps before a trace, of which the first is the compilation, and steps in it.
+_WARM_UP, _TRACED = 5, 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A recipe with its data opened and the devices it runs on."""
+    """A training set-up with its data opened, and the devices to run on."""
 
     setup: TrainSetup
     manifest: prepare.Manifest
@@ -56,10 +60,11 @@ class Run:
 def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Run:
     """Prepares the data where needed, and builds the experiment's parts on it.
 
-    `devices` are those to run on; None for all of all processes.
+    `devices` are those to run on; None for all devices of all processes.
 
     Raises `UserError`, on all processes, if anything of the experiment does not work here.
     """
+    raise_on_all(lambda: boards.check(experiment.train.board))
     mesh = sharding.make_mesh(experiment.mesh, devices)
     data_dir, manifest = distributed.process0_first(lambda: prepared_data(experiment))
     tokenizer = raise_on_all(lambda: tokenizers.load_tokenizer(data_dir))
@@ -75,7 +80,7 @@ def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None
 def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Manifest]:
     """The folder of the experiment's records and its manifest; prepares them if missing."""
     data = experiment.data
-    settings = dataclasses.asdict(data)
+    settings = dataclasses.asdict(data) | {"vocab_size": data.expected_vocab_size}
     del settings["dir"]
     out = Path(data.dir) if data.dir else prepare.default_dir(**settings)
     manifest = prepare.prepare(**settings, out=out)
@@ -83,13 +88,22 @@ def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Manifest]:
 
 
 def train(
-    run: Run, workdir: Path, signals: Signals, *, say: Callable[[str], None] = print
+    run: Run,
+    workdir: Path,
+    signals: Signals,
+    *,
+    say: Callable[[str], None] = print,
+    profile: Path | None = None,
 ) -> TrainState:
     """Trains until `train.steps`, resuming from the newest checkpoint in `workdir`.
 
+    Args:
+      say: shows a line.
+      profile: folder for a trace of a few steps, by each process.
+
     Raises:
-      UserError: if the loss stops being finite (the last good checkpoint stays), or something
-        cannot be read or written.
+      UserError: if the loss stops being finite (the last good checkpoint stays), something cannot
+        be read or written, or there are too few steps left to trace.
       Interrupted: after a signal, when the state is saved.
     """
     config, setup, mesh = run.experiment.train, run.setup, run.mesh
@@ -115,6 +129,9 @@ def train(
         else:
             start, state = restored
             say(f"resuming at step {start} from {workdir / 'checkpoints'}")
+        traced = range(start + _WARM_UP + 1, start + _WARM_UP + _TRACED + 1)
+        if profile is not None:
+            raise_on_all(functools.partial(_check_profile, profile, traced, config.steps))
         if start >= config.steps:
             say(f"already trained for {start} steps")
             return state
@@ -122,8 +139,9 @@ def train(
         saved = start
         pending: list[dict[str, jax.Array]] = []
         ahead: collections.deque[jax.Array] = collections.deque()
-        log = raise_on_all(lambda: Log(workdir, total=config.steps, start=start))
-        with log, signals.deferred():
+        log = raise_on_all(lambda: Log(workdir, run.experiment, start=start))
+        tracing = contextlib.ExitStack()
+        with log, tracing, signals.deferred():
             if start and start % config.eval_every == 0 and not log.has(start, "valid"):
                 # The run was stopped between a checkpoint and the evaluation that belongs to it.
                 estimate = evaluate(run, state.ema, final=False)
@@ -136,11 +154,23 @@ def train(
                     sharding.place_rows(mesh, batch[name], rows, size)
                     for name in ("tokens", "index")
                 )
-                state, metrics = update(state, tokens, index)
+                if profile is not None and done == traced[0]:
+                    tracing.enter_context(jax.profiler.trace(str(profile)))
+                with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                    state, metrics = update(state, tokens, index)
                 pending.append(metrics)
                 ahead.append(metrics["loss"])
                 if len(ahead) > _AHEAD:
                     ahead.popleft().block_until_ready()
+                if profile is not None and done == traced[-1]:
+                    jax.block_until_ready(metrics)
+                    with throughput.paused():
+                        tracing.close()
+                    say(
+                        f"trace of steps {traced[0]}–{traced[-1]} in {profile}: open its "
+                        "*.trace.json.gz at https://ui.perfetto.dev, or pip install xprof and run "
+                        f"xprof --logdir={profile}"
+                    )
 
                 stops = signals.reached(done)
                 last = done == config.steps
@@ -189,12 +219,24 @@ def evaluate(run: Run, params: Any, *, final: bool) -> BoundEstimate:
     )
 
 
+def _check_profile(folder: Path, traced: range, steps: int) -> None:
+    if traced[-1] > steps:
+        raise UserError(
+            f"A trace takes the steps {traced[0]}–{traced[-1]}, but the training ends after step "
+            f"{steps}: set train.steps to at least {traced[-1]}, or leave out the profile."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
 def _collect(
     pending: list[Metrics], done: int, saved: int, experiment: Experiment
 ) -> dict[str, float]:
-    """Means of the metrics since the last call, refused if any is not finite.
+    """Means of the metrics since the last call. Raises UserError if any is not finite.
 
-    The only place where the host waits for all that the devices have to do.
+    Only here does the host wait for the devices to finish all steps.
     """
     fetched = jax.device_get(pending)
     for offset, values in enumerate(fetched):

@@ -16,15 +16,16 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.runtime.command_line import step_of as step_of
 from hybrid_jax.training import workdir as workdirs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network with its parameters, and what it was trained for.
+    """A network with its parameters, tokenizer and experiment.
 
     Attributes:
-      params: the averaged parameters (EMA), which are the ones to evaluate and sample.
+      params: the averaged parameters (EMA), to evaluate and sample with.
       step: updates made.
     """
 
@@ -34,11 +35,6 @@ class Model:
     spec: Spec
     params: Any
     step: int
-
-
-def step_of(text: str) -> int | Literal["best"]:
-    """A step as the command line names it. Raises ValueError for neither a number nor "best"."""
-    return "best" if text == "best" else int(text)
 
 
 def load(

@@ -1,10 +1,13 @@
-"""What a training tells while it runs: metrics.jsonl, TensorBoard, and a line for people."""
+"""Reports of a training while it runs: metrics.jsonl, a board, and a line for people."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from hybrid_jax.config import Experiment
+from hybrid_jax.runtime.boards import open_board
 from hybrid_jax.runtime.metrics_writer import MetricsWriter
 from hybrid_jax.runtime.processes import is_process0
 from hybrid_jax.runtime.progress import Progress
@@ -14,15 +17,20 @@ _SHOWN = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu")
 
 
 class Log:
-    """The log of a run; silent on all processes but the lead. A context manager."""
+    """The log of a run; silent on all processes but process 0. A context manager."""
 
-    def __init__(self, workdir: Path, *, total: int, start: int):
-        """Opens it at step `start` of `total`; what was logged after `start` is forgotten.
+    def __init__(self, workdir: Path, experiment: Experiment, *, start: int):
+        """Opens it at step `start`; what was logged after `start` is forgotten.
 
-        Raises `UserError` if the workdir cannot be written.
+        Raises `UserError` if the workdir cannot be written, or the board cannot be used.
         """
-        self._writer = MetricsWriter(workdir, resume_step=start) if is_process0() else None
-        self._progress = Progress(total=total, start=start) if is_process0() else None
+        self._writer, self._progress = None, None
+        if is_process0():
+            settings = dataclasses.asdict(experiment)
+            kind = experiment.train.board
+            board = open_board(kind, workdir, resume_step=start, config=settings)
+            self._writer = MetricsWriter(workdir, resume_step=start, board=board)
+            self._progress = Progress(total=experiment.train.steps, start=start)
 
     def __enter__(self) -> Log:
         return self
@@ -46,5 +54,5 @@ class Log:
             self._progress.note(f"step {step}: valid {estimate}")
 
     def has(self, step: int, kind: str) -> bool:
-        """Whether the log that was found has a line of this step and kind; False if not lead."""
+        """Whether the log had a line of this step and kind when opened; False but on process 0."""
         return self._writer is not None and (step, kind) in self._writer.found

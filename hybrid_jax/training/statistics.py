@@ -14,8 +14,8 @@ def mean_and_standard_error(
 ) -> tuple[float, float]:
     """Mean over independent units (records), and its standard error.
 
-    With weights, such as tokens per record, this is the ratio estimate Σwv / Σw. The weights vary
-    with the records, so its error is that of a ratio, to first order:
+    With weights, such as tokens per record, this is the ratio estimate Σwv / Σw. Weights vary with
+    the records, so the error is that of a ratio, to first order:
     sqrt(n/(n−1) Σ w²(v − mean)²) / Σw.
 
     Args:

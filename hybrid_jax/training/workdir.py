@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import tokenizers
@@ -16,36 +17,16 @@ from hybrid_jax.runtime.files import unwritable, write_atomic
 _FILE = "config.json"
 _TOKENIZER = "tokenizer"
 
-# Settings that may differ when a run is continued: they change how long it trains and what it
-# prints, not what it is (more steps also stretch the learning-rate schedule).
-_FREE = (
-    "name",
-    "data.dir",
-    "evaluation",
-    "mesh",
-    "sampling",
-    "model.remat",
-    "model.unroll",
-    "train.accumulation",
-    "train.checkpoint_every",
-    "train.eval_every",
-    "train.keep",
-    "train.log_every",
-    "train.loss_chunk",
-    "train.steps",
-)
-
 
 def check(workdir: Path, experiment: Experiment) -> None:
     """Raises UserError if `workdir` holds another experiment, naming the first difference."""
     if not (workdir / _FILE).exists():
         return
-    for name, old, new in _differences(_plain(load(workdir)), _plain(experiment)):
-        if not any(name == free or name.startswith(f"{free}.") for free in _FREE):
-            raise UserError(
-                f"{workdir} holds a run with {name}={old!r}, not {new!r}: choose another "
-                "--workdir, or the settings of that run."
-            )
+    for name, old, new in _differences(load(workdir), experiment, every=False):
+        raise UserError(
+            f"{workdir} holds a run with {name}={old!r}, not {new!r}: choose another --workdir, or "
+            "the settings of that run."
+        )
 
 
 def claim(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
@@ -73,15 +54,14 @@ def claim(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
 
 
 def load(workdir: Path) -> Experiment:
-    """The experiment of a workdir. Raises UserError if there is none."""
+    """The experiment of a workdir. Raises UserError if there is none, or of a later version."""
     path = workdir / _FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return Experiment.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{workdir} holds no run: there is no config.json in it.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
-    return Experiment.from_config(values)
 
 
 def load_tokenizer(workdir: Path) -> Tokenizer:
@@ -95,20 +75,32 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
 
 
 def difference(first: str, other: str) -> str:
-    """Where two experiments, as JSON, differ first: "noise.gamma is 0.1 and not 0.2"."""
-    name, a, b = next(_differences(json.loads(first), json.loads(other)))
+    """The first difference of two experiments, as JSON: "noise.gamma is 0.1 and not 0.2"."""
+    experiments = (Experiment.from_json(text) for text in (first, other))
+    name, a, b = next(_differences(*experiments, every=True))
     return f"{name} is {b!r} and not {a!r}"
 
 
-def _plain(experiment: Experiment) -> dict:
-    return json.loads(experiment.to_json())
-
-
 def _differences(
-    old: Mapping, new: Mapping, prefix: str = ""
-) -> Iterator[tuple[str, object, object]]:
-    for name in new:
-        if isinstance(new[name], Mapping):
-            yield from _differences(old[name], new[name], f"{prefix}{name}.")
-        elif old[name] != new[name]:
-            yield f"{prefix}{name}", old[name], new[name]
+    old: Experiment, new: Experiment, *, every: bool
+) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that differ: (name, old value, new value).
+
+    Args:
+      every: those that may change when a run is continued too.
+    """
+    before = dict(_settings(old.resolved(), every))
+    for name, value in _settings(new.resolved(), every):
+        if before[name] != value:
+            yield name, before[name], value
+
+
+def _settings(section: Any, every: bool, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(section):
+        name, value = f"{prefix}{field.name}", getattr(section, field.name)
+        if not (every or field.metadata.get("identity", True)):
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, every, f"{name}.")
+        else:
+            yield name, value

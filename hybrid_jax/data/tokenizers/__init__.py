@@ -1,4 +1,4 @@
-"""The tokenizers by name: made for a corpus, or loaded from a folder."""
+"""Tokenizers by name: made for a corpus, or loaded from a folder."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 
 from hybrid_jax.data.tokenizers import gpt2, sentencepiece
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
-from hybrid_jax.data.tokenizers.byte import Byte
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 
 
-def make_tokenizer(spec: str, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """The tokenizer that a specification names.
+def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a name, trained where it is to be.
 
     Args:
-      spec: "sentencepiece" (trained on `texts`), "byte", or "gpt2:FOLDER" with encoder.json and
+      name: "sentencepiece" (trained on `texts`), "byte", or "gpt2:FOLDER" with encoder.json and
         vocab.bpe in that folder.
       texts: read for "sentencepiece" only.
       vocab_size: N for "sentencepiece"; the others have their own.
 
     Raises:
-      UserError: for an unknown or incomplete `spec`, missing files, or an impossible `vocab_size`.
+      UserError: for an unknown or incomplete `name`, missing files, or an impossible `vocab_size`.
     """
-    kind, _, folder = spec.partition(":")
+    kind, _, folder = name.partition(":")
     if kind == "gpt2" and not folder:
         raise UserError(
             f"The gpt2 tokenizer needs a folder with {gpt2.ENCODER} and {gpt2.MERGES}: write "
@@ -32,11 +32,11 @@ def make_tokenizer(spec: str, texts: Iterable[str], *, vocab_size: int) -> Token
         )
     if kind == "gpt2":
         return gpt2.load(Path(folder).expanduser())
-    if spec == "sentencepiece":
+    if name == "sentencepiece":
         return sentencepiece.train(texts, vocab_size=vocab_size)
-    if spec == "byte":
-        return Byte()
-    raise UserError(f"Unknown tokenizer {spec!r}: choose sentencepiece, byte or gpt2:FOLDER.")
+    if name == "byte":
+        return ByteTokenizer()
+    raise UserError(f"Unknown tokenizer {name!r}: choose sentencepiece, byte or gpt2:FOLDER.")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -56,7 +56,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged: prepare the data again in a new folder.") from error
     loaders: dict[str, Callable[[Path], Tokenizer]] = {
-        "byte": lambda folder: Byte(),
+        "byte": lambda folder: ByteTokenizer(),
         "gpt2": gpt2.load,
         "sentencepiece": sentencepiece.load,
     }

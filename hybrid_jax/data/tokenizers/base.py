@@ -1,4 +1,4 @@
-"""What every tokenizer is, and what the implementations share.
+"""The interface of tokenizers, and what their implementations share.
 
 Real tokens are 0 ... N-1 for N = `vocab_size`. MASK, id N, belongs to the noise: no tokenizer
 produces it, and `decode` shows it as a text of the caller's choice.
@@ -20,13 +20,13 @@ DESCRIPTOR = "tokenizer.json"
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer is.
+    """Text to ids and back.
 
     Attributes:
       name: its kind, "sentencepiece", "byte" or "gpt2".
       vocab_size: N, the number of real tokens.
       bos, eos: ids put before a text and after a document; they may be the same.
-      fingerprint: SHA-256, hexadecimal, of all that defines text ↔ ids.
+      fingerprint: SHA-256, hexadecimal, of all that defines the mapping between text and ids.
     """
 
     @property
@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 
     @property
     def token_bytes(self) -> np.ndarray:
-        """int32 [N]: bytes of UTF-8 text that each token stands for; 0 for special tokens.
+        """int32 [N]: UTF-8 bytes of the text of each token; 0 for special tokens.
 
         Summed over `encode(text)` they are the length of the text in bytes.
         """
@@ -59,8 +59,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
         """The text of ids in 0 ... N.
 
-        Special tokens give no text, MASK gives `mask_text`; bytes that are not UTF-8 together give
-        U+FFFD.
+        Special tokens give no text, MASK gives `mask_text`, and invalid UTF-8 gives U+FFFD.
 
         Raises:
           UserError: for an id outside 0 ... N.

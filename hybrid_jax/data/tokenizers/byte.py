@@ -15,7 +15,7 @@ from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Byte:
+class ByteTokenizer:
     """The bytes of UTF-8 as tokens 0 ... 255, bos 256 and eos 257."""
 
     name: ClassVar[str] = "byte"

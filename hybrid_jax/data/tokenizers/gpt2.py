@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import tiktoken
+import tiktoken.load
 
 from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
 from hybrid_jax.errors import UserError
 
 ENCODER, MERGES = "encoder.json", "vocab.bpe"
 _ELSEWHERE = ("vocab.json", "merges.txt")  # the same files as Hugging Face names them
-_END = "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPT2:
+class GPT2Tokenizer:
     """50,257 tokens, the last of which, <|endoftext|>, is both bos and eos.
 
     The characters "<|endoftext|>" in a text are ordinary text.
@@ -31,17 +32,21 @@ class GPT2:
     Attributes:
       encoder: content of encoder.json.
       merges: content of vocab.bpe.
+      ranks: ids of byte strings, which are also the order of merging.
     """
 
     encoder: bytes = dataclasses.field(repr=False)
     merges: bytes = dataclasses.field(repr=False)
+    ranks: Mapping[bytes, int] = dataclasses.field(repr=False)
     name: ClassVar[str] = "gpt2"
 
     @functools.cached_property
     def _encoding(self) -> tiktoken.Encoding:
-        ranks = _ranks(self.encoder, self.merges)
         return tiktoken.Encoding(
-            "gpt2", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={_END: len(ranks)}
+            "gpt2",
+            pat_str=_WORDS,
+            mergeable_ranks=dict(self.ranks),
+            special_tokens={"<|endoftext|>": len(self.ranks)},
         )
 
     @property
@@ -85,7 +90,7 @@ class GPT2:
         write_descriptor(folder, self)
 
 
-def load(folder: Path) -> GPT2:
+def load(folder: Path) -> GPT2Tokenizer:
     """The tokenizer of the two files in a folder, encoder.json and vocab.bpe, or vocab.json and
     merges.txt as Hugging Face calls them.
 
@@ -97,41 +102,33 @@ def load(folder: Path) -> GPT2:
         names = _ELSEWHERE if (folder / _ELSEWHERE[0]).exists() else names
     try:
         encoder, merges = ((folder / name).read_bytes() for name in names)
-        tokenizer = GPT2(encoder=encoder, merges=merges)
     except OSError as error:
         raise UserError(
             f"The GPT-2 tokenizer needs the files {names[0]} and {names[1]} in {folder}: "
             f"{error.filename}: {error.strerror}."
         ) from error
     try:
-        _ranks(tokenizer.encoder, tokenizer.merges)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        with _without_cache():
+            ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
+                vocab_bpe_file=str(folder / names[1]), encoder_json_file=str(folder / names[0])
+            )
+    except (AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{names[0]} and {names[1]} in {folder} are damaged or do not belong together: fetch "
             "them again."
         ) from error
-    return tokenizer
+    return GPT2Tokenizer(encoder=encoder, merges=merges, ranks=ranks)
 
 
-def _ranks(encoder: bytes, merges: bytes) -> dict[bytes, int]:
-    """Byte strings by id, which is also the order of merging.
-
-    Raises:
-      ValueError, KeyError, TypeError or AttributeError: for contents that are something else.
-    """
-    # The files spell each byte as a printable character: most of Latin-1 as themselves, the others
-    # as the characters from 256 on.
-    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    others = [b for b in range(256) if b not in set(printable)]
-    spelled = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-    def to_bytes(token: str) -> bytes:
-        return bytes(spelled[character] for character in token)
-
-    ids = {to_bytes(token): i for token, i in json.loads(encoder).items() if token != _END}
-    lines = merges.decode("utf-8").split("\n")[1:-1]  # a version line, and an end of line
-    merged = (to_bytes(line.replace(" ", "", 1)) for line in lines)
-    in_order = [bytes([b]) for b in printable + others] + list(merged)
-    if ids != {token: i for i, token in enumerate(in_order)}:
-        raise ValueError("the vocabulary is not that of the merges")
-    return ids
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+    """Keeps tiktoken from copying the files into a cache that goes by their paths alone."""
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TIKTOKEN_CACHE_DIR"]
+        else:
+            os.environ["TIKTOKEN_CACHE_DIR"] = before

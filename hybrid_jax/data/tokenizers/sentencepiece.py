@@ -20,13 +20,13 @@ from hybrid_jax.errors import UserError
 
 TRAINING_BYTES = 20_000_000  # more text hardly changes a vocabulary, and is held in memory
 _SPECIALS = 4  # pad, bos, eos, unk; no text encodes to them
-_SPACE = "▁"  # how the model writes a space, and so unable to encode the character itself
+_SPACE = "▁"  # a space in the model's pieces; the character itself is encoded as bytes
 _MODEL = "sentencepiece.model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SentencePiece:
-    """BPE with byte fallback: every text, with any spacing, comes back exactly.
+class SentencePieceTokenizer:
+    """BPE with byte fallback: `decode` gives every text back exactly, whatever its spacing.
 
     Attributes:
       model: the serialised model.
@@ -86,25 +86,25 @@ class SentencePiece:
         write_descriptor(folder, self)
 
 
-def load(folder: Path) -> SentencePiece:
+def load(folder: Path) -> SentencePieceTokenizer:
     """The model saved in a folder. Raises UserError if it is missing or damaged."""
     path = folder / _MODEL
     try:
-        tokenizer = SentencePiece(model=path.read_bytes())
+        tokenizer = SentencePieceTokenizer(model=path.read_bytes())
         if tokenizer.vocab_size <= _SPECIALS:
             raise UserError(f"{path} is damaged: restore it, or prepare the data again.")
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): prepare the data again."
         ) from error
-    except RuntimeError as error:  # what the processor raises for bytes that are no model
+    except RuntimeError as error:  # of the processor, for bytes that are no model
         raise UserError(f"{path} is damaged: restore it, or prepare the data again.") from error
     return tokenizer
 
 
 def train(
     texts: Iterable[str], *, vocab_size: int, training_bytes: int = TRAINING_BYTES
-) -> SentencePiece:
+) -> SentencePieceTokenizer:
     """Trains on the beginning of `texts`; equal texts give equal models.
 
     Args:
@@ -121,14 +121,14 @@ def train(
             model_writer=buffer,
             model_type="bpe",
             vocab_size=vocab_size,
-            num_threads=1,  # is stored in the model, so its bytes depend on it
+            num_threads=1,  # stored in the model, whose bytes would depend on it
             byte_fallback=True,
             character_coverage=0.9995,
             pad_id=0,
             bos_id=1,
             eos_id=2,
             unk_id=3,
-            # The four that follow keep text exact and let parts be encoded one by one.
+            # The next four keep text exact and let parts be encoded one by one.
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
@@ -140,7 +140,7 @@ def train(
         )
     except RuntimeError as error:
         raise UserError(_explain(str(error), vocab_size)) from error
-    return SentencePiece(model=buffer.getvalue())
+    return SentencePieceTokenizer(model=buffer.getvalue())
 
 
 def _lines(texts: Iterable[str], limit: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a scorer says about texts of any length: one way of reading for every kind of scorer."""
+"""Scores of texts of any length: one way of reading them for every kind of scorer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ class Scorer(Protocol):
     """A model that reads text from left to right.
 
     Attributes:
-      name: what it was loaded as.
-      tokens: V, entries of its vocabulary.
+      name: the name it was loaded by.
+      vocab_size: V, entries of its vocabulary.
       context: most tokens that it reads at once.
       width: D, of its features.
-      needs_bos: whether a text must stand behind the beginning-of-sequence token, as every text
-        that it was trained on did.
+      needs_bos: whether a text must begin with the beginning-of-sequence token, as in training.
     """
 
     @property
@@ -40,7 +39,7 @@ class Scorer(Protocol):
     def needs_bos(self) -> bool: ...
     @property
     def fingerprint(self) -> str:
-        """SHA-256, hexadecimal, of what its numbers depend on."""
+        """SHA-256, hexadecimal, of all that its numbers depend on."""
         ...
 
     def read(
@@ -49,19 +48,19 @@ class Scorer(Protocol):
         """Reads rows of at most a context.
 
         Args:
-          rows: int32 [B, R], R ≤ context; what lies past a row's length must not matter.
+          rows: int32 [B, R], R ≤ context; tokens past a row's length must not matter.
           lengths: int32 [B] in 1 … R.
-          nats: whether they are wanted.
+          nats: whether nats are wanted.
 
         Returns:
-          float32 [B, R − 1], −log p(token i + 1 | tokens up to i), meaning nothing past a row's
-          length (zeros without `nats`); and float32 [B, D], features at each row's last token.
+          Nats, float32 [B, R − 1], −log p(token i + 1 | tokens up to i), undefined past a row's
+          length (zeros if not wanted); and float32 [B, D], features at each row's last token.
         """
         ...
 
 
 class Scores(NamedTuple):
-    """What a scorer says about texts.
+    """Scores of texts.
 
     Attributes:
       nats: float32 [B, L − 1], −log p(token i + 1 | tokens up to i); 0 past the end of a text.
@@ -77,16 +76,15 @@ def score(
 ) -> Scores:
     """Nats of every token but a text's first, and features of each text.
 
-    A text longer than the scorer's context C is read in windows of C tokens, the first at its
-    beginning, each C/2 further than the one before and the last one at its end. A token is scored
-    in the first window that holds it, hence with at least C/2 tokens before it; the features are
-    those of the last window.
+    A text longer than the scorer's context C is read in windows of C tokens: the first starts at
+    its beginning, each next one C/2 later, and the last ends with it. A token is scored in the
+    first window that holds it, so with at least C/2 tokens before it; the features are those of
+    the last window.
 
     Args:
-      tokens: int32 [B, L] in 0 … V − 1; what lies past a text's length is not read.
+      tokens: int32 [B, L] in 0 … V − 1; tokens past a text's length are not read.
       lengths: int [B] in 1 … L.
-      batch_size: windows at a time. The result does not depend on it, nor on L, but for float32
-        rounding.
+      batch_size: windows at a time. The result depends on it, and on L, only by float32 rounding.
 
     Raises:
       UserError: for tokens outside the vocabulary, lengths outside 1 … L, or no texts.
@@ -102,8 +100,8 @@ def last_features(
 
 
 def fingerprint(described: Any, params: Any) -> str:
-    """SHA-256, hexadecimal, of a description and of names, shapes and values of parameters; not of
-    how files packed them."""
+    """SHA-256, hexadecimal, of a description and of the names, shapes and values of parameters,
+    however files pack them."""
     digest = hashlib.sha256(repr(described).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
@@ -141,7 +139,7 @@ class _Window(NamedTuple):
     text: int
     start: int
     length: int
-    known: int  # tokens of the text that are scored already, or need no score
+    known: int  # tokens of the text that need no score here
 
 
 def _windows(lengths: np.ndarray, context: int) -> list[_Window]:

@@ -2,77 +2,124 @@
 
 Pure functions over a dict of float32 arrays, with a scan over stacked layers. The architecture is
 that of "Language Models are Unsupervised Multitask Learners" (Radford et al. 2019): pre-norm
-blocks, learned positions, GELU in its tanh form, a head tied to the embedding. Weights are read
-from a folder in the layout of Hugging Face (`config.json` and safetensors), of any size.
+blocks, learned positions, GELU in its tanh form, a head tied to the embedding. Weights are read in
+the layout of Hugging Face, of any size (see `interop.weights`).
 
-A scorer's number must not depend on where it was computed: products are taken in full float32 also
+A scorer's number must not depend on where it was computed: products are taken in full float32, also
 where accelerators round by default, and texts are padded on the right only, where causal attention
-cannot see it. What is left is the order of float32 sums (1e-5 nats).
+cannot see it. The order of float32 sums remains (1e-5 nats).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_jax.data.tokenizers import gpt2 as tokenizers
+from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.scorers import base as scoring
+from hybrid_jax.interop import weights
+from hybrid_jax.runtime.decode import from_values
 from hybrid_jax.runtime.sharding import constrain
+
+# Parameters: our name, that of the files, axes. Matrices are [in, out] in both.
+WHOLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("embedding", "wte.weight", ("vocab", "width")),
+    ("positions", "wpe.weight", ("context", "width")),
+    ("norm", "ln_f.weight", ("width",)),
+    ("norm_bias", "ln_f.bias", ("width",)),
+)
+# Of a layer; in the files after "h.<number>.".
+LAYER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("norm_attention", "ln_1.weight", ("width",)),
+    ("norm_attention_bias", "ln_1.bias", ("width",)),
+    ("qkv", "attn.c_attn.weight", ("width", "qkv")),
+    ("qkv_bias", "attn.c_attn.bias", ("qkv",)),
+    ("out", "attn.c_proj.weight", ("width", "width")),
+    ("out_bias", "attn.c_proj.bias", ("width",)),
+    ("norm_mlp", "ln_2.weight", ("width",)),
+    ("norm_mlp_bias", "ln_2.bias", ("width",)),
+    ("mlp_in", "mlp.c_fc.weight", ("width", "hidden")),
+    ("mlp_in_bias", "mlp.c_fc.bias", ("hidden",)),
+    ("mlp_out", "mlp.c_proj.weight", ("hidden", "width")),
+    ("mlp_out_bias", "mlp.c_proj.bias", ("width",)),
+)
+# Buffers that older files carry: the causal mask, and what it is filled with.
+_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+_TOKENIZER_FILES = ("vocab.json", "merges.txt")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Sizes of a GPT-2.
+class GPT2Config:
+    """Settings of a GPT-2 by their names in the config.json of Hugging Face.
+
+    Those that would make it another network have the one value of GPT-2.
 
     Attributes:
-      tokens: V, entries of the vocabulary.
-      context: most tokens that are read at once (1024 in the published models).
-      width, layers, heads, hidden: D, depth, attention heads, units of the MLP.
-      epsilon: added to variances in layer norms.
+      n_positions: the context, most tokens that are read at once.
+      n_embd, n_inner: D, and units of the MLP; None for 4 D.
+      layer_norm_epsilon: added to variances in layer norms.
     """
 
+    model_type: Literal["gpt2"] = "gpt2"
+    activation_function: Literal["gelu_new"] = "gelu_new"
+    tie_word_embeddings: Literal[True] = True
+    scale_attn_weights: Literal[True] = True
+    scale_attn_by_inverse_layer_idx: Literal[False] = False
+    add_cross_attention: Literal[False] = False
     vocab_size: int
-    context: int
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    epsilon: float = 1e-5
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int | None = None
+    layer_norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "context", "width", "layers", "heads", "hidden"):
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"A scorer's {name} must be a number from 1 on, but is {value!r}.")
-        if self.width % self.heads:
+            if value is not None and value < 1:
+                raise UserError(f"A scorer's {name} must be at least 1, but is {value}.")
+        if self.n_embd % self.n_head:
             raise UserError(
-                f"A scorer's width {self.width} does not split into {self.heads} heads."
+                f"A scorer's n_embd={self.n_embd} does not split into {self.n_head} heads."
             )
 
     def shape(self, axes: tuple[str, ...]) -> tuple[int, ...]:
         """The shape of a parameter with these axes."""
-        return tuple(3 * self.width if axis == "qkv" else getattr(self, axis) for axis in axes)
+        sizes = {
+            "vocab": self.vocab_size,
+            "context": self.n_positions,
+            "width": self.n_embd,
+            "qkv": 3 * self.n_embd,
+            "hidden": self.n_inner or 4 * self.n_embd,
+        }
+        return tuple(sizes[axis] for axis in axes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class GPT2:
-    """A GPT-2 with its parameters: a `scoring.Scorer`, whose features are its last layer's output,
-    normalised.
+class GPT2Scorer:
+    """A GPT-2 with its parameters: a `base.Scorer`, whose features are the normalised output of its
+    last layer.
 
     Attributes:
-      name: what it was loaded as.
+      name: the name it was loaded by.
       config: its sizes.
       params: float32 arrays by name; those under "layers" have an axis of layers in front.
     """
 
     name: str
-    config: Config
+    config: GPT2Config
     params: Mapping[str, Any] = dataclasses.field(repr=False)
 
     needs_bos: ClassVar[bool] = False
@@ -83,11 +130,11 @@ class GPT2:
 
     @property
     def context(self) -> int:
-        return self.config.context
+        return self.config.n_positions
 
     @property
     def width(self) -> int:
-        return self.config.width
+        return self.config.n_embd
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -96,15 +143,15 @@ class GPT2:
     def read(
         self, rows: np.ndarray, lengths: np.ndarray, *, nats: bool
     ) -> tuple[jax.Array, jax.Array]:
-        return _read(self.config, self.params, rows, lengths, nats=nats)
+        return _scores(self.config, self.params, rows, lengths, nats=nats)
 
 
 # ---------------------------------------------------------------------------------------------
 # The network.
 
 
-def features(config: Config, params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
-    """What the head reads, float32 [B, L, D].
+def features(config: GPT2Config, params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
+    """Input of the head, float32 [B, L, D].
 
     Args:
       tokens: int32 [B, L], L ≤ context.
@@ -113,18 +160,20 @@ def features(config: Config, params: Mapping[str, Any], tokens: jax.Array) -> ja
       ValueError: if L exceeds the context.
     """
     length = tokens.shape[1]
-    if length > config.context:
-        raise ValueError(f"{length} tokens do not fit the scorer's context of {config.context}")
+    if length > config.n_positions:
+        raise ValueError(f"{length} tokens do not fit the scorer's context of {config.n_positions}")
 
     def block(x: jax.Array, layer: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
-        y = _norm(x, layer["norm_attention"], layer["norm_attention_bias"], config.epsilon)
+        y = _norm(
+            x, layer["norm_attention"], layer["norm_attention_bias"], config.layer_norm_epsilon
+        )
         y = y @ layer["qkv"] + layer["qkv_bias"]
-        head = config.width // config.heads
-        y = y.reshape(*y.shape[:-1], 3, config.heads, head)
+        head = config.n_embd // config.n_head
+        y = y.reshape(*y.shape[:-1], 3, config.n_head, head)
         query, key, value = (y[:, :, part] for part in range(3))
         y = jax.nn.dot_product_attention(query, key, value, is_causal=True).reshape(x.shape)
         x = x + y @ layer["out"] + layer["out_bias"]
-        y = _norm(x, layer["norm_mlp"], layer["norm_mlp_bias"], config.epsilon)
+        y = _norm(x, layer["norm_mlp"], layer["norm_mlp_bias"], config.layer_norm_epsilon)
         y = jax.nn.gelu(y @ layer["mlp_in"] + layer["mlp_in_bias"], approximate=True)
         x = x + y @ layer["mlp_out"] + layer["mlp_out_bias"]
         return constrain(x, "batch", "whole", "whole"), None
@@ -132,7 +181,7 @@ def features(config: Config, params: Mapping[str, Any], tokens: jax.Array) -> ja
     with jax.default_matmul_precision("highest"):
         x = params["embedding"][tokens] + params["positions"][None, :length]
         x, _ = jax.lax.scan(block, constrain(x, "batch", "whole", "whole"), params["layers"])
-        return _norm(x, params["norm"], params["norm_bias"], config.epsilon)
+        return _norm(x, params["norm"], params["norm_bias"], config.layer_norm_epsilon)
 
 
 def logits(params: Mapping[str, Any], found: jax.Array) -> jax.Array:
@@ -148,9 +197,75 @@ def _norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> ja
 
 
 @functools.partial(jax.jit, static_argnames=("config", "nats"))
-def _read(config, params, tokens, lengths, *, nats: bool) -> tuple[jax.Array, jax.Array]:
+def _scores(config, params, tokens, lengths, *, nats: bool) -> tuple[jax.Array, jax.Array]:
     found = features(config, params, tokens)
     at_end = scoring.at_last(found, lengths)
     if not nats:
         return jnp.zeros((tokens.shape[0], tokens.shape[1] - 1)), at_end
     return scoring.next_nats(functools.partial(logits, params), found, tokens), at_end
+
+
+# ---------------------------------------------------------------------------------------------
+# Loading.
+
+
+def load(source: str | Path) -> GPT2Scorer:
+    """A scorer from a folder, or from the Hugging Face hub by name; see `weights.find`.
+
+    Raises:
+      UserError: if files or packages are missing, or hold no GPT-2 with a tied head.
+    """
+    return _read(weights.find(source, others=_TOKENIZER_FILES), str(source))
+
+
+def load_with_tokenizer(source: str | Path) -> tuple[GPT2Scorer, Tokenizer]:
+    """`load`, and the tokenizer whose two files lie beside the weights. Raises as `load`."""
+    folder = weights.find(source, others=_TOKENIZER_FILES)
+    return _read(folder, str(source)), tokenizers.load(folder)
+
+
+def _read(folder: Path, name: str) -> GPT2Scorer:
+    path = folder / weights.CONFIG
+    known = {field.name for field in dataclasses.fields(GPT2Config)}
+    values = {name: x for name, x in weights.read_json(path).items() if name in known}
+    config = from_values(GPT2Config, values, str(path))
+    return GPT2Scorer(name=name, config=config, params=_parameters(folder, config))
+
+
+def _parameters(folder: Path, config: GPT2Config) -> dict[str, Any]:
+    # Destination of each tensor: a view of a whole parameter, or of one layer of it.
+    params = {ours: np.empty(config.shape(axes), np.float32) for ours, _, axes in WHOLE}
+    layers = {
+        ours: np.empty((config.n_layer, *config.shape(axes)), np.float32) for ours, _, axes in LAYER
+    }
+    missing = {theirs: params[ours] for ours, theirs, _ in WHOLE} | {
+        f"h.{i}.{theirs}": layers[ours][i]
+        for ours, theirs, _ in LAYER
+        for i in range(config.n_layer)
+    }
+    head = None
+    for full_name, value in weights.tensors(folder):
+        name = full_name.removeprefix("transformer.")
+        if name == "lm_head.weight":
+            head = value
+        elif name in missing:
+            place = missing.pop(name)
+            if value.shape != place.shape:
+                raise UserError(
+                    f"{full_name} in {folder} has shape {value.shape} and not {place.shape}, as "
+                    f"{weights.CONFIG} says."
+                )
+            place[...] = value
+        elif not _BUFFER.fullmatch(name):
+            raise UserError(
+                f"{folder} holds {full_name}, which a GPT-2 with {config.n_layer} layers does not "
+                "have."
+            )
+    if missing:
+        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+        raise UserError(f"The weights in {folder} lack {next(iter(missing))}{more}.")
+    if head is not None and not np.array_equal(head, params["embedding"]):
+        raise UserError(f"The weights in {folder} have a head that is not tied to the embedding.")
+    if not all(math.isfinite(float(x.sum())) for x in (*params.values(), *layers.values())):
+        raise UserError(f"The weights in {folder} hold values that are not finite.")
+    return jax.tree.map(jnp.asarray, {**params, "layers": layers})

@@ -1,7 +1,7 @@
 """An autoregressive run of this package as a scorer: for tokenizers and machines without a GPT-2.
 
-Such a scorer should have taken no part in making the texts. It is small where the scored model is,
-so its numbers compare models and samplers of one project, not with numbers of papers.
+Such a scorer should have taken no part in making the texts. It is as small as the scored model, so
+its numbers compare models and samplers of one project, and not with those of papers.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from hybrid_jax.training import pretrained
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RunScorer:
-    """A trained causal network: a `scoring.Scorer` that reads behind a beginning-of-sequence token.
+    """A trained causal network: a `base.Scorer` that reads behind a beginning-of-sequence token.
 
     Attributes:
       name: folder and step of the run.
       network, params: float32 arrays by name.
       tokenizer: of its tokens.
-      length: L, tokens of the records that it was trained on; so many are predicted at once.
+      length: L, tokens of the records that it was trained on; the context is one token more.
     """
 
     name: str
@@ -46,7 +46,7 @@ class RunScorer:
 
     @property
     def context(self) -> int:
-        return self.length + 1  # with what stands in front
+        return self.length + 1  # with the beginning-of-sequence token
 
     @property
     def width(self) -> int:
@@ -71,7 +71,7 @@ def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> R
     model = pretrained.load(workdir, step=step)
     if not model.spec.layout.plain(model.spec.schedule):
         raise UserError(
-            f"{workdir} cannot judge: it holds a run of {model.spec.schedule.name} with "
+            f"{workdir} cannot score texts: it holds a run of {model.spec.schedule.name} with "
             f"{model.spec.layout.alignment} rows, where a scorer must predict each token from "
             "those before it; train one with configs/ar.py."
         )

@@ -1,0 +1,158 @@
+"""Programs of an experiment, compiled for devices that need not be there, and their numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from hybrid_jax.aot import collectives
+from hybrid_jax.aot.collectives import Collective
+from hybrid_jax.config import Experiment
+from hybrid_jax.errors import UserError
+from hybrid_jax.models.cache import AXES as CACHE_AXES
+from hybrid_jax.runtime import sharding
+from hybrid_jax.sampling import loop, prompts
+from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.training import flops
+from hybrid_jax.training.train_step import TrainSetup
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that a program needs on a device.
+
+    Attributes:
+      temporaries: set aside for them, on TPUs more than are ever in use together.
+      output: of outputs that do not reuse the place of arguments.
+      peak: the most that is in use at a time, arguments and outputs included.
+    """
+
+    arguments: int
+    temporaries: int
+    output: int
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A compiled program.
+
+    Attributes:
+      batch: examples or texts, all devices together.
+      seconds: that compiling took.
+      flops: of the model in a run of the program, all devices together; None if not counted.
+    """
+
+    batch: int
+    seconds: float
+    memory: Memory
+    collectives: tuple[Collective, ...]
+    flops: float | None
+
+
+class DoesNotFit(UserError):
+    """A program that the compiler refuses, because it needs too much memory."""
+
+
+def lower_training(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
+    """The training step for the mesh. Raises UserError if the batch does not divide."""
+    setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0)
+    setup.check(mesh)
+    state = setup.abstract_state(mesh)
+    shape = experiment.train.batch_size, experiment.data.length
+    whole = sharding.on(mesh, shape, "batch", "whole")
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole)
+    rows = sharding.on(mesh, shape[:1], "batch")
+    index = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)
+    with _described(mesh):
+        return setup.compile_step(mesh).lower(state, tokens, index)
+
+
+def lower_sampling(experiment: Experiment, mesh: Mesh, batch: int) -> jax.stages.Lowered:
+    """The sampling loop for `batch` texts, with parameters cut as in training."""
+    setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0)
+    sampler = Sampler(
+        spec=setup.spec,
+        network=setup.network,
+        eos=0 if experiment.sampling.eos == "stop" else None,
+    )
+    rule = experiment.sampling.build()
+    loop.check(sampler, rule)
+    params = setup.abstract_state(mesh).ema
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
+    given = prompts.nothing(batch, experiment.data.length)
+    shapes = jax.eval_shape(functools.partial(loop.start, sampler), params, keys, given)
+
+    def place(leaf):
+        axes = ("batch", *("whole",) * (leaf.ndim - 1)) if leaf.ndim < 5 else CACHE_AXES
+        return sharding.on(mesh, leaf.shape, *axes)
+
+    state = sharding.with_shardings(shapes, jax.tree.map(place, shapes))
+    rounds = jax.ShapeDtypeStruct((), jnp.int32)
+    with _described(mesh):
+        return loop.advance.lower(sampler, rule, params, state, rounds)
+
+
+def _described(mesh: Mesh):
+    """The mesh as sizes without devices.
+
+    `sharding.use` would send values computed while a program is traced to these devices.
+    """
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def compile_program(
+    lowered: jax.stages.Lowered, *, batch: int, flops: float | None = None
+) -> Program:
+    """Compiles. Raises DoesNotFit if the compiler says so (that for TPUs does)."""
+    begun = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).partition("RESOURCE_EXHAUSTED:")[2].splitlines()[0].split())
+        raise DoesNotFit(f"The program does not fit: {reason.rstrip('.')}.") from error
+    used: Any = compiled.memory_analysis()
+    return Program(
+        batch=batch,
+        seconds=time.monotonic() - begun,
+        memory=Memory(
+            arguments=used.argument_size_in_bytes,
+            temporaries=used.temp_size_in_bytes,
+            output=used.output_size_in_bytes - used.alias_size_in_bytes,
+            peak=used.peak_memory_in_bytes,
+        ),
+        collectives=collectives.count(compiled.as_text() or ""),
+        flops=flops,
+    )
+
+
+def build(
+    experiment: Experiment, mesh: Mesh, step: str, each: int | None = None, texts: int = 8
+) -> Program:
+    """The program of a step, "train" or "sample", for a batch of `each` examples a device.
+
+    Args:
+      each: examples that a device holds at a time, so that accumulation multiplies the batch; with
+        a tensor axis its devices hold them together. None for the batch of the experiment, and for
+        `texts` when sampling.
+    """
+    shards = sharding.batch_shards(mesh)
+    if step == "sample":
+        batch = (each or texts) * shards
+        return compile_program(lower_sampling(experiment, mesh, batch), batch=batch)
+    if each is not None:
+        size = each * shards * experiment.train.accumulation
+        train = dataclasses.replace(experiment.train, batch_size=size)
+        experiment = dataclasses.replace(experiment, train=train)
+    batch, vocab_size = experiment.train.batch_size, experiment.data.expected_vocab_size
+    network, spec = experiment.network(vocab_size), experiment.spec(vocab_size, bos=0)
+    work = flops.training_flops(network, spec)
+    return compile_program(lower_training(experiment, mesh), batch=batch, flops=work * batch)

@@ -1,0 +1,118 @@
+"""Published weights: the folder of a model, here or from the Hugging Face hub, and its tensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybrid_jax.errors import UserError, require
+from hybrid_jax.runtime.files import one_line
+
+CONFIG, WEIGHTS, TORCH_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
+INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
+
+
+def find(source: str | Path, *, others: Sequence[str] = ()) -> Path:
+    """The folder of a model.
+
+    Args:
+      source: the folder, or a name on the hub such as "gpt2-large", which `huggingface_hub` looks
+        up among its own downloads, and fetches.
+      others: names of files to fetch besides the config and the weights.
+
+    Raises:
+      UserError: if there is no such folder and no such model can be fetched.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    wanted = f"name a folder with {CONFIG} and {WEIGHTS}"
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise UserError(f"There is no folder {name}: {wanted}.")
+    try:
+        fetch = require("huggingface_hub", "eval").snapshot_download
+        files = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *others]
+        found = Path(fetch(name, allow_patterns=files))
+        if not any(found.glob("*.safetensors")):
+            found = Path(fetch(name, allow_patterns=[CONFIG, TORCH_WEIGHTS, *others]))
+    except Exception as error:  # of several packages, and not all are OSError
+        reason = str(error).rstrip(".") if isinstance(error, UserError) else one_line(error)
+        raise UserError(
+            f"There is no folder {name}, and no model of that name can be fetched ({reason}): "
+            f"{wanted}, such as `hf download {name} --local-dir=FOLDER` makes where there is a "
+            "network."
+        ) from error
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model. Raises UserError if it is missing or damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({one_line(error)}): name a folder with {CONFIG} and {WEIGHTS}."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({one_line(error)}): fetch it again.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object: fetch it again.")
+    return values
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a folder with their names, one at a time, on the host.
+
+    Those of safetensors have the type that they were stored in, others are float32.
+
+    Raises:
+      UserError: if there are no weights, they cannot be read, or a package is missing.
+    """
+    for path in _files(folder):
+        read = _torch_tensors if path.name == TORCH_WEIGHTS else _safetensors
+        try:
+            yield from read(path)
+        except UserError:
+            raise
+        except Exception as error:  # a cut file raises whatever its format does
+            raise UserError(
+                f"{path} cannot be read ({one_line(error)}): fetch it again, or convert it to "
+                "float32."
+            ) from error
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / INDEX).exists() and not (folder / WEIGHTS).exists():
+        places = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
+            raise UserError(f"{folder / INDEX} has no weight_map: fetch it again.")
+        return [folder / name for name in sorted(set(places.values()))]
+    for name in (WEIGHTS, TORCH_WEIGHTS):
+        if (folder / name).exists():
+            return [folder / name]
+    raise UserError(f"{folder} has neither {WEIGHTS} nor {TORCH_WEIGHTS}: fetch it again.")
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    with require("safetensors", "eval").safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            yield name, file.get_tensor(name)
+
+
+def _torch_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} can only be read with torch: install that, or convert the file to {WEIGHTS} "
+            "elsewhere."
+        ) from error
+    # weights_only: a pickle may run any code, and this file comes from elsewhere.
+    for name, value in torch.load(path, map_location="cpu", weights_only=True).items():
+        yield name, value.float().numpy()

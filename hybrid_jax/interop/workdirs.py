@@ -1,0 +1,192 @@
+"""Workdirs of models from elsewhere: released HDLM models, and a start from another run.
+
+Each has a checkpoint of step 0, from which everything else goes on: generation, evaluation, and
+training with ``hybrid_jax.main --workdir=DIR``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from hybrid_jax.config import Experiment
+from hybrid_jax.data import tokenizers
+from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
+from hybrid_jax.errors import UserError
+from hybrid_jax.interop.released import Released, load_released, require_empty
+from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.training import pretrained
+from hybrid_jax.training import workdir as workdirs
+from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.train_step import TrainSetup, TrainState
+
+# What of `model` is the network itself, and not how it is trained or computed.
+_ARCHITECTURE = (
+    "layers", "width", "heads", "mlp_ratio", "activation", "condition", "embedding_gamma", "qk_norm"
+)  # fmt: skip
+
+
+def workdir_from_released(
+    source: str | Path | Released,
+    workdir: str | Path,
+    *,
+    tokenizer: str | Tokenizer,
+    experiment: Experiment | None = None,
+) -> Released:
+    """Makes a workdir of a released model: parameters and their average at step 0.
+
+    Args:
+      source: as for `load_released`, or what it returned.
+      workdir: made; may exist if it is empty.
+      tokenizer: that the model was trained with: gpt2:FOLDER, byte, a folder in which a tokenizer
+        was saved, or the tokenizer itself.
+      experiment: what to train and evaluate it for; None for what it was released as.
+
+    Raises:
+      UserError: as `load_released`; if the tokenizer has another number of tokens, the experiment
+        asks for another network or reads its output in another way, or `workdir` is not empty.
+    """
+    workdir = Path(workdir)
+    require_empty(workdir)  # before much is read
+    spec, found = named_tokenizer(tokenizer)
+    released = source if isinstance(source, Released) else load_released(source)
+    if found.vocab_size != released.network.vocab_size:
+        raise UserError(
+            f"The tokenizer {spec} has {found.vocab_size} tokens and the released model has "
+            f"{released.network.vocab_size}: name the tokenizer that it was trained with."
+        )
+    own = with_tokenizer(released.experiment, spec, found)
+    if experiment is None:
+        experiment = own
+    _check_data(experiment, found)
+    for name in _ARCHITECTURE:
+        _check_same(f"model.{name}", getattr(experiment.model, name), getattr(own.model, name))
+    goal, wanted = experiment.objective.parameterisation, own.objective.parameterisation
+    _check_same("objective.parameterisation", goal, wanted)
+    _check_same("layout.alignment", experiment.layout.alignment, own.layout.alignment)
+    _write_workdir(workdir, experiment, found, released.params)
+    network = experiment.network(found.vocab_size)
+    return dataclasses.replace(released, experiment=experiment, network=network)
+
+
+def start_from(
+    source: str | Path,
+    experiment: Experiment,
+    workdir: str | Path,
+    *,
+    step: int | Literal["best"] | None = None,
+) -> Model:
+    """Makes a workdir whose step 0 is the network of another run: AR to hybrid, for example.
+
+    The averaged parameters of `source` are copied; schedule, noise, objective and training are
+    those of `experiment`. The row of MASK is in every embedding and starts as it was initialised,
+    where the other run never showed it. A network without conditioning may become one with it: its
+    new parameters start so that they change nothing.
+
+    Returns:
+      the model of `source`.
+
+    Raises:
+      UserError: if `source` has no model, it has another shape, alignment, tokenizer or meaning of
+        the output than `experiment` asks for, or `workdir` is not empty.
+    """
+    workdir = Path(workdir)
+    require_empty(workdir)
+    model = pretrained.load(source, step=step)
+    _check_data(experiment, model.tokenizer)
+    grows = bool(experiment.model.condition) and not model.network.condition
+    for name in _ARCHITECTURE:
+        if not (grows and name in ("condition", "embedding_gamma")):
+            old = getattr(model.experiment.model, name)
+            _check_same(f"model.{name}", getattr(experiment.model, name), old)
+    old_layout, old_goal = model.experiment.layout, model.experiment.objective
+    _check_same("layout.alignment", experiment.layout.alignment, old_layout.alignment)
+    goal = experiment.objective.parameterisation
+    # Mean and context are both logits of the clean token; ratios are something else.
+    if (goal == "score") != (old_goal.parameterisation == "score"):
+        _check_same("objective.parameterisation", goal, old_goal.parameterisation)
+    params = model.params
+    if grows:
+        network = experiment.network(model.tokenizer.vocab_size)
+        params = _with_condition(network, params, jax.random.key(experiment.train.seed))
+    _write_workdir(workdir, experiment, model.tokenizer, params)
+    return model
+
+
+def _with_condition(network: Transformer, params: Any, key: jax.Array) -> Any:
+    """Parameters of a network without conditioning, in one with it that computes the same."""
+    fresh = jax.jit(network.init)(key)
+    # Fresh gates are 0, which would make every layer the identity: 1 leaves each as it was.
+    open_gates = jnp.zeros((6, network.width)).at[jnp.array([2, 5])].set(1.0).reshape(-1)
+    bias = jnp.broadcast_to(open_gates, fresh["layers"]["condition_bias"].shape)
+    kernel = jnp.zeros_like(fresh["layers"]["condition"])
+    layers = {**params["layers"], "condition": kernel, "condition_bias": bias}
+    return {**params, "level": fresh["level"], "layers": layers}
+
+
+def with_tokenizer(experiment: Experiment, spec: str, tokenizer: Tokenizer) -> Experiment:
+    """The experiment on data that `spec` and `tokenizer` of `named_tokenizer` prepare."""
+    size = tokenizer.vocab_size if spec == "sentencepiece" else None
+    data = dataclasses.replace(experiment.data, tokenizer=spec, vocab_size=size)
+    return dataclasses.replace(experiment, data=data)
+
+
+def _check_same(name: str, new, old) -> None:
+    if new != old:
+        raise UserError(
+            f"{name} is {new!r} in the settings and {old!r} in the model to start from: give "
+            f"--config.{name}={old}."
+        )
+
+
+def _check_data(experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the experiment's data would have another tokenizer than the model."""
+    wanted = experiment.data.tokenizer.partition(":")[0]
+    _check_same("data.tokenizer", wanted, tokenizer.name)
+    if wanted == "sentencepiece":
+        vocab_size = experiment.data.expected_vocab_size
+        _check_same("data.vocab_size", vocab_size, tokenizer.vocab_size)
+
+
+def named_tokenizer(given: str | Tokenizer) -> tuple[str, Tokenizer]:
+    """A tokenizer, and the `data.tokenizer` that prepares data with it."""
+    if not isinstance(given, str):
+        return given.name, given
+    if (Path(given).expanduser() / DESCRIPTOR).exists():
+        found = tokenizers.load_tokenizer(Path(given).expanduser())
+        return (f"gpt2:{given}" if found.name == "gpt2" else found.name), found
+    if given == "sentencepiece":
+        raise UserError(
+            "A sentencepiece tokenizer is trained on a text, and this model has one already: name "
+            "the folder in which it was saved."
+        )
+    return given, tokenizers.make_tokenizer(given, (), vocab_size=0)
+
+
+def _write_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer, params) -> None:
+    """A workdir with a checkpoint of step 0, whole or not at all."""
+    setup = TrainSetup.build(experiment, tokenizer.vocab_size, tokenizer.bos)
+    state = TrainState(
+        step=jnp.int32(0),
+        params=params,
+        ema=params,
+        optimizer=jax.jit(setup.optimizer.init)(params),
+    )
+    settings = dataclasses.asdict(experiment)
+    try:
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=workdir.parent, prefix=f".{workdir.name}-") as part:
+            folder = Path(part) / "run"
+            workdirs.claim(folder, experiment, tokenizer)
+            with Checkpointer(folder / "checkpoints", config=settings) as saver:
+                saver.save(0, state)
+            folder.rename(workdir)
+    except OSError as error:
+        raise unwritable(workdir, error) from error

@@ -1,0 +1,123 @@
+"""Boards that plot metrics: TensorBoard, trackio and Weights & Biases behind one interface."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from hybrid_jax.errors import UserError, require
+from hybrid_jax.runtime.files import one_line, unwritable, write_atomic
+
+Kind = Literal["none", "tensorboard", "trackio", "wandb"]
+_PACKAGES = {"tensorboard": "tensorboardX", "trackio": "trackio", "wandb": "wandb"}
+_PROJECT = "hybrid_jax"
+
+
+class Board(Protocol):
+    """A place where metrics are plotted."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Plots finite values by name. A step that was plotted before must have equal values."""
+        ...
+
+    def close(self) -> None:
+        """Writes out what is pending; may be called again."""
+        ...
+
+
+def check(kind: Kind) -> None:
+    """Raises UserError if the package of a board is not installed."""
+    if kind != "none":
+        require(_PACKAGES[kind], "log")
+
+
+def open_board(
+    kind: Kind, workdir: Path, *, resume_step: int, config: Mapping[str, Any]
+) -> Board | None:
+    """Opens the board of a run; a resumed run continues its own.
+
+    Args:
+      workdir: existing folder of the run, whose name the run has on the board.
+      resume_step: step of the restored checkpoint, 0 for a new run.
+      config: shown beside the metrics, by trackio and wandb.
+
+    Returns:
+      The board; None for "none".
+
+    Raises:
+      UserError: if the package is missing, or its service cannot be used.
+    """
+    check(kind)
+    if kind == "tensorboard":
+        return _TensorBoard(workdir / "tensorboard", resume_step)
+    if kind == "trackio":
+        name = f"{workdir.resolve().name}-{_run_id(workdir, resume_step)}"
+        run = require("trackio", "log").init(
+            _PROJECT, name, config=dict(config), resume="allow", embed=False
+        )
+        return _Tracker(run)
+    if kind == "wandb":
+        wandb = require("wandb", "log")
+        try:
+            run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", _PROJECT),
+                name=workdir.resolve().name,
+                id=_run_id(workdir, resume_step),
+                resume="allow" if resume_step else None,
+                config=dict(config),
+                dir=workdir,
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"wandb cannot start ({one_line(error)}): run `wandb login`, or set "
+                "WANDB_MODE=offline."
+            ) from error
+        return _Tracker(run)
+    return None
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, resume_step: int):
+        try:
+            self._writer = require("tensorboardX", "log").SummaryWriter(
+                str(folder),
+                # TensorBoard hides what an earlier file logged at purge_step and later.
+                purge_step=resume_step + 1 if resume_step else None,
+                # The name's time has a resolution of a second, within which a run may resume.
+                filename_suffix=f".{os.getpid()}.{time.monotonic_ns()}",
+            )
+        except OSError as error:
+            raise unwritable(folder, error) from error
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Tracker:
+    """A run of trackio or wandb, whose methods are the same."""
+
+    def __init__(self, run: Any):
+        self._run = run
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _run_id(workdir: Path, resume_step: int) -> str:
+    """The id of a run on its board, kept in its workdir."""
+    file = workdir / "board.id"
+    if not (resume_step and file.exists()):
+        write_atomic(file, uuid.uuid4().hex[:8])
+    return file.read_text(encoding="utf-8")
