@@ -24,6 +24,8 @@ from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.rules import ACS, Ancestral, EntropyBound, ReMDM, Threshold
 from hybrid_jax.sampling.state import Sampler
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 N, LENGTH = 13, 12
 
 SCHEDULES = {

@@ -12,6 +12,8 @@ from enumeration import data_posterior, dense_posterior, dense_transition, kerne
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import noising, scores
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 TOKENS = 4
 KERNELS = kernels(TOKENS)
 # (λs, λt), with both ends of the scale.
@@ -180,10 +182,10 @@ def test_token_step_weights_choose_as_the_posterior(kernel):
     """The four ways to step down from a shown token, for a draw x̂ equal to it or not."""
     shown = 1
     for low, high in [(0.0, 0.6), (0.3, 0.9), (0.2, 0.25)]:
-        weight = noising.token_step(kernel, low, high)
+        weight = jax.tree.map(float, noising.token_step(kernel, low, high))
         wanted = dense_posterior(kernel, low, high)
         for clean in (0, shown):
-            chance = np.full(TOKENS + 1, float(weight.redraw_uniform) / TOKENS)
+            chance = np.full(TOKENS + 1, weight.redraw_uniform / TOKENS)
             chance[-1] = 0.0
             chance[clean] += weight.take_clean
             chance[shown] += weight.keep + (clean == shown) * weight.keep_if_equal

@@ -24,6 +24,8 @@ from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Draw, Objective
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 TOKENS = 5
 DATA = np.array([0.55, 0.2, 0.12, 0.1, 0.03])
 OTHER = np.array([0.1, 0.3, 0.2, 0.15, 0.25])  # a wrong belief about the data

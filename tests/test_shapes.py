@@ -17,6 +17,8 @@ from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.rules import Ancestral
 from hybrid_jax.sampling.state import Sampler
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 N, LENGTH = 5, 4
 KEY = jax.random.key(0)
 SPEC = Spec(

@@ -163,7 +163,7 @@ def train(
                 if len(ahead) > _AHEAD:
                     ahead.popleft().block_until_ready()
                 if profile is not None and done == traced[-1]:
-                    jax.block_until_ready(metrics)
+                    jax.block_until_ready(metrics)  # type: ignore[no-untyped-call]
                     with throughput.paused():
                         tracing.close()
                     say(
