@@ -482,7 +482,7 @@ def test_levels_drawn_inside_steps_stand_for_the_whole_step():
         )
         return expected_terms(spec, phase, where, "continuous")
 
-    uniforms = (jnp.arange(200) + 0.5) / 200
+    uniforms = (jnp.arange(200, dtype=jnp.float32) + 0.5) / 200
     drawn = quick_jit(jax.vmap(at))(uniforms).mean()
     assert drawn == pytest.approx(enumerated(spec, "continuous"), rel=1e-2)
 

@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32
 
@@ -86,7 +87,7 @@ class Rows(NamedTuple):
     valid: Bool[Array, "*B R"]
 
     @property
-    def holds_noise(self) -> Bool[Array, "*B R"]:
+    def holds_noise(self) -> Bool[Array | np.ndarray, "*B R"]:
         """Rows that hold a corrupted token (the others hold a clean one)."""
         return self.noisy & (self.position >= self.first)
 
@@ -184,25 +185,15 @@ def generation_rows(layout: Layout, schedule: Hyperschedule, step: Int[ArrayLike
 
     Settled positions are clean rows, the window is noisy rows, worthless positions are invalid.
     """
-    settled = schedule.settled(step)
+    known = schedule.settled(step) + layout.shift
     if layout.plain(schedule):
-        return context_rows(layout, schedule, schedule.length, settled + layout.shift)
-    frontier = schedule.frontier(step + 1)
-    shift = layout.shift
+        return context_rows(layout, schedule, schedule.length, known)
     # Clean rows −shift … settled−1, then the leading row if shifted, then the window.
-    index = jnp.arange(schedule.length + 2 * shift)
-    noisy = index >= settled + shift
-    position = jnp.where(noisy, index - 2 * shift, index - shift)
-    # Windows that settle whole are the same at every step they live, so a settled position's own
-    # window is the one that was open when it settled: that is what training showed.
-    settled_first = window_start(schedule, jnp.maximum(position, 0))
-    return Rows(
-        noisy=noisy,
-        first=jnp.where(noisy, settled, _before_all(position, settled_first)),
-        position=position,
-        target=jnp.where(noisy & (position + shift < frontier), position + shift, NO_TARGET),
-        valid=position < jnp.where(noisy, frontier, settled),
-    )
+    index = jnp.arange(schedule.length + 2 * layout.shift)
+    clean = _clean_rows(layout, schedule, index, index < known)
+    window = _window_rows(layout, schedule, step, index - 2 * layout.shift)
+    pairs = zip(clean, window, strict=True)
+    return Rows(*(jnp.where(index < known, settled, open_) for settled, open_ in pairs))
 
 
 class Query(NamedTuple):
@@ -254,11 +245,12 @@ def query(
         number = jnp.arange(capacity)
         new = _clean_rows(layout, schedule, filled + number, number < count)
         if has_window:
-            new = concatenate(new, _window_rows(layout, schedule, step))
+            position = schedule.settled(step) + jnp.arange(-layout.shift, schedule.width)
+            new = concatenate(new, _window_rows(layout, schedule, step, position))
         return new, concatenate(context_rows(layout, schedule, slots, filled), new)
 
     rows, keys = jax.vmap(one)(step, filled, count)
-    # In plain autoregression the newest settled token predicts the window's only position.
+    # In plain autoregression one token settles a step, and its row predicts the window.
     start = capacity if has_window else 0
     return Query(
         rows=rows,
@@ -298,15 +290,15 @@ def _feedable(
     return count
 
 
-def _window_rows(layout: Layout, schedule: Hyperschedule, step: Int[Array, ""]) -> Rows:
-    """The leading row of shifted layouts and the window at one step."""
-    settled = schedule.settled(step)
+def _window_rows(
+    layout: Layout, schedule: Hyperschedule, step: Int[ArrayLike, ""], position: Int[Array, "R"]
+) -> Rows:
+    """The leading row of shifted layouts and the window at one step, at these positions."""
     frontier = schedule.frontier(step + 1)
-    position = settled + jnp.arange(-layout.shift, schedule.width)
     follows = position + layout.shift
     return Rows(
         noisy=jnp.ones_like(position, bool),
-        first=jnp.full_like(position, settled),
+        first=jnp.full_like(position, schedule.settled(step)),
         position=position,
         target=jnp.where(follows < frontier, follows, NO_TARGET),
         valid=position < frontier,
@@ -344,24 +336,23 @@ def context_slots(layout: Layout, schedule: Hyperschedule) -> int:
 def _clean_rows(
     layout: Layout, schedule: Hyperschedule, slot: Int[Array, "R"], valid: Bool[Array, "R"]
 ) -> Rows:
-    """Settled rows; slot 0 is the beginning-of-sequence token in shifted layouts."""
+    """Settled rows; slot 0 is the beginning-of-sequence token in shifted layouts.
+
+    Windows that settle whole are the same at every step they live, so a settled position's own
+    window is the one that was open when it settled: that is what training shows.
+    """
     position = slot - layout.shift
     follows = position + 1 if layout.plain(schedule) else jnp.full_like(position, NO_TARGET)
+    first = window_start(schedule, jnp.maximum(position, 0))
     return Rows(
         noisy=jnp.zeros_like(position, bool),
-        first=_before_all(position, window_start(schedule, jnp.maximum(position, 0))),
+        # The beginning-of-sequence token has a window of its own, before all others: in the first
+        # one, block-causal context would let it see the tokens that it helps to predict.
+        first=jnp.where(position < 0, -1, first),
         position=position,
         target=follows,
         valid=valid,
     )
-
-
-def _before_all(position: Int[Array, "R"], first: Int[Array, "R"]) -> Int[Array, "R"]:
-    """Puts the beginning-of-sequence token in a window of its own, before all others.
-
-    In the first window, block-causal context would let it see the tokens that it helps to predict.
-    """
-    return jnp.where(position < 0, -1, first)
 
 
 def window_start(schedule: Hyperschedule, position: Int[Array, "..."]) -> Int[Array, "..."]:

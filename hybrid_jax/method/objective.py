@@ -136,7 +136,7 @@ def draw_uniforms(
     total = count * groups
     order = jax.random.permutation(key_order, total).reshape(count, groups)
     jitter = jax.random.uniform(key_jitter, (count, groups))
-    return ((order + jitter) / total)[index]
+    return ((order.astype(jnp.float32) + jitter) / total)[index]
 
 
 def draw(
