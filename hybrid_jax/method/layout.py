@@ -38,7 +38,7 @@ NO_TARGET = -1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How windows are laid out for the network.
+    """The layout of windows in the rows of the network.
 
     Attributes:
       alignment: "aligned" or "shifted" (see the module text).
@@ -224,7 +224,7 @@ def query(
     capacity: int,
     window: bool = True,
 ) -> Query:
-    """What a sampler with a cache feeds: the rows of `generation_rows` that the cache lacks.
+    """Rows that a sampler with a cache feeds: those of `generation_rows` that the cache lacks.
 
     Settled tokens fill the slots in order (as `context_rows` has them), at most `capacity` at once.
     Worthless positions have no rows.

@@ -1,9 +1,8 @@
 """The attention mask of a training example by blocks, without a matrix for all pairs of rows.
 
 A mask of 2L × 2L rows is mostly False: a noisy row sees its window and the clean rows before it, a
-clean row sees clean rows up to itself. A `Pattern` keeps the rows, and knows for any block of them
-a few contiguous ranges that hold all it may see; inside these ranges `layout.may_attend` decides,
-as everywhere.
+clean row sees clean rows up to itself. A `Pattern` keeps the rows. For any block of them it gives a
+few contiguous ranges that hold all visible rows; inside these ranges `layout.may_attend` decides.
 """
 
 from __future__ import annotations

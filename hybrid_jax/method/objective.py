@@ -8,8 +8,8 @@ with z' at level τ[s + 1]. Its terms are either these KL divergences (``time="d
 limit for infinitely fine steps, the score entropy (``time="continuous"``). Absorbing noise turns a
 term into a weighted cross-entropy; one position a step turns the bound into the exact likelihood.
 
-What is trained on (``loss``) and what is reported (``bound``) are separate: the ε-hybrid of the
-paper trains a weighted cross-entropy that is not a bound and reports a bound.
+The training loss and the reported bound are separate: the ε-hybrid of the paper trains a weighted
+cross-entropy, which is no bound, and reports a bound.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _MARGIN = 1e-6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What the network's output means, and what it is trained on.
+    """The meaning of the network's output, and its training loss.
 
     Attributes:
-      parameterisation: what the logits are.
+      parameterisation: of the logits.
         "mean": of the clean token given everything shown (x0-prediction).
-        "context": of the clean token given its context; what the shown token z itself tells is
-        known exactly and added here, p(x | z) ∝ p(x | context) q(z | x), so that masked and shown
-        positions ask the same of the network. (For absorbing noise this is MDLM's carry-over.)
+        "context": of the clean token given its context. The evidence of the shown token z itself
+        is known exactly and added here, p(x | z) ∝ p(x | context) q(z | x), so that masked and
+        shown positions ask the same of the network. (For absorbing noise: MDLM's carry-over.)
         "score": log-ratios of the noisy marginals (SEDD).
       loss: "bound": the bound of `time`. "weighted_cross_entropy": the ε-hybrid loss of the paper,
         masked positions weigh 1/λ, replaced ones λ_w(1−ε)/(1−λ), kept ones λ_w ε/(1−λ).

@@ -4,16 +4,15 @@ Every text (row of the batch) has its own step, key and place in the cache, so t
 different lengths share a batch, adaptive rules move on where they can, and no text depends on its
 neighbours. In each round of the loop a text
 
-1. feeds the network what is new: settled tokens that are not in the cache yet, and the window,
-   which may look at the cache. Settled tokens are fed once, in the round after they settled, and
+1. feeds the network its new rows: settled tokens that are not in the cache yet, and the window,
+   which may attend to the cache. Settled tokens are fed once, in the round after they settled, and
    need no round of their own; worthless positions are never fed;
 2. commits keys and values of the settled tokens;
 3. lets the rule update the active positions of the window;
-4. moves on to the next step that has anything to do: steps at which only given tokens are active
-   are left out.
+4. moves on to the next step with active positions that are not given.
 
-So a round costs what the window costs, and not what the text costs. A text whose settled tokens do
-not fit the round (after a jump over given tokens) spends rounds on feeding them alone.
+So the cost of a round is that of the window, not of the text. A text whose settled tokens do not
+fit in a round (after a jump over given tokens) spends rounds on feeding them alone.
 """
 
 from __future__ import annotations
