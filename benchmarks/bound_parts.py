@@ -28,13 +28,13 @@ from hybrid_jax.method import noising
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.training import pretrained
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.statistics import mean_and_standard_error
 
 PARTS = ("masked", "shown, right", "shown, wrong")
 
 
-def bounds_of(model: Model) -> list[Bound]:
+def bounds_of(model: Pretrained) -> list[Bound]:
     """The bounds that the network has: of its own noise, and of masking alone."""
     spec, experiment = model.spec, model.experiment
     absorbing = noising.absorbing(vocab_size=spec.kernel.vocab_size)
@@ -61,7 +61,9 @@ def parts_of_batch(spec, network, time, count, params, tokens, key):
     return jnp.sum(terms * kinds, axis=2), jnp.sum(shown & ~right), jnp.sum(shown)
 
 
-def measure(model: Model, bound: Bound, records: np.ndarray, *, draws: int, batch: int) -> dict:
+def measure(
+    model: Pretrained, bound: Bound, records: np.ndarray, *, draws: int, batch: int
+) -> dict:
     spec = model.spec.for_bound(bound)
     found, wrong, shown = [], 0, 0
     for start in range(0, len(records), batch):

@@ -26,7 +26,7 @@ import numpy as np
 
 from hybrid_jax.data.pipeline import Records
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import requests
+from hybrid_jax.generation import driver
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.rules import ACS, Ancestral, ReMDM
@@ -89,7 +89,7 @@ def repair(model, records: np.ndarray, *, batch: int, wrong: int = 2) -> list[di
                 length=schedule.length,
                 vocab_size=sampler.spec.kernel.vocab_size,
             )
-            keys = requests.keys_of(1, np.arange(start, start + batch))
+            keys = driver.keys_of(1, np.arange(start, start + batch))
             state = loop.start(sampler, model.params, keys, given)
             state = dataclasses.replace(
                 state,

@@ -4,7 +4,7 @@
 
 "Plain" is the same sum written down directly: all logits of the batch, and automatic
 differentiation. "Recomputed" streams over chunks and computes logits again in the backward pass.
-"Streamed" is `streaming.summed_terms`, which takes gradients while the logits of a chunk exist.
+"Streamed" is `chunked_loss.summed_terms`, which takes gradients while the logits of a chunk exist.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ CASES = {
 
 
 def measure(name: str, options: argparse.Namespace) -> dict:
-    kind, goal = CASES[name]
-    tokens_of = {
+    kind, objective = CASES[name]
+    kernels = {
         "absorbing": noising.absorbing(vocab_size=options.tokens),
         "gamma": noising.gamma_hybrid(vocab_size=options.tokens, gamma=0.01),
     }
-    kernel = tokens_of[kind]
+    kernel = kernels[kind]
     columns = -(-(options.tokens + 1) // 128) * 128
     keys = jax.random.split(jax.random.key(0), 5)
     size = (options.batch, options.length)
@@ -41,16 +41,16 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     head = {"kernel": jax.random.normal(keys[1], (options.width, columns)) * 0.02}
     tokens = jax.random.randint(keys[2], size, 0, options.tokens, jnp.int32)
     level = jax.random.uniform(keys[3], size, minval=0.05, maxval=0.95)
-    states = jnp.where(jax.random.uniform(keys[4], size) < level, kernel.mask, tokens)
-    where = Draw(level, level, jnp.ones(size), jnp.ones(size, bool))
+    noisy = jnp.where(jax.random.uniform(keys[4], size) < level, kernel.mask, tokens)
+    draw = Draw(level, level, jnp.ones(size), jnp.ones(size, bool))
 
     def to_logits(head, features):
         return features @ head["kernel"]
 
     def plain(head, features):
         terms = chunked_loss.position_terms(
-            goal, kernel, lambda f: to_logits(head, f), features, tokens, states, where,
-            time=goal.time, loss=True, chunk=options.length,
+            objective, kernel, lambda f: to_logits(head, f), features, tokens, noisy, draw,
+            time=objective.time, loss=True, chunk=options.length,
         )  # fmt: skip
         return terms.sum()
 
@@ -59,20 +59,20 @@ def measure(name: str, options: argparse.Namespace) -> dict:
         def of_chunk(inputs):
             feature, *rest = inputs
             return chunked_loss.position_terms(
-                goal, kernel, lambda f: to_logits(head, f), feature, *rest,
-                time=goal.time, loss=True, chunk=options.chunk,
+                objective, kernel, lambda f: to_logits(head, f), feature, *rest,
+                time=objective.time, loss=True, chunk=options.chunk,
             ).sum()  # fmt: skip
 
         def cut(x):
             x = x.reshape(options.batch, -1, options.chunk, *x.shape[2:])
             return jnp.moveaxis(x, 1, 0)
 
-        return jax.lax.map(of_chunk, jax.tree.map(cut, (features, tokens, states, where))).sum()
+        return jax.lax.map(of_chunk, jax.tree.map(cut, (features, tokens, noisy, draw))).sum()
 
     def streamed(head, features):
         return chunked_loss.summed_terms(
-            goal, kernel, to_logits, head, features, tokens, states, where,
-            time=goal.time, loss=True, chunk=options.chunk,
+            objective, kernel, to_logits, head, features, tokens, noisy, draw,
+            time=objective.time, loss=True, chunk=options.chunk,
         )  # fmt: skip
 
     programs, megabytes = {}, {}

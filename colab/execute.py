@@ -71,7 +71,7 @@ def clean(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNod
         if old.cell_type == "code":
             cell = nbformat.v4.new_code_cell(old.source, id=old.id)
             kept = [output for output in old.outputs if _is_worth_storing(output)]
-            cell.outputs = [_plain(output, folder, number) for output in _joined(kept)]
+            cell.outputs = [_without_paths(output, folder, number) for output in _joined(kept)]
         cells.append(cell)
     language = {"language_info": {"name": "python"}}
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
@@ -92,7 +92,7 @@ def _joined(outputs: list[nbformat.NotebookNode]) -> Iterator[nbformat.NotebookN
             yield from group
 
 
-def _plain(output: nbformat.NotebookNode, folder: Path, cell: int) -> nbformat.NotebookNode:
+def _without_paths(output: nbformat.NotebookNode, folder: Path, cell: int) -> nbformat.NotebookNode:
     if output.output_type == "stream":
         text = output.text.replace(f"{folder}/", "").replace(str(folder), ".")
         text = re.sub(r"\b\d+(\.\d+)? s\b", "… s", text)

@@ -1,7 +1,7 @@
 """hybrid_jax: hyperschedules and hybrid-noise diffusion language models in JAX.
 
 Implements *Unifying Autoregressive and Diffusion-Based Sequence Generation*
-(Fathi, Scholak, Noël, arXiv 2504.06416).
+(Fathi, Scholak, Noël, arXiv 2504.06416)::
 
     import hybrid_jax as hj
 
@@ -42,6 +42,7 @@ _HOMES = {
     "hyperschedule": "method",
     "noising": "method",
     "rules": "sampling",
+    "workdir": "training",  # where the config.py of an imported model looks for it
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -23,37 +23,29 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
-from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.figures import pareto as pareto_plot
-from hybrid_jax.generation import samples
+from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.files import file_name, unwritable, write_atomic
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import pretrained
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     options = _parser().parse_args(argv)
     return exit_status(lambda: _run(options), interrupted="what was measured is stored")
-
-
-def validation_set(experiment: Experiment) -> EvaluationSet:
-    """The validation text of a run; without a source where it was held out of the training text."""
-    return EvaluationSet(name="valid", source=experiment.data.valid_source)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -86,7 +78,7 @@ def _run(options: argparse.Namespace) -> None:
 def _measure_sets(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
     model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
-    valid = validation_set(model.experiment)
+    valid = datasets.validation_set(model.experiment)
     wanted = [
         datasets.parse(text, validation=valid) for text in options.datasets.split(",") if text
     ]
@@ -98,7 +90,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
     print(f"{model.experiment.name}, step {model.step}: {bound.label}")
     print(f"{'data set':24}{'perplexity':>22}{'bits/byte':>11}{'records':>9}{'draws':>7}")
     for dataset in wanted:
-        packed = _records(model, dataset, options.records)
+        packed = perplexity.records_of(model, dataset, options.records)
         total = perplexity.batch_count(packed, options.batch_size)
         with Progress(total=total, interval=10.0) as bar:
             found = perplexity.measure(
@@ -112,7 +104,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
                 mesh=mesh,
                 progress=functools.partial(bar.update, values={}),
             )
-        file = folder / f"{_file_name(dataset.name)}.json"
+        file = folder / f"{file_name(dataset.name)}.json"
         write_atomic(file, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
         print(_row(found), flush=True)
     print(f"protocol {found.protocol.name}, stored in {folder}")
@@ -128,13 +120,6 @@ def _row(found: perplexity.Measurement) -> str:
     )
 
 
-def _records(model: Model, dataset: EvaluationSet, count: int) -> perplexity.Packed:
-    """Records of a text; 0 for all."""
-    if not dataset.source:
-        return perplexity.held_out(model, count)
-    return perplexity.pack(dataset, model.tokenizer, model.spec.schedule.length, count)
-
-
 # ---------------------------------------------------------------------------------------------
 # Generated text.
 
@@ -144,7 +129,7 @@ def _score_files(options: argparse.Namespace) -> None:
     files = [Path(name) for name in options.texts.split(",") if name]
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
-    made = [samples.read(file) for file in files]  # all, before anything slow
+    made = [requests.read(file) for file in files]  # all, before anything slow
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
     reference, _ = _references(model, options, max(len(texts.texts) for texts in made))
@@ -157,7 +142,7 @@ def _score_files(options: argparse.Namespace) -> None:
     for file, texts in zip(files, made, strict=True):
         quality = scored(texts.tokens, settings=texts.settings)
         rows.append(Row(label=file.name, qualities=(quality,)))
-        write_atomic(folder / f"quality-{_file_name(file.stem)}.json", quality.to_json() + "\n")
+        write_atomic(folder / f"quality-{file_name(file.stem)}.json", quality.to_json() + "\n")
     if len(rows) > 1:
         every = tuple(quality for row in rows for quality in row.qualities)
         rows.append(Row(label="all", qualities=every))
@@ -174,8 +159,8 @@ def _sweep(options: argparse.Namespace) -> None:
         labels, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
             print(f"left out: {reason}", file=sys.stderr)
-    paces = pareto.paces(model) if options.rho is None else _numbers(options.rho)
-    points = pareto.grid(model, labels, paces)
+    rhos = pareto.tokens_per_nfe(model) if options.rho is None else _numbers(options.rho)
+    points = pareto.grid(model, labels, rhos)
     reference, held_out = _references(model, options, options.count)
     folder = _folder(options)
     texts = folder / "pareto"
@@ -220,14 +205,14 @@ def _from(bar: Progress, before: int, done: int) -> None:
 
 
 def _references(
-    model: Model, options: argparse.Namespace, count: int
+    model: Pretrained, options: argparse.Namespace, count: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Human texts for MAUVE, and others to score beside the generated ones, each of a record."""
-    valid = validation_set(model.experiment)
+    valid = datasets.validation_set(model.experiment)
     dataset = valid
     if options.reference is not None:
         dataset = datasets.parse(options.reference, validation=valid)
-    records = list(_records(model, dataset, 2 * count).tokens)
+    records = list(perplexity.records_of(model, dataset, 2 * count).tokens)
     if len(records) < 4:
         raise UserError(
             f"{dataset.name} has {len(records)} records of text, too few to compare with: name "
@@ -251,10 +236,6 @@ def _folder(options: argparse.Namespace) -> Path:
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
 
 
 def _parser() -> argparse.ArgumentParser:

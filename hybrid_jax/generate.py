@@ -10,46 +10,43 @@ A text depends on the seed, its number and its prompt; not on the batch it is ge
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.generation import driver
 from hybrid_jax.generation import requests as writing
-from hybrid_jax.generation.frames import Frames
+from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import Watch, require_terminal
 from hybrid_jax.runtime.progress import Progress
-from hybrid_jax.sampling import loop, prompts, rules
+from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.prompts import GAP
-from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training import pretrained
+from hybrid_jax.training.pretrained import Pretrained
 
 _PIECES = 100  # that a batch is run in, for the progress bar
 
 
 def generate(
+    model: Pretrained,
     sampler: Sampler,
     rule: Rule,
-    params: Any,
-    tokenizer: Tokenizer,
     requests: Sequence[Request],
     *,
     seed: int,
     batch_size: int,
     watch: float | None = None,
 ) -> tuple[list[Text], float]:
-    """Generates all requests, batch by batch, showing progress on standard error.
+    """Generates all requests and shows progress on standard error.
 
     Args:
       watch: show the first text of each batch in the terminal, with so many seconds a frame.
@@ -57,55 +54,33 @@ def generate(
     Returns:
       the texts, and the seconds that they took without compilation.
     """
-    loop.check(sampler, rule)
-    schedule = sampler.spec.schedule
-    texts: list[Text] = []
-    seconds = 0.0
-    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
-    progress: Any = contextlib.nullcontext()
-    if watch is None:
-        progress = Progress(total=len(batches) * schedule.steps, interval=5.0)
-    with progress:
-        for number, batch in enumerate(batches):
-            # The last batch is filled up, so that all have one shape and compile once.
-            filled = [*batch, *[batch[-1]] * (batch_size - len(batch))]
-            given = prompts.build(
-                [request.ids for request in filled],
-                length=schedule.length,
-                vocab_size=sampler.spec.kernel.vocab_size,
-                stop=[request.stop for request in filled],
-            )
-            numbers = number * batch_size + np.arange(batch_size)
-            keys = writing.keys_of(seed, numbers)
-            if not number:  # compile everything before the clock starts
-                state = loop.start(sampler, params, keys, given)
-                for _ in range(2):  # its own result may live elsewhere than what it starts from
-                    state = loop.advance(sampler, rule, params, state, 0)
-                jax.block_until_ready(loop.finish(sampler, given, state))
-            begun = time.monotonic()
-            frames = Frames(schedule, tokenizer, given)
-            first: int | None = None
-            piece = max(1, schedule.steps // _PIECES) if watch is None else 1
-            with contextlib.nullcontext() if watch is None else Watch(delay=watch) as screen:
-                for state in writing.rounds(sampler, rule, params, keys, given, piece=piece):
-                    if screen:
-                        screen.show(frames.of(state))
-                        continue
-                    now = int(np.min(state.step))
-                    first = now if first is None else first
-                    share = (now - first) / max(1, schedule.steps - first)
-                    place = number * schedule.steps + int(share * (schedule.steps - 1))
-                    progress.update(place, {"texts": len(texts)})
-            result = jax.device_get(loop.finish(sampler, given, state))
-            seconds += time.monotonic() - begun
-            texts += writing.texts_from(result, batch, tokenizer, first=len(texts))
-            if watch is None:
-                progress.update((number + 1) * schedule.steps, {"texts": len(texts)})
-    return texts, seconds
+    steps = sampler.spec.schedule.steps
+    driver.compile_rounds(model, sampler, rule, requests, batch_size=batch_size)
+    run = functools.partial(
+        driver.run, model, sampler, rule, requests, seed=seed, batch_size=batch_size
+    )
+    begun = time.monotonic()
+    if watch is not None:
+        with Watch(model, sampler, delay=watch) as screen:
+            texts = run(on_round=screen.on_round, every=1)
+    else:
+        batches = -(-len(requests) // batch_size)
+        with Progress(total=batches * steps, interval=5.0) as progress:
+
+            def show(round_: Round) -> None:
+                step = int(np.min(round_.state.step))
+                done = round_.first // batch_size * steps + step
+                progress.update(done, {"texts": round_.first + len(round_.texts)})
+
+            texts = run(on_round=show, every=max(1, steps // _PIECES))
+    return texts, time.monotonic() - begun
 
 
-def read_requests(options: argparse.Namespace, tokenizer: Tokenizer, length: int) -> list[Request]:
-    """What to generate. Raises UserError for prompts that cannot be read or do not fit."""
+def read_requests(
+    options: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler
+) -> list[Request]:
+    """The texts to generate. Raises UserError for prompts that cannot be read or do not fit."""
+    length = sampler.spec.schedule.length
     wanted = length if options.length is None else options.length
     if not 1 <= wanted <= length:
         raise UserError(f"--length={wanted} is outside 1 … {length}, what this model writes.")
@@ -116,13 +91,7 @@ def read_requests(options: argparse.Namespace, tokenizer: Tokenizer, length: int
     requests += [writing.with_gaps(text, tokenizer, length) for text in options.infill or []]
     if not requests:
         requests = [writing.beginning("", tokenizer, stop=wanted)]
-    # Checked here, all at once, before anything is compiled.
-    prompts.build(
-        [request.ids for request in requests],
-        length=length,
-        vocab_size=tokenizer.vocab_size,
-        stop=[request.stop for request in requests],
-    )
+    driver.build_prompts(sampler, requests)  # checks all at once, before anything is compiled
     return [request for request in requests for _ in range(options.num_samples)]
 
 
@@ -138,25 +107,23 @@ def _lines(file: str) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Generates what the options ask for, prints it and writes the record."""
+    """Generates the texts of the options, prints them and writes the record."""
     for name in ("num_samples", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} must be at least 1, but is {getattr(options, name)}.")
     if options.watch is not None:
         require_terminal()  # before the model is loaded
     model = pretrained.load(options.workdir, step=options.step)
-    names = {field.name for field in dataclasses.fields(SamplingConfig)} - {"count", "rule"}
-    settings = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in (*rules.OPTIONS, "eos")}
     sampling = writing.choose_sampling(model.experiment.sampling, options.rule, settings)
     rule = sampling.build()
     sampler = writing.build_sampler(model, sampling, options.levels)
     loop.check(sampler, rule)
-    requests = read_requests(options, model.tokenizer, sampler.spec.schedule.length)
+    requests = read_requests(options, model.tokenizer, sampler)
     texts, seconds = generate(
+        model,
         sampler,
         rule,
-        model.params,
-        model.tokenizer,
         requests,
         seed=options.seed,
         batch_size=min(options.batch_size, len(requests)),
@@ -174,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
     )
     print(
         f"{made} tokens in {seconds:.2f} s without compilation: {made / seconds:.1f} tokens/s; "
-        f"{np.mean([t.nfe for t in texts]):.1f} calls and "
+        f"{np.mean([t.nfe for t in texts]):.1f} NFE and "
         f"{np.mean([t.corrections for t in texts]):.1f} corrections a text "
         f"({sampling.rule}, {sampler.spec.schedule.name})",
         file=sys.stderr,
@@ -201,17 +168,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--length", type=int, metavar="N",
         help="tokens of a text, the prompt included (default: the model's)")  # fmt: skip
     add("--levels", type=int, metavar="T", help="steps of a window (default: as trained)")
-    add("--rule", choices=rules.NAMES, help="update rule (default: the experiment's)")
-    add("--eta", type=float, help="strength of acs and remdm, 0 to 1")
-    add("--guidance", help="of acs: uniform or confidence")
-    add("--sweeps", type=int, help="of acs: most closing sweeps")
-    add("--strategy", help="of remdm: cap, rescale or confidence")
-    add("--threshold", type=float, help="of threshold: probability above which to reveal")
-    add("--bound", type=float, help="of entropy: nats to spend on revealing together")
-    add("--temperature", type=float, help="below 1 for likelier tokens, 0 for the likeliest")
-    add("--top_k", type=int, help="draw from the k likeliest tokens")
-    add("--top_p", type=float, help="draw from the likeliest tokens of this total probability")
-    add("--eos", choices=("continue", "stop"), help="what the end-of-document token means")
+    add("--rule", choices=list(rules.NAMED), help="update rule (default: the experiment's)")
+    for name, setting in rules.OPTIONS.items():
+        add(f"--{name}", type=setting.kind, help=rules.describe(name))
+    add("--eos", choices=("continue", "stop"), help="at an end-of-document token")
     add("--seed", type=int, default=0)
     add("--out", metavar="FILE", help="JSON lines with tokens, settings and counts")
     add("--watch", type=float, nargs="?", const=0.05, metavar="SECONDS",

@@ -19,6 +19,7 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import jaxtyping
 import pytest
+import tiny
 
 # Shapes and dtypes of signatures are checked in tests, and cost nothing elsewhere.
 jaxtyping.install_import_hook(
@@ -91,6 +92,27 @@ def reference() -> Path:
 def shared_data() -> Path:
     """Optional corpora and tokenizer files, when they lie beside the checkout."""
     return optional_folder(SHARED / "data")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A folder with the text of the tiny runs, a.txt, and another, b.txt."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "a.txt").write_text(tiny.TEXT, encoding="utf-8")
+    (folder / "b.txt").write_text("Ein Satz mit γ und ε.\n" * 20, encoding="utf-8")
+    return folder
+
+
+def _tiny_run(name: str):
+    @pytest.fixture(scope="session", name=name)
+    def run(text, tmp_path_factory) -> Path:
+        """The workdir of a tiny run (see `tiny.RUNS`)."""
+        return tiny.run(tmp_path_factory.mktemp(name), text / "a.txt", **tiny.RUNS[name])
+
+    return run
+
+
+ar, gamma, epsilon = (_tiny_run(name) for name in ("ar", "gamma", "epsilon"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,16 +15,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
-import numpy as np
 import pytest
+import tiny
 from conftest import REPOSITORY
 
 from hybrid_jax import generate
 from hybrid_jax.config import (
-    DataConfig,
     EvaluationConfig,
-    Experiment,
-    ModelConfig,
     NoiseConfig,
     ScheduleConfig,
     TrainConfig,
@@ -33,39 +29,22 @@ from hybrid_jax.config import (
 from hybrid_jax.demo import __main__ as command_line
 from hybrid_jax.demo import server as demo
 from hybrid_jax.demo.writer import MOST_CHARACTERS, Writer
-from hybrid_jax.generation import frames, requests
-from hybrid_jax.generation import terminal as watch
+from hybrid_jax.errors import UserError
+from hybrid_jax.generation import frames
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
-from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.training import loop as train
-from hybrid_jax.training import pretrained, workdir
+from hybrid_jax.training import pretrained
 
 LENGTH = 24
 
 
-def trained_run(place, *, tokenizer="byte", **sections):
+def trained_run(place, **sections):
     lines = [f"{n} plus {n} makes {2 * n}: Größe γ, naïve ε.\n" for n in range(2000)]
     (place / "text.txt").write_text("".join(lines), encoding="utf-8")
-    experiment = Experiment(
-        name="tiny",
-        data=DataConfig(
-            source=f"files:{place}/text.txt",
-            tokenizer=tokenizer,
-            vocab_size=300,
-            length=LENGTH,
-            dir=f"{place}/data",
-        ),
-        model=ModelConfig(layers=1, width=16, heads=2),
-        train=TrainConfig(steps=3, batch_size=8, eval_every=100, checkpoint_every=3),
-        **sections,
-    )
-    run = train.open_run(experiment, jax.devices()[:1])
-    workdir.claim(place / "run", experiment, run.tokenizer)
-    train.train(run, place / "run", Signals(), say=lambda _: None)
-    return place / "run"
+    steps = TrainConfig(steps=3, batch_size=8, eval_every=100, checkpoint_every=3)
+    return tiny.run(place, place / "text.txt", length=LENGTH, train=steps, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +120,9 @@ def ask(server, method, path, body=None, **headers):
         return answer.status, answer.headers, answer.read()
 
 
-def write(server, **wish):
-    """What is streamed for a wish."""
-    status, _, content = ask(server, "POST", "/write", json.dumps(wish))
+def write(server, **values):
+    """The events of a request."""
+    status, _, content = ask(server, "POST", "/write", json.dumps(values))
     assert status == 200, content
     return [json.loads(line) for line in content.decode("utf-8").splitlines()]
 
@@ -157,11 +136,31 @@ def complaint(answer):
     return status, error
 
 
+NAMES = {state[0]: state for state in frames.STATES}
+
+
+def played(events):
+    """The frames of events as the page puts them together: cells, states and counts."""
+    cells, found = {}, []
+    for letters, changes, counts in (event["frame"] for event in events if "frame" in event):
+        cells |= dict(zip(changes[::2], changes[1::2], strict=True))
+        states = [NAMES[letter] for letter in letters]
+        numbers = [int(number) for number in re.findall(r"\d+", counts)]
+        found.append(([cells[i] for i in range(len(letters))], states, numbers))
+    return found
+
+
 def shown(frame):
-    return "".join(text for _, text in frame["runs"])
+    return "".join(frame[0])
 
 
-WISHES = [
+def given(frame):
+    """The given parts of a frame."""
+    cells = itertools.groupby(zip(*frame[:2], strict=True), lambda cell: cell[1] == "given")
+    return ["".join(text for text, _ in run) for is_given, run in cells if is_given]
+
+
+REQUESTS = [
     ("server", {"seed": 2**32 - 1}),
     ("server", {"text": "  'quoted' and\nγ ", "rule": "acs", "eta": 0.9, "seed": 5}),
     ("server", {"text": "</b>", "rule": "threshold", "threshold": 0.2, "temperature": 0.7,
@@ -172,11 +171,12 @@ WISHES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("which", "wish"), WISHES)
-def test_a_text_is_that_of_the_command_line(which, wish, request, tmp_path):
+@pytest.mark.parametrize(("which", "values"), REQUESTS)
+def test_a_text_is_that_of_the_command_line(which, values, request, tmp_path):
     server = request.getfixturevalue(which)
-    first, *frames_, last = write(server, **wish)
-    assert first["begun"].startswith(wish.get("rule", "acs" if which == "server" else "ancestral"))
+    first, *events, last = write(server, **values)
+    rule = values.get("rule", "acs" if which == "server" else "ancestral")
+    assert first["begun"].startswith(rule)
     out = tmp_path / "out.jsonl"
     program, *arguments = shlex.split(last["done"]["command"])[2:]
     assert program == "hybrid_jax.generate"
@@ -184,48 +184,40 @@ def test_a_text_is_that_of_the_command_line(which, wish, request, tmp_path):
     (record,) = [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n") if line]
     for name in ("text", "tokens", "nfe", "corrections"):
         assert last["done"][name] == record[name]
-    assert shown(last["frame"]) == record["text"]
+    film = played(events)
+    # A byte that is no character is a cell of its own, and several may be one sign of a text.
+    assert re.sub("\ufffd+", "\ufffd", shown(film[-1])) == re.sub(
+        "\ufffd+", "\ufffd", record["text"]
+    )
     # A frame for the beginning and for each round.
-    assert [frame["frame"]["nfe"] for frame in frames_] == list(range(record["nfe"] + 1))
-    assert frames_[-1]["frame"]["corrections"] == record["corrections"]
-    assert {kind for kind, _ in last["frame"]["runs"]} <= {"given", "settled"}
+    assert [nfe for _, _, (_, _, nfe, _) in film] == list(range(record["nfe"] + 1))
+    step, steps, _, corrections = film[-1][2]
+    assert step == steps
+    assert corrections == record["corrections"]
+    assert set(film[-1][1]) <= {"given", "settled", "revealed", "corrected"}
 
 
 @pytest.mark.parametrize("which", ["server", "pieces_server"])
 def test_what_is_given_stands_in_every_frame(which, request):
     server = request.getfixturevalue(which)
-    for event in write(server, text="7 plus γ")[1:]:
-        assert event["frame"]["runs"][0] == ["given", "7 plus γ"]
-    events = write(server, text="ab{{3}}cd{{2}}ef", gaps=True)[1:]
-    for event in events:
-        given = [text for kind, text in event["frame"]["runs"] if kind == "given"]
-        assert given == ["ab", "cd", "ef"]
-    assert shown(events[0]["frame"]) == "ab···cd··ef"
-    assert re.fullmatch("ab.*cd.*ef", shown(events[-1]["frame"]), re.DOTALL)
+    for frame in played(write(server, text="7 plus γ")):
+        assert given(frame) == ["7 plus γ"]
+    film = played(write(server, text="ab{{3}}cd{{2}}ef", gaps=True))
+    assert all(given(frame) == ["ab", "cd", "ef"] for frame in film)
+    # The window is shown before its first round: four bytes in blocks, or all pieces together.
+    assert shown(film[0]) == ("ab░░·cd··ef" if which == "server" else "ab░░░cd░░ef")
+    assert re.fullmatch("ab.*cd.*ef", shown(film[-1]), re.DOTALL)
 
 
 def test_tokens_appear_are_corrected_and_settle(server):
-    events = write(server, eta=1.0, seed=1)[1:]
-    kinds = [[kind for kind, text in event["frame"]["runs"] for _ in text] for event in events]
-    assert set(kinds[0]) == {"worthless"}
-    assert {"masked", "active", "worthless"} <= {kind for frame in kinds for kind in frame}
+    film = played(write(server, eta=1.0, seed=1))
+    assert set(film[0][1]) == {"masked", "worthless"}
+    seen = {state for _, states, _ in film for state in states}
+    assert seen == set(frames.STATES) - {"given"}
     # Every correction of a shown token is seen in the frame of its round.
-    replaced = sum("corrected" in frame for frame in kinds)
-    counts = [event["frame"]["corrections"] for event in events]
+    replaced = sum("corrected" in states for _, states, _ in film)
+    counts = [numbers[3] for _, _, numbers in film]
     assert replaced == sum(a != b for a, b in itertools.pairwise(counts)) > 0
-
-
-def test_what_tokens_are():
-    tokens = np.array([65, 66, 67, 69, 70, 258, 258])
-    before = np.array([65, 66, 67, 68, 258, 258, 258])
-    frozen = np.array([True, False, False, False, False, False, False])
-    assert frames.kinds(tokens, before, frozen, mask=258, settled=3, frontier=6) == [
-        "given", "settled", "settled", "corrected", "active", "masked", "worthless",
-    ]  # fmt: skip
-    # The terminal and the page show the same kinds.
-    assert list(frames.KINDS) == list(watch.STYLES)
-    style = (REPOSITORY / "hybrid_jax" / "demo" / "page.css").read_text(encoding="utf-8")
-    assert all(f"\n.{kind} {{" in style for kind in frames.KINDS if kind != "settled")
 
 
 def test_numbers_and_prompts_compile_nothing_anew(server):
@@ -234,12 +226,12 @@ def test_numbers_and_prompts_compile_nothing_anew(server):
 
     write(server, rule="acs", eta=0.1, temperature=0.5)
     before = compiled()
-    for wish in (
+    for values in (
         {"rule": "acs", "eta": 1, "temperature": 2, "seed": 77, "length": 9},
         {"eta": 0.0, "temperature": 0.01, "levels": 4, "text": "abc"},
         {"temperature": 1.0, "text": "a{{4}}b", "gaps": True},
     ):
-        assert not write(server, **wish)[0]["compiling"]
+        assert not write(server, **values)[0]["compiling"]
     assert compiled() == before
     assert write(server, temperature=0.5, guidance="confidence")[0]["compiling"]
     assert [b - a for a, b in zip(before, compiled(), strict=True)] == [0, 1, 0]
@@ -259,32 +251,36 @@ def test_programs_are_forgotten_when_there_are_many(server, monkeypatch):
 
 def test_choices_are_those_of_the_model(server, pieces_server):
     hybrid, masking = (json.loads(ask(s, "GET", "/model")[2]) for s in (server, pieces_server))
-    assert [rule["name"] for rule in hybrid["rules"]] == list(rules.NAMES)
-    assert [rule["name"] for rule in masking["rules"]] == [n for n in rules.NAMES if n != "acs"]
-    settings = {rule["name"]: rule["settings"] for rule in hybrid["rules"]}
-    assert settings["acs"] == {
-        "eta": {"value": 0.5, "choices": []},
-        "guidance": {"value": "uniform", "choices": ["uniform", "confidence"]},
-        "temperature": {"value": None, "choices": []},
+    assert [rule["name"] for rule in hybrid["rules"]] == list(rules.NAMED)
+    assert [rule["name"] for rule in masking["rules"]] == [n for n in rules.NAMED if n != "acs"]
+    found = {
+        rule["name"]: {setting["name"]: setting for setting in rule["settings"]}
+        for rule in hybrid["rules"]
     }
-    assert settings["greedy"] == {}
+    assert {name: set(settings) for name, settings in found.items()} == {
+        name: set(named.settings) for name, named in rules.NAMED.items()
+    }
+    assert found["acs"]["eta"] == {
+        "name": "eta", "about": "strength η of corrections, 0 for none; in [0, 1]", "value": 0.5,
+        "choices": [], "whole": False, "range": [0, 1],
+    }  # fmt: skip
+    assert found["remdm"]["eta"]["value"] == 0.02  # the experiment's is not for it
+    assert found["acs"]["guidance"]["choices"] == ["uniform", "confidence"]
+    assert found["acs"]["top_k"] | {"about": ""} == {
+        "name": "top_k", "about": "", "value": None, "choices": [], "whole": True, "range": [1],
+    }  # fmt: skip
     assert hybrid["rule"] == "acs"
     assert hybrid["levels"] == {"value": 4, "most": 16, "free": True}
     # What is offered is taken.
-    for rule in hybrid["rules"]:
-        values = {name: setting["value"] for name, setting in rule["settings"].items()}
-        assert server.writer.job({"rule": rule["name"], **values})
+    for name, settings in found.items():
+        values = {setting: described["value"] for setting, described in settings.items()}
+        assert server.writer.job({"rule": name, **values})
 
 
-def test_plain_autoregression_has_no_levels(block, tmp_path):
-    shutil.copytree(block, tmp_path / "ar")
-    path = tmp_path / "ar" / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["schedule"]["family"] = "quenched_ar"
-    path.write_text(json.dumps(values), encoding="utf-8")
-    writer = Writer(pretrained.load(tmp_path / "ar"), "ar")
+def test_plain_autoregression_has_no_levels(ar):
+    writer = Writer(pretrained.load(ar), "ar")
     assert not writer.describe()["levels"]["free"]
-    with pytest.raises(requests.UserError, match="has no windows"):
+    with pytest.raises(UserError, match="has no windows"):
         writer.job({"levels": 2})
 
 
@@ -296,7 +292,7 @@ BAD = [
     ("[1]", "is not a JSON object."),
     ('{"seed": ' + "9" * 5000 + "}", "not a JSON object that can be read"),
     ('{"eta": NaN}', "not a JSON object that can be read"),
-    ('{"eta": 1e999}', "eta is inf, which is no number to calculate with"),
+    ('{"eta": 1e999}', "request.eta=inf should be a finite number"),
     ('{"temperature": 1e300}', "no number to calculate with"),
     ('{"text": "\\ud800"}', "half a character"),
     ({"txt": ""}, "request.txt is not a setting: did you mean text?"),
@@ -310,10 +306,10 @@ BAD = [
     ({"seed": 2**32}, "seed must lie in 0"),
     ({"rule": "guess"}, "There is no rule 'guess': choose one of ancestral"),
     ({"rule": "x" * 5000}, "There is no rule 'xxx"),
-    ({"rule": "greedy", "temperature": 1.0}, "Rule greedy has no temperature"),
+    ({"rule": "greedy", "temperature": 1.0}, "Rule greedy fixes temperature at 0"),
     ({"rule": "ancestral", "eta": 0.5}, "Rule ancestral has no eta"),
     ({"eta": 1.5}, "eta must lie in [0, 1], but is 1.5"),
-    ({"guidance": "doubt"}, "guidance must be uniform or confidence"),
+    ({"guidance": "doubt"}, "guidance must be one of uniform, confidence"),
     ({"levels": 0}, "levels must be at least 1"),
     ({"levels": 17}, "levels is 17, but this page takes 1 … 16"),
     ({"length": 0}, "asks for a text of 0 tokens"),
@@ -378,10 +374,11 @@ def test_only_this_machine_and_this_page_are_answered(server, method, headers, s
 
 
 def test_the_page_loads_nothing_from_elsewhere(server):
-    for path, kind in {"/": "html", "/page.css": "css", "/page.js": "javascript"}.items():
+    kinds = {"html": "html", "css": "css", "js": "javascript"}
+    for path, (_, file, _) in demo._FILES.items():
         status, headers, content = ask(server, "GET", path)
         assert status == 200
-        assert kind in headers["Content-Type"]
+        assert kinds[file.rpartition(".")[2]] in headers["Content-Type"]
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert "unsafe" not in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
@@ -392,20 +389,23 @@ def test_the_page_loads_nothing_from_elsewhere(server):
     assert complaint(ask(server, "POST", "/", "{}"))[0] == 404
 
 
-def test_the_files_of_the_page_are_installed(tmp_path):
+def test_the_files_of_the_pages_are_installed(tmp_path):
     pytest.importorskip("setuptools", reason="setuptools is not installed")
     command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
-    for file, _ in demo._FILES.values():
-        assert (tmp_path / "hybrid_jax" / "demo" / file).is_file()
+    package = REPOSITORY / "hybrid_jax"
+    files = [f for kind in ("html", "css", "js") for f in package.glob(f"*/*.{kind}")]
+    assert len(files) == 9
+    for file in files:
+        assert (tmp_path / "hybrid_jax" / file.relative_to(package)).is_file()
 
 
 def test_two_write_at_once_and_do_not_disturb_each_other(server):
-    wishes = [{"seed": 1, "text": "one "}, {"seed": 2, "rule": "remdm"}]
-    alone = [write(server, **wish)[-1]["done"] for wish in wishes]
+    both = [{"seed": 1, "text": "one "}, {"seed": 2, "rule": "remdm"}]
+    alone = [write(server, **values)[-1]["done"] for values in both]
     with ThreadPoolExecutor(2) as pool:
-        raise_on_all = list(pool.map(lambda wish: write(server, **wish)[-1]["done"], wishes))
-    assert raise_on_all == alone
+        together = list(pool.map(lambda values: write(server, **values)[-1]["done"], both))
+    assert together == alone
 
 
 def test_when_all_places_are_taken_the_next_is_told_to_wait(server):
@@ -533,32 +533,40 @@ def test_the_page_writes_and_shows_what_the_server_says(page, server):
     prompt = "<b>&amp; γ</b> "
     page.get_by_label("Beginning of the text").fill(prompt)
     page.get_by_label("Seed").fill("4")
-    page.get_by_label("Speed").select_option("as it comes")
+    page.get_by_label("Speed").select_option("fastest")
     page.get_by_role("button", name="Write").click()
     page.get_by_text("Done: ").wait_for()
     done = write(server, text=prompt, seed=4)[-1]["done"]
     output = page.get_by_label("The text while it is written")
-    assert output.text_content() == done["text"]
+    assert output.text_content().replace("\ufffd", "") == done["text"].replace("\ufffd", "")
     assert output.locator(".given").text_content() == prompt
-    assert page.locator("#calls").text_content() == str(done["nfe"])
-    assert page.locator("#corrections").text_content() == str(done["corrections"])
+    counts = page.locator("#counts")
+    assert counts.text_content().endswith(f"NFE {done['nfe']}, corrections {done['corrections']}")
     assert page.locator("#output b").count() == 0
     page.get_by_text("The same text on the command line").click()
     assert "--prompt=" in page.locator("#command").text_content()
     # Back to the beginning, where nothing but the prompt is there.
-    page.get_by_label("Frame").press("Home")
-    assert output.text_content() == prompt + "·" * (LENGTH - len(prompt.encode("utf-8")))
-    assert page.locator("#calls").text_content() == "0"
+    page.get_by_label("Frame", exact=True).press("Home")
+    assert output.text_content() == prompt + "░░░░" + "····"  # 16 bytes, and blocks of 4
+    assert "NFE 0" in counts.text_content()
+    # The keys of the player, but not where one writes.
+    page.locator("#status").click()
+    page.keyboard.press("End")
+    assert counts.text_content().endswith(f"corrections {done['corrections']}")
+    page.keyboard.press("ArrowLeft")
+    assert f"NFE {done['nfe'] - 1}," in counts.text_content()
+    page.get_by_label("Seed").press("Home")
+    assert f"NFE {done['nfe'] - 1}," in counts.text_content()
 
 
 def test_the_page_fills_gaps_and_shows_what_applies(page):
-    levels, tokens, eta = (page.get_by_label(name) for name in ("Levels", "Tokens", "η, strength"))
+    levels, tokens, eta = (page.get_by_label(name) for name in ("Levels", "Tokens", "eta"))
     text = page.get_by_label("Text with gaps")
     assert eta.is_visible()
     assert eta.input_value() == "0.5"
     page.get_by_label("Update rule").select_option("threshold")
     assert not eta.is_visible()
-    assert page.get_by_label("Threshold").is_visible()
+    assert page.get_by_label("threshold").is_visible()
     assert tokens.is_visible()
     page.get_by_label("fill gaps").check()
     assert not tokens.is_visible()
@@ -583,10 +591,10 @@ def test_the_page_plays_what_has_come_at_its_own_speed(page):
     page.locator("#output .masked").first.wait_for()
     page.get_by_role("button", name="Pause").click()
     assert "░" in page.locator("#output").text_content()
-    page.get_by_label("Speed").select_option("as it comes")
+    page.get_by_label("Speed").select_option("fastest")
     page.get_by_role("button", name="Play").click()
     page.get_by_text("Done: ").wait_for()
-    assert page.locator("#output .settled").count() == 1
+    assert page.locator("#output .masked").count() == 0
 
 
 @pytest.mark.parametrize("key", ["Escape", "Enter"])
@@ -602,6 +610,6 @@ def test_a_text_can_be_stopped_and_the_next_begun(page, server, made, key):
     assert all_places_are_free(server)
     assert len(made) < LENGTH // 2
     assert page.get_by_role("button", name="Stop").is_disabled()
-    page.get_by_label("Speed").select_option("as it comes")
+    page.get_by_label("Speed").select_option("fastest")
     page.get_by_role("button", name="Write").click()
     page.get_by_text("Done: ").wait_for()

@@ -20,7 +20,6 @@ from hybrid_jax.eval.scorers.gpt2 import GPT2Config, GPT2Scorer
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, repetition
 from hybrid_jax.eval.text_quality import evaluate
 from hybrid_jax.generation import requests
-from hybrid_jax.generation import samples as samples_file
 
 BYTES = ByteTokenizer()
 END = "<|endoftext|>"
@@ -309,7 +308,7 @@ def lines(*texts, **settings):
 def test_what_generation_wrote_is_read_and_its_settings_carried_along(scorer, tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text(lines("one", "three"))
-    samples = samples_file.read(path)
+    samples = requests.read(path)
     assert samples.texts == ("one", "three")
     assert [list(row) for row in samples.tokens] == [list(b"one"), list(b"three")]
     quality = evaluate(
@@ -343,9 +342,9 @@ def test_files_that_generation_did_not_write_are_refused(tmp_path, content, said
     path = tmp_path / "texts.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=said):
-        samples_file.read(path)
+        requests.read(path)
     with pytest.raises(UserError, match="cannot be read"):
-        samples_file.read(tmp_path / "nowhere")
+        requests.read(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -9,74 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import LENGTH
 
 from hybrid_jax import evaluate
-from hybrid_jax.config import (
-    DataConfig,
-    EvaluationConfig,
-    Experiment,
-    ModelConfig,
-    NoiseConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import datasets, perplexity
 from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.detokenize import NAMES, detokenizer
-from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.objective import Objective
-from hybrid_jax.optim import OptimizerConfig
-from hybrid_jax.runtime.preemption import Signals
-from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.training import loop, pretrained, workdir
-
-LENGTH = 16
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    lines = [f"{n} plus {n} makes {2 * n}.\n" for n in range(3000)]
-    (folder / "a.txt").write_text("".join(lines), encoding="utf-8")
-    (folder / "b.txt").write_text("Ein Satz mit γ und ε.\n" * 20, encoding="utf-8")
-    return folder
-
-
-def run_of(text, folder, schedule, layout, noise, objective, evaluation):
-    experiment = Experiment(
-        name=schedule,
-        data=DataConfig(
-            source=f"files:{text}/a.txt", tokenizer="byte", length=LENGTH, dir=str(folder / "data")
-        ),
-        schedule=ScheduleConfig(family=schedule, width=4, levels=4),
-        noise=NoiseConfig(kernel=noise),
-        layout=Layout(alignment=layout),
-        objective=objective,
-        model=ModelConfig(layers=1, width=16, heads=2),
-        optimizer=OptimizerConfig(learning_rate=0.05, schedule="constant"),
-        train=TrainConfig(steps=8, batch_size=8, eval_every=100, checkpoint_every=100),
-        evaluation=evaluation,
-        sampling=SamplingConfig(count=0),
-    )
-    run = loop.open_run(experiment, jax.devices()[:1])
-    workdir.claim(folder / "run", experiment, run.tokenizer)
-    loop.train(run, folder / "run", Signals(), say=lambda _: None)
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def ar(text, tmp_path_factory):
-    return run_of(text, tmp_path_factory.mktemp("ar"), "quenched_ar", "shifted", "absorbing",
-                  Objective(), EvaluationConfig(time="discrete"))  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def hybrid(text, tmp_path_factory):
-    return run_of(text, tmp_path_factory.mktemp("hybrid"), "block", "aligned", "gamma",
-                  Objective(parameterisation="context", time="continuous"),
-                  EvaluationConfig(time="continuous"))  # fmt: skip
+from hybrid_jax.training import pretrained
 
 
 def measured(folder, dataset, **settings):
@@ -115,7 +56,7 @@ def test_autoregression_is_the_exact_cross_entropy(ar, text):
     assert found.estimate.bits_per_byte == pytest.approx(bits, rel=1e-5)
 
 
-@pytest.mark.parametrize("which", ["ar", "hybrid"])
+@pytest.mark.parametrize("which", ["ar", "gamma"])
 def test_remainders_count_and_batches_do_not(which, request, text):
     folder = request.getfixturevalue(which)
     dataset = EvaluationSet(name="b", source=f"files:{text}/b.txt")
@@ -129,38 +70,38 @@ def test_remainders_count_and_batches_do_not(which, request, text):
         assert abs(seven.estimate.nll - all_.estimate.nll) < 4 * error
 
 
-def test_bounds_tighten_with_draws_as_their_errors_say(hybrid, text):
+def test_bounds_tighten_with_draws_as_their_errors_say(gamma, text):
     dataset = EvaluationSet(name="b", source=f"files:{text}/b.txt")
-    many = measured(hybrid, dataset, draws=64, seed=99).estimate
-    few = [measured(hybrid, dataset, draws=1, seed=seed).estimate for seed in range(12)]
+    many = measured(gamma, dataset, draws=64, seed=99).estimate
+    few = [measured(gamma, dataset, draws=1, seed=seed).estimate for seed in range(12)]
     errors = [estimate.nll_se for estimate in few]
     assert many.nll_se < 0.6 * np.mean(errors)
     # Records are the same, so the spread of the means is that of the draws alone.
     spread = np.std([estimate.nll for estimate in few])
     assert spread < 1.5 * np.mean(errors)
     assert abs(np.mean([e.nll for e in few]) - many.nll) < 4 * np.mean(errors) / np.sqrt(12)
-    assert "exact" not in measured(hybrid, dataset).protocol.bound
+    assert "exact" not in measured(gamma, dataset).protocol.bound
 
 
-def test_command_line_prints_and_stores(hybrid, text, capsys):
+def test_command_line_prints_and_stores(gamma, text, capsys):
     source = f"files:{text}/b.txt"
-    arguments = [f"--workdir={hybrid}", f"--datasets=valid,lambada={source},books={source}",
+    arguments = [f"--workdir={gamma}", f"--datasets=valid,lambada={source},books={source}",
                  "--draws=2", "--batch_size=16"]  # fmt: skip
     assert evaluate.main(arguments) == 0
     shown = capsys.readouterr().out
     for name in ("valid", "lambada", "books"):
-        stored = json.loads((hybrid / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
+        stored = json.loads((gamma / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
         assert stored["protocol"]["name"] == "packed-1"
         assert stored["protocol"]["draws"] == 2
         assert len(stored["sha256"]) == 64
         assert stored["versions"]["jax"] == jax.__version__
         line = next(line for line in shown.splitlines() if line.startswith(name))
         assert f"≤ {stored['values']['perplexity']:.2f} ± " in line
-    detokenized = json.loads((hybrid / "evaluation" / "lambada.json").read_text(encoding="utf-8"))
+    detokenized = json.loads((gamma / "evaluation" / "lambada.json").read_text(encoding="utf-8"))
     assert detokenized["dataset"]["detokenizer"] == "lambada"
     # The held-out records of the run, as the run itself evaluates them.
-    valid = json.loads((hybrid / "evaluation" / "valid.json").read_text(encoding="utf-8"))
-    assert valid["estimate"]["records"] == Manifest.load(hybrid.parent / "data").valid.records
+    valid = json.loads((gamma / "evaluation" / "valid.json").read_text(encoding="utf-8"))
+    assert valid["estimate"]["records"] == Manifest.load(gamma.parent / "data").valid.records
 
 
 BUILD = """
@@ -201,7 +142,7 @@ BUILDERS = {
 }  # fmt: skip
 
 
-def test_tfds_without_network_and_tensorflow(hybrid, tmp_path):
+def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
     """Sets with the features of the real ones, built here and read back by their usual names."""
     for settings in BUILDERS.values():
         script = BUILD.format(**settings)
@@ -213,7 +154,7 @@ def test_tfds_without_network_and_tensorflow(hybrid, tmp_path):
         "assert 'tensorflow' not in sys.modules; sys.exit(status)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", command, f"--workdir={hybrid}", "--draws=1", "--records=20",
+        [sys.executable, "-c", command, f"--workdir={gamma}", "--draws=1", "--records=20",
          "--datasets=lambada,arxiv,pubmed"],
         capture_output=True, text=True, check=False,
         env={**os.environ, "TFDS_DATA_DIR": str(tmp_path), "JAX_NUM_CPU_DEVICES": "1"},
@@ -221,7 +162,7 @@ def test_tfds_without_network_and_tensorflow(hybrid, tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("lambada", "arxiv", "pubmed"):
         assert f"\n{name} " in done.stdout
-        stored = json.loads((hybrid / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
+        stored = json.loads((gamma / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
         assert stored["dataset"]["source"].startswith("tfds:")
         assert stored["estimate"]["records"] == 20
 
@@ -241,13 +182,13 @@ def test_tfds_without_network_and_tensorflow(hybrid, tmp_path):
         (["--step=best"], "was evaluated: leave out the step"),
     ],
 )
-def test_mistakes_are_one_sentence(hybrid, tmp_path, capsys, monkeypatch, arguments, message):
+def test_mistakes_are_one_sentence(gamma, tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     short = tmp_path / "short.txt"
     short.write_text("abc", encoding="utf-8")
     values = {"folder": tmp_path, "short": short}
     arguments = [argument.format(**values) for argument in arguments]
-    assert evaluate.main([f"--workdir={hybrid}", *arguments]) == 2
+    assert evaluate.main([f"--workdir={gamma}", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message.format(**values) in error

@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 from enumeration import quick_jit
 from PIL import Image
-from test_evaluate import LENGTH, run_of
+from tiny import LENGTH
 
 from hybrid_jax import generate
-from hybrid_jax.config import EvaluationConfig
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.figures import __main__ as figures
-from hybrid_jax.figures import frames, gif, hyperschedules, masks, noise, page
-from hybrid_jax.generation import requests
-from hybrid_jax.generation.kinds import KINDS, kinds_of
+from hybrid_jax.figures import gif, hyperschedules, masks, noise, page, palette
+from hybrid_jax.generation import driver, frames, player, requests
+from hybrid_jax.generation.frames import STATES, states_of
 from hybrid_jax.generation.requests import Request
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.layout import Layout
@@ -36,26 +35,26 @@ from hybrid_jax.training import pretrained
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
 # ---------------------------------------------------------------------------------------------
-# Kinds of tokens.
+# States of tokens.
 
 
-def test_kinds_of_tokens():
+def test_states_of_tokens():
     mask = 9
     #          given  given(open)  settled  remasked  changed  masked  new   active  not begun
     before = [0, mask, 1, 2, 3, mask, mask, 4, mask]
     tokens = [0, 7, 1, mask, 8, mask, 5, 4, mask]
-    found = kinds_of(
+    found = states_of(
         tokens, before, mask=mask, frozen=[True, True] + [False] * 7, settled=3, frontier=8
     )
     assert found == ["given", "given", "settled", "corrected", "corrected", "masked", "revealed",
                      "active", "worthless"]  # fmt: skip
-    assert set(found) == set(KINDS)
-    first = kinds_of(tokens, None, mask=mask, frozen=[False] * 9, settled=3, frontier=8)
+    assert set(found) == set(STATES)
+    first = states_of(tokens, None, mask=mask, frozen=[False] * 9, settled=3, frontier=8)
     assert not {"revealed", "corrected", "given"} & set(first)
 
 
 def test_tokens_that_are_not_begun_are_worthless_though_noise_shows_tokens():
-    found = kinds_of([1, 2], [1, 2], mask=9, frozen=[False] * 2, settled=0, frontier=1)
+    found = states_of([1, 2], [1, 2], mask=9, frozen=[False] * 2, settled=0, frontier=1)
     assert found == ["active", "worthless"]
 
 
@@ -175,7 +174,7 @@ def test_inference_masks_are_what_the_sampler_feeds(number):
     sampler = Sampler(spec=spec, network=network)
     params = network.init(jax.random.key(0))
     given = prompts.build([[]], length=9, vocab_size=5)
-    state = loop.start(sampler, params, requests.keys_of(0, np.arange(1)), given)
+    state = loop.start(sampler, params, driver.keys_of(0, np.arange(1)), given)
     state = loop.advance(sampler, rules.make("ancestral"), params, state, 2 * masks.WIDTH)
     assert int(state.step[0]) == 2 * masks.WIDTH
 
@@ -219,34 +218,18 @@ def test_names_of_rows():
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    lines = [f"{n} plus {n} makes {2 * n}.\n" for n in range(3000)]
-    (folder / "a.txt").write_text("".join(lines), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def hybrid(text, tmp_path_factory):
-    goal = Objective(loss="weighted_cross_entropy", time="continuous")
-    return run_of(text, tmp_path_factory.mktemp("hybrid"), "block", "aligned", "epsilon", goal,
-                  EvaluationConfig(kernel="absorbing"))  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def recordings(hybrid):
+def recordings(epsilon):
     """Under a rule that replaces, and one that masks again; each with what `generate` gives."""
-    model = pretrained.load(hybrid)
-    sampler = requests.build_sampler(model, model.experiment.sampling, None)
+    model = pretrained.load(epsilon)
+    sampler = requests.build_sampler(model, model.experiment.sampling)
     request = Request(prompt="12", ids=[49, 50], stop=LENGTH)
     found = []
     for name, rule in {
-        "acs": rules.make("acs", eta=1.0),
+        "acs": rules.make("acs", eta=1.0, temperature=4.0),
         "remdm": rules.make("remdm", eta=0.5),
     }.items():
-        given = (sampler, rule, model.params, model.tokenizer)
-        recording = frames.record(*given, request, seed=4, title=f"<{name}>", settings="")
-        (wanted,), _ = generate.generate(*given, [request], seed=4, batch_size=1)
+        recording = frames.record(model, sampler, rule, request, seed=4, title=f"<{name}>")
+        (wanted,), _ = generate.generate(model, sampler, rule, [request], seed=4, batch_size=1)
         found.append((recording, wanted))
     return found
 
@@ -256,10 +239,10 @@ def test_frames_end_in_the_text_that_generate_gives(recordings):
         assert recording.text == wanted
         last = recording.frames[-1]
         cells = frames.cells_of(ByteTokenizer(), wanted.tokens, ["settled"] * len(wanted.tokens))
-        assert list(last.cells) == cells
-        assert set(last.kinds) <= {"given", "settled", "revealed", "corrected"}
+        assert list(last.cells) == [frames.on_one_line(cell) for cell in cells]
+        assert set(last.states) <= {"given", "settled", "revealed", "corrected"}
         assert (last.nfe, last.corrections) == (wanted.nfe, wanted.corrections)
-        assert last.step == recording.steps
+        assert last.step == last.steps
 
 
 def test_frames_count_what_the_loop_counts(recordings):
@@ -268,68 +251,66 @@ def test_frames_count_what_the_loop_counts(recordings):
         assert len(recording.frames) == wanted.nfe + 1
         total = 0
         for number, frame in enumerate(recording.frames):
-            total += frame.kinds.count("corrected")
+            total += frame.states.count("corrected")
             assert frame.corrections == total
             assert frame.nfe == number
-            assert len(frame.cells) == len(frame.kinds) == LENGTH
-            assert frame.kinds[:2] == ("given", "given")
+            assert len(frame.cells) == len(frame.states) == LENGTH
+            assert frame.states[:2] == ("given", "given")
     masked_again = [
         cell
         for frame in recordings[1][0].frames
-        for cell, kind in zip(frame.cells, frame.kinds, strict=True)
-        if kind == "corrected"
+        for cell, state in zip(frame.cells, frame.states, strict=True)
+        if state == "corrected"
     ]
     assert "░" in masked_again
 
 
-def test_kinds_of_frames_follow_the_schedule(recordings):
+def test_states_of_frames_follow_the_schedule(recordings):
     """Blocks of 4: those done are settled, one is open, the others are not begun."""
     for recording, _ in recordings:
         for frame in recording.frames[:-1]:
             block = frame.step // 4
-            for position, kind in enumerate(frame.kinds):
+            for position, state in enumerate(frame.states):
                 if position // 4 < block:
-                    assert kind in ("given", "settled", "revealed", "corrected")
+                    assert state in ("given", "settled", "revealed", "corrected")
                 elif position // 4 == block:
-                    assert kind in ("given", "active", "revealed", "corrected", "masked")
+                    assert state in ("given", "active", "revealed", "corrected", "masked")
                 else:
-                    assert kind == "worthless"
+                    assert state == "worthless"
 
 
-def test_text_behind_an_end_token_is_worthless(hybrid):
-    model = pretrained.load(hybrid)
-    sampler = requests.build_sampler(model, model.experiment.sampling, None)
+def test_text_behind_an_end_token_is_worthless(epsilon):
+    model = pretrained.load(epsilon)
+    sampler = requests.build_sampler(model, model.experiment.sampling)
     # A common letter as end token, so that the text is sure to end.
     stopping = dataclasses.replace(sampler, eos=ord(" "))
     request = Request(prompt="", ids=[], stop=LENGTH)
     for seed in range(5):
-        recording = frames.record(
-            stopping, rules.make("greedy"), model.params, model.tokenizer, request,
-            seed=seed, title="", settings="",
-        )  # fmt: skip
+        recording = frames.record(model, stopping, rules.make("greedy"), request, seed=seed)
         length = len(recording.text.tokens)
         if length < LENGTH:
             break
     assert length < LENGTH
     last = recording.frames[-1]
-    assert set(last.kinds[length:]) == {"worthless"}
-    assert "worthless" not in last.kinds[:length]
-    assert last.step == recording.steps
+    assert set(last.states[length:]) == {"worthless"}
+    assert "worthless" not in last.states[:length]
+    assert last.step == last.steps
 
 
 def test_characters_of_several_tokens():
     tokens = [*"a—b".encode(), 10, 258, 0xE2, 258, 257, 0x80]
-    kinds = ["settled"] * 10 + ["worthless"]
+    states = ["settled"] * 10 + ["worthless"]
     unreadable = frames.UNREADABLE
-    wanted = ["a", "—", "", "", "b", "⏎", "░", unreadable, "░", "", "·"]
-    assert frames.cells_of(ByteTokenizer(), tokens, kinds) == wanted
+    wanted = ["a", "—", "", "", "b", "\n", "░", unreadable, "░", "", "·"]
+    assert frames.cells_of(ByteTokenizer(), tokens, states) == wanted
     # A character that is not whole yet is not made up from what is not begun.
-    kinds = ["settled", "active", "worthless"]
-    assert frames.cells_of(ByteTokenizer(), list("—".encode()), kinds) == [
+    states = ["settled", "active", "worthless"]
+    assert frames.cells_of(ByteTokenizer(), list("—".encode()), states) == [
         unreadable,
         unreadable,
         "·",
     ]
+    assert frames.on_one_line("a\n\t\x07é") == f"a⏎ {unreadable}é"
 
 
 def test_gif_has_a_frame_for_each_round(recordings):
@@ -358,11 +339,16 @@ def payload(html):
     return json.loads(values)
 
 
-def test_page_is_played_and_stepped_through_in_a_browser(browser):
+@pytest.mark.parametrize("which", ["drawn", "committed"])
+def test_page_is_played_and_stepped_through_in_a_browser(which, recordings, tmp_path, browser):
+    file = FIGURES / "animation.html"
+    if which == "drawn":
+        file = tmp_path / "animation.html"
+        file.write_text(page.draw([recording for recording, _ in recordings]), encoding="utf-8")
     tab = browser.new_page(reduced_motion="reduce")  # so that it does not begin by itself
     troubles = []
     tab.on("pageerror", lambda error: troubles.append(error))
-    tab.goto((FIGURES / "animation.html").as_uri())
+    tab.goto(file.as_uri())
 
     def shown():
         now, _, last = tab.locator("#count").text_content().partition("/")
@@ -371,25 +357,28 @@ def test_page_is_played_and_stepped_through_in_a_browser(browser):
 
     now, last, begun = shown()
     assert now == 0
-    tab.get_by_label("one call on").click()
+    tab.get_by_label("Frame on").click()
     tab.keyboard.press("ArrowRight")
     assert shown()[0] == 2
-    tab.get_by_label("one call back").click()
+    tab.get_by_label("Frame back").click()
     assert shown()[0] == 1
-    tab.get_by_label("last").click()
+    tab.get_by_label("Last frame").click()
     assert shown()[0] == last
     assert all(a != b for a, b in zip(shown()[2], begun, strict=True))
-    tab.get_by_label("first").click()
+    tab.get_by_label("First frame").click()
     assert shown()[::2] == (0, begun)
-    tab.get_by_label("speed").select_option("fast")
-    tab.get_by_role("button", name="play").click()
+    tab.get_by_label("Speed").select_option("40 a second")
+    tab.get_by_role("button", name="Play").click()
     tab.locator("#count", has_text=re.compile(r"^(?:[3-9]|\d\d)")).wait_for()
-    tab.get_by_role("button", name="pause").click()
+    tab.get_by_role("button", name="Pause").click()
     assert 2 < shown()[0] == shown()[0]
-    tab.get_by_label("nfe").fill(str(last - 1))
-    tab.get_by_role("button", name="play").click()
-    tab.get_by_role("button", name="play").wait_for()  # it pauses at the end
+    tab.get_by_label("Frame", exact=True).fill(str(last - 1))
+    tab.get_by_role("button", name="Play").click()
+    tab.get_by_role("button", name="Play").wait_for()  # it pauses at the end
     assert shown()[0] == last
+    tab.goto(f"{file.as_uri()}#2")
+    tab.reload()
+    assert shown()[0] == 2
     tab.close()
     assert not troubles
 
@@ -397,22 +386,35 @@ def test_page_is_played_and_stepped_through_in_a_browser(browser):
 def test_page_holds_the_frames_and_needs_nothing_else(recordings):
     runs = [recording for recording, _ in recordings]
     html = page.draw(runs)
-    assert "//" not in html.replace("// ", "").replace("  //", "")  # no address of anything
+    assert "//" not in html.replace("\n// ", "").replace("  // ", "")  # no address of anything
     assert "<acs>" not in html
-    for run, told in zip(runs, payload(html), strict=True):
+    values = payload(html)
+    assert values["states"] == frames.MEANINGS
+    for run, told in zip(runs, values["runs"], strict=True):
         assert told["title"] == run.title
-        assert told["widths"] == frames.widths(run)
+        assert told["widths"] == list(run.widths)
         cells = [""] * len(told["widths"])
         for frame, (letters, changes, counts) in zip(run.frames, told["frames"], strict=True):
             for position, text in zip(changes[::2], changes[1::2], strict=True):
                 cells[position] = text
             assert cells == list(frame.cells)
-            assert list(letters) == [kind[0] for kind in frame.kinds]
+            assert list(letters) == [state[0] for state in frame.states]
             assert counts == (
-                f"step {frame.step}/{run.steps}, {frame.nfe} calls, {frame.corrections} corrections"
+                f"step {frame.step}/{frame.steps}, NFE {frame.nfe}, corrections {frame.corrections}"
             )
-    for kind in KINDS:
-        assert re.search(rf"^  \.{kind[0]} \{{", html, re.MULTILINE)
+
+
+def test_every_way_to_show_a_token_knows_its_states():
+    assert list(frames.MEANINGS) == list(palette.STYLES) == list(STATES)
+    css = player.read("player.css")
+    for state, style in palette.STYLES.items():
+        found = re.search(rf"^\.{state} \{{ (.*) \}}$", css, re.MULTILINE)
+        look = found[1] if found else ""
+        assert ("background" in look) == (style.fill != palette.PAPER)
+        if style.fill != palette.PAPER:
+            assert f"background: {style.fill}; color: {style.ink};" in look
+        assert ("font-weight: bold" in look) == style.bold
+        assert ("underline" in look) == style.underlined
 
 
 # ---------------------------------------------------------------------------------------------
@@ -434,19 +436,25 @@ def test_the_command_draws_what_needs_no_model(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(files)
 
 
-def test_the_command_animates_a_run(hybrid, tmp_path):
-    arguments = ["animation", f"--workdir={hybrid}", "--prompt=7 ", "--seed=3", f"--out={tmp_path}"]
-    assert figures.main(arguments) == 0
+def test_the_command_animates_a_run(epsilon, tmp_path):
+    arguments = [
+        "animation",
+        f"--workdir={epsilon}",
+        "--prompt=7 ",
+        "--seed=3",
+        f"--out={tmp_path}",
+    ]
+    assert figures.main(["animation", *arguments]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"animation.gif", "animation.html"}
-    (run,) = payload((tmp_path / "animation.html").read_text(encoding="utf-8"))
+    (run,) = payload((tmp_path / "animation.html").read_text(encoding="utf-8"))["runs"]
     assert run["settings"] == "block(ω=4, T=4), ε-hybrid(ε=0.01), ancestral"
     out = tmp_path / "texts.jsonl"
-    command = [f"--workdir={hybrid}", "--prompt=7 ", "--seed=3", f"--out={out}"]
+    command = [f"--workdir={epsilon}", "--prompt=7 ", "--seed=3", f"--out={out}"]
     assert generate.main(command) == 0
     wanted = json.loads(out.read_text(encoding="utf-8"))
-    recording = frames.record_run(hybrid, prompt="7 ", seed=3)
+    recording = figures.record_run(epsilon, prompt="7 ", seed=3)
     assert recording.text.tokens == wanted["tokens"]
-    assert run == page.values_of(recording)
+    assert run == json.loads(json.dumps(page.values_of(recording)))
 
 
 @pytest.mark.parametrize(
@@ -477,9 +485,9 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, message):
     assert file.read_text(encoding="utf-8") == "mine"
 
 
-def test_a_prompt_that_does_not_fit_is_refused(hybrid, tmp_path, capsys):
+def test_a_prompt_that_does_not_fit_is_refused(epsilon, tmp_path, capsys):
     prompt = "x" * (LENGTH + 1)
-    assert figures.main([f"--workdir={hybrid}", f"--prompt={prompt}", "animation",
+    assert figures.main([f"--workdir={epsilon}", f"--prompt={prompt}", "animation",
                          f"--out={tmp_path}/out"]) == 2  # fmt: skip
     assert "shorten it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -102,20 +102,20 @@ def test_remat_unroll_and_types_do_not_change_the_count():
 
 @pytest.mark.parametrize(("family", "alignment"), ROWS)
 def test_attention_counts_the_true_entries_of_the_mask(family, alignment):
-    goal = spec(family, alignment)
-    schedule = goal.schedule
+    found = spec(family, alignment)
+    schedule = found.schedule
     found = []
     for phase in range(schedule.phases):
         groups = jnp.full(schedule.phase_groups, phase)
-        rows = layouts.training_rows(goal.layout, schedule, groups)
+        rows = layouts.training_rows(found.layout, schedule, groups)
         rows = [
             dict(zip(rows._fields, values, strict=True))
             for values in zip(*map(np.asarray, rows), strict=True)
         ]
         found.append(
-            sum(bool(layouts.may_attend(goal.layout, row(q), row(k))) for q in rows for k in rows)
+            sum(bool(layouts.may_attend(found.layout, row(q), row(k))) for q in rows for k in rows)
         )
-    count = flops.forward_flops(NETWORK, goal)
+    count = flops.forward_flops(NETWORK, found)
     assert count.pairs == np.mean(found)
     assert count.attention == 4 * NETWORK.width * NETWORK.layers * np.mean(found)
 
@@ -140,29 +140,29 @@ def test_pairs_of_small_cases_by_hand():
 
 def test_many_phases_are_represented_by_some():
     schedule = hyperschedule.slide(length=180, width=90, levels=90)
-    goal = dataclasses.replace(spec("flat", "aligned"), schedule=schedule)
-    some = flops.forward_flops(NETWORK, goal).pairs
-    every = np.mean([_pairs(goal, phase) for phase in range(0, 90, 7)])
+    found = dataclasses.replace(spec("flat", "aligned"), schedule=schedule)
+    some = flops.forward_flops(NETWORK, found).pairs
+    every = np.mean([_pairs(found, phase) for phase in range(0, 90, 7)])
     assert some == pytest.approx(every, rel=0.01)
 
 
-def _pairs(goal: Spec, phase: int) -> int:
-    rows = layouts.training_rows(goal.layout, goal.schedule, jnp.array([phase]))
-    return int(layouts.attention_mask(goal.layout, rows).sum())
+def _pairs(found: Spec, phase: int) -> int:
+    rows = layouts.training_rows(found.layout, found.schedule, jnp.array([phase]))
+    return int(layouts.attention_mask(found.layout, rows).sum())
 
 
 def test_custom_tables_have_a_count_too():
     table = hyperschedule.custom([[2, 2, 2], [1, 2, 2], [0, 1, 2], [0, 0, 1], [0, 0, 0]])
-    goal = dataclasses.replace(spec("flat", "aligned"), schedule=table)
-    count = flops.forward_flops(NETWORK, goal)
+    found = dataclasses.replace(spec("flat", "aligned"), schedule=table)
+    count = flops.forward_flops(NETWORK, found)
     assert count.rows == 3 + 2
     assert count.head == 2 * 3 * 16 * 128
 
 
 def test_training_is_three_times_forward():
-    goal = spec("block", "shifted")
-    forward = flops.forward_flops(NETWORK, goal)
-    assert flops.training_flops(NETWORK, goal) == 3 * forward.total
+    found = spec("block", "shifted")
+    forward = flops.forward_flops(NETWORK, found)
+    assert flops.training_flops(NETWORK, found) == 3 * forward.total
     assert forward.total == forward.matmul + forward.attention + forward.head
 
 
@@ -170,13 +170,13 @@ def test_released_size_is_about_six_flops_a_parameter_and_token():
     """The rule of thumb 6·parameters·tokens, with attention apart (arXiv 2001.08361 table 1)."""
     network = Transformer(vocab_size=50_257, layers=12, width=768, heads=12)
     schedule = hyperschedule.flat(length=1024, levels=1024)
-    goal = dataclasses.replace(
+    found = dataclasses.replace(
         spec("flat", "aligned"), schedule=schedule, kernel=noising.absorbing(vocab_size=50_257)
     )
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     shapes.pop("embedding")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    forward = flops.forward_flops(network, goal)
+    forward = flops.forward_flops(network, found)
     assert 3 * (forward.matmul + forward.head) == pytest.approx(6 * parameters * 1024, rel=0.003)
     assert forward.attention == 12 * 4 * 768 * 1024**2
 

@@ -14,29 +14,28 @@ import jax
 import numpy as np
 import pytest
 import rich.console
+import tiny
 from conftest import REPOSITORY
 
 from hybrid_jax import generate
 from hybrid_jax.config import (
-    DataConfig,
     EvaluationConfig,
     Experiment,
-    ModelConfig,
     NoiseConfig,
     ScheduleConfig,
     TrainConfig,
 )
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation.frames import Frames
-from hybrid_jax.generation.terminal import Watch
+from hybrid_jax.generation import driver, frames, requests, terminal
+from hybrid_jax.generation.driver import Round
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
-from hybrid_jax.runtime.preemption import Signals
-from hybrid_jax.sampling import prompts
+from hybrid_jax.sampling import prompts, rules
+from hybrid_jax.sampling.setting import check_settings, setting, settings_of
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.training import loop, pretrained, workdir
+from hybrid_jax.training import pretrained
 
 LENGTH = 24
 
@@ -47,25 +46,20 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("generate")
     lines = [f"{n} plus {n} makes {2 * n}, and that is all there is to say.\n" for n in range(2000)]
     (place / "text.txt").write_text("".join(lines), encoding="utf-8")
-    experiment = Experiment(
-        name="test",
-        data=DataConfig(
-            source=f"files:{place}/text.txt", tokenizer="byte", length=LENGTH, dir=f"{place}/data"
-        ),
+    found = tiny.run(
+        place,
+        place / "text.txt",
+        length=LENGTH,
         schedule=ScheduleConfig(family="block", width=4, levels=4),
         noise=NoiseConfig(kernel="epsilon"),
         layout=Layout(alignment="shifted"),
         objective=Objective(loss="weighted_cross_entropy", time="continuous"),
-        model=ModelConfig(layers=1, width=16, heads=2),
         train=TrainConfig(steps=3, batch_size=8, eval_every=100, checkpoint_every=2),
         evaluation=EvaluationConfig(kernel="absorbing"),
         sampling=SamplingConfig(rule="acs", eta=0.5),
     )
-    run = loop.open_run(experiment, jax.devices()[:1])
-    workdir.claim(place / "run", experiment, run.tokenizer)
-    loop.train(run, place / "run", Signals(), say=lambda _: None)
     shutil.rmtree(place / "data")
-    return place / "run"
+    return found
 
 
 def records(folder, tmp_path, *arguments):
@@ -102,14 +96,37 @@ def test_prompts_are_continued_and_everything_is_recorded(folder, tmp_path, caps
     printed = capsys.readouterr()
     assert "--- text 4 of 4 ---" in printed.out
     assert "tokens/s" in printed.err
+    assert "NFE and " in printed.err
     assert "corrections a text (acs, block(ω=4, T=4))" in printed.err
 
 
 def test_a_text_does_not_depend_on_its_batch(folder, tmp_path):
-    raise_on_all = records(folder, tmp_path, "--num_samples=3", "--batch_size=3")
+    together = records(folder, tmp_path, "--num_samples=3", "--batch_size=3")
     apart = records(folder, tmp_path, "--num_samples=3", "--batch_size=1")
-    assert [row["tokens"] for row in raise_on_all] == [row["tokens"] for row in apart]
-    assert len({tuple(row["tokens"]) for row in raise_on_all}) == 3
+    assert [row["tokens"] for row in together] == [row["tokens"] for row in apart]
+    assert len({tuple(row["tokens"]) for row in together}) == 3
+
+
+def test_texts_do_not_depend_on_who_watches(folder):
+    model = pretrained.load(folder)
+    sampling = model.experiment.sampling
+    sampler, rule = requests.build_sampler(model, sampling), sampling.build()
+    wanted = [requests.beginning(text, model.tokenizer, stop=LENGTH) for text in ("a", "bc", "d")]
+    seen = []
+    alone = driver.run(model, sampler, rule, wanted, seed=2, batch_size=2)
+    watched = driver.run(
+        model, sampler, rule, wanted, seed=2, batch_size=2, every=7,
+        on_round=lambda r: seen.append((r.first, int(r.state.nfe[0]), len(r.texts))),
+    )  # fmt: skip
+    assert watched == alone
+    assert [text.number for text in alone] == [0, 1, 2]
+    assert [text.prompt for text in alone] == ["a", "bc", "d"]
+    # 24 rounds, seven at a time; the second batch is filled up, and has one text.
+    assert seen == [
+        (first, nfe, texts)
+        for first, last in ((0, 2), (2, 1))
+        for nfe, texts in ((0, 0), (7, 0), (14, 0), (21, 0), (24, last))
+    ]
 
 
 def test_gaps_are_filled_and_the_rest_stands(folder, tmp_path):
@@ -153,10 +170,12 @@ def test_prompts_come_from_a_file_or_standard_input(folder, tmp_path, monkeypatc
         (["--infill=a{{20}}b{{20}}"], "asks for a text of 42 tokens, but the model writes 1 to 24"),
         (["--infill=a{{9999999999}}b"], "The gap {{9999999999}} is longer than the 24 tokens"),
         (["--prompt_file=/nonexistent"], "The prompts in /nonexistent cannot be read"),
-        (["--eta=1.5"], r"eta must lie in [0, 1], but is 1.5"),
+        (["--eta=1.5"], "eta must lie in [0, 1], but is 1.5"),
+        (["--top_p=0"], "top_p must lie in (0, 1], but is 0.0"),
+        (["--sweeps=-1"], "sweeps must be 0 or more, but is -1"),
         (["--rule=ancestral", "--eta=0.5"], "Rule ancestral has no eta: it belongs to acs and rem"),
-        (["--rule=greedy", "--temperature=0.5"], "Rule greedy has no temperature: it takes the li"),
-        (["--guidance=doubt"], "guidance must be uniform or confidence"),
+        (["--rule=greedy", "--temperature=0.5"], "Rule greedy fixes temperature at 0: leave tempe"),
+        (["--guidance=doubt"], "guidance must be one of uniform, confidence"),
         (["--num_samples=0"], "--num_samples must be at least 1"),
         (["--levels=0"], "levels must be at least 1"),
         (["--step=77"], "There is no checkpoint"),
@@ -180,8 +199,8 @@ def test_a_rule_for_another_noise_is_refused(folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "mdlm")
     path = tmp_path / "mdlm" / "config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    values["noise"]["kernel"], values["sampling"]["rule"] = "absorbing", "ancestral"
-    values["sampling"]["eta"] = None
+    values["noise"], values["sampling"] = {"kernel": "absorbing"}, {"rule": "ancestral"}
+    del values["objective"]["shown_weight"]
     path.write_text(json.dumps(values), encoding="utf-8")
     error = complaint(capsys, f"--workdir={tmp_path}/mdlm", "--rule=acs")
     assert "never learnt to judge: choose rule remdm" in error
@@ -206,28 +225,30 @@ def test_the_averaged_parameters_are_used(folder):
 def test_watching_tells_tokens_apart():
     schedule = hyperschedule.slide(length=6, width=2, levels=2)
     given = prompts.build([[65]], length=6, vocab_size=258, stop=5)
-    frames = Frames(schedule, ByteTokenizer(), given)
+    sampler = types.SimpleNamespace(spec=types.SimpleNamespace(schedule=schedule))
 
-    def state(tokens, step, nfe):
-        return types.SimpleNamespace(
+    def round_(tokens, step, nfe):
+        state = types.SimpleNamespace(
             tokens=np.array([tokens]), step=[step], nfe=[nfe], corrections=[nfe // 2]
         )
+        return Round(first=0, given=given, state=state)
 
+    recorder = frames.Recorder(sampler, ByteTokenizer())
+    recorder.frame(round_([65, 67, 68, 258, 258, 258], 2, 2))
+    frame = recorder.frame(round_([65, 67, 69, 258, 258, 258], 3, 3))
+    # The last token is not wanted, and the frontier has not come to the one before.
+    assert list(frame.runs()) == [
+        ("given", "A"), ("settled", "C"), ("corrected", "E"), ("masked", "░"), ("worthless", "·"),
+    ]  # fmt: skip
     console = rich.console.Console(
         file=io.StringIO(), force_terminal=True, color_system="standard", width=100
     )
-    with Watch(console=console) as watch:
-        watch.show(frames.of(state([65, 67, 68, 258, 258, 258], 3, 2)))
-        frame = frames.of(state([65, 67, 69, 258, 258, 258], 4, 3))
-        watch.show(frame)
-    # The last token is not wanted, and the frontier has not come to the one before.
-    assert frame.runs == [
-        ("given", "A"), ("settled", "C"), ("corrected", "E"), ("masked", "░"), ("worthless", "·"),
-    ]  # fmt: skip
+    console.print(terminal.painted(frame))
     painted = console.file.getvalue()
     assert "\x1b[1mA\x1b[0m" in painted
     assert "\x1b[30;43mE\x1b[0m" in painted
-    assert f"step 4/{schedule.steps}, call 3, 1 corrections" in painted
+    assert f"step 3/{schedule.steps}, NFE 3, corrections 1" in painted
+    assert set(terminal.STYLES) == set(frames.STATES)
 
 
 def test_watching_in_a_real_terminal(folder):
@@ -255,3 +276,33 @@ def test_watching_in_a_real_terminal(folder):
     assert text.count("\x1b[1m1 plus\x1b[0m") > 10  # the given tokens, frame after frame
     assert "step 24/24" in text
     assert "░" in text
+
+
+def test_settings_of_rules_are_told_once():
+    """Flags, config and README from the fields of the rules."""
+    table = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for name, named in rules.NAMED.items():
+        flags = " ".join(f"--{setting}" for setting in settings_of(named.kind)
+                         if setting not in named.fixed)  # fmt: skip
+        assert f"| `{name}` | {named.about} | {f'`{flags}` |' if flags else '|'}" in table
+    actions = {action.dest: action for action in generate._parser()._actions}
+    fields = {field.name for field in dataclasses.fields(SamplingConfig)}
+    for name, known in rules.OPTIONS.items():
+        assert actions[name].type is known.kind
+        assert known.about in actions[name].help
+        assert name in fields
+
+
+def test_a_setting_of_a_new_rule_needs_its_field_alone(monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class New(rules.Threshold):
+        depth: int = setting(int, 3, "how deep", "[1, 9]")
+
+    monkeypatch.setitem(rules.NAMED, "new", rules.NamedRule(kind=New, about="new"))
+    assert rules.make("new", depth=4) == New(depth=4)
+    assert rules.NAMED["new"].settings.keys() == {"threshold", "depth", "temperature", "top_k",
+                                                  "top_p"}  # fmt: skip
+    with pytest.raises(UserError, match="Rule acs has no depth: it belongs to new"):
+        rules.make("acs", depth=4)
+    with pytest.raises(UserError, match=r"depth must lie in \[1, 9\], but is 10"):
+        check_settings(New(depth=10))

@@ -82,13 +82,13 @@ def test_quickstart(tmp_path):
     assert re.search(r"validation perplexity ≤ \d", said["train"][0])
     assert len(said["plot"][1]) == 1
     nfe, corrections = zip(
-        *re.findall(r"(\d+) calls, (\d+) corrections", said["sample"][0]), strict=True
+        *re.findall(r"(\d+) NFE, (\d+) corrections", said["sample"][0]), strict=True
     )
     assert set(nfe) == {"32"}
     assert corrections[:2] == ("0", "0")
     assert all(int(number) > 0 for number in corrections[2:])
     assert "→" in said["corrections"][0]
-    count = re.search(r"(\d+) corrections in 32 calls", said["corrections"][0])[1]
+    count = re.search(r"(\d+) corrections in 32 NFE", said["corrections"][0])[1]
     assert count == corrections[2], "the same key, call by call"
 
 

@@ -1,14 +1,13 @@
-"""Generated text scored from the command line: files, and sweeps over rules and paces."""
+"""Generated text scored from the command line: files, and sweeps over rules and tokens per NFE."""
 
 import json
 
 import numpy as np
 import pytest
 from gpt2_files import random_tensors, write
-from test_evaluate import LENGTH, run_of
+from tiny import LENGTH, TEXT
 
 from hybrid_jax import evaluate, generate
-from hybrid_jax.config import EvaluationConfig
 from hybrid_jax.data.pipeline import evaluation_batches
 from hybrid_jax.data.tokenizers import gpt2 as gpt2_tokenizer
 from hybrid_jax.errors import UserError
@@ -20,34 +19,10 @@ from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.eval.scorers import run as run_scorer
 from hybrid_jax.eval.statistics import Estimate, combined
 from hybrid_jax.eval.text_quality import evaluate as scored
-from hybrid_jax.generation import requests, samples
-from hybrid_jax.method.objective import Objective
+from hybrid_jax.generation import driver, requests
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
 from hybrid_jax.training.likelihood import evaluate_bound
-
-TEXT = "".join(f"{n} plus {n} makes {2 * n}.\n" for n in range(3000))
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "a.txt").write_text(TEXT, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ar(text, tmp_path_factory):
-    return run_of(text, tmp_path_factory.mktemp("ar"), "quenched_ar", "shifted", "absorbing",
-                  Objective(), EvaluationConfig(time="discrete"))  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def hybrid(text, tmp_path_factory):
-    goal = Objective(parameterisation="context", loss="weighted_cross_entropy", time="continuous")
-    return run_of(text, tmp_path_factory.mktemp("hybrid"), "block", "aligned", "epsilon",
-                  goal, EvaluationConfig(kernel="absorbing"))  # fmt: skip
-
 
 # ---------------------------------------------------------------------------------------------
 # An autoregressive run as scorer.
@@ -65,7 +40,7 @@ def test_a_run_scores_by_its_own_likelihood(ar):
         one = perplexity.Packed(tokens=record[None], documents=1, dropped=0, bytes_per_token=1.0)
         wanted = evaluate_bound(
             model.spec, model.network, model.params, evaluation_batches(one, 1), bound,
-            key=requests.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
+            key=driver.keys_of(0, np.arange(1))[0], draws=1, bytes_per_token=1.0,
         )  # fmt: skip
         assert row.mean(dtype=np.float64) == pytest.approx(wanted.nll, rel=1e-5)
 
@@ -85,13 +60,13 @@ def test_windows_of_a_run_begin_with_the_beginning_of_sequence(ar):
     np.testing.assert_allclose(found[:LENGTH], first, rtol=1e-5)
 
 
-def test_scorers_by_name(ar, hybrid, tmp_path, shared_data):
+def test_scorers_by_name(ar, epsilon, tmp_path, shared_data):
     scorer, tokenizer = scorers.load(f"run:{ar}")
     assert scorer.vocab_size == tokenizer.vocab_size == 258
     with pytest.raises(
         UserError, match=r"cannot score texts: it holds a run of block.*configs/ar\.py"
     ):
-        scorers.load(f"run:{hybrid}")
+        scorers.load(f"run:{epsilon}")
     for name in ("gpt3:large", "run:", "gpt2", str(ar)):
         with pytest.raises(UserError, match="There is no scorer"):
             scorers.load(name)
@@ -113,14 +88,14 @@ def test_scorers_by_name(ar, hybrid, tmp_path, shared_data):
 # Files of texts.
 
 
-def test_files_of_several_seeds_are_scored_in_one_table(ar, hybrid, tmp_path, capsys):
+def test_files_of_several_seeds_are_scored_in_one_table(ar, epsilon, tmp_path, capsys):
     files = []
     for seed in (0, 1):
         files.append(tmp_path / f"seed{seed}.jsonl")
-        options = [f"--workdir={hybrid}", "--num_samples=6", f"--seed={seed}"]
+        options = [f"--workdir={epsilon}", "--num_samples=6", f"--seed={seed}"]
         assert generate.main([*options, f"--out={files[-1]}"]) == 0
     capsys.readouterr()
-    command = [f"--workdir={hybrid}", f"--texts={files[0]},{files[1]}", f"--scorer=run:{ar}"]
+    command = [f"--workdir={epsilon}", f"--texts={files[0]},{files[1]}", f"--scorer=run:{ar}"]
     assert evaluate.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| seed0.jsonl", "| seed1.jsonl",
@@ -128,12 +103,12 @@ def test_files_of_several_seeds_are_scored_in_one_table(ar, hybrid, tmp_path, ca
     assert "protocol standard-1" in lines[5]
 
     scorer, tokenizer = scorers.load(f"run:{ar}")
-    model = pretrained.load(hybrid)
+    model = pretrained.load(epsilon)
     stored = [
-        json.loads((hybrid / f"evaluation/quality-seed{seed}.json").read_text()) for seed in (0, 1)
+        json.loads((epsilon / f"evaluation/quality-seed{seed}.json").read_text()) for seed in (0, 1)
     ]
     for file, found in zip(files, stored, strict=True):
-        made = samples.read(file)
+        made = requests.read(file)
         wanted = scored(scorer, tokenizer, made.tokens, PROTOCOLS["standard"],
                         tokenizer=model.tokenizer)  # fmt: skip
         assert found["perplexity"]["value"] == pytest.approx(wanted.perplexity.value, rel=1e-5)
@@ -147,14 +122,14 @@ def test_files_of_several_seeds_are_scored_in_one_table(ar, hybrid, tmp_path, ca
 # Sweeps.
 
 
-def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, hybrid, tmp_path, capsys):
+def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, epsilon, tmp_path, capsys):
     command = [
-        f"--workdir={hybrid}", "--pareto", f"--scorer=run:{ar}", "--count=6", "--batch_size=4",
+        f"--workdir={epsilon}", "--pareto", f"--scorer=run:{ar}", "--count=6", "--batch_size=4",
         "--rho=4,1", "--rules=acs:eta=0,acs:eta=0.5", "--seeds=2",
     ]  # fmt: skip
     assert evaluate.main(command) == 0
     printed = capsys.readouterr().out
-    folder = hybrid / "evaluation"
+    folder = epsilon / "evaluation"
     assert (folder / "pareto.md").read_text() in printed
     assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((folder / "pareto.json").read_text())
@@ -170,10 +145,10 @@ def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, hybrid,
         assert any(s["corrections"] > 0 for s in settings) is corrects
 
     # A text is that of its seed and number, as `generate` makes it.
-    made = samples.read(folder / "pareto" / "acs-eta-0.5-rho1-seed1.jsonl")
+    made = requests.read(folder / "pareto" / "acs-eta-0.5-rho1-seed1.jsonl")
     assert len(made.texts) == 6
     alone = [
-        f"--workdir={hybrid}", "--rule=acs", "--eta=0.5", "--num_samples=6", "--seed=1",
+        f"--workdir={epsilon}", "--rule=acs", "--eta=0.5", "--num_samples=6", "--seed=1",
         "--batch_size=6",
     ]  # fmt: skip
     assert generate.main(alone) == 0
@@ -189,9 +164,9 @@ def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, hybrid,
     assert {file for file in times if times[file] != after[file]} == {changed}
 
 
-def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, hybrid):
-    model = pretrained.load(hybrid)
-    assert pareto.paces(model) == [4, 2, 1]
+def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, epsilon):
+    model = pretrained.load(epsilon)
+    assert pareto.tokens_per_nfe(model) == [4, 2, 1]
     fit, reasons = pareto.fitting(model, pareto.RULES)
     assert fit == list(pareto.RULES)
     assert not reasons
@@ -218,18 +193,18 @@ def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, hybrid):
         (["--scorer=run:{ar}", "--pareto", "--protocol=best"], "Unknown protocol"),
     ],
 )
-def test_mistakes_are_one_sentence(ar, hybrid, capsys, arguments, message):
+def test_mistakes_are_one_sentence(ar, epsilon, capsys, arguments, message):
     arguments = [argument.format(ar=ar) for argument in arguments]
-    assert evaluate.main([f"--workdir={hybrid}", *arguments]) == 2
+    assert evaluate.main([f"--workdir={epsilon}", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
     assert len(error.splitlines()) == 1
 
 
-def test_an_autoregressive_run_has_no_paces(ar, capsys):
+def test_an_autoregressive_run_has_one_token_per_nfe(ar, capsys):
     assert evaluate.main([f"--workdir={ar}", "--pareto", f"--scorer=run:{ar}"]) == 2
-    assert "it has no paces" in capsys.readouterr().err
+    assert "there is no ρ to choose" in capsys.readouterr().err
 
 
 def test_a_rule_in_one_word():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hybrid_jax import generate
 from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
@@ -22,10 +23,11 @@ from hybrid_jax.config import (
     TrainConfig,
 )
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import summary
+from hybrid_jax.generation import requests, summary
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import latest_step
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.runtime.sharding import MeshConfig
@@ -246,8 +248,12 @@ def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     assert result["perplexity"] == pytest.approx(np.exp(result["nll"]))
     bits = result["nll"] / np.log(2) / run.manifest.valid.bytes_per_token
     assert result["bits_per_byte"] == pytest.approx(bits)
-    samples = (tmp_path / "samples" / "step-6.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(samples) == 2
+    # The samples are those that the command generates, in a file that evaluation reads.
+    file, again = tmp_path / "samples" / "step-6.jsonl", tmp_path / "again.jsonl"
+    assert len(requests.read(file).texts) == 2
+    command = [f"--workdir={tmp_path}", "--num_samples=2", "--seed=0", f"--out={again}"]
+    assert generate.main(command) == 0
+    assert again.read_text(encoding="utf-8") == file.read_text(encoding="utf-8")
 
 
 def test_a_board_may_be_added_to_a_run(experiment, tmp_path):
@@ -272,6 +278,19 @@ def test_a_profile_is_a_trace_of_some_steps(experiment, tmp_path):
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
     steps = [event["args"]["step_num"] for event in events if event.get("name") == "train"]
     assert sorted(map(int, steps)) == [6, 7, 8, 9, 10]
+
+
+def test_samples_do_not_depend_on_the_mesh(experiment, tmp_path):
+    """Parameters are cut among eight devices, and the texts are the same."""
+    found = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        run = train.open_run(experiment, devices)
+        with sharding.use(run.mesh):
+            state = run.setup.compile_init(run.mesh)()
+        found.append(summary.sample_texts(run, tmp_path, state))
+    assert run.mesh.size == 8
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,18 @@
 """The page, over HTTP, for browsers on this machine.
 
-``GET /`` and the files it names; ``GET /model`` says what can be chosen; ``POST /write`` takes a
-request as JSON (`writer.PageRequest`) and streams what happens, a JSON object a line. Whatever is
-refused comes back as ``{"error": sentence}``.
+``GET /`` and the files it names; ``GET /model`` describes all that can be chosen; ``POST /write``
+takes a request as JSON (`writer.PageRequest`) and streams events, a JSON object a line. A refusal
+comes back as ``{"error": sentence}``.
 
 Any site that somebody visits can make their browser send requests here. So requests must name this
-machine as their host (a name that was rebound to its address does not), and what a page of another
-origin sends is refused.
+machine as their host (a name that was rebound to its address does not), and a page of another
+origin is refused.
 """
 
 from __future__ import annotations
 
 import errno
 import http.server
-import importlib.resources
 import json
 import socket
 import socketserver
@@ -24,6 +23,7 @@ from typing import Any
 
 from hybrid_jax.demo.writer import Writer
 from hybrid_jax.errors import UserError
+from hybrid_jax.generation import player
 
 PLACES = 4
 """Texts that are written at once; whoever comes then is told to wait."""
@@ -31,9 +31,11 @@ PLACES = 4
 _MOST_BYTES = 100_000  # of a request
 _PATIENCE = 30.0  # seconds to wait for a client that neither reads nor writes
 _FILES = {
-    "/": ("page.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/": ("hybrid_jax.demo", "page.html", "text/html; charset=utf-8"),
+    "/page.css": ("hybrid_jax.demo", "page.css", "text/css; charset=utf-8"),
+    "/page.js": ("hybrid_jax.demo", "page.js", "text/javascript; charset=utf-8"),
+    "/player.css": ("hybrid_jax.generation", "player.css", "text/css; charset=utf-8"),
+    "/player.js": ("hybrid_jax.generation", "player.js", "text/javascript; charset=utf-8"),
 }
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -73,15 +75,14 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.host, self.writer = host, writer
         self.places = threading.Semaphore(PLACES)
         self.stopping = threading.Event()
-        folder = importlib.resources.files("hybrid_jax.demo")
         self.files = {
-            path: (folder.joinpath(name).read_bytes(), kind)
-            for path, (name, kind) in _FILES.items()
+            path: (player.read(name, package).encode("utf-8"), kind)
+            for path, (package, name, kind) in _FILES.items()
         }
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.socket.getsockname()[1]}/"
 
@@ -147,7 +148,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.server.places.release()
 
     def _body(self) -> bytes | None:
-        """What was sent; None if it was refused."""
+        """Body of the request; None if it was refused."""
         try:
             size = int(self.headers.get("Content-Length", ""))
         except ValueError:
@@ -165,7 +166,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return body
 
     def _welcome(self) -> bool:
-        """Whether the request may be answered; if not, it is refused."""
+        """True if the request may be answered; refuses it if not."""
         host = self.headers.get("Host", "")
         try:
             name = urllib.parse.urlsplit(f"//{host}").hostname

@@ -6,48 +6,38 @@ import dataclasses
 import math
 import shlex
 import threading
-import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import requests
-from hybrid_jax.generation.frames import KINDS, Frames
+from hybrid_jax.generation import driver, requests
+from hybrid_jax.generation.frames import GLYPHS, MEANINGS, Frame, Recorder
+from hybrid_jax.generation.player import changes
 from hybrid_jax.runtime import decode
-from hybrid_jax.sampling import loop, prompts, rules
-from hybrid_jax.sampling.prompts import Prompts
-from hybrid_jax.sampling.settings import SamplingConfig
+from hybrid_jax.sampling import loop, rules
+from hybrid_jax.sampling.settings import RuleOptions, SamplingConfig, given
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 MOST_CHARACTERS = 20_000
 _MOST_PROGRAMS = 24  # compiled ones that are kept
 _HIGHEST = 1e6  # of any number but the seed: beyond, float32 has no use for it
-_SETTINGS = ("eta", "guidance", "strategy", "threshold", "bound", "temperature")
-_ABOUT = {
-    "ancestral": "the exact reverse step of the noise",
-    "acs": "reveals, and draws shown tokens of the window again",
-    "remdm": "reveals, and masks shown tokens again",
-    "threshold": "reveals what is likelier than a threshold",
-    "entropy": "reveals together what costs few nats",
-    "greedy": "the likeliest tokens of the surest positions",
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PageRequest:
-    """What somebody asks for. None stands for what `hybrid_jax.generate` would do.
+class PageRequest(RuleOptions):
+    """A request of the page. None stands for what `hybrid_jax.generate` would do.
+
+    Settings of rules (`sampling.rules.OPTIONS`) are fields too.
 
     Attributes:
       text: the beginning of the text, or with `gaps` a text with ``{{n}}`` for n tokens to fill.
       length: tokens of the text; not for texts with gaps.
       levels: steps of a window.
       seed: in 0 ... 2^32 − 1.
-      others: of `config.SamplingConfig`.
     """
 
     text: str = ""
@@ -56,14 +46,8 @@ class PageRequest:
     levels: int | None = None
     seed: int = 0
     rule: str | None = None
-    eta: float | None = None
-    guidance: str | None = None
-    strategy: str | None = None
-    threshold: float | None = None
-    bound: float | None = None
-    temperature: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.text) > MOST_CHARACTERS:
             raise UserError(
                 f"The text has {len(self.text)} characters, of which at most {MOST_CHARACTERS} are "
@@ -75,30 +59,22 @@ class PageRequest:
             raise UserError("The text holds half a character (a lone surrogate).") from error
         if not 0 <= self.seed < 2**32:
             raise UserError(f"The seed must lie in 0 … {2**32 - 1}, but is {self.seed}.")
-        for name in ("eta", "threshold", "bound", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and abs(value) <= _HIGHEST):
+        for name, value in given(self).items():
+            if not isinstance(value, str) and abs(value) > _HIGHEST:
                 raise UserError(f"{name} is {value}, which is no number to calculate with.")
         if self.gaps and self.length is not None:
             raise UserError("A text with gaps has the length that its gaps give it: leave it out.")
 
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """The settings of the rule and the warp that are not None."""
-        values = {name: getattr(self, name) for name in _SETTINGS}
-        return {name: value for name, value in values.items() if value is not None}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """A wish that can be fulfilled.
+    """A request that can be answered.
 
     Attributes:
-      command: what makes `hybrid_jax.generate` write the same text.
+      command: makes `hybrid_jax.generate` write the same text.
     """
 
     request: requests.Request
-    given: Prompts
     sampler: Sampler
     rule: Rule
     seed: int
@@ -109,7 +85,7 @@ class Job:
 class Writer:
     """Writes with one model. All methods may be called from any thread."""
 
-    def __init__(self, model: Model, workdir: str, step: int | str | None = None):
+    def __init__(self, model: Pretrained, workdir: str, step: int | str | None = None):
         """`workdir` and `step` name the model on the command line."""
         self._model = model
         self._source = [f"--workdir={workdir}", *([] if step is None else [f"--step={step}"])]
@@ -124,7 +100,7 @@ class Writer:
         return max(schedule.levels, 4 * schedule.width)
 
     def describe(self) -> dict[str, Any]:
-        """What the page needs to know, as JSON values."""
+        """The model and all that can be chosen, as JSON values."""
         model, schedule = self._model, self._model.spec.schedule
         return {
             "name": model.experiment.name,
@@ -139,13 +115,14 @@ class Writer:
             },
             "rule": model.experiment.sampling.rule,
             "rules": [self._describe_rule(name) for name in self._fitting()],
-            "kinds": KINDS,
+            "states": MEANINGS,
+            "glyphs": GLYPHS,
         }
 
     def _fitting(self) -> list[str]:
         """The rules that go with the model's noise."""
         fit = []
-        for name in rules.NAMES:
+        for name in rules.NAMED:
             rule = requests.choose_sampling(self._model.experiment.sampling, name, {}).build()
             try:
                 rule.check(self._model.spec.kernel, self._model.spec.objective)
@@ -156,92 +133,85 @@ class Writer:
 
     def _describe_rule(self, name: str) -> dict[str, Any]:
         sampling = requests.choose_sampling(self._model.experiment.sampling, name, {})
-        rule = sampling.build()
-        hints = typing.get_type_hints(type(rule))
-        settings = {
-            setting: {
-                "value": getattr(rule, setting),
-                # Of a Literal; other types have none, or are not among what is asked for.
-                "choices": [c for c in typing.get_args(hints[setting]) if isinstance(c, str)],
+        named, values = rules.NAMED[name], given(sampling)
+        settings = [
+            {
+                "name": setting.name,
+                "about": f"{setting.about}; {setting.values}",
+                "value": values.get(setting.name, setting.default),
+                "choices": setting.choices,
+                "whole": setting.kind is int,
+                "range": [b for b in setting.bounds if math.isfinite(b)] if setting.within else [],
             }
-            for setting in rules.settings_of(name)
-            if setting in _SETTINGS
-        }
-        if name != "greedy":
-            settings["temperature"] = {"value": sampling.temperature, "choices": []}
-        return {"name": name, "about": _ABOUT[name], "settings": settings}
+            for setting in named.settings.values()
+        ]
+        return {"name": name, "about": named.about, "settings": settings}
 
     def job(self, values: Mapping[str, Any]) -> Job:
-        """What to do for a wish, given as JSON values.
+        """The work for a request, given as JSON values.
 
         Raises:
           UserError: if there is anything wrong with it.
         """
-        wish = decode.from_values(PageRequest, values, "request")
+        asked = decode.from_values(PageRequest, values, "request")
         model = self._model
         length, tokenizer = model.spec.schedule.length, model.tokenizer
-        if wish.levels is not None and wish.levels > self.most_levels:
-            raise UserError(f"levels is {wish.levels}, but this page takes 1 … {self.most_levels}.")
-        sampling = requests.choose_sampling(model.experiment.sampling, wish.rule, wish.sampling)
+        if asked.levels is not None and asked.levels > self.most_levels:
+            raise UserError(
+                f"levels is {asked.levels}, but this page takes 1 … {self.most_levels}."
+            )
+        sampling = requests.choose_sampling(model.experiment.sampling, asked.rule, given(asked))
         rule = sampling.build()
-        sampler = requests.build_sampler(model, sampling, wish.levels)
+        sampler = requests.build_sampler(model, sampling, asked.levels)
         loop.check(sampler, rule)
-        if wish.gaps:
-            request = requests.with_gaps(wish.text, tokenizer, length)
+        if asked.gaps:
+            request = requests.with_gaps(asked.text, tokenizer, length)
         else:
-            stop = length if wish.length is None else wish.length
-            request = requests.beginning(wish.text, tokenizer, stop=stop)
-        given = prompts.build(
-            [request.ids], length=length, vocab_size=tokenizer.vocab_size, stop=request.stop
-        )
+            stop = length if asked.length is None else asked.length
+            request = requests.beginning(asked.text, tokenizer, stop=stop)
+        driver.build_prompts(sampler, [request])  # checks it
         return Job(
             request=request,
-            given=given,
             sampler=sampler,
             rule=rule,
-            seed=wish.seed,
-            about=_about(sampler, sampling, rule),
-            command=self._command(wish),
+            seed=asked.seed,
+            about=_about(sampler, sampling),
+            command=self._command(asked),
         )
 
-    def _command(self, wish: PageRequest) -> str:
-        arguments = [*self._source, f"--seed={wish.seed}"]
-        if wish.text:
-            arguments.append(f"--{'infill' if wish.gaps else 'prompt'}={wish.text}")
-        named = {"length": wish.length, "levels": wish.levels, "rule": wish.rule, **wish.sampling}
+    def _command(self, asked: PageRequest) -> str:
+        arguments = [*self._source, f"--seed={asked.seed}"]
+        if asked.text:
+            arguments.append(f"--{'infill' if asked.gaps else 'prompt'}={asked.text}")
+        named = {"length": asked.length, "levels": asked.levels, "rule": asked.rule, **given(asked)}
         arguments += [f"--{name}={value}" for name, value in named.items() if value is not None]
         return f"python -m hybrid_jax.generate {shlex.join(arguments)}"
 
     def write(self, job: Job) -> Iterator[dict[str, Any]]:
-        """Writes a text: yields what happens, as JSON values.
+        """Writes a text: yields events as JSON values.
 
         The first says whether the loop has yet to be compiled for this rule and these levels; then
         comes a frame a round; the last is the text. Closing the iterator ends the generation.
         """
         yield {"begun": job.about, "compiling": _program(job) not in self._compiled}
-        model, tokenizer = self._model, self._model.tokenizer
         with self._turn:
             self._make_room(job)
-            keys = requests.keys_of(job.seed, np.arange(1))
-        frames = Frames(job.sampler.spec.schedule, tokenizer, job.given)
-        states = requests.rounds(job.sampler, job.rule, model.params, keys, job.given)
-        state = None
+        rounds = driver.rounds(
+            self._model, job.sampler, job.rule, [job.request], seed=job.seed, batch_size=1, every=1
+        )
+        recorder = Recorder(job.sampler, self._model.tokenizer)
+        before: Frame | None = None
         while True:
             with self._turn:
-                following = next(states, None)
-                if following is None:
-                    break
-                state = following
-                frame = frames.of(state)
-            yield {"frame": dataclasses.asdict(frame)}
-        with self._turn:
-            result = jax.device_get(loop.finish(job.sampler, job.given, state))
-            self._compiled.add(_program(job))
-        (text,) = requests.texts_from(result, [job.request], tokenizer, first=0)
-        yield {
-            "frame": dataclasses.asdict(frames.last(result)),
-            "done": {**dataclasses.asdict(text), "command": job.command},
-        }
+                round_ = next(rounds)
+                frame = recorder.frame(round_)
+                if round_.texts:
+                    self._compiled.add(_program(job))
+            yield {"frame": changes(frame, before)}
+            before = frame
+            if round_.texts:
+                break
+        yield {"done": {**dataclasses.asdict(round_.texts[0]), "command": job.command}}
 
     def _make_room(self, job: Job) -> None:
         """Forgets all programs when one more would be too many; those in use compile again."""
@@ -251,19 +221,17 @@ class Writer:
 
 
 def _program(job: Job) -> Any:
-    """What the loop is compiled for: all that is not traced."""
+    """All that the loop is compiled for, and is not traced."""
     return job.sampler, jax.tree.structure(job.rule)
 
 
-def _about(sampler: Sampler, sampling: SamplingConfig, rule: Rule) -> str:
-    settings = {
-        **{name: getattr(rule, name) for name in rules.settings_of(sampling.rule)},
-        "sweeps": rule.sweeps or None,
-        **{name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p")},
-    }
+def _about(sampler: Sampler, sampling: SamplingConfig) -> str:
+    named = rules.NAMED[sampling.rule]
+    defaults = {name: setting.default for name, setting in named.settings.items()}
+    values = {**defaults, **given(sampling), **named.fixed}
     shown = [
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in settings.items()
+        for name, value in values.items()
         if value is not None
     ]
     return ", ".join([sampling.rule, *shown, sampler.spec.schedule.name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import nearest
 
@@ -36,6 +37,11 @@ _SETS = {
     )
 }
 NAMES = tuple(_SETS)
+
+
+def validation_set(experiment: Experiment) -> EvaluationSet:
+    """The validation text of a run; without a source where it was held out of the training text."""
+    return EvaluationSet(name="valid", source=experiment.data.valid_source)
 
 
 def parse(text: str, *, validation: EvaluationSet) -> EvaluationSet:

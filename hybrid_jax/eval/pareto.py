@@ -1,9 +1,9 @@
-"""Quality, diversity and calls of one model under many update rules: the paper's Figure 3.
+"""Quality, diversity and NFE of one model under many update rules: the paper's Figure 3.
 
-A point is a rule with its settings at a pace ρ, tokens settled for each call of the network
-(ρ = ω/T: the steps T of a window are changed, its width ω stays). For each point and seed texts are
-generated from nothing and scored. The texts stay beside the table, one file a point, in the form in
-which `hybrid_jax.generate` writes them: what is there already is not generated again.
+A point is a rule with its settings at a ρ, the number of tokens per NFE (ρ = ω/T: the steps T of a
+window change, its width ω stays). For each point and seed texts are generated from nothing and
+scored. The texts stay beside the table, one file a point, as `hybrid_jax.generate` writes them:
+texts that are there already are not generated again.
 """
 
 from __future__ import annotations
@@ -11,20 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-import numpy as np
-
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import requests as writing
-from hybrid_jax.generation import samples
-from hybrid_jax.sampling import loop, prompts
+from hybrid_jax.generation import driver, requests
+from hybrid_jax.generation.requests import Request, Samples
+from hybrid_jax.runtime.files import file_name
+from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 RULES = (
     "ancestral",
@@ -38,17 +35,17 @@ RULES = (
     "threshold:threshold=0.9",
     "entropy:bound=0.5",
 )
-PACES = (8.0, 4.0, 2.0, 1.0)
+TOKENS_PER_NFE = (8.0, 4.0, 2.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """A rule at a pace.
+    """A rule at a number of tokens per NFE.
 
     Attributes:
       label: the rule with its settings, as on the command line.
       sampling: the same.
-      rho: ρ.
+      rho: ρ, tokens per NFE.
       sampler: of the model, with as many levels as ρ asks for.
     """
 
@@ -58,7 +55,7 @@ class Point:
     sampler: Sampler
 
 
-def grid(model: Model, rules: Sequence[str], paces: Sequence[float]) -> list[Point]:
+def grid(model: Pretrained, rules: Sequence[str], rhos: Sequence[float]) -> list[Point]:
     """All points.
 
     Raises:
@@ -66,9 +63,9 @@ def grid(model: Model, rules: Sequence[str], paces: Sequence[float]) -> list[Poi
     """
     schedule = model.spec.schedule
     if model.experiment.schedule.family == "quenched_ar":
-        raise UserError("An autoregressive model settles one token for each call: it has no paces.")
+        raise UserError("An autoregressive model has one token per NFE: there is no ρ to choose.")
     points = []
-    for rho in paces:
+    for rho in rhos:
         levels = round(schedule.width / rho) if rho > 0 else 0
         if levels < 1 or not math.isclose(levels * rho, schedule.width):
             raise UserError(
@@ -76,18 +73,18 @@ def grid(model: Model, rules: Sequence[str], paces: Sequence[float]) -> list[Poi
             )
         for label in rules:
             sampling = SamplingConfig.parse(label)
-            sampler = writing.build_sampler(model, sampling, levels)
+            sampler = requests.build_sampler(model, sampling, levels)
             loop.check(sampler, sampling.build())
             points.append(Point(label=label, sampling=sampling, rho=rho, sampler=sampler))
     return points
 
 
-def paces(model: Model) -> list[float]:
+def tokens_per_nfe(model: Pretrained) -> list[float]:
     """Those of the paper's ρ that divide the model's window."""
-    return [rho for rho in PACES if model.spec.schedule.width % rho == 0]
+    return [rho for rho in TOKENS_PER_NFE if model.spec.schedule.width % rho == 0]
 
 
-def fitting(model: Model, rules: Sequence[str]) -> tuple[list[str], list[str]]:
+def fitting(model: Pretrained, rules: Sequence[str]) -> tuple[list[str], list[str]]:
     """Those rules that the model can use, and why the others cannot be used."""
     fit, reasons = [], []
     for label in rules:
@@ -101,7 +98,7 @@ def fitting(model: Model, rules: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def texts_of(
-    model: Model,
+    model: Pretrained,
     point: Point,
     folder: Path,
     *,
@@ -110,7 +107,7 @@ def texts_of(
     count: int,
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> samples.Samples:
+) -> Samples:
     """Texts of a point, read from the folder or generated into it.
 
     Args:
@@ -119,30 +116,20 @@ def texts_of(
     Raises:
       UserError: if they cannot be read or written.
     """
-    file = folder / f"{_plain(point.label)}-rho{point.rho:g}-seed{seed}.jsonl"
-    settings = writing.settings_of(workdir, model, point.sampler, point.sampling, seed)
+    file = folder / f"{file_name(point.label)}-rho{point.rho:g}-seed{seed}.jsonl"
+    settings = requests.settings_of(workdir, model, point.sampler, point.sampling, seed)
     if file.exists():
-        found = samples.read(file)
+        found = requests.read(file)
         kept = {name: found.settings.get(name) for name in settings}
         # Compared as JSON, where the file has been. The folder's own place may have changed.
         same = {**kept, "workdir": ""} == {**json.loads(json.dumps(settings)), "workdir": ""}
         if same and len(found.texts) == count:
             progress(count)
             return found
-    rule, length = point.sampling.build(), point.sampler.spec.schedule.length
-    texts: list[writing.Text] = []
-    for start in range(0, count, batch_size):
-        keys = writing.keys_of(seed, start + np.arange(batch_size))
-        given = prompts.nothing(batch_size, length)
-        made = jax.device_get(loop.generate(point.sampler, rule, model.params, keys, given))
-        requests = [writing.Request(prompt="", ids=[], stop=length)] * min(
-            batch_size, count - start
-        )
-        texts += writing.texts_from(made, requests, model.tokenizer, first=start)
-        progress(len(texts))
-    writing.write(file, texts, settings)
-    return samples.read(file)
-
-
-def _plain(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", label)
+    wanted = [Request(prompt="", ids=[], stop=point.sampler.spec.schedule.length)] * count
+    texts = driver.run(
+        model, point.sampler, point.sampling.build(), wanted, seed=seed, batch_size=batch_size,
+        on_round=lambda round_: progress(round_.first + len(round_.texts)),
+    )  # fmt: skip
+    requests.write(file, texts, settings)
+    return requests.read(file)

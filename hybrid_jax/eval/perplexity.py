@@ -20,7 +20,7 @@ from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.detokenize import detokenizer
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 # Characters of text that are encoded at a time.
 _CHARACTERS = 1 << 22
@@ -162,14 +162,14 @@ def batch_count(packed: Packed, batch_size: int) -> int:
     return -(-len(packed) // batch_size)
 
 
-def is_exact(model: Model, bound: Bound) -> bool:
+def is_exact(model: Pretrained, bound: Bound) -> bool:
     """Whether the bound is the likelihood itself, so that one draw is as good as many."""
     alone = model.spec.schedule.width == 1 and model.spec.schedule.levels == 1
     shifted = model.spec.layout.alignment == "shifted"
     return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)
 
 
-def held_out(model: Model, records: int = 0) -> Packed:
+def held_out(model: Pretrained, records: int = 0) -> Packed:
     """The validation records that the model's run was prepared with.
 
     Raises:
@@ -188,8 +188,15 @@ def held_out(model: Model, records: int = 0) -> Packed:
     )
 
 
+def records_of(model: Pretrained, dataset: EvaluationSet, count: int = 0) -> Packed:
+    """Records of a text, at most `count` (0: all). Raises as `held_out` and `pack`."""
+    if not dataset.source:
+        return held_out(model, count)
+    return pack(dataset, model.tokenizer, model.spec.schedule.length, count)
+
+
 def measure(
-    model: Model,
+    model: Pretrained,
     dataset: EvaluationSet,
     packed: Packed,
     bound: Bound,

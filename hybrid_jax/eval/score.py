@@ -15,7 +15,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.eval.perplexity import is_exact
 from hybrid_jax.method import hyperschedule, loss
 from hybrid_jax.method.loss import Network, Spec
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.statistics import mean_and_standard_error
 
 
@@ -45,7 +45,7 @@ class Score:
         return self.nll_se / math.log(2) / self.bytes
 
 
-def score(model: Model, texts: Sequence[str], *, draws: int = 8, seed: int = 0) -> list[Score]:
+def score(model: Pretrained, texts: Sequence[str], *, draws: int = 8, seed: int = 0) -> list[Score]:
     """Scores texts one by one, each written from nothing by the model's hyperschedule.
 
     A text shorter than the model's L positions is the beginning of the hyperschedule; a longer one

@@ -16,9 +16,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.figures import canvas, frames, gif, hyperschedules, masks, noise, page
+from hybrid_jax.figures import canvas, gif, hyperschedules, masks, noise, page
+from hybrid_jax.generation import frames, requests
+from hybrid_jax.generation.frames import Recording
 from hybrid_jax.runtime.decode import nearest
 from hybrid_jax.runtime.files import one_line, write_atomic
+from hybrid_jax.training import pretrained
 
 PICTURES: Mapping[str, Callable[[], bytes]] = {
     "hyperschedules": hyperschedules.draw,
@@ -50,14 +53,32 @@ def files_of(name: str, options: argparse.Namespace) -> dict[str, bytes | str]:
     if name != ANIMATION:
         return {f"{name}.png": PICTURES[name]()}
     recordings = [
-        frames.record_run(workdir, prompt=options.prompt, seed=options.seed)
-        for workdir in options.workdir
+        record_run(workdir, prompt=options.prompt, seed=options.seed) for workdir in options.workdir
     ]
     return {f"{name}.gif": gif.draw(recordings), f"{name}.html": page.draw(recordings)}
 
 
+def record_run(workdir: str | Path, *, prompt: str = "", seed: int = 0) -> Recording:
+    """A text of a trained run, with the run's own rule.
+
+    Raises:
+      UserError: if the run cannot be opened, or the prompt does not fit.
+    """
+    model = pretrained.load(workdir)
+    spec, sampling = model.spec, model.experiment.sampling
+    return frames.record(
+        model,
+        requests.build_sampler(model, sampling),
+        sampling.build(),
+        requests.beginning(prompt, model.tokenizer, stop=spec.schedule.length),
+        seed=seed,
+        title=Path(workdir).resolve().name,
+        settings=f"{spec.schedule.name}, {spec.kernel.name}, {sampling.rule}",
+    )
+
+
 def run(options: argparse.Namespace) -> None:
-    """Draws what the options ask for, one picture after the other, and says what it wrote."""
+    """Draws the pictures of the options one after the other, and prints their files."""
     names = names_of(options)
     folder = Path(options.out)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())

@@ -1,4 +1,4 @@
-"""What pictures share: matplotlib where it is installed, and the bytes of a PNG."""
+"""Shared parts of pictures: matplotlib where it is installed, and the bytes of a PNG."""
 
 from __future__ import annotations
 

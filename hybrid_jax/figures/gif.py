@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_jax.figures import canvas
-from hybrid_jax.figures.frames import Frame, Recording, status, widths
-from hybrid_jax.figures.palette import FAINT, INK, MASK_GLYPH, PAPER, STYLES
-from hybrid_jax.generation.kinds import KINDS, Kind
+from hybrid_jax.figures.palette import FAINT, INK, PAPER, STYLES
+from hybrid_jax.generation.frames import GLYPHS, STATES, Recording, TokenState
 
 _COLUMNS = 44  # characters of a line of text
 _SIZE, _LINE, _MARGIN = 15, 21, 12  # pixels: letters, a line, around panels
@@ -36,9 +35,9 @@ class _Fonts:
 
 
 def draw(recordings: Sequence[Recording]) -> bytes:
-    """The animation of several runs, a GIF; who is done waits for the others."""
+    """The animation of several runs, a GIF; runs that are done wait for the others."""
     fonts = _Fonts.load()
-    places = [_places(widths(recording)) for recording in recordings]
+    places = [_places(recording.widths) for recording in recordings]
     lines = 1 + max(line for place in places for line, _, _ in place)
     across = min(2, len(recordings))
     down = -(-len(recordings) // across)
@@ -55,7 +54,7 @@ def draw(recordings: Sequence[Recording]) -> bytes:
         return image
 
     rounds = max(len(recording.frames) for recording in recordings)
-    # The key shows every kind, and so every colour.
+    # The key shows every state, and so every colour.
     colours = key.quantize(_COLOURS)
     images = (picture(number).quantize(palette=colours, dither=0) for number in range(rounds))
     buffer = io.BytesIO()
@@ -90,45 +89,44 @@ def _panel(
     """A run at a round: its name, its settings, the text, and the counts."""
     draw = canvas.module("PIL.ImageDraw").Draw(image)
     left, top = corner
-    frame: Frame = recording.frames[min(number, len(recording.frames) - 1)]
+    frame = recording.frames[min(number, len(recording.frames) - 1)]
     draw.text((left, top), _cut(recording.title), font=fonts.bold, fill=INK)
     draw.text((left, top + _LINE), _cut(recording.settings), font=fonts.plain, fill=FAINT)
     top += 2 * _LINE
-    for cell, kind, (line, column, width) in zip(frame.cells, frame.kinds, places, strict=True):
-        _cell(draw, fonts, left + column * fonts.width, top + line * _LINE, width, cell, kind)
+    for cell, state, (line, column, width) in zip(frame.cells, frame.states, places, strict=True):
+        _cell(draw, fonts, left + column * fonts.width, top + line * _LINE, width, cell, state)
     top += lines * _LINE + _MARGIN // 2
-    draw.text((left, top), status(recording, frame), font=fonts.plain, fill=FAINT)
+    draw.text((left, top), frame.counts, font=fonts.plain, fill=FAINT)
 
 
-def _cell(draw: Any, fonts: _Fonts, left: int, top: int, width: int, text: str, kind: Kind) -> None:
-    style = STYLES[kind]
+def _cell(
+    draw: Any, fonts: _Fonts, left: int, top: int, width: int, text: str, state: TokenState
+) -> None:
+    style = STYLES[state]
     right, bottom = left + width * fonts.width - 1, top + _LINE - 2
     if style.fill != PAPER:
         draw.rectangle((left, top, right - 1, bottom - 1), fill=style.fill)
-    text = MASK_GLYPH * width if text == MASK_GLYPH else text[:width]
     font = fonts.bold if style.bold else fonts.plain
-    draw.text((left, top), text, font=font, fill=style.ink)
+    draw.text((left, top), text[:width], font=font, fill=style.ink)
     if style.underlined:
         draw.line((left + 1, bottom - 2, right - 2, bottom - 2), fill=style.ink)
 
 
 def _key(fonts: _Fonts, width: int) -> Any:
     """The legend, as wide as the picture."""
-    samples: dict[Kind, str] = {"masked": MASK_GLYPH, "worthless": "·"}
     places = []
     left, top = _MARGIN, 0
-    for kind in KINDS:
-        needed = (4 + len(STYLES[kind].meaning)) * fonts.width
+    for state in STATES:
+        needed = (4 + len(state)) * fonts.width
         if left + needed > width - _MARGIN:
             left, top = _MARGIN, top + _LINE
-        places.append((kind, left, top))
+        places.append((state, left, top))
         left += needed
     image = canvas.module("PIL.Image").new("RGB", (width, top + _LINE + _MARGIN), PAPER)
     draw = canvas.module("PIL.ImageDraw").Draw(image)
-    for kind, left, top in places:
-        _cell(draw, fonts, left, top, 1, samples.get(kind, "a"), kind)
-        draw.text((left + int(1.6 * fonts.width), top), STYLES[kind].meaning, font=fonts.plain,
-                  fill=FAINT)  # fmt: skip
+    for state, left, top in places:
+        _cell(draw, fonts, left, top, 1, GLYPHS.get(state, "a"), state)
+        draw.text((left + int(1.6 * fonts.width), top), state, font=fonts.plain, fill=FAINT)
     return image
 
 

@@ -29,7 +29,7 @@ def shown() -> list[Hyperschedule]:
 
 
 def regions(schedule: Hyperschedule) -> np.ndarray:
-    """What every position is at every step, int [S, L]: `SETTLED`, `ACTIVE` or `WORTHLESS`."""
+    """State of every position at every step, int [S, L]: `SETTLED`, `ACTIVE` or `WORTHLESS`."""
 
     def active():
         steps = jnp.arange(schedule.steps)[:, None]

@@ -1,6 +1,6 @@
-"""Who may attend to whom: while training, and at one step of generation with a cache.
+"""Attention between rows: while training, and at one step of generation with a cache.
 
-The rows and the masks come from the functions of `layout` that training and `sampling.feeding`
+The rows and the masks come from the functions of `layout` that training and `sampling.cache_feed`
 call; nothing here decides what may be seen.
 """
 
@@ -112,7 +112,7 @@ def draw_inference() -> bytes:
 
 
 def row_name(rows: Rows, number: int) -> str:
-    """What a row holds: a noisy token z, a clean token x, the beginning of sequence, or nothing."""
+    """Content of a row: a noisy token z, a clean token x, the beginning of sequence, or nothing."""
     position = int(rows.position[number])
     if not rows.valid[number]:
         return "–"
@@ -157,7 +157,7 @@ def groups(rows: Rows, cached: int = 0) -> list[tuple[str, int, int]]:
 
 
 def relation(query_noisy: bool, key_noisy: bool) -> str:
-    """Which colour of `palette.ATTENTION` a pair that may attend has."""
+    """Colour of `palette.ATTENTION` for a pair that may attend."""
     if not query_noisy:
         return "clean"
     return "window" if key_noisy else "context"

@@ -49,7 +49,7 @@ def corrupted(kernel: NoiseKernel, seed: int = SEED) -> np.ndarray:
 
 
 def states(kernel: NoiseKernel, tokens: np.ndarray) -> np.ndarray:
-    """What became of each word, strings [levels, words]: the names in `palette.NOISE`.
+    """State of each word, strings [levels, words]: the names in `palette.NOISE`.
 
     A replacement that happens to draw the word itself counts as kept: nobody could tell.
     """
@@ -65,7 +65,7 @@ def draw() -> bytes:
     )
     for axes, kernel in zip(figure.subplots(2, 2).reshape(-1), shown(), strict=True):
         _panel(axes, kernel)
-    canvas.legend(figure, [(style.meaning, {"facecolor": style.fill}) for style in NOISE.values()])
+    canvas.legend(figure, [(name, {"facecolor": style.fill}) for name, style in NOISE.items()])
     return canvas.png(figure)
 
 

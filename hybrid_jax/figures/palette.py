@@ -1,6 +1,6 @@
-"""The colours of all pictures, and what they mean; after Okabe and Ito, safe for colour-blind eyes.
+"""The colours of all pictures; after Okabe and Ito, safe for colour-blind eyes.
 
-Every kind has a sign beside its colour: a letter form, a line under it, or a glyph. Fills are
+Every state has a sign beside its colour: a letter form, a line under it, or a glyph. Fills are
 opaque and carry their own ink, so that they read alike on light and dark pages.
 """
 
@@ -8,43 +8,40 @@ from __future__ import annotations
 
 import dataclasses
 
-from hybrid_jax.generation.kinds import Kind
+from hybrid_jax.generation.frames import TokenState
 
 PAPER, INK, FAINT = "#ffffff", "#1a1a1a", "#767676"
-MASK_GLYPH, WORTHLESS_GLYPH = "░", "·"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
-    """How a token is drawn.
+    """The look of a token.
 
     Attributes:
-      meaning: for the legend.
       fill, ink: colours; a fill of `PAPER` is the page itself where the page has a colour.
       bold, underlined: signs that do not need colour.
     """
 
-    meaning: str
     fill: str = PAPER
     ink: str = INK
     bold: bool = False
     underlined: bool = False
 
 
-STYLES: dict[Kind, Style] = {
-    "given": Style(meaning="given", bold=True),
-    "settled": Style(meaning="settled"),
-    "active": Style(meaning="active", fill="#b9def5"),
-    "revealed": Style(meaning="just revealed", fill="#00664d", ink="#ffffff", bold=True),
-    "corrected": Style(meaning="corrected", fill="#f0a830", bold=True, underlined=True),
-    "masked": Style(meaning="active, MASK", fill="#0072b2", ink="#ffffff"),
-    "worthless": Style(meaning="worthless (not begun)", ink=FAINT),
+STYLES: dict[TokenState, Style] = {
+    "given": Style(bold=True),
+    "settled": Style(),
+    "active": Style(fill="#b9def5"),
+    "revealed": Style(fill="#00664d", ink="#ffffff", bold=True),
+    "corrected": Style(fill="#f0a830", bold=True, underlined=True),
+    "masked": Style(fill="#0072b2", ink="#ffffff"),
+    "worthless": Style(ink=FAINT),
 }
 
 NOISE = {
-    "kept": Style(meaning="kept"),
-    "masked": dataclasses.replace(STYLES["masked"], meaning="MASK"),
-    "replaced": Style(meaning="replaced", fill="#e3a6c7", bold=True, underlined=True),
+    "kept": Style(),
+    "masked": STYLES["masked"],
+    "replaced": Style(fill="#e3a6c7", bold=True, underlined=True),
 }
 
 WORTHLESS_FILL = "#dcdcdc"

@@ -1,108 +1,157 @@
-"""A text while it is generated: what its tokens are at one moment, for whoever shows it."""
+"""A text while it is generated: the state of each token after every round, for all that show it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.method.hyperschedule import Hyperschedule
-from hybrid_jax.sampling.prompts import Prompts
-from hybrid_jax.sampling.state import Generated, Generation
+from hybrid_jax.generation import driver
+from hybrid_jax.generation.driver import Round
+from hybrid_jax.generation.requests import Request, Text
+from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.sampling.update_rule import Rule
+from hybrid_jax.training.pretrained import Pretrained
 
-KINDS = {
+TokenState = Literal["given", "settled", "active", "revealed", "corrected", "masked", "worthless"]
+STATES: tuple[TokenState, ...] = get_args(TokenState)
+MEANINGS: Mapping[TokenState, str] = {
     "given": "part of the prompt, never changed",
     "settled": "final",
     "active": "shown, may still change",
-    "corrected": "replaced since the last frame",
-    "masked": "not revealed yet, or masked again",
+    "revealed": "shown for the first time",
+    "corrected": "replaced, or masked again",
+    "masked": "not revealed yet",
     "worthless": "not begun",
 }
-"""What a token can be, and what that means."""
+MASK_GLYPH, WORTHLESS_GLYPH = "░", "·"
+GLYPHS = {"masked": MASK_GLYPH, "worthless": WORTHLESS_GLYPH}
+"""Signs of states without a text of their own."""
 
-_MASKED, _WORTHLESS = "░", "·"
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"
+_LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
+_SIGNS = str.maketrans({"\n": "⏎", "\r": "⏎", "\t": " ", "\v": " ", "\f": " "})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-    """A text at one moment.
+    """A text after a round.
 
     Attributes:
-      runs: neighbours of one kind, in order: the kind and their text, with ░ for each masked token
-        and · for each worthless one.
+      cells: the text of each position. A character that is spread over tokens stands in the first
+        of their cells, and the others are empty.
+      states: of each position.
       step: generation steps done, of `steps`.
-      calls, corrections: so far (see `sampling.state.Generation`).
+      nfe, corrections: so far (see `sampling.state.Generation`).
     """
 
-    runs: list[tuple[str, str]]
+    cells: tuple[str, ...]
+    states: tuple[TokenState, ...]
     step: int
     steps: int
     nfe: int
     corrections: int
 
+    @property
+    def counts(self) -> str:
+        """The counts in a line."""
+        return f"step {self.step}/{self.steps}, NFE {self.nfe}, corrections {self.corrections}"
 
-class Frames:
-    """Makes the frames of one text, in the order of its states.
+    def runs(self) -> Iterator[tuple[TokenState, str]]:
+        """Neighbours of one state, and their text."""
+        cells = zip(self.states, self.cells, strict=True)
+        for state, run in itertools.groupby(cells, lambda cell: cell[0]):
+            yield state, "".join(text for _, text in run)
 
-    Args:
-      schedule: of the sampler.
-      given: of the batch.
-      row: of the text in the batch.
-    """
 
-    def __init__(
-        self, schedule: Hyperschedule, tokenizer: Tokenizer, given: Prompts, *, row: int = 0
-    ):
-        steps = np.arange(schedule.steps + 1)
-        self._settled = np.asarray(schedule.settled(steps))
-        self._frontier = np.asarray(schedule.frontier(steps))
-        self._tokenizer, self._row = tokenizer, row
-        self._stop = int(given.stop[row])
-        self._frozen = np.asarray(given.frozen[row])
+class Recorder:
+    """Makes the frames of one text of a batch, round after round."""
+
+    def __init__(self, sampler: Sampler, tokenizer: Tokenizer, *, row: int = 0):
+        self._schedule, self._tokenizer, self._row = sampler.spec.schedule, tokenizer, row
         self._before: np.ndarray | None = None
 
-    def of(self, state: Generation) -> Frame:
-        """The text in a state of the loop; corrected is what changed since the frame before."""
-        step = int(state.step[self._row])
+    def frame(self, round_: Round) -> Frame:
+        """The text after a round; revealed and corrected is what changed since the one before."""
+        row, state, steps = self._row, round_.state, self._schedule.steps
+        step, stop = int(state.step[row]), int(round_.given.stop[row])
         # A copy: the loop will write the next state to the same place.
-        tokens = np.array(state.tokens)[self._row, : self._stop]
-        what = kinds(
+        tokens = np.array(state.tokens)[row, :stop]
+        # The frontier of the round to come: what the network is fed next.
+        frontier = int(self._schedule.frontier(min(step + 1, steps)))
+        if round_.texts:  # an end token may have come before
+            frontier = len(round_.texts[row].tokens)
+        states = states_of(
             tokens,
             self._before,
-            self._frozen,
+            np.asarray(round_.given.frozen[row]),
             mask=self._tokenizer.vocab_size,
-            settled=int(self._settled[step]),
-            frontier=int(self._frontier[step]),
+            settled=int(self._schedule.settled(step)),
+            frontier=frontier,
         )
         self._before = tokens
-        return self._frame(what, tokens, step, state)
-
-    def last(self, result: Generated) -> Frame:
-        """The text when it is done; all of it is settled."""
-        tokens = np.asarray(result.tokens)[self._row, : int(result.length[self._row])]
-        what = ["given" if frozen else "settled" for frozen in self._frozen[: len(tokens)]]
-        return self._frame(what, tokens, len(self._settled) - 1, result)
-
-    def _frame(
-        self, what: list[str], tokens: np.ndarray, step: int, counts: Generation | Generated
-    ) -> Frame:
         return Frame(
-            runs=[(kind, self._text(kind, ids)) for kind, ids in _runs(what, tokens)],
+            cells=tuple(cells_of(self._tokenizer, tokens.tolist(), states)),
+            states=tuple(states),
             step=step,
-            steps=len(self._settled) - 1,
-            nfe=int(counts.nfe[self._row]),
-            corrections=int(counts.corrections[self._row]),
+            steps=steps,
+            nfe=int(state.nfe[row]),
+            corrections=int(state.corrections[row]),
         )
 
-    def _text(self, kind: str, ids: list[int]) -> str:
-        if kind == "worthless":  # whatever noise these positions hold
-            return _WORTHLESS * len(ids)
-        return self._tokenizer.decode(ids, mask_text=_MASKED)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recording:
+    """All frames of one text, for pictures: cells stay on one line and keep their width.
+
+    Attributes:
+      title: of the run.
+      settings: hyperschedule, noise and rule, for people.
+      widths: characters of the widest text that each position ever shows.
+      frames: the first is the state before the first round.
+    """
+
+    title: str
+    settings: str
+    widths: tuple[int, ...]
+    frames: tuple[Frame, ...]
+    text: Text
 
 
-def kinds(
+def record(
+    model: Pretrained,
+    sampler: Sampler,
+    rule: Rule,
+    request: Request,
+    *,
+    seed: int,
+    title: str = "",
+    settings: str = "",
+) -> Recording:
+    """Generates text 0 of `hybrid_jax.generate` with this seed, one round of the loop a frame.
+
+    Raises:
+      UserError: if rule and noise do not go together, or the prompt does not fit.
+    """
+    recorder = Recorder(sampler, model.tokenizer)
+    frames: list[Frame] = []
+    (text,) = driver.run(
+        model, sampler, rule, [request], seed=seed, batch_size=1, every=1,
+        on_round=lambda round_: frames.append(recorder.frame(round_)),
+    )  # fmt: skip
+    rows = [[on_one_line(cell) for cell in frame.cells] for frame in frames]
+    widths = tuple(max(1, *map(len, column)) for column in zip(*rows, strict=True))
+    for i, row in enumerate(rows):
+        wide = (c * n if c == MASK_GLYPH else c for c, n in zip(row, widths, strict=True))
+        frames[i] = dataclasses.replace(frames[i], cells=tuple(wide))
+    return Recording(title=title, settings=settings, widths=widths, frames=tuple(frames), text=text)
+
+
+def states_of(
     tokens: np.ndarray,
     before: np.ndarray | None,
     frozen: np.ndarray,
@@ -110,33 +159,65 @@ def kinds(
     mask: int,
     settled: int,
     frontier: int,
-) -> list[str]:
-    """What each token is, one of `KINDS`.
+) -> list[TokenState]:
+    """The state of each token.
 
     Args:
       tokens: int32 [n], and `before` of the frame before, if there was one.
       frozen: bool [at least n], given tokens.
       settled, frontier: positions that are final, and that are begun.
     """
-    what = []
+    states: list[TokenState] = []
     for i, token in enumerate(tokens):
+        was = mask if before is None else before[i]
         if frozen[i]:
-            what.append("given")
-        elif i >= max(settled, frontier):
-            what.append("worthless")
+            states.append("given")
+        elif i >= frontier:
+            states.append("worthless")
+        elif was not in (mask, token):
+            states.append("corrected")
         elif token == mask:
-            what.append("masked")
-        elif before is not None and before[i] not in (mask, token):
-            what.append("corrected")
+            states.append("masked")
+        elif before is not None and was == mask:
+            states.append("revealed")
         else:
-            what.append("settled" if i < settled else "active")
-    return what
+            states.append("settled" if i < settled else "active")
+    return states
 
 
-def _runs(what: list[str], tokens: np.ndarray) -> Iterator[tuple[str, list[int]]]:
-    """Neighbours of one kind together, so that characters of several tokens stay whole."""
-    start = 0
-    for end in range(1, len(what) + 1):
-        if end == len(what) or what[end] != what[start]:
-            yield what[start], [int(token) for token in tokens[start:end]]
-            start = end
+def cells_of(
+    tokenizer: Tokenizer, tokens: Sequence[int], states: Sequence[TokenState]
+) -> list[str]:
+    """The text of each position (see `Frame`); tokens that make no character are `UNREADABLE`."""
+    mask = tokenizer.vocab_size
+    cells: list[str] = []
+    while len(cells) < len(tokens):
+        i = len(cells)
+        if states[i] == "worthless":
+            cells.append(WORTHLESS_GLYPH)
+        elif tokens[i] == mask:
+            cells.append(MASK_GLYPH)
+        else:
+            text, used = _readable(tokenizer, tokens, states, i)
+            cells += [text, *[""] * (used - 1)]
+    return cells
+
+
+def _readable(
+    tokenizer: Tokenizer, tokens: Sequence[int], states: Sequence[TokenState], start: int
+) -> tuple[str, int]:
+    """The shortest text without `UNREADABLE` that begins at a token, and how many tokens it takes;
+    the token's own text if there is none."""
+    mask = tokenizer.vocab_size
+    for end in range(start + 1, min(start + _LONGEST_CHARACTER, len(tokens)) + 1):
+        if tokens[end - 1] == mask or states[end - 1] == "worthless":
+            break
+        text = tokenizer.decode(tokens[start:end])
+        if UNREADABLE not in text:
+            return text, end - start
+    return tokenizer.decode([tokens[start]]), 1
+
+
+def on_one_line(text: str) -> str:
+    """A cell that stays on its line; control characters become signs."""
+    return "".join(c if c.isprintable() else UNREADABLE for c in text.translate(_SIGNS))

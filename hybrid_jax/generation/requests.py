@@ -1,7 +1,6 @@
-"""What a model is asked to write, and what it wrote: shared by commands and measurements.
+"""Requests for texts, and the texts that answer them: built, written to files and read again.
 
-A request is tokens and gaps, a sampler is the model at some pace, and a text is what came of a
-request. A text depends on the seed, its number and its request, not on the batch it is written in.
+A file of texts has a JSON object a line: the fields of `Text` and all settings it depends on.
 """
 
 from __future__ import annotations
@@ -9,22 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.files import write_atomic
-from hybrid_jax.sampling import loop
-from hybrid_jax.sampling.prompts import GAP, Prompts
+from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.sampling.state import Generated, Generation, Sampler
-from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.training.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +28,7 @@ class Request:
     """One text to generate.
 
     Attributes:
-      prompt: what it was asked with, for the record.
+      prompt: the given text, for the record.
       ids: its first tokens, ids or `GAP`.
       stop: tokens wanted, given ones included.
     """
@@ -50,7 +46,7 @@ class Text:
       number: its place among all.
       text: given and generated, without special tokens.
       tokens: the same as ids.
-      calls: of the network that it took.
+      nfe: rounds of the network that it took.
       corrections: shown tokens that were replaced or masked again on the way.
     """
 
@@ -71,7 +67,7 @@ def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> Request:
     """This text, in which ``{{n}}`` stands for n tokens to fill.
 
     Raises:
-      UserError: if there is none, or one is longer than `length`, what the model writes.
+      UserError: if there is none, or one is longer than `length`, the tokens that the model writes.
     """
     parts = re.split(r"\{\{([0-9]+)\}\}", text)
     if len(parts) == 1:
@@ -101,7 +97,9 @@ def choose_sampling(
     return dataclasses.replace(trained_with, **given)
 
 
-def build_sampler(model: Model, sampling: SamplingConfig, levels: int | None) -> Sampler:
+def build_sampler(
+    model: Pretrained, sampling: SamplingConfig, levels: int | None = None
+) -> Sampler:
     """A sampler of the model; `levels` for another number of steps a window."""
     spec = model.spec
     if levels is not None:
@@ -116,54 +114,10 @@ def build_sampler(model: Model, sampling: SamplingConfig, levels: int | None) ->
     return Sampler(spec=spec, network=model.network, eos=eos)
 
 
-def rounds(
-    sampler: Sampler, rule: Rule, params: Any, keys: jax.Array, given: Prompts, *, piece: int = 1
-) -> Iterator[Generation]:
-    """Generates a batch: yields the state before the first round and after every `piece` of them.
-
-    A state is gone once the next one is asked for, which is written to the same place.
-    """
-    state = loop.start(sampler, params, keys, given)
-    yield state
-    while (np.asarray(state.step) < sampler.spec.schedule.steps).any():
-        state = loop.advance(sampler, rule, params, state, piece)
-        yield state
-
-
-def keys_of(seed: int, numbers: np.ndarray) -> jax.Array:
-    """One key for each text, from the seed and the text's number."""
-    return jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(numbers)
-
-
-def texts_from(
-    result: Generated, requests: Sequence[Request], tokenizer: Tokenizer, *, first: int
-) -> list[Text]:
-    """The texts of a batch: its first rows answer `requests`, the others only fill it up.
-
-    Args:
-      result: of `loop.finish`, on the host.
-      first: number of the first text.
-    """
-    texts = []
-    for row, request in enumerate(requests):
-        ids = [int(i) for i in result.tokens[row, : result.length[row]]]
-        texts.append(
-            Text(
-                number=first + row,
-                prompt=request.prompt,
-                text=tokenizer.decode(ids),
-                tokens=ids,
-                nfe=int(result.nfe[row]),
-                corrections=int(result.corrections[row]),
-            )
-        )
-    return texts
-
-
 def settings_of(
-    workdir: str | Path, model: Model, sampler: Sampler, sampling: SamplingConfig, seed: int
+    workdir: str | Path, model: Pretrained, sampler: Sampler, sampling: SamplingConfig, seed: int
 ) -> dict[str, Any]:
-    """What texts depend on, to stand beside each of them."""
+    """All that texts depend on, to stand beside each of them."""
     return {
         "workdir": str(workdir),
         "step": model.step,
@@ -175,8 +129,70 @@ def settings_of(
 
 
 def write(file: str | Path, texts: Sequence[Text], settings: Mapping[str, Any]) -> None:
-    """Writes texts as JSON lines, each with the settings; `eval.samples` reads them."""
+    """Writes texts with their settings, for `read`."""
     lines = [
         json.dumps({**dataclasses.asdict(text), **settings}, ensure_ascii=False) for text in texts
     ]
     write_atomic(file, "\n".join(lines) + "\n")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Generated texts from a file.
+
+    Attributes:
+      texts: without special tokens.
+      tokens: the same as ids of the model's tokenizer, int32 [n] each.
+      settings: as written; with `nfe` and `corrections`, their means over texts, and `prompted`,
+        the number of texts that began with a prompt, which is scored like the rest.
+    """
+
+    texts: tuple[str, ...]
+    tokens: tuple[np.ndarray, ...]
+    settings: Mapping[str, Any]
+
+
+def read(path: str | Path) -> Samples:
+    """Texts from a file of `write`.
+
+    Raises:
+      UserError: if it cannot be read, is no such file, is empty, or holds texts of different
+        settings.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The texts in {path} cannot be read: {error}.") from error
+    texts: list[dict[str, Any]] = []
+    tokens, counts = [], []
+    settings: dict[str, Any] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            text = {field.name: values.pop(field.name) for field in dataclasses.fields(Text)}
+            tokens.append(np.array(text["tokens"], np.int32).reshape(-1))
+            counts.append((float(text["nfe"]), float(text["corrections"])))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"Line {number} of {path} is no text that this version of hybrid_jax.generate "
+                "writes: generate it anew."
+            ) from error
+        if texts and values != settings:
+            raise UserError(f"{path} holds texts of different settings: score one sampler a time.")
+        texts.append(text)
+        settings = values
+    if not texts:
+        raise UserError(f"There are no texts in {path}.")
+    nfe, corrections = np.mean(counts, axis=0)
+    return Samples(
+        texts=tuple(str(text["text"]) for text in texts),
+        tokens=tuple(tokens),
+        settings={
+            **settings,
+            "nfe": float(nfe),
+            "corrections": float(corrections),
+            "prompted": sum(bool(text["prompt"]) for text in texts),
+        },
+    )

@@ -1,28 +1,28 @@
-"""What a run tells its user: what starts, how good the result is, and some text of it."""
+"""The first and the last words of a run: the work ahead, the result, and some texts of it."""
 
 from __future__ import annotations
 
-import functools
 import json
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
+from hybrid_jax.generation import driver, requests
+from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.files import unwritable, write_atomic
 from hybrid_jax.runtime.processes import is_process0, raise_on_all
-from hybrid_jax.sampling import prompts
-from hybrid_jax.sampling.loop import generate
-from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training import loop as train
 from hybrid_jax.training.likelihood import BoundEstimate
-from hybrid_jax.training.train_step import KeyPurpose, TrainState
+from hybrid_jax.training.pretrained import Pretrained
+from hybrid_jax.training.train_step import TrainState
 
 
 def introduction(run: train.Run, workdir: Path) -> str:
-    """One paragraph on what is about to be trained on what."""
+    """One paragraph: model, data, devices and workdir."""
     spec = run.setup.spec
     state = run.setup.abstract_state(run.mesh)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -43,26 +43,34 @@ def introduction(run: train.Run, workdir: Path) -> str:
 def finish(run: train.Run, workdir: Path, state: TrainState) -> None:
     """Evaluates the averaged parameters, samples from them, prints and stores both."""
     estimate = train.evaluate(run, state.ema, final=True)
-    texts = sample_texts(run, state.ema, run.experiment.sampling.count)
+    texts, settings = sample_texts(run, workdir, state)
     step = int(state.step)
-    raise_on_all(lambda: _publish(workdir, step, estimate, texts) if is_process0() else None)
+    raise_on_all(
+        lambda: _publish(workdir, step, estimate, texts, settings) if is_process0() else None
+    )
 
 
-def _publish(workdir: Path, step: int, estimate: BoundEstimate, texts: list[str]) -> None:
-    folder = workdir / "samples"
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    lines = [json.dumps({"step": step, "text": text}, ensure_ascii=False) for text in texts]
-    write_atomic(folder / f"step-{step}.jsonl", "\n".join(lines) + "\n")
+def _publish(
+    workdir: Path,
+    step: int,
+    estimate: BoundEstimate,
+    texts: Sequence[Text],
+    settings: Mapping[str, Any],
+) -> None:
+    if texts:
+        folder = workdir / "samples"
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        requests.write(folder / f"step-{step}.jsonl", texts, settings)
     values = {"step": step, "bound": estimate.bound, "records": estimate.records,
               "draws": estimate.draws, **estimate.values()}  # fmt: skip
     write_atomic(workdir / "result.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
-    for number, text in enumerate(texts, 1):
-        print(f"\nsample {number}:")
-        print(textwrap.indent(text, "  | ", lambda _: True))
+    for text in texts:
+        print(f"\nsample {text.number + 1}:")
+        print(textwrap.indent(text.text, "  | ", lambda _: True))
     print(f"\nvalidation {estimate}")
     ratio = estimate.perplexity / estimate.unigram_perplexity
     print(
@@ -71,21 +79,27 @@ def _publish(workdir: Path, step: int, estimate: BoundEstimate, texts: list[str]
     )
 
 
-def sample_texts(run: train.Run, params, count: int) -> list[str]:
-    """Text generated from nothing with the experiment's update rule."""
-    if not count:
-        return []
-    setup, sampling = run.setup, run.experiment.sampling
-    given = prompts.nothing(count, setup.spec.schedule.length)
-    eos = run.tokenizer.eos if sampling.eos == "stop" else None
-    sampler = Sampler(spec=setup.spec, network=setup.network, eos=eos)
+def sample_texts(
+    run: train.Run, workdir: Path, state: TrainState
+) -> tuple[list[Text], dict[str, Any]]:
+    """Texts generated from nothing with the experiment's update rule, and their settings.
 
-    @functools.partial(jax.jit, out_shardings=sharding.everywhere(run.mesh))
-    def sample(params):
-        keys = jax.random.split(setup.key(KeyPurpose.SAMPLING), count)
-        texts = generate(sampler, sampling.build(), params, keys, given)
-        return texts.tokens, texts.length
-
+    `hybrid_jax.generate` writes the same with `--num_samples` of `sampling.count` and the seed of
+    training.
+    """
+    setup, sampling, seed = run.setup, run.experiment.sampling, run.experiment.train.seed
+    model = Pretrained(
+        experiment=run.experiment,
+        tokenizer=run.tokenizer,
+        network=setup.network,
+        spec=setup.spec,
+        params=state.ema,
+        step=int(state.step),
+    )
+    sampler = requests.build_sampler(model, sampling)
+    wanted = [Request(prompt="", ids=[], stop=setup.spec.schedule.length)] * sampling.count
     with sharding.use(run.mesh):
-        tokens, lengths = jax.tree.map(np.asarray, sample(params))
-    return [run.tokenizer.decode(row[:n]) for row, n in zip(tokens, lengths, strict=True)]
+        texts = driver.run(
+            model, sampler, sampling.build(), wanted, seed=seed, batch_size=max(1, sampling.count)
+        )
+    return texts, requests.settings_of(workdir, model, sampler, sampling, seed)

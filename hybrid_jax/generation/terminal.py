@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
-import rich.console
-import rich.live
-import rich.text
+from hybrid_jax.errors import UserError, require
+from hybrid_jax.generation.driver import Round
+from hybrid_jax.generation.frames import Frame, Recorder, TokenState
+from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.training.pretrained import Pretrained
 
-from hybrid_jax.errors import UserError
-from hybrid_jax.generation.frames import Frame
-
-STYLES = {
+STYLES: dict[TokenState, str] = {
     "given": "bold",
     "settled": "",
     "active": "cyan",
+    "revealed": "bold cyan",
     "corrected": "black on yellow",
     "masked": "bright_black",
     "worthless": "bright_black",
@@ -23,49 +24,57 @@ STYLES = {
 
 
 def require_terminal() -> None:
-    """Raises UserError if standard output is no terminal."""
+    """Raises UserError if standard output is no terminal, or cannot be painted on."""
     if not sys.stdout.isatty():
         raise UserError("--watch needs a terminal, and standard output is none: leave it out.")
+    require("rich.live", "watch")
 
 
 class Watch:
-    """Shows one text; a context manager. Each frame repaints the last.
+    """Shows the first text of each batch, frame over frame. A context manager.
 
     Args:
       delay: least seconds between frames.
-      console: where to draw; standard output if None.
-
-    Raises:
-      UserError: if that is no terminal.
+      console: a `rich.console.Console`; standard output if None.
     """
 
-    def __init__(self, *, delay: float = 0.0, console: rich.console.Console | None = None):
-        if console is None:
-            require_terminal()
-        self._delay = delay
-        self._live = rich.live.Live(
-            console=console, auto_refresh=False, vertical_overflow="visible"
-        )
+    def __init__(
+        self, model: Pretrained, sampler: Sampler, *, delay: float = 0.0, console: Any = None
+    ) -> None:
+        self._model, self._sampler = model, sampler
+        self._delay, self._console = delay, console
+        self._live: Any = None
 
     def __enter__(self) -> Watch:
-        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        if self._live is not None:
+            self._live.stop()
 
-    def show(self, frame: Frame) -> None:
-        """Paints a frame."""
-        painted = rich.text.Text(overflow="fold")
-        for kind, text in frame.runs:
-            painted.append(text, style=STYLES[kind])
-        painted.append("\n\n")
-        for kind, style in STYLES.items():
-            painted.append(kind, style=style)
-            painted.append("  ")
-        painted.append(
-            f"step {frame.step}/{frame.steps}, call {frame.nfe}, {frame.corrections} corrections",
-            style="bright_black",
-        )
-        self._live.update(painted, refresh=True)
+    def on_round(self, round_: Round) -> None:
+        """Shows a round of the batch."""
+        if self._live is None:
+            self._recorder = Recorder(self._sampler, self._model.tokenizer)
+            self._live = require("rich.live", "watch").Live(
+                console=self._console, auto_refresh=False, vertical_overflow="visible"
+            )
+            self._live.start()
+        self._live.update(painted(self._recorder.frame(round_)), refresh=True)
         time.sleep(self._delay)
+        if round_.texts:
+            self._live.stop()
+            self._live = None
+
+
+def painted(frame: Frame) -> Any:
+    """A frame with its legend and its counts, as a `rich.text.Text`."""
+    text = require("rich.text", "watch").Text(overflow="fold")
+    for state, run in frame.runs():
+        text.append(run, style=STYLES[state])
+    text.append("\n\n")
+    for state, style in STYLES.items():
+        text.append(state, style=style)
+        text.append("  ")
+    text.append(frame.counts, style="bright_black")
+    return text

@@ -34,7 +34,7 @@ from hybrid_jax.interop.weights import CONFIG, WEIGHTS
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
 from hybrid_jax.runtime.files import unwritable, write_atomic
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 
 _SHARED = {
     "embedding": "vocab_embed.embedding",
@@ -107,7 +107,7 @@ def load_released(source: str | Path) -> Released:
     )
 
 
-def export_released(model: Released | Model, folder: str | Path) -> None:
+def export_released(model: Released | Pretrained, folder: str | Path) -> None:
     """Writes a model as a released one: ``config.json`` and ``model.safetensors``, float32.
 
     Padding rows of the vocabulary are left out. `load_released` of the folder gives everything

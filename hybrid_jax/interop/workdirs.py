@@ -24,7 +24,7 @@ from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import unwritable
 from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
-from hybrid_jax.training.pretrained import Model
+from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.train_step import TrainSetup, TrainState
 
 # What of `model` is the network itself, and not how it is trained or computed.
@@ -68,8 +68,8 @@ def workdir_from_released(
     _check_data(experiment, found)
     for name in _ARCHITECTURE:
         _check_same(f"model.{name}", getattr(experiment.model, name), getattr(own.model, name))
-    goal, wanted = experiment.objective.parameterisation, own.objective.parameterisation
-    _check_same("objective.parameterisation", goal, wanted)
+    meaning, wanted = experiment.objective.parameterisation, own.objective.parameterisation
+    _check_same("objective.parameterisation", meaning, wanted)
     _check_same("layout.alignment", experiment.layout.alignment, own.layout.alignment)
     _write_workdir(workdir, experiment, found, released.params)
     network = experiment.network(found.vocab_size)
@@ -82,7 +82,7 @@ def start_from(
     workdir: str | Path,
     *,
     step: int | Literal["best"] | None = None,
-) -> Model:
+) -> Pretrained:
     """Makes a workdir whose step 0 is the network of another run: AR to hybrid, for example.
 
     The averaged parameters of `source` are copied; schedule, noise, objective and training are
@@ -106,12 +106,12 @@ def start_from(
         if not (grows and name in ("condition", "embedding_gamma")):
             old = getattr(model.experiment.model, name)
             _check_same(f"model.{name}", getattr(experiment.model, name), old)
-    old_layout, old_goal = model.experiment.layout, model.experiment.objective
+    old_layout, old_objective = model.experiment.layout, model.experiment.objective
     _check_same("layout.alignment", experiment.layout.alignment, old_layout.alignment)
-    goal = experiment.objective.parameterisation
+    meaning = experiment.objective.parameterisation
     # Mean and context are both logits of the clean token; ratios are something else.
-    if (goal == "score") != (old_goal.parameterisation == "score"):
-        _check_same("objective.parameterisation", goal, old_goal.parameterisation)
+    if (meaning == "score") != (old_objective.parameterisation == "score"):
+        _check_same("objective.parameterisation", meaning, old_objective.parameterisation)
     params = model.params
     if grows:
         network = experiment.network(model.tokenizer.vocab_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -55,3 +56,8 @@ def one_line(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     line = " ".join(text.split())
     return line if len(line) <= 200 else f"…{line[-200:]}"  # TensorStore puts the cause last
+
+
+def file_name(text: str) -> str:
+    """A text with everything but letters, digits and "_.-" replaced by "-"."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)

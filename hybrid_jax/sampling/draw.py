@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.sampling.setting import check_settings, setting
 
 
 def sample_categorical(key: Key[Array, ""], logits: Float[Array, "*B N"]) -> Int32[Array, "*B"]:
@@ -41,35 +40,29 @@ def _gumbel_max(key: Key[Array, ""], logits: Float32[Array, "*B N"]) -> Int[Arra
     return jnp.argmax(logits + noise, axis=-1)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["temperature", "top_k", "top_p"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Warp:
     """Changes to p before a token is drawn from it; None leaves p alone.
 
     Values may change without compiling anew; whether they are None may not.
-
-    Attributes:
-      temperature: p^(1/temperature), renormalised; 0 takes the likeliest token.
-      top_k: only the k likeliest tokens (and those as likely as the k-th).
-      top_p: only the fewest likeliest tokens that together have this probability (after top_k).
     """
 
-    temperature: float | Array | None = None
-    top_k: int | Array | None = None
-    top_p: float | Array | None = None
+    temperature: float | Array | None = setting(
+        float, None, "draw from p^(1/temperature): below 1 likelier tokens, 0 the likeliest",
+        "[0, ∞)",
+    )  # fmt: skip
+    top_k: int | Array | None = setting(
+        int, None, "draw from the k likeliest tokens and those as likely as the k-th", "[1, ∞)"
+    )
+    top_p: float | Array | None = setting(
+        float, None, "draw from the fewest likeliest tokens of this total probability, after top_k",
+        "(0, 1]",
+    )  # fmt: skip
 
     def check(self) -> None:
         """Raises UserError for values without meaning."""
-        if self.temperature is not None and not self.temperature >= 0:
-            raise UserError(f"temperature must be 0 or more, but is {self.temperature}.")
-        if self.top_k is not None and not self.top_k >= 1:
-            raise UserError(f"top_k must be at least 1, but is {self.top_k}.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must lie in (0, 1], but is {self.top_p}.")
+        check_settings(self)
 
     @property
     def idle(self) -> bool:

@@ -12,11 +12,12 @@ Numbers of a rule (η, thresholds, temperature) are traced: changing them compil
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import noising
@@ -24,12 +25,13 @@ from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling.draw import Warp, sample_categorical
+from hybrid_jax.sampling.setting import Setting, check_settings, setting, settings_of
 from hybrid_jax.sampling.update_rule import (
     PLAIN,
     Prediction,
     Rule,
+    Window,
     check_masks,
-    check_share,
     confident,
     drawn_where,
     predict,
@@ -38,12 +40,14 @@ from hybrid_jax.sampling.update_rule import (
     reveal_surest,
 )
 
+Number = float | int | Num[Array, ""]
+"""A setting: a Python number, or traced."""
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["warp"],
-    meta_fields=[],
-)
+Moved = tuple[Int[Array, " W"], Float[Array, " W"]]
+"""The next tokens of a window, and the confidence in each."""
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ancestral:
     """The reverse step of the noise kernel itself, exact if the network's prediction is.
@@ -58,7 +62,16 @@ class Ancestral:
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         self.warp.check()
 
-    def read(self, kernel, objective, key, logits, noisy, level, level_next):
+    def read(
+        self,
+        kernel: NoiseKernel,
+        objective: Objective,
+        key: PRNGKeyArray,
+        logits: Float[Array, " V"],
+        noisy: Int[Array, ""],
+        level: Number,
+        level_next: Number,
+    ) -> Prediction | tuple[Int[Array, ""], Float[Array, ""]]:
         if objective.parameterisation != "score" or not self.warp.idle:
             return predict(kernel, objective, self.warp, key, logits, noisy, level)
         key_reveal, key_token = jax.random.split(key)
@@ -67,7 +80,9 @@ class Ancestral:
         drawn = jnp.where(stays, kernel.mask, sample_categorical(key_token, log_step[:-1]))
         return drawn, jnp.exp(log_step[drawn])
 
-    def move(self, kernel, key, window, reading):
+    def move(
+        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction | Moved
+    ) -> Moved:
         if not isinstance(reading, Prediction):
             return reading
         tokens, level, level_next = window.tokens, window.level, window.level_next
@@ -94,11 +109,7 @@ class Ancestral:
         return confident(window, reading, jnp.where(tokens == kernel.mask, from_mask, from_token))
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["eta", "warp"],
-    meta_fields=["guidance", "sweeps"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ACS:
     """The adaptive correction sampler (arXiv 2504.06416).
@@ -107,28 +118,22 @@ class ACS:
     token of the active window is drawn again from p with probability η λ_s/λ_t. η = 0 never
     corrects: the usual sampler of masked diffusion, which the paper calls original.
 
-    Attributes:
-      eta: η in [0, 1].
-      guidance: "uniform": as above. "confidence": the same expected number of corrections, spent
-        in proportion to 1 − p(z), where the model doubts what is shown.
-      sweeps: before positions settle, up to so many further calls at their last level draw each of
-        them again with probability η (a step with λ_s = λ_t), until a sweep changes nothing.
+    Guidance "confidence" spends the same expected number of corrections in proportion to 1 − p(z),
+    where the model doubts the shown token. Closing sweeps come before positions settle: each draws
+    them again at their last level with probability η (a step with λ_s = λ_t), until a sweep changes
+    nothing.
     """
 
-    eta: float | jax.Array = 0.25
-    guidance: Literal["uniform", "confidence"] = "uniform"
-    sweeps: int = 0
+    eta: Number = setting(float, 0.25, "strength η of corrections, 0 for none", "[0, 1]")
+    guidance: str = setting(
+        Literal["uniform", "confidence"], "uniform", "where corrections are spent", static=True
+    )
+    sweeps: int = setting(int, 0, "most closing sweeps", "[0, ∞)", static=True)
     warp: Warp = PLAIN
     adaptive: ClassVar[bool] = False
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
-        self.warp.check()
-        check_share("eta", self.eta)
-        check_masks(kernel, "acs")
-        if self.guidance not in ("uniform", "confidence"):
-            raise UserError(f"guidance must be uniform or confidence, but is {self.guidance}.")
-        if self.sweeps < 0:
-            raise UserError(f"sweeps must be 0 or more, but is {self.sweeps}.")
+        _check(self, kernel)
         if self.sweeps and self.eta == 0:
             raise UserError("Closing sweeps correct with probability eta, which is 0: raise eta.")
         if self.eta > 0 and not kernel.replaces:
@@ -139,7 +144,9 @@ class ACS:
 
     read = read_prediction
 
-    def move(self, kernel, key, window, reading):
+    def move(
+        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction
+    ) -> Moved:
         key_reveal, key_redraw = jax.random.split(key)
         shown = window.active & (window.tokens != kernel.mask)
         chance = jnp.where(shown, self.eta * window.level_next / window.level, 0.0)
@@ -153,11 +160,7 @@ class ACS:
         return drawn_where(moves, window, reading)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["eta", "warp"],
-    meta_fields=["strategy"],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReMDM:
     """Remasking (Wang et al. 2025, arXiv 2503.00307): shown tokens may become MASK again.
@@ -166,29 +169,28 @@ class ReMDM:
     masked with probability σ, MASK is revealed as x̂ ~ p with probability
     (A_s − (1 − σ) A_t)/(1 − A_t), which keeps every marginal.
 
-    Attributes:
-      eta: η in [0, 1].
-      strategy: "cap": σ = min(η, σ_max). "rescale": σ = η σ_max. "confidence": σ = η σ_max times
-        the softmax, over the shown tokens of the window, of minus the probability that each had
-        when it was drawn; 0 for MASK.
+    Strategy "cap": σ = min(η, σ_max). "rescale": σ = η σ_max. "confidence": σ = η σ_max times the
+    softmax, over the shown tokens of the window, of minus the probability that each had when it was
+    drawn; 0 for MASK.
     """
 
-    eta: float | jax.Array = 0.02
-    strategy: Literal["cap", "rescale", "confidence"] = "cap"
+    eta: Number = setting(float, 0.02, "strength η of remasking", "[0, 1]")
+    strategy: str = setting(
+        Literal["cap", "rescale", "confidence"], "cap", "how η sets the chance of remasking",
+        static=True,
+    )  # fmt: skip
     warp: Warp = PLAIN
     adaptive: ClassVar[bool] = False
     sweeps: ClassVar[int] = 0
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
-        self.warp.check()
-        check_share("eta", self.eta)
-        check_masks(kernel, "remdm")
-        if self.strategy not in ("cap", "rescale", "confidence"):
-            raise UserError(f"strategy must be cap, rescale or confidence, but is {self.strategy}.")
+        _check(self, kernel)
 
     read = read_prediction
 
-    def move(self, kernel, key, window, reading):
+    def move(
+        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction
+    ) -> Moved:
         key_reveal, key_mask = jax.random.split(key)
         before = kernel.survival(window.level)
         after = kernel.survival(window.level_next)
@@ -212,67 +214,54 @@ class ReMDM:
         return jnp.where(forgets, kernel.mask, tokens), confidence
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["threshold", "warp"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threshold:
     """Reveals every x̂ ~ p with p(x̂) above a threshold (Fast-dLLM, arXiv 2505.22618), and always as
     many of the likeliest as keep pace with the schedule. Shown tokens stay.
 
-    Attributes:
-      threshold: in [0, 1]; 1 leaves the schedule's own number a step.
+    A threshold of 1 leaves the schedule's own number a step.
     """
 
-    threshold: float | jax.Array = 0.9
+    threshold: Number = setting(float, 0.9, "probability above which to reveal", "[0, 1]")
     warp: Warp = PLAIN
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
-        self.warp.check()
-        check_share("threshold", self.threshold)
-        check_masks(kernel, "threshold")
+        _check(self, kernel)
 
     read = read_prediction
 
-    def move(self, kernel, key, window, reading):
+    def move(
+        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction
+    ) -> Moved:
         masked = window.active & (window.tokens == kernel.mask)
         rank = rank_of(-reading.probability, masked)
         return reveal_surest(window, reading, rank, masked, reading.probability > self.threshold)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["bound", "warp"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EntropyBound:
     """Reveals the surest positions together as long as the entropies of all but the most uncertain
     of them add up to at most a bound (arXiv 2505.24857), which limits what is lost by drawing them
     independently; and always as many as keep pace with the schedule. Shown tokens stay.
-
-    Attributes:
-      bound: in nats, 0 or more.
     """
 
-    bound: float | jax.Array = 0.5
+    bound: Number = setting(float, 0.5, "nats to spend on revealing together", "[0, ∞)")
     warp: Warp = PLAIN
     adaptive: ClassVar[bool] = True
     sweeps: ClassVar[int] = 0
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
-        self.warp.check()
-        if not self.bound >= 0:
-            raise UserError(f"bound must be 0 nats or more, but is {self.bound}.")
-        check_masks(kernel, "entropy")
+        _check(self, kernel)
 
     read = read_prediction
 
-    def move(self, kernel, key, window, reading):
+    def move(
+        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction
+    ) -> Moved:
         masked = window.active & (window.tokens == kernel.mask)
         rank = rank_of(reading.entropy, masked)
         rising = jnp.sort(jnp.where(masked, reading.entropy, jnp.inf))
@@ -281,13 +270,8 @@ class EntropyBound:
         return reveal_surest(window, reading, rank, masked, before[rank] <= self.bound)
 
 
-def greedy() -> Threshold:
-    """The likeliest tokens of the surest positions, the schedule's own number a step."""
-    return Threshold(threshold=1.0, warp=Warp(temperature=0.0))
-
-
-def proportional_chances(weight: jax.Array, expected: jax.Array) -> jax.Array:
-    """Probabilities min(1, c·weight) that add up to `expected`, float32 [W].
+def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[Array, " W"]:
+    """Probabilities min(1, c·weight) that add up to `expected`.
 
     `weight` >= 0. Where fewer than `expected` weights are positive, those get 1.
     """
@@ -301,41 +285,98 @@ def proportional_chances(weight: jax.Array, expected: jax.Array) -> jax.Array:
     return jnp.minimum(1.0, scale[jnp.argmax(fits)] * weight)
 
 
-_NAMED: dict[str, type] = {
-    "ancestral": Ancestral,
-    "acs": ACS,
-    "remdm": ReMDM,
-    "threshold": Threshold,
-    "entropy": EntropyBound,
+def _check(rule: Any, kernel: NoiseKernel) -> None:
+    """Checks of all rules that work on MASK. Raises UserError."""
+    rule.warp.check()
+    check_settings(rule)
+    check_masks(kernel, next(name for name, named in NAMED.items() if isinstance(rule, named.kind)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Rules by name. A new rule is a class above and a line here: flags, configs, the demo's form and
+# help texts follow.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NamedRule:
+    """A rule as people choose it.
+
+    Attributes:
+      about: one line on what it does.
+      fixed: settings that the name itself fixes.
+    """
+
+    kind: type
+    about: str
+    fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Its settings and those of its warp, without the fixed ones."""
+        every = {**settings_of(self.kind), **settings_of(Warp)}
+        return {name: known for name, known in every.items() if name not in self.fixed}
+
+
+NAMED = {
+    "ancestral": NamedRule(kind=Ancestral, about="the exact reverse step of the noise"),
+    "acs": NamedRule(
+        kind=ACS,
+        about="reveals, and draws shown tokens of the window again (the paper's sampler)",
+    ),
+    "remdm": NamedRule(kind=ReMDM, about="reveals, and masks shown tokens again"),
+    "threshold": NamedRule(
+        kind=Threshold,
+        about="reveals tokens likelier than a threshold; moves on as soon as the window is full",
+    ),
+    "entropy": NamedRule(
+        kind=EntropyBound,
+        about="reveals together tokens that cost few nats; moves on as soon as the window is full",
+    ),
+    "greedy": NamedRule(
+        kind=Threshold,
+        about="the likeliest tokens of the surest positions",
+        fixed={"threshold": 1.0, "temperature": 0.0},
+    ),
 }
-NAMES = (*_NAMED, "greedy")
+
+OPTIONS = {
+    name: known for named in NAMED.values() for name, known in settings_of(named.kind).items()
+} | settings_of(Warp)
+"""Every setting of a rule or a warp, by name; defaults are those of the last rule that has it."""
 
 
-def settings_of(name: str) -> tuple[str, ...]:
-    """The settings of a rule by their names, without those of the warp."""
-    kind = _NAMED.get(name)
-    return tuple(f.name for f in dataclasses.fields(kind) if f.name != "warp") if kind else ()
+def with_option(name: str) -> list[str]:
+    """The names of the rules that have a setting."""
+    return [rule for rule, named in NAMED.items() if name in named.settings]
 
 
-def make(name: str, *, warp: Warp = PLAIN, **settings: Any) -> Rule:
-    """The rule of a name, with those settings that are not None.
+def describe(option: str) -> str:
+    """The help text of a setting: which rules have it, its meaning and its values."""
+    known = OPTIONS[option]
+    if option in settings_of(Warp):
+        return f"{known.about}; {known.values}"
+    abouts = [f"of {rule}: {NAMED[rule].settings[option].about}" for rule in with_option(option)]
+    return f"{'; '.join(abouts)}; {known.values}"
+
+
+def make(name: str, **settings: Any) -> Rule:
+    """The rule of a name, with those settings of it and of its warp that are not None.
 
     Raises:
-      UserError: for an unknown name, or a setting that belongs to another rule.
+      UserError: for an unknown name, or a setting that the rule does not have.
     """
-    if name not in NAMES:
-        raise UserError(f"There is no rule {name!r}: choose one of {', '.join(NAMES)}.")
+    if name not in NAMED:
+        raise UserError(f"There is no rule {name!r}: choose one of {', '.join(NAMED)}.")
+    named = NAMED[name]
     given = {key: value for key, value in settings.items() if value is not None}
-    if name == "greedy" and warp.temperature is not None:
-        given["temperature"] = warp.temperature  # it has its own
-    kind = _NAMED.get(name)
     for key in given:
-        if key not in settings_of(name):
-            users = [n for n in _NAMED if key in settings_of(n)]
-            belongs = (
-                f"it belongs to {' and '.join(users)}" if users else "it takes the likeliest token"
+        if key in named.fixed:
+            raise UserError(f"Rule {name} fixes {key} at {named.fixed[key]:g}: leave {key} out.")
+        if key not in named.settings:
+            raise UserError(
+                f"Rule {name} has no {key}: it belongs to {' and '.join(with_option(key))}; leave "
+                "it out."
             )
-            raise UserError(f"Rule {name} has no {key}: {belongs}; leave it out.")
-    if kind is None:
-        return dataclasses.replace(greedy(), warp=dataclasses.replace(warp, temperature=0.0))
-    return kind(warp=warp, **given)
+    given |= named.fixed
+    warp = {key: given.pop(key) for key in settings_of(Warp) if key in given}
+    return named.kind(**given, warp=Warp(**warp))

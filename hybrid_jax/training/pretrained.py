@@ -21,7 +21,7 @@ from hybrid_jax.training import workdir as workdirs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
+class Pretrained:
     """A network with its parameters, tokenizer and experiment.
 
     Attributes:
@@ -39,7 +39,7 @@ class Model:
 
 def load(
     workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
-) -> Model:
+) -> Pretrained:
     """Opens a workdir; safe beside a training that writes to it.
 
     Args:
@@ -68,7 +68,7 @@ def load(
         raise UserError(
             f"{folder} holds no checkpoint yet: wait for the training's first, or run it longer."
         )
-    return Model(
+    return Pretrained(
         experiment=experiment,
         tokenizer=tokenizer,
         network=network,

@@ -37,7 +37,6 @@ class KeyPurpose(enum.IntEnum):
     NOISE = 1
     DROPOUT = 2
     EVALUATION = 3
-    SAMPLING = 4
 
 
 @functools.partial(

@@ -1,0 +1,126 @@
+"""The public interface: what README shows, without cost until it is used."""
+
+import doctest
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hybrid_jax as hj
+from hybrid_jax import generate
+from hybrid_jax.api import model as api
+from hybrid_jax.eval.score import score
+from hybrid_jax.generation import requests
+from hybrid_jax.method import hyperschedule
+
+AR_TEXT = "12 plus 12 makes 24."
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = "import hybrid_jax, sys; print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert "hybrid_jax" in loaded
+    for package in ("jax'", "numpy", "flax", "optax", "orbax"):
+        assert f"'{package.rstrip(chr(39))}'" not in loaded
+
+
+def test_every_public_name_is_there():
+    assert set(dir(hj)) == set(hj.__all__)
+    assert all(getattr(hj, name) is not None for name in hj.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        hj.nothing  # noqa: B018
+
+
+def test_the_examples_of_the_docstrings_run(epsilon):
+    found = doctest.testmod(api, extraglobs={"workdir": epsilon, "model": hj.load(epsilon)})
+    assert found.attempted >= 7
+    assert not found.failed
+
+
+def test_generate_gives_the_texts_of_the_command(epsilon, tmp_path):
+    out = tmp_path / "texts.jsonl"
+    command = [f"--workdir={epsilon}", "--prompt=1 plus", "--prompt=2", "--seed=3", "--length=14"]
+    assert generate.main([*command, "--rule=acs", "--eta=0.25", f"--out={out}"]) == 0
+    model = hj.load(epsilon)
+    for rule in ("acs:eta=0.25", hj.rules.ACS(eta=0.25)):
+        texts = model.generate(["1 plus", "2"], length=14, rule=rule, seed=3, batch_size=1)
+        assert tuple(texts) == requests.read(out).texts
+    with pytest.raises(hj.UserError, match="There is no rule 'best'"):
+        model.generate("", rule="best")
+    with pytest.raises(hj.UserError, match="does not fit a text of 3"):
+        model.generate("1 plus 1", length=3)
+
+
+def test_the_score_of_an_autoregressive_model_is_the_likelihood(ar):
+    """Against a cross-entropy written down here, for texts below and above the model's length."""
+    model = hj.load(ar)
+    spec, length = model.spec, model.spec.schedule.length
+
+    def nats(ids):
+        """Row i holds token i − 1 and predicts token i."""
+        held = jnp.array([spec.bos, *ids[:-1]], jnp.int32)[None]
+        position = jnp.arange(-1, len(ids) - 1)[None]
+        mask = jnp.tril(jnp.ones((1, len(ids), len(ids)), bool))
+        features = model.network.features(
+            model.params, held, position, mask, jnp.zeros(held.shape, jnp.float32)
+        )
+        logits = model.network.logits(model.params, features)[0, :, : model.network.vocab_size]
+        return -float(jnp.sum(jax.nn.log_softmax(logits)[np.arange(len(ids)), np.array(ids)]))
+
+    for text in (AR_TEXT[:5], AR_TEXT[:length], AR_TEXT * 3):
+        ids = model.tokenizer.encode(text)
+        wanted = sum(nats(ids[i : i + length].tolist()) for i in range(0, len(ids), length))
+        (found,) = model.score(text)
+        assert found.nll == pytest.approx(wanted, rel=1e-5)
+        assert (found.exact, found.nll_se, found.tokens) == (True, 0.0, len(ids))
+        assert found.bits_per_byte == pytest.approx(wanted / math.log(2) / len(text.encode()))
+
+
+def test_the_score_of_a_text_is_a_mean_of_draws_with_its_error(epsilon):
+    """Many draws of one text against many scores of few draws."""
+    model = hj.load(epsilon)
+    text = AR_TEXT[:9]
+    (many,) = model.score(text, draws=512)
+    few = [model.score(text, draws=4, seed=seed)[0] for seed in range(1, 60)]
+    error = np.std([each.nll for each in few]) / np.sqrt(len(few))
+    assert np.mean([each.nll for each in few]) == pytest.approx(many.nll, abs=4 * error)
+    # Draws are stratified, so the error is not too small.
+    assert np.var([each.nll for each in few]) < 1.5 * np.mean([each.nll_se**2 for each in few])
+    assert model.score([text, "x"], draws=4)[0] == model.score(text, draws=4)[0]
+    with pytest.raises(hj.UserError, match="Text 1 is empty"):
+        model.score(["a", ""])
+    with pytest.raises(hj.UserError, match="at least 2 draws"):
+        score(model, ["a"], draws=1)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        hyperschedule.quenched_ar(length=7),
+        hyperschedule.block(length=7, width=3, levels=2),
+        hyperschedule.slide(length=7, width=3, levels=6),
+        hyperschedule.flat(length=7, levels=4),
+        hyperschedule.custom([[3] * 7, [1] * 4 + [3] * 3, [0] * 4 + [2] * 3, [0] * 7]),
+    ],
+    ids=lambda schedule: schedule.name,
+)
+@pytest.mark.parametrize("length", [1, 4, 7])
+def test_the_beginning_of_a_hyperschedule_has_its_levels(schedule, length):
+    short = hyperschedule.beginning(schedule, length)
+    whole = np.asarray(hyperschedule.table(schedule))[:, :length]
+    table = np.asarray(hyperschedule.table(short))
+    np.testing.assert_array_equal(table, whole[: len(table)])
+    assert not whole[len(table) - 1 :].any()
+
+
+def test_perplexity_is_that_of_the_command(epsilon):
+    model = hj.load(epsilon)
+    few = model.perplexity("valid", records=6, draws=2)
+    assert (few.records, few.draws) == (6, 2)
+    assert few.perplexity > 1
+    with pytest.raises(hj.UserError, match="There is no data set 'nowhere'"):
+        model.perplexity("nowhere")
