@@ -39,7 +39,7 @@ def bounds_of(model: Pretrained) -> list[Bound]:
     spec, experiment = model.spec, model.experiment
     absorbing = noising.absorbing(vocab_size=spec.kernel.vocab_size)
     # ε-noise jumps on leaving level 0: its bound exists in discrete time only.
-    own_time = "discrete" if spec.kernel.epsilon else experiment.evaluation.time
+    own_time = "discrete" if spec.kernel.jumps_at_zero else experiment.evaluation.time
     bounds = [Bound(kernel=spec.kernel, time=own_time)]
     if spec.kernel.replaces:
         bounds.append(Bound(kernel=absorbing, time=experiment.evaluation.time))

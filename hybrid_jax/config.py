@@ -270,7 +270,7 @@ class Experiment:
             )
         self.sampling.build().check(spec.kernel, spec.objective)
         self.network(vocab_size=2)
-        if self.bound(vocab_size=2).kernel.epsilon and self.evaluation.time != "discrete":
+        if self.bound(vocab_size=2).kernel.jumps_at_zero and self.evaluation.time != "discrete":
             raise UserError(
                 "The ε-hybrid's own bound has no continuous form: choose evaluation.time=discrete "
                 "or evaluation.kernel=absorbing."

@@ -17,8 +17,14 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import jaxtyping
 import pytest
 import tiny
+
+# Shapes and dtypes of signatures are checked in tests, and cost nothing elsewhere.
+jaxtyping.install_import_hook(
+    ["hybrid_jax.method", "hybrid_jax.models", "hybrid_jax.sampling"], "typecheck.check"
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -67,6 +73,13 @@ def optional_folder(path: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f"optional folder {path.name} is not present")
     return path
+
+
+@pytest.fixture
+def strict_promotion():
+    """Refuses operations that would change a type, or add axes, without saying so."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,7 @@ class Reader:
     only a row that is seen by a seen row is wrong.
     """
 
-    tokens: int
+    vocab_size: int
     length: int
     width: int = 8
     strength: float = 1.0
@@ -117,12 +117,12 @@ class Reader:
         draw = np.random.default_rng(seed).normal
         w = self.width
         shapes = {
-            "token": (self.tokens + 1, w),
+            "token": (self.vocab_size + 1, w),
             "position": (self.length + 1, w),
             "level": (w,),
             "gather": (w, w),
             "again": (w, w),
-            "head": (w, self.tokens + 1),
+            "head": (w, self.vocab_size + 1),
         }
         return {
             name: np.float32(self.strength * draw(size=shape)) for name, shape in shapes.items()
@@ -130,11 +130,14 @@ class Reader:
 
     def features(self, params, tokens, position, mask, level, dropout_keys=None):
         params = jax.tree.map(jnp.asarray, params)
-        held = params["token"][tokens] + params["position"][position + 1]
-        held = jnp.tanh(held + level[..., None] * params["level"])
+        held = self._held(params, tokens, position, level)
         seen = _shares(mask.mask() if isinstance(mask, Pattern) else mask)
         once = jnp.tanh(held + seen @ held @ params["gather"])
         return jnp.tanh(once + seen @ once @ params["again"])
+
+    def _held(self, params, tokens, position, level):
+        held = params["token"][tokens] + params["position"][position + 1]
+        return jnp.tanh(held + level[..., None] * params["level"][None, None])
 
     def empty_cache(self, batch, slots):
         """What seen rows are read by, before each of the two rounds."""
@@ -143,8 +146,7 @@ class Reader:
     def extend(self, params, cache, tokens, position, mask, level):
         params = jax.tree.map(jnp.asarray, params)
         seen = _shares(mask)
-        held = params["token"][tokens] + params["position"][position + 1]
-        held = jnp.tanh(held + level[..., None] * params["level"])
+        held = self._held(params, tokens, position, level)
         first = jnp.concatenate([cache[0, :, 0], held], axis=1)
         once = jnp.tanh(held + seen @ first @ params["gather"])
         second = jnp.concatenate([cache[1, :, 0], once], axis=1)

@@ -21,6 +21,8 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Draw, Objective
 from hybrid_jax.models.transformer import Transformer
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 LENGTH = 3
 POSITIONS = jnp.arange(LENGTH)
 

@@ -1,5 +1,6 @@
 """The program of docs/extending.md, run as it stands: its schedules, kernel and rule are right."""
 
+import functools
 import itertools
 import re
 import runpy
@@ -96,6 +97,34 @@ def test_the_kernel_corrupts_to_its_marginal(made):
     wanted = np.append((1 - level) * tokens, level)
     counts = np.bincount(noisy, minlength=5)
     assert scipy.stats.chisquare(counts, draws * wanted).pvalue > 1e-5
+
+
+def test_the_score_entropy_of_the_kernel_integrates_to_the_entropy_of_the_data(made):
+    """Continuous time, with the rates that the kernel defines and a network that knows p(x | z)."""
+    steady = made["Steady"](name="steady", vocab_size=4, beta=0.5)
+    data = np.array([0.5, 0.1, 0.15, 0.25])
+    ids = jnp.arange(5)
+
+    def expected(level):
+        log_q = jax.vmap(lambda x: noising.marginal(steady, x, level))(ids[:4])  # [x, z]
+        joint = jnp.exp(log_q) * jnp.asarray(data, jnp.float32)[:, None]
+        logits = jnp.log(joint / joint.sum(0)).T
+        term = functools.partial(objective.continuous_term, objective.Objective(), steady)
+        of_tokens = jax.vmap(term, (None, 0, None, None))
+        terms = jax.vmap(of_tokens, (0, None, 0, None))(logits, ids[:4], ids, level)  # [z, x]
+        return jnp.sum(joint * terms.T)
+
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    nodes = jnp.asarray((nodes + 1) / 2, jnp.float32)
+    found = np.asarray(jax.jit(jax.vmap(expected))(nodes), np.float64) @ weights / 2
+    assert found == pytest.approx(-np.sum(data * np.log(data)), rel=1e-3)
+
+
+def test_the_kernel_trains_in_continuous_time(made):
+    goal = objective.Objective(time="continuous")
+    setup = made["setup_of"](made["experiment"], 64, kernel=made["steady"], objective=goal)
+    params = made["train"](setup, [np.arange(512, dtype=np.int32).reshape(8, 64) % 64] * 2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("rule", [Ancestral(), ACS(eta=0.5)], ids=lambda rule: type(rule).__name__)

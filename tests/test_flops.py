@@ -42,7 +42,7 @@ ROWS = {
 def spec(family: str, alignment: str, context: str = "causal") -> Spec:
     return Spec(
         schedule=SCHEDULES[family],
-        kernel=noising.absorbing(vocab_size=NETWORK.tokens),
+        kernel=noising.absorbing(vocab_size=NETWORK.vocab_size),
         layout=Layout(alignment=alignment, context=context),
         objective=Objective(),
     )

@@ -13,6 +13,7 @@ from enumeration import Reader, kernels, quick_jit
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule
+from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Objective
@@ -23,6 +24,8 @@ from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.rules import ACS, Ancestral, EntropyBound, ReMDM, Threshold
 from hybrid_jax.sampling.state import Sampler
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 N, LENGTH = 13, 12
 
@@ -136,8 +139,7 @@ def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, h
         features, ready, _ = cache_feed.show(cached, params, state)
         wanted, _, _ = cache_feed.show(whole, params, state)
         step = jnp.minimum(state.step, cached.spec.schedule.steps - 1)
-        place = cached.spec.schedule.settled(step)[:, None] + jnp.arange(features.shape[1])
-        inside = place < cached.spec.schedule.frontier(step + 1)[:, None]
+        _, inside = layouts.window_positions(cached.spec.schedule, step)
         counts = inside & (ready & (state.step < cached.spec.schedule.steps))[:, None]
         difference = network.logits(params, features) - network.logits(params, wanted)
         scale = jnp.abs(network.logits(params, wanted)).max()
@@ -224,11 +226,11 @@ def test_a_text_alone_is_the_text_in_a_batch(schedule, how, rule):
     network, params = transformer()
     sampler = Sampler(spec=problem_of(schedule, how), network=network)
     keys = keys_of(len(ROWS))
-    raise_on_all = generate(sampler, RULES[rule], params, keys, given())
+    together = generate(sampler, RULES[rule], params, keys, given())
     for row in (2, 3):
         alone = generate(sampler, RULES[rule], params, keys[row : row + 1], given([ROWS[row]]))
-        np.testing.assert_array_equal(alone.tokens[0], raise_on_all.tokens[row])
-        assert alone.corrections[0] == raise_on_all.corrections[row]
+        np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
+        assert alone.corrections[0] == together.corrections[row]
 
 
 def test_texts_differ_by_their_keys():

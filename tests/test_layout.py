@@ -16,6 +16,8 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule, layout
 from hybrid_jax.method.layout import NO_TARGET, Layout, Rows
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 BOS = 99
 
 

@@ -10,7 +10,9 @@ import scipy.stats
 from enumeration import data_posterior, dense_posterior, dense_transition, kernels, quick_jit
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import noising
+from hybrid_jax.method import noising, scores
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 TOKENS = 4
 KERNELS = kernels(TOKENS)
@@ -126,6 +128,27 @@ def test_corrupt_draws_each_position_at_its_own_level(kernel):
     assert np.mean(noisy[1::2] != 0) > 0.6
 
 
+@pytest.mark.parametrize("name", ["absorbing", "uniform", "gamma .1", "gamma .7"])
+def test_rates_are_the_derivatives_of_the_survivals(name):
+    """−d log A/dσ and −d log B/dσ, and −dA/dλ, by differences."""
+    kernel, level = KERNELS[name], jnp.array([0.1, 0.5, 0.9])
+    move = kernel.survival_between(level, level + 1e-3 * (1 - level))
+    sigma = -np.log1p(-1e-3)
+    masking, replacing = kernel.rates(level)
+    np.testing.assert_allclose(-jnp.log(move.unmasked) / sigma, masking, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(-jnp.log(move.kept) / sigma, replacing, rtol=1e-3, atol=1e-6)
+    density = kernel.survival(level).unmasked * move.masked / (1e-3 * (1 - level))
+    np.testing.assert_allclose(kernel.masking_density(level), density, rtol=1e-3, atol=1e-6)
+
+
+def test_kernels_say_what_can_happen_to_a_token():
+    found = {name: (k.masks, k.replaces, k.jumps_at_zero) for name, k in KERNELS.items()}
+    for name, kernel in KERNELS.items():
+        reached = dense_transition(kernel, 0.0, 0.5)[0] > 1e-12
+        leap = 1.0 - dense_transition(kernel, 0.0, 1e-9)[0, 0] > 1e-6
+        assert found[name] == (reached[-1], reached[1], leap), name
+
+
 # ---------------------------------------------------------------------------------------------
 # Reverse.
 
@@ -159,10 +182,10 @@ def test_token_step_weights_choose_as_the_posterior(kernel):
     """The four ways to step down from a shown token, for a draw x̂ equal to it or not."""
     shown = 1
     for low, high in [(0.0, 0.6), (0.3, 0.9), (0.2, 0.25)]:
-        weight = noising.token_step(kernel, low, high)
+        weight = jax.tree.map(float, noising.token_step(kernel, low, high))
         wanted = dense_posterior(kernel, low, high)
         for clean in (0, shown):
-            chance = np.full(TOKENS + 1, float(weight.redraw_uniform) / TOKENS)
+            chance = np.full(TOKENS + 1, weight.redraw_uniform / TOKENS)
             chance[-1] = 0.0
             chance[clean] += weight.take_clean
             chance[shown] += weight.keep + (clean == shown) * weight.keep_if_equal
@@ -185,11 +208,11 @@ def true_ratios(kernel, level):
 @pytest.mark.parametrize("level", [0.01, 0.5, 0.99])
 def test_score_of_the_true_posterior_is_the_ratio_of_marginals(kernel, level):
     log_p = jnp.log(jnp.asarray(data_posterior(kernel, DATA, level), jnp.float32))
-    scores = jax.vmap(lambda p, z: noising.score_of_mean(kernel, p, z, level))(log_p, STATES)
+    found = jax.vmap(lambda p, z: scores.score_of_mean(kernel, p, z, level))(log_p, STATES)
     wanted = true_ratios(kernel, level)
     if not kernel.replaces:
         wanted[:-1] = np.nan  # a shown token is right: no score is asked for
-    expect(np.exp(np.asarray(scores, np.float64)), wanted, rtol=1e-4)
+    expect(np.exp(np.asarray(found, np.float64)), wanted, rtol=1e-4)
 
 
 @every_kernel
@@ -201,7 +224,7 @@ def test_true_score_is_the_ratio_of_transition_probabilities(kernel, level):
         for state in (0, 1, 2, TOKENS):
             if reach[token, state] == 0:
                 continue
-            clean, same, other = np.exp(noising.true_score(kernel, token, state, level))
+            clean, same, other = np.exp(scores.true_score(kernel, token, state, level))
             for y in range(TOKENS):
                 value = same if y == state else clean if y == token else other
                 ratio = reach[token, y] / reach[token, state]
@@ -213,7 +236,7 @@ def test_reverse_score_of_true_scores_is_the_posterior_of_the_data(kernel):
     for low, high in [(0.0, 0.01), (0.0, 0.6), (0.2, 0.25), (0.3, 0.9)]:
         ratios = true_ratios(kernel, high)
         log_score = jnp.asarray(np.log(np.where(ratios > 0, ratios, 1e-30)), jnp.float32)
-        step = jax.vmap(lambda s, z: noising.reverse_score(kernel, s, z, low, high))(  # noqa: B023
+        step = jax.vmap(lambda s, z: scores.reverse_score(kernel, s, z, low, high))(  # noqa: B023
             log_score, STATES
         )
         before = DATA @ dense_transition(kernel, 0.0, low)[:-1]
@@ -225,9 +248,9 @@ def test_reverse_score_of_true_scores_is_the_posterior_of_the_data(kernel):
 @every_kernel
 def test_reverse_score_of_any_scores_is_a_distribution_without_mask_at_level_0(kernel):
     log_score = 3.0 * jax.random.normal(jax.random.key(2), (50, TOKENS))
-    to_clean = jax.vmap(lambda s, z: noising.reverse_score(kernel, s, z, 0.0, 0.4), (None, 0))
+    to_clean = jax.vmap(lambda s, z: scores.reverse_score(kernel, s, z, 0.0, 0.4), (None, 0))
     chance = np.exp(quick_jit(jax.vmap(to_clean, (0, None)))(log_score, STATES))
-    possible = chance[:, :-1] if kernel.gamma == 1 else chance
+    possible = chance if kernel.masks else chance[:, :-1]
     np.testing.assert_allclose(possible.sum(-1), 1.0, rtol=1e-5)
     assert np.all(chance[..., -1] == 0)
 
@@ -351,4 +374,4 @@ def test_gradients_of_the_reverse_step_are_finite(kernel):
 )
 def test_kernels_without_meaning_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
-        noising.NoiseKernel(**{"name": "test", "vocab_size": 5, **arguments})
+        noising.Hybrid(**{"name": "test", "vocab_size": 5, **arguments})

@@ -18,11 +18,13 @@ from enumeration import (
 )
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import chunked_loss, hyperschedule, noising, objective
+from hybrid_jax.method import chunked_loss, hyperschedule, noising, objective, scores
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Draw, Objective
+
+pytestmark = pytest.mark.usefixtures("strict_promotion")
 
 TOKENS = 5
 DATA = np.array([0.55, 0.2, 0.12, 0.1, 0.03])
@@ -155,7 +157,7 @@ def test_discrete_bound_tends_to_the_continuous_one(name, parameterisation):
     def logits_at(level):
         belief = DATA ** (1 - level) * OTHER**level
         # Scores tell nothing at full noise itself, and are read just below it.
-        reading = noising.HIGHEST_SCORE_LEVEL if level == 1 else level
+        reading = scores.HIGHEST_SCORE_LEVEL if level == 1 else level
         return logits_of(parameterisation, kernel, belief / belief.sum(), reading)
 
     limit = continuous_bound(goal, kernel, logits_at)
@@ -164,19 +166,59 @@ def test_discrete_bound_tends_to_the_continuous_one(name, parameterisation):
     assert gaps[1] < 2e-3 * limit
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bent(noising.NoiseKernel):
+    """Masking with A = 1 − λ², without rates."""
+
+    replaces = False
+
+    def survival_between(self, level_s, level_t):
+        low, high = (jnp.square(jnp.asarray(x, jnp.float32)) for x in (level_s, level_t))
+        masked = (high - low) / (1 - low)
+        nothing = jnp.zeros_like(masked)
+        return noising.Survival(
+            unmasked=1 - masked, kept=nothing + 1, masked=masked, replaced=nothing
+        )
+
+
+class BentWithRates(Bent):
+    def rates(self, level):
+        return noising.Rates(masking=2 * level / (1 + level), replacing=0.0)
+
+
+@pytest.mark.parametrize("parameterisation", ["mean", "score"])
+def test_score_entropy_of_other_masking_integrates_to_the_entropy_of_the_data(parameterisation):
+    """Masking alone does not see how fast it comes: the bound is that of A = 1 − λ."""
+    kernel = BentWithRates(name="bent", vocab_size=TOKENS)
+    levels, weight = np.polynomial.legendre.leggauss(200)
+    levels, weight = (levels + 1) / 2, weight / 2
+    goal = Objective(parameterisation=parameterisation)
+    survival = kernel.survival(jnp.asarray(levels, jnp.float32))
+    masked = np.asarray(survival.masked, np.float64)[:, None]
+    if parameterisation == "mean":
+        logits = np.broadcast_to(np.log(DATA), (len(levels), TOKENS))
+    else:  # of MASK: A p / (1 − A), with the odds of the level that scores are read by
+        odds = np.log(levels / (1 - levels))[:, None] + np.log(TOKENS)
+        logits = np.log((1 - masked) / masked * DATA) + odds
+    logits = jnp.asarray(np.repeat(logits[:, None], TOKENS + 1, axis=1), jnp.float32)
+    terms = run_continuous(goal, kernel, logits, jnp.asarray(levels, jnp.float32))
+    hidden = np.asarray(terms[:, TOKENS], np.float64) @ DATA * masked[:, 0]
+    assert hidden @ weight == pytest.approx(ENTROPY, rel=1e-3)
+
+
 # ---------------------------------------------------------------------------------------------
 # One term.
 
 
 def dense_reverse_score(kernel, log_score, low, high):
     """The Tweedie step [z, z_s] from a dense matrix inverse, clamped and normalised."""
-    high = min(high, noising.HIGHEST_SCORE_LEVEL)
+    high = min(high, scores.HIGHEST_SCORE_LEVEL)
     move = dense_transition(kernel, low, high)
     step = np.zeros((TOKENS + 1, TOKENS + 1))
     for z in STATES:
-        scores = np.append(np.exp(log_score[z]), 1.0 if z == TOKENS else 0.0)
-        scores[z] = 1.0
-        back = scores @ np.linalg.inv(move)
+        reach = np.append(np.exp(log_score[z]), 1.0 if z == TOKENS else 0.0)
+        reach[z] = 1.0
+        back = reach @ np.linalg.inv(move)
         if low == 0:
             back[-1] = 0.0  # data holds no MASK
         step[z] = np.maximum(back * move[:, z], 0.0)
@@ -190,7 +232,7 @@ def test_discrete_term_is_the_divergence_of_two_dense_reverse_steps(kernel, para
     pairs = [(0.0, 0.4), (0.3, 0.5), (0.6, 1.0), (0.0, 1.0)]
     noise = np.random.default_rng(0).normal(size=(TOKENS + 1, TOKENS)) * 0.3
     lows, highs = (np.array(ends) for ends in zip(*pairs, strict=True))
-    read = np.minimum(highs, noising.HIGHEST_SCORE_LEVEL)
+    read = np.minimum(highs, scores.HIGHEST_SCORE_LEVEL)
     logits = np.stack([logits_of(parameterisation, kernel, OTHER, t) + noise for t in read])
     found = run_discrete(
         goal, kernel, *(jnp.asarray(x, jnp.float32) for x in (logits, highs, lows))
@@ -229,7 +271,7 @@ def test_absorbing_continuous_term_is_the_weighted_cross_entropy_of_masked_token
 def test_context_parameterisation_adds_what_the_shown_token_tells():
     for kernel in KERNELS.values():
         wanted = posterior_of(kernel, OTHER, 0.3)
-        for state in STATES[:-1] if kernel.gamma == 1 else STATES:
+        for state in STATES if kernel.masks else STATES[:-1]:
             if state < TOKENS and not kernel.replaces:
                 continue
             log_p = objective.log_prediction(
@@ -294,7 +336,7 @@ def test_gradients_of_the_terms_are_finite_at_the_ends_of_the_scale(name, parame
             jax.grad(lambda x: mean(discrete_terms(goal, kernel, x, LEVELS, to_clean)))(logits),
             jax.grad(lambda x: mean(discrete_terms(goal, kernel, x, LEVELS, LEVELS / 2)))(logits),
         ]
-        if not kernel.epsilon:
+        if not kernel.jumps_at_zero:
             found.append(
                 jax.grad(lambda x: mean(continuous_terms(goal, kernel, x, LEVELS)))(logits)
             )
@@ -440,7 +482,7 @@ def test_levels_drawn_inside_steps_stand_for_the_whole_step():
         )
         return expected_terms(spec, phase, where, "continuous")
 
-    uniforms = (jnp.arange(200) + 0.5) / 200
+    uniforms = (jnp.arange(200, dtype=jnp.float32) + 0.5) / 200
     drawn = quick_jit(jax.vmap(at))(uniforms).mean()
     assert drawn == pytest.approx(enumerated(spec, "continuous"), rel=1e-2)
 
@@ -673,13 +715,11 @@ def test_objectives_without_meaning_are_refused(settings, kernel, message):
         problem_of(SCHEDULES["flat"], KERNELS[kernel], **settings)
 
 
-def test_a_kernel_of_ones_own_has_no_rates():
-    class Own(noising.NoiseKernel):
-        pass
-
-    kernel = Own(name="own", vocab_size=3)
+def test_a_kernel_without_rates_has_no_continuous_bound():
+    kernel = Bent(name="bent", vocab_size=3)
     problem_of(SCHEDULES["flat"], kernel, time="discrete")
-    with pytest.raises(UserError, match="rates of own in continuous time are not known"):
+    problem_of(SCHEDULES["flat"], kernel, time="continuous", loss="weighted_cross_entropy")
+    with pytest.raises(UserError, match="bent noise defines no rates"):
         problem_of(SCHEDULES["flat"], kernel, time="continuous")
 
 

@@ -12,6 +12,8 @@ from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.rules import Ancestral
 from hybrid_jax.sampling.state import Sampler
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 DRAWS = 100_000
 
 

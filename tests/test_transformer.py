@@ -14,6 +14,8 @@ from hybrid_jax.models import attention
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 SMALL = Transformer(vocab_size=11, layers=2, width=16, heads=2, condition=6)
 BATCH, ROWS = 2, 5
 
@@ -118,7 +120,7 @@ def test_rotation_keeps_lengths_and_turns_by_position():
     norms = [jnp.linalg.norm(y, axis=-1) for y in (turned, x)]
     np.testing.assert_allclose(*norms, rtol=1e-5)
     # The fastest pair (the first of each half) turns by one radian a position.
-    pair = x[0, 1, 0, 0] + 1j * x[0, 1, 0, 4]
+    pair = complex(x[0, 1, 0, 0], x[0, 1, 0, 4])
     wanted = pair * np.exp(1j)
     np.testing.assert_allclose(turned[0, 1, 0, 0], wanted.real, rtol=1e-5)
     np.testing.assert_allclose(turned[0, 1, 0, 4], wanted.imag, rtol=1e-5)
@@ -126,7 +128,7 @@ def test_rotation_keeps_lengths_and_turns_by_position():
 
 def test_dense_attention_is_a_softmax_over_what_is_visible():
     query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 4, 1, 6))
-    mask = np.tri(4, dtype=bool)[None]
+    mask = jnp.tri(4, dtype=bool)[None]
     found = attention.dense(query, key, value, mask)[0, :, 0]
     for row in range(4):
         scores = np.asarray(key[0, : row + 1, 0] @ query[0, row, 0]) / np.sqrt(6)

@@ -62,16 +62,13 @@ def inference(layout: Layout, schedule: Hyperschedule, step: int) -> Picture:
     Left out are rows that only keep shapes static: cache slots that are empty, and places for
     settled tokens that this step does not have.
     """
-    shift = int(layout.alignment == "shifted")
-    filled = int(schedule.settled(step - 1)) + shift if step else 0
-    new = int(schedule.settled(step)) + shift - filled
+    filled = int(schedule.settled(step - 1)) + layout.shift if step else 0
+    new = int(schedule.settled(step)) + layout.shift - filled
 
     def rows_and_mask():
-        now, slot, count = (jnp.int32(number) for number in (step, filled, new))
-        context = layouts.context_rows(layout, schedule, filled, slot)
-        queries = layouts.query_rows(layout, schedule, now, slot, count, capacity=new)
-        keys = layouts.concatenate(context, queries)
-        return queries, keys, layouts.masks_between(layout, queries, keys)
+        now, slot = jnp.full(1, step), jnp.full(1, filled)
+        query = layouts.query(layout, schedule, now, slot, slots=filled, capacity=new)
+        return jax.tree.map(lambda x: x[0], (query.rows, query.keys, query.mask))
 
     queries, keys, mask = jax.device_get(jax.jit(rows_and_mask)())
     title = f"{schedule.name}, {layout.alignment}, step {step}"

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, PyTree
 
 from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Draw, Objective, Time
 
+Tree = TypeVar("Tree")
+
 
 def position_terms(
     objective: Objective,
     kernel: NoiseKernel,
-    to_logits: Callable[[jax.Array], jax.Array],
-    features: jax.Array,
-    tokens: jax.Array,
-    noisy: jax.Array,
+    to_logits: Callable[[Array], Array],
+    features: Float[Array, "B n D"],
+    tokens: Int[Array, "B n"],
+    noisy: Int[Array, "B n"],
     draw: Draw,
     *,
     time: Time,
     loss: bool,
     chunk: int,
-) -> jax.Array:
+) -> Float32[Array, "B n"]:
     """Terms of the loss (`loss=True`) or of the bound for every position, in nats.
 
     Args:
       to_logits: features [..., D] -> logits [..., V].
-      features: [B, n, D] of the rows that predict each position.
-      tokens, states: int32 [B, n], clean and noisy.
-      where: Draw with fields [B, n].
+      features: of the rows that predict each position.
+      tokens, noisy: clean and noisy tokens.
+      draw: Draw with fields [B, n].
       chunk: positions of an example whose logits exist at the same time (n is padded to a
         multiple); the batch axis stays whole, so that it may be sharded.
 
@@ -43,7 +46,7 @@ def position_terms(
     terms = _terms(objective, kernel, time, loss)
     batch, count = tokens.shape
 
-    def of_chunk(inputs):
+    def of_chunk(inputs: tuple[Any, ...]) -> Array:
         feature, *rest = inputs
         return terms(to_logits(feature), *rest)
 
@@ -54,17 +57,17 @@ def position_terms(
 def summed_terms(
     objective: Objective,
     kernel: NoiseKernel,
-    to_logits: Callable[[Any, jax.Array], jax.Array],
-    head: Any,
-    features: jax.Array,
-    tokens: jax.Array,
-    noisy: jax.Array,
+    to_logits: Callable[[Any, Array], Array],
+    head: PyTree,
+    features: Float[Array, "B n D"],
+    tokens: Int[Array, "B n"],
+    noisy: Int[Array, "B n"],
     draw: Draw,
     *,
     time: Time,
     loss: bool,
     chunk: int,
-) -> jax.Array:
+) -> Float32[Array, ""]:
     """The sum of `position_terms`, float32 scalar, to be differentiated.
 
     Gradients are taken chunk by chunk while the logits exist, so that these are neither kept nor
@@ -77,18 +80,19 @@ def summed_terms(
     """
     terms = _terms(objective, kernel, time, loss)
 
-    def of_chunk(head, feature, rest):
+    def of_chunk(head: PyTree, feature: Array, rest: list[Any]) -> Array:
         return jnp.sum(terms(to_logits(head, feature), *rest))
 
     @jax.custom_vjp
-    def total(head, features, rest):
-        def add(summed, inputs):
+    def total(head: PyTree, features: Array, rest: list[Any]) -> Array:
+        def add(summed: Array, inputs: tuple[Any, ...]) -> tuple[Array, None]:
             return summed + of_chunk(head, *inputs), None
 
-        return jax.lax.scan(add, jnp.float32(0.0), (features, rest))[0]
+        summed: Array = jax.lax.scan(add, jnp.float32(0.0), (features, rest))[0]
+        return summed
 
-    def forward(head, features, rest):
-        def add(carry, inputs):
+    def forward(head: PyTree, features: Array, rest: list[Any]) -> tuple[Array, Any]:
+        def add(carry: Any, inputs: tuple[Any, ...]) -> tuple[Any, Array]:
             value, (of_head, of_feature) = jax.value_and_grad(of_chunk, argnums=(0, 1))(
                 head, *inputs
             )
@@ -98,20 +102,22 @@ def summed_terms(
         (summed, of_head), of_features = jax.lax.scan(add, zero, (features, rest))
         return summed, (of_head, of_features)
 
-    def backward(gradients, scale):
+    def backward(gradients: Any, scale: Array) -> tuple[Any, ...]:
         scaled = jax.tree.map(lambda x: (scale * x).astype(x.dtype), gradients)
         return *scaled, None
 
     total.defvjp(forward, backward)
     features, *rest = _split((features, tokens, noisy, draw), tokens.shape[1], chunk)
-    return total(head, features, rest)
+    return cast(Array, total(head, features, rest))
 
 
-def _terms(objective: Objective, kernel: NoiseKernel, time: Time, loss: bool):
-    """(logits [B, n, V], tokens, states, Draw) -> terms float32 [B, n]."""
+def _terms(
+    objective: Objective, kernel: NoiseKernel, time: Time, loss: bool
+) -> Callable[..., Array]:
+    """(logits [B, n, V], tokens, noisy, Draw) -> terms float32 [B, n]."""
     cross_entropy = loss and objective.loss == "weighted_cross_entropy"
 
-    def one(logits, token, noisy, draw: Draw):
+    def one(logits: Array, token: Array, noisy: Array, draw: Draw) -> Array:
         # Inactive positions get levels at which no formula divides by zero.
         draw = draw._replace(
             level=jnp.where(draw.active, draw.level, 0.5),
@@ -134,15 +140,17 @@ def _terms(objective: Objective, kernel: NoiseKernel, time: Time, loss: bool):
     return jax.vmap(jax.vmap(one))
 
 
-def _split(tree, count: int, chunk: int):
-    """Cuts axis 1 into chunks: [B, count, ...] -> [chunks, B, chunk, ...], filled up with zeros,
-    which as positions are inactive."""
+def _split(tree: Tree, count: int, chunk: int) -> Tree:
+    """Cuts axis 1 into chunks: [B, count, ...] -> [chunks, B, chunk, ...].
+
+    The last is filled up with zeros, which as positions are inactive.
+    """
     chunk = min(chunk, count)
     chunks = -(-count // chunk)
 
-    def split(x):
+    def split(x: Array) -> Array:
         padding = [(0, 0), (0, chunks * chunk - count)] + [(0, 0)] * (x.ndim - 2)
         parts = jnp.pad(x, padding).reshape(x.shape[0], chunks, chunk, *x.shape[2:])
         return jnp.moveaxis(parts, 1, 0)
 
-    return jax.tree.map(split, tree)
+    return cast(Tree, jax.tree.map(split, tree))

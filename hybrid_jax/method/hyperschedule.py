@@ -20,17 +20,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int, Int32
 
 from hybrid_jax.errors import UserError
 
+Steps = Int[ArrayLike, "..."]
+"""Steps or positions: int32 arrays, or numbers, that broadcast."""
 
+
+@runtime_checkable
 class Hyperschedule(Protocol):
-    """What a hyperschedule offers. Steps and positions are int32 arrays that broadcast."""
+    """Interface of a hyperschedule."""
 
     @property
     def name(self) -> str:
@@ -68,17 +75,19 @@ class Hyperschedule(Protocol):
     def settles_whole(self) -> bool:
         """Whether windows are the same at every step they live, and so settle as a whole."""
 
-    def level(self, step, position) -> jax.Array:
-        """τ[step, position], int32."""
+    def level(self, step: Steps, position: Steps) -> Int32[Array, "..."]:
+        """τ[step, position]."""
 
-    def settled(self, step) -> jax.Array:
-        """Number of leading positions at level 0 after `step` steps, int32."""
+    def settled(self, step: Steps) -> Int32[Array, "..."]:
+        """Number of leading positions at level 0 after `step` steps."""
 
-    def frontier(self, step) -> jax.Array:
-        """Number of leading positions below level T after `step` steps, int32."""
+    def frontier(self, step: Steps) -> Int32[Array, "..."]:
+        """Number of leading positions below level T after `step` steps."""
 
-    def tile(self, phase) -> tuple[jax.Array, jax.Array]:
-        """One training tiling: phase int32 [phase_groups] in [0, phases).
+    def tile(
+        self, phase: Int[Array, "{self.phase_groups}"]
+    ) -> tuple[Int32[Array, "{self.length}"], Int32[Array, "{self.windows}"]]:
+        """One training tiling: phases in [0, phases).
 
         Returns the step at which each position is trained, int32 [L], and the step of each window,
         int32 [windows] (a step >= S marks a window that does not exist in this tiling). For every
@@ -143,20 +152,22 @@ class Ramp:
         return -(-self.steps // self.levels)
 
     @property
-    def _starts(self) -> np.ndarray:
+    def _starts(self) -> Int32[np.ndarray, "{self.length}"]:
         return np.asarray(self.starts, np.int32)
 
-    def level(self, step, position) -> jax.Array:
+    def level(self, step: Steps, position: Steps) -> Int32[Array, "..."]:
         start = jnp.asarray(self._starts)[position]
         return jnp.clip(self.levels + start - step, 0, self.levels)
 
-    def settled(self, step) -> jax.Array:
+    def settled(self, step: Steps) -> Int32[Array, "..."]:
         return _count(self._starts, jnp.asarray(step) - self.levels, side="right")
 
-    def frontier(self, step) -> jax.Array:
-        return _count(self._starts, step, side="left")
+    def frontier(self, step: Steps) -> Int32[Array, "..."]:
+        return _count(self._starts, step)
 
-    def tile(self, phase) -> tuple[jax.Array, jax.Array]:
+    def tile(
+        self, phase: Int[Array, "{self.phase_groups}"]
+    ) -> tuple[Int32[Array, "{self.length}"], Int32[Array, "{self.windows}"]]:
         starts = self._starts
         per_window = jnp.broadcast_to(phase, (self.windows,)).astype(jnp.int32)
         # With one phase for all, the entry looked up here is the same wherever we look.
@@ -208,27 +219,29 @@ class Table:
     def settles_whole(self) -> bool:
         return False
 
-    def level(self, step, position) -> jax.Array:
+    def level(self, step: Steps, position: Steps) -> Int32[Array, "..."]:
         return jnp.asarray(self.rows, jnp.int32)[step, position]
 
-    def settled(self, step) -> jax.Array:
-        return _count(np.count_nonzero(np.asarray(self.rows) == 0, axis=1), index=step)
+    def settled(self, step: Steps) -> Int32[Array, "..."]:
+        clean = np.count_nonzero(np.asarray(self.rows) == 0, axis=1)
+        return jnp.asarray(clean, jnp.int32)[step]
 
-    def frontier(self, step) -> jax.Array:
+    def frontier(self, step: Steps) -> Int32[Array, "..."]:
         below = np.count_nonzero(np.asarray(self.rows) < self.levels, axis=1)
-        return _count(below, index=step)
+        return jnp.asarray(below, jnp.int32)[step]
 
-    def tile(self, phase) -> tuple[jax.Array, jax.Array]:
+    def tile(
+        self, phase: Int[Array, "{self.phase_groups}"]
+    ) -> tuple[Int32[Array, "{self.length}"], Int32[Array, "{self.windows}"]]:
         step = jnp.asarray(phase, jnp.int32).reshape(1)
         return jnp.broadcast_to(step, (self.length,)), step
 
 
-def _count(values: np.ndarray, bound=None, *, side: str = "left", index=None) -> jax.Array:
-    """Entries below (left) or up to (right) `bound` in a sorted array, or the entry at `index`."""
-    sorted_values = jnp.asarray(values, jnp.int32)
-    if index is not None:
-        return sorted_values[index]
-    return jnp.searchsorted(sorted_values, bound, side=side).astype(jnp.int32)
+def _count(
+    rising: Int32[np.ndarray, "n"], bound: Steps, *, side: Literal["left", "right"] = "left"
+) -> Int32[Array, "..."]:
+    """Number of entries of a sorted array below (left) or up to (right) `bound`."""
+    return jnp.searchsorted(jnp.asarray(rising), jnp.asarray(bound), side=side).astype(jnp.int32)
 
 
 def block(*, length: int, width: int, levels: int) -> Ramp:
@@ -272,9 +285,12 @@ def flat(*, length: int, levels: int) -> Ramp:
     return dataclasses.replace(ramp, name=f"flat(T={levels})")
 
 
-def custom(levels_table, *, name: str = "custom") -> Table:
-    """Any table, int [S+1, L]: T at the first step, 0 at the last, never rising with the step,
-    never falling along the positions (so that text settles from left to right).
+def custom(levels_table: npt.ArrayLike, *, name: str = "custom") -> Table:
+    """A table given entry by entry.
+
+    Args:
+      levels_table: int [S+1, L]: T at the first step, 0 at the last, never rising with the step,
+        never falling along the positions (so that text settles from left to right).
 
     Raises:
       UserError: naming the first offending entry.
@@ -319,14 +335,17 @@ def beginning(schedule: Hyperschedule, length: int) -> Hyperschedule:
     return custom(np.asarray(table(schedule))[:, :length], name=schedule.name)
 
 
-def table(schedule: Hyperschedule) -> jax.Array:
-    """The whole table τ, int32 [S+1, L] ("Figure 1" of the paper)."""
+def table(schedule: Hyperschedule) -> Int32[Array, "{schedule.steps}+1 {schedule.length}"]:
+    """The whole table τ ("Figure 1" of the paper)."""
     steps = jnp.arange(schedule.steps + 1)[:, None]
     positions = jnp.arange(schedule.length)[None, :]
-    return jax.jit(schedule.level)(steps, positions)
+    table: Array = jax.jit(schedule.level)(steps, positions)
+    return table
 
 
-def _first(wrong: np.ndarray, *, shift=(0, 0), last_row: int = 0) -> tuple[int, int] | None:
+def _first(
+    wrong: Bool[np.ndarray, "..."], *, shift: tuple[int, int] = (0, 0), last_row: int = 0
+) -> tuple[int, int] | None:
     hits = np.argwhere(wrong)
     if not len(hits):
         return None

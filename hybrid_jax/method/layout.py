@@ -1,4 +1,4 @@
-"""What the network is shown: rows, and who may attend to whom.
+"""Rows, the network's input, and which rows may attend to which.
 
 A training example is fed as ``[noisy rows | clean rows]``, one pass in which every position is
 trained once, seen exactly as the sampler will see it. Each row carries
@@ -23,8 +23,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method.hyperschedule import Hyperschedule
@@ -34,7 +38,7 @@ NO_TARGET = -1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How windows are laid out for the network.
+    """The layout of windows in the rows of the network.
 
     Attributes:
       alignment: "aligned" or "shifted" (see the module text).
@@ -59,32 +63,37 @@ class Layout:
                 "does not have: choose context=causal or a block schedule."
             )
 
+    @property
+    def shift(self) -> int:
+        """Positions from the token that a row holds to the one that it predicts: 0 or 1."""
+        return int(self.alignment == "shifted")
+
     def plain(self, schedule: Hyperschedule) -> bool:
-        """Whether clean rows alone do the whole job: shifted rows, one full-noise token a window.
+        """Whether clean rows do the whole job: shifted rows, one full-noise token a window.
 
         Such a window holds nothing to look at, so the row of the token before it predicts it: this
         is ordinary GPT training.
         """
-        return self.alignment == "shifted" and schedule.width == 1 and schedule.levels == 1
+        return bool(self.shift) and schedule.width == 1 and schedule.levels == 1
 
 
 class Rows(NamedTuple):
-    """Attributes of the rows fed to the network, arrays [R] (see the module text)."""
+    """Attributes of the rows fed to the network (see the module text)."""
 
-    noisy: jax.Array
-    first: jax.Array
-    position: jax.Array
-    target: jax.Array
-    valid: jax.Array
+    noisy: Bool[Array, "*B R"]
+    first: Int[Array, "*B R"]
+    position: Int[Array, "*B R"]
+    target: Int[Array, "*B R"]
+    valid: Bool[Array, "*B R"]
 
     @property
-    def holds_noise(self) -> jax.Array:
+    def holds_noise(self) -> Bool[Array | np.ndarray, "*B R"]:
         """Rows that hold a corrupted token (the others hold a clean one)."""
         return self.noisy & (self.position >= self.first)
 
 
-def may_attend(layout: Layout, query: Rows, key: Rows) -> jax.Array:
-    """The mask predicate, True where `query` may attend to `key`; fields broadcast, bool.
+def may_attend(layout: Layout, query: Rows, key: Rows) -> Bool[Array, "..."]:
+    """The mask predicate, True where `query` may attend to `key`; fields broadcast.
 
     Window rows see their own window and the clean prefix before it; clean rows see clean rows.
     """
@@ -99,70 +108,67 @@ def may_attend(layout: Layout, query: Rows, key: Rows) -> jax.Array:
     return query.valid & key.valid & jnp.where(query.noisy, window | prefix, context)
 
 
-def attention_mask(layout: Layout, rows: Rows) -> jax.Array:
-    """`may_attend` for all pairs of rows: fields [..., R] -> bool [..., R, R] (query, key)."""
+def attention_mask(layout: Layout, rows: Rows) -> Bool[Array, "*B R R"]:
+    """`may_attend` for all pairs of rows (query, key)."""
     return masks_between(layout, rows, rows)
 
 
-def masks_between(layout: Layout, queries: Rows, keys: Rows) -> jax.Array:
-    """`may_attend` for all pairs: fields [..., R] and [..., R'] -> bool [..., R, R']."""
+def masks_between(layout: Layout, queries: Rows, keys: Rows) -> Bool[Array, "*B R M"]:
+    """`may_attend` for all pairs of queries, fields [..., R], and keys, fields [..., M]."""
     query = jax.tree.map(lambda x: x[..., :, None], queries)
     key = jax.tree.map(lambda x: x[..., None, :], keys)
     return may_attend(layout, query, key)
 
 
-def training_rows(layout: Layout, schedule: Hyperschedule, phase: jax.Array) -> Rows:
+# ---------------------------------------------------------------------------------------------
+# Rows of a training example.
+
+
+def training_rows(
+    layout: Layout, schedule: Hyperschedule, phase: Int32[Array, "{schedule.phase_groups}"]
+) -> Rows:
     """Rows of one training example.
 
     Args:
-      phase: int32 [phase_groups], see `Hyperschedule.tile`.
+      phase: see `Hyperschedule.tile`.
 
     Returns:
       Rows with fields [R]; R depends on the layout and the schedule only. Nothing that is never
       needed is fed: no clean rows where nothing settles before the last step (flat), no noisy rows
       for plain autoregression.
     """
-    length = schedule.length
-    position = jnp.arange(length)
+    chex.assert_shape(phase, (schedule.phase_groups,))
+    slots = context_slots(layout, schedule)
+    clean = context_rows(layout, schedule, slots, slots)
+    if layout.plain(schedule):
+        return clean
+
+    position = jnp.arange(schedule.length)
     step, window_step = schedule.tile(phase)
     first = schedule.settled(step)
     in_window = (position >= first) & (position < schedule.frontier(step + 1))
     active = in_window & is_active(schedule, step, position)
-
-    context = settled_before_last_step(schedule)
-    shift = int(layout.alignment == "shifted")
-    clean_position = jnp.arange(-shift, context)
-    plain = layout.plain(schedule)
-    clean = Rows(
-        noisy=jnp.zeros_like(clean_position, bool),
-        first=_before_all(clean_position, first[jnp.maximum(clean_position, 0)]),
-        position=clean_position,
-        target=clean_position + 1 if plain else jnp.full_like(clean_position, NO_TARGET),
-        valid=jnp.ones_like(clean_position, bool),
-    )
-    if plain:
-        return clean
-
+    target = jnp.where(active, position, NO_TARGET)
     noisy = Rows(
         noisy=jnp.ones_like(position, bool),
         first=first,
         position=position,
-        target=jnp.where(active, position, NO_TARGET),
+        target=target,
         valid=in_window,
     )
-    if not shift:
+    if not layout.shift:
         return concatenate(noisy, clean)
 
     # The row of token i predicts token i + 1 of the same window.
-    following = jnp.append(jnp.where(active, position, NO_TARGET)[1:], NO_TARGET)
+    following = jnp.append(target[1:], NO_TARGET)
     same_window = jnp.append(first[1:] == first[:-1], False)
     noisy = noisy._replace(target=jnp.where(in_window & same_window, following, NO_TARGET))
     start = schedule.settled(window_step)
     exists = (window_step < schedule.steps) & (schedule.frontier(window_step + 1) > start)
-    at_start = is_active(schedule, window_step, jnp.minimum(start, length - 1))
+    at_start = is_active(schedule, window_step, jnp.minimum(start, schedule.length - 1))
     lead = Rows(
         noisy=jnp.ones_like(exists),
-        first=jnp.where(exists, start, length),
+        first=jnp.where(exists, start, schedule.length),
         position=start - 1,
         target=jnp.where(exists & at_start, start, NO_TARGET),
         valid=exists,
@@ -170,86 +176,152 @@ def training_rows(layout: Layout, schedule: Hyperschedule, phase: jax.Array) -> 
     return concatenate(lead, noisy, clean)
 
 
-def generation_rows(layout: Layout, schedule: Hyperschedule, step: jax.Array) -> Rows:
-    """Rows that show a whole sequence at one generation step (no cache; int32 scalar `step`).
+# ---------------------------------------------------------------------------------------------
+# Rows of one generation step: the whole sequence, or what is new to a cache.
+
+
+def generation_rows(layout: Layout, schedule: Hyperschedule, step: Int[ArrayLike, ""]) -> Rows:
+    """Rows that show a whole sequence at one generation step (no cache); fields [R].
 
     Settled positions are clean rows, the window is noisy rows, worthless positions are invalid.
     """
-    length = schedule.length
-    settled = schedule.settled(step)
-    frontier = schedule.frontier(step + 1)
-    shift = int(layout.alignment == "shifted")
+    known = schedule.settled(step) + layout.shift
     if layout.plain(schedule):
-        position = jnp.arange(-1, length - 1)
-        return Rows(
-            noisy=jnp.zeros_like(position, bool),
-            first=position,
-            position=position,
-            target=position + 1,
-            valid=position < settled,
-        )
+        return context_rows(layout, schedule, schedule.length, known)
     # Clean rows −shift … settled−1, then the leading row if shifted, then the window.
-    index = jnp.arange(length + 2 * shift)
-    noisy = index >= settled + shift
-    position = jnp.where(noisy, index - 2 * shift, index - shift)
-    # Windows that settle whole are the same at every step they live, so a settled position's own
-    # window is the one that was open when it settled: that is what training showed.
-    settled_first = window_start(schedule, jnp.maximum(position, 0))
-    return Rows(
-        noisy=noisy,
-        first=jnp.where(noisy, settled, _before_all(position, settled_first)),
-        position=position,
-        target=jnp.where(noisy & (position + shift < frontier), position + shift, NO_TARGET),
-        valid=position < jnp.where(noisy, frontier, settled),
+    index = jnp.arange(schedule.length + 2 * layout.shift)
+    clean = _clean_rows(layout, schedule, index, index < known)
+    window = _window_rows(layout, schedule, step, index - 2 * layout.shift)
+    pairs = zip(clean, window, strict=True)
+    return Rows(*(jnp.where(index < known, settled, open_) for settled, open_ in pairs))
+
+
+class Query(NamedTuple):
+    """One forward pass of a sampler with a cache, for a batch of texts.
+
+    Attributes:
+      rows: R new rows, fields [B, R]: settled tokens for the cache, then the window.
+      keys: the rows of the cache's M slots, then the new ones, fields [B, M + R].
+      mask: which of the keys each row may attend to.
+      settled: number of settled tokens that are fed. They go to the next slots of the cache.
+      window: the rows that predict the W positions of the window.
+    """
+
+    rows: Rows
+    keys: Rows
+    mask: Bool[Array, "B R M+R"]
+    settled: Int32[Array, "B"]
+    window: slice
+
+
+def query(
+    layout: Layout,
+    schedule: Hyperschedule,
+    step: Int[Array, "B"],
+    filled: Int[Array, "B"],
+    *,
+    slots: int,
+    capacity: int,
+    window: bool = True,
+) -> Query:
+    """Rows that a sampler with a cache feeds: those of `generation_rows` that the cache lacks.
+
+    Settled tokens fill the slots in order (as `context_rows` has them), at most `capacity` at once.
+    Worthless positions have no rows.
+
+    Args:
+      step: the step of each text; S for texts that are done, which feed nothing.
+      filled: slots of each text that are filled.
+      slots: M, slots of the cache (see `context_slots`).
+      capacity: rows for settled tokens.
+      window: False for settled tokens alone.
+    """
+    chex.assert_equal_shape([step, filled])
+    count = _feedable(layout, schedule, step, filled, capacity, window)
+    step = jnp.minimum(step, schedule.steps - 1)
+    has_window = window and not layout.plain(schedule)
+
+    def one(step: Array, filled: Array, count: Array) -> tuple[Rows, Rows]:
+        number = jnp.arange(capacity)
+        new = _clean_rows(layout, schedule, filled + number, number < count)
+        if has_window:
+            position = schedule.settled(step) + jnp.arange(-layout.shift, schedule.width)
+            new = concatenate(new, _window_rows(layout, schedule, step, position))
+        return new, concatenate(context_rows(layout, schedule, slots, filled), new)
+
+    rows, keys = jax.vmap(one)(step, filled, count)
+    # In plain autoregression one token settles a step, and its row predicts the window.
+    start = capacity if has_window else 0
+    return Query(
+        rows=rows,
+        keys=keys,
+        mask=masks_between(layout, rows, keys),
+        settled=count,
+        window=slice(start, start + schedule.width),
     )
 
 
-def query_rows(
+def pending(
+    layout: Layout, schedule: Hyperschedule, step: Int[Array, "B"], filled: Int[Array, "B"]
+) -> Int[Array, "B"]:
+    """Settled tokens of each text that a cache lacks, 0 for texts that are done."""
+    settled = schedule.settled(step) + layout.shift
+    return jnp.where(step < schedule.steps, settled - filled, 0)
+
+
+def _feedable(
     layout: Layout,
     schedule: Hyperschedule,
-    step: jax.Array,
-    slot: jax.Array,
-    count: jax.Array,
+    step: Int[Array, "B"],
+    filled: Int[Array, "B"],
     capacity: int,
-    *,
-    window: bool = True,
-) -> Rows:
-    """Rows that a sampler with a cache feeds at one step: those of `generation_rows` that are new.
+    window: bool,
+) -> Int[Array, "B"]:
+    """Settled tokens of each text that `capacity` rows can feed."""
+    missing = pending(layout, schedule, step, filled)
+    if layout.plain(schedule) and not window:
+        missing = jnp.maximum(missing - 1, 0)  # the newest waits for the window it predicts
+    count = jnp.minimum(missing, capacity)
+    if layout.context == "block_causal":
+        # Rows see their whole window, so windows are fed whole.
+        end = filled + count - layout.shift
+        whole = window_start(schedule, jnp.clip(end, 0, schedule.length - 1))
+        count = jnp.where(missing > capacity, whole + layout.shift - filled, count)
+    return count
 
-    First `count` clean rows for the cache's slots from `slot` on (slots are filled in the order of
-    `context_rows`), in `capacity` rows; then, if `window`, the leading row of shifted layouts and
-    the window. Worthless positions have no rows. step, slot, count: int32 scalars.
-    """
-    shift = int(layout.alignment == "shifted")
-    number = jnp.arange(capacity)
-    clean = _clean_rows(layout, schedule, slot + number, number < count)
-    if not window or layout.plain(schedule):
-        return clean
-    settled = schedule.settled(step)
+
+def _window_rows(
+    layout: Layout, schedule: Hyperschedule, step: Int[ArrayLike, ""], position: Int[Array, "R"]
+) -> Rows:
+    """The leading row of shifted layouts and the window at one step, at these positions."""
     frontier = schedule.frontier(step + 1)
-    position = settled + jnp.arange(-shift, schedule.width)
-    follows = position + shift
-    noisy = Rows(
+    follows = position + layout.shift
+    return Rows(
         noisy=jnp.ones_like(position, bool),
-        first=jnp.full_like(position, settled),
+        first=jnp.full_like(position, schedule.settled(step)),
         position=position,
         target=jnp.where(follows < frontier, follows, NO_TARGET),
         valid=position < frontier,
     )
-    return concatenate(clean, noisy)
 
 
-def window_positions(schedule: Hyperschedule, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Positions of the windows at some steps, int32 [..., W], and which of them exist, bool.
+def window_positions(
+    schedule: Hyperschedule, step: Int[Array, "*B"]
+) -> tuple[Int[Array, "*B W"], Bool[Array, "*B W"]]:
+    """Positions of the windows at some steps, and which of them exist.
 
     Those that do not exist are clipped to the last position, so that all can be looked up.
     """
-    position = schedule.settled(step)[..., None] + jnp.arange(schedule.width)
+    step = jnp.asarray(step)
+    offset = jnp.expand_dims(jnp.arange(schedule.width), range(step.ndim))
+    position = schedule.settled(step)[..., None] + offset
     exists = position < schedule.frontier(step + 1)[..., None]
     return jnp.minimum(position, schedule.length - 1), exists
 
 
-def context_rows(layout: Layout, schedule: Hyperschedule, slots: int, filled: jax.Array) -> Rows:
+def context_rows(
+    layout: Layout, schedule: Hyperschedule, slots: int, filled: Int[ArrayLike, ""]
+) -> Rows:
     """The rows that a cache of `slots` slots holds, of which the first `filled` are valid."""
     slot = jnp.arange(slots)
     return _clean_rows(layout, schedule, slot, slot < filled)
@@ -257,29 +329,33 @@ def context_rows(layout: Layout, schedule: Hyperschedule, slots: int, filled: ja
 
 def context_slots(layout: Layout, schedule: Hyperschedule) -> int:
     """Slots that a cache needs: one for each clean row that a window may see."""
-    return settled_before_last_step(schedule) + int(layout.alignment == "shifted")
+    with jax.ensure_compile_time_eval():
+        return int(schedule.settled(schedule.steps - 1)) + layout.shift
 
 
-def _clean_rows(layout: Layout, schedule: Hyperschedule, slot: jax.Array, valid: jax.Array) -> Rows:
-    """Settled rows; slot 0 is the beginning-of-sequence token in shifted layouts."""
-    position = slot - int(layout.alignment == "shifted")
+def _clean_rows(
+    layout: Layout, schedule: Hyperschedule, slot: Int[Array, "R"], valid: Bool[Array, "R"]
+) -> Rows:
+    """Settled rows; slot 0 is the beginning-of-sequence token in shifted layouts.
+
+    Windows that settle whole are the same at every step they live, so a settled position's own
+    window is the one that was open when it settled: that is what training shows.
+    """
+    position = slot - layout.shift
     follows = position + 1 if layout.plain(schedule) else jnp.full_like(position, NO_TARGET)
+    first = window_start(schedule, jnp.maximum(position, 0))
     return Rows(
         noisy=jnp.zeros_like(position, bool),
-        first=_before_all(position, window_start(schedule, jnp.maximum(position, 0))),
+        # The beginning-of-sequence token has a window of its own, before all others: in the first
+        # one, block-causal context would let it see the tokens that it helps to predict.
+        first=jnp.where(position < 0, -1, first),
         position=position,
         target=follows,
         valid=valid,
     )
 
 
-def _before_all(position: jax.Array, first: jax.Array) -> jax.Array:
-    """Puts the beginning-of-sequence token in a window of its own, before all others: in the first
-    window, block-causal context would let it see the tokens that it helps to predict."""
-    return jnp.where(position < 0, -1, first)
-
-
-def window_start(schedule: Hyperschedule, position: jax.Array) -> jax.Array:
+def window_start(schedule: Hyperschedule, position: Int[Array, "..."]) -> Int[Array, "..."]:
     """First position of the window that `position` is in just before it settles."""
     with jax.ensure_compile_time_eval():
         settled = schedule.settled(jnp.arange(schedule.steps + 1))
@@ -287,34 +363,33 @@ def window_start(schedule: Hyperschedule, position: jax.Array) -> jax.Array:
     return settled[settling_step]
 
 
-def is_active(schedule: Hyperschedule, step, position) -> jax.Array:
-    """Whether the level of `position` changes at `step`, bool."""
+# ---------------------------------------------------------------------------------------------
+# Contents of rows.
+
+
+def is_active(
+    schedule: Hyperschedule, step: Int[ArrayLike, "..."], position: Int[ArrayLike, "..."]
+) -> Bool[Array, "..."]:
+    """Whether the level of `position` changes at `step`."""
     return schedule.level(step, position) != schedule.level(step + 1, position)
 
 
-def settled_before_last_step(schedule: Hyperschedule) -> int:
-    """Number of positions that any window may see as settled context."""
-    with jax.ensure_compile_time_eval():
-        return int(schedule.settled(schedule.steps - 1))
-
-
-def row_tokens(rows: Rows, noisy: jax.Array, clean: jax.Array, bos: int) -> jax.Array:
-    """The token each row holds. noisy, clean int32 [L] -> int32 [R]."""
+def row_tokens(
+    rows: Rows, noisy: Int[Array, "L"], clean: Int[Array, "L"], bos: int
+) -> Int[Array, "R"]:
+    """The token each row holds."""
     at = jnp.maximum(rows.position, 0)
     held = jnp.where(rows.holds_noise, noisy[at], clean[at])
     return jnp.where(rows.position < 0, bos, held)
 
 
-def row_levels(rows: Rows, level: jax.Array) -> jax.Array:
-    """Noise level each row holds: that of its token for corrupted tokens, else 0.
-
-    level float32 [L] -> float32 [R].
-    """
+def row_levels(rows: Rows, level: Float[Array, "L"]) -> Float[Array, "R"]:
+    """The noise level each row holds: that of its token for corrupted tokens, else 0."""
     return jnp.where(rows.holds_noise, level[jnp.maximum(rows.position, 0)], 0.0)
 
 
-def predictors(rows: Rows, length: int) -> tuple[jax.Array, jax.Array]:
-    """The row that predicts each position, int32 [L], and whether there is one, bool [L]."""
+def predictors(rows: Rows, length: int) -> tuple[Int[Array, "{length}"], Bool[Array, "{length}"]]:
+    """The row that predicts each position, and whether there is one."""
     slot = jnp.where(rows.valid & (rows.target >= 0), rows.target, length)
     index = jnp.full(length, -1).at[slot].set(jnp.arange(slot.shape[0]), mode="drop")
     return jnp.maximum(index, 0), index >= 0
@@ -322,4 +397,4 @@ def predictors(rows: Rows, length: int) -> tuple[jax.Array, jax.Array]:
 
 def concatenate(*parts: Rows) -> Rows:
     """Rows one group after the other."""
-    return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+    return Rows(*map(jnp.concatenate, zip(*parts, strict=True)))

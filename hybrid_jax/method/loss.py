@@ -6,10 +6,12 @@ This is where schedule, noise, layout, network and objective meet; training and 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
+import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import chunked_loss, noising, objective
@@ -21,16 +23,23 @@ from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Bound, Draw, Objective, Time
 
 
+@runtime_checkable
 class Network(Protocol):
-    """What the rest of the package asks of a network (see `models.transformer.Transformer`)."""
+    """Interface of a network (see `models.transformer.Transformer`)."""
 
     def features(
-        self, params, tokens, position, mask: jax.Array | Pattern, level, dropout_keys=None
-    ) -> jax.Array: ...
+        self,
+        params: PyTree,
+        tokens: Int[Array, "B R"],
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R R"] | Pattern,
+        level: Float32[Array, "B R"],
+        dropout_keys: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B R D"]: ...
 
-    def head(self, params) -> Any: ...
+    def head(self, params: PyTree) -> PyTree: ...
 
-    def logits(self, params, features) -> jax.Array: ...
+    def logits(self, params: PyTree, features: Float[Array, "*B D"]) -> Float[Array, "*B V"]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +58,7 @@ class Spec:
     bos: int = 0
     chunk: int = 128
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.layout.check(self.schedule)
         self.objective.check(self.kernel)
         if self.chunk < 1:
@@ -66,15 +75,15 @@ class Spec:
 def batch_terms(
     spec: Spec,
     network: Network,
-    params,
-    tokens: jax.Array,
-    index: jax.Array,
-    key: jax.Array,
+    params: PyTree,
+    tokens: Int[Array, "b {spec.schedule.length}"],
+    index: Int[Array, "b"],
+    key: Key[Array, ""],
     *,
     count: int,
     time: Time,
     loss: bool,
-) -> jax.Array:
+) -> Float32[Array, "b {spec.schedule.length}"]:
     """Draws levels and noise, and returns the terms of every position.
 
     Args:
@@ -96,14 +105,14 @@ def batch_terms(
 def batch_loss(
     spec: Spec,
     network: Network,
-    params,
-    tokens: jax.Array,
-    index: jax.Array,
-    key: jax.Array,
+    params: PyTree,
+    tokens: Int[Array, "b {spec.schedule.length}"],
+    index: Int[Array, "b"],
+    key: Key[Array, ""],
     *,
     count: int,
-    dropout_key: jax.Array | None = None,
-) -> jax.Array:
+    dropout_key: Key[Array, ""] | None = None,
+) -> Float32[Array, ""]:
     """The training loss of a batch in nats per token, float32 scalar, to be differentiated.
 
     The mean of `batch_terms` with the objective's own time and loss; arguments as there.
@@ -133,18 +142,21 @@ def batch_loss(
 
 def corrupt_batch(
     spec: Spec,
-    tokens: jax.Array,
-    index: jax.Array,
-    key: jax.Array,
+    tokens: Int[Array, "b {spec.schedule.length}"],
+    index: Int[Array, "b"],
+    key: Key[Array, ""],
     *,
     count: int,
     time: Time,
-) -> tuple[jax.Array, jax.Array, Draw]:
+) -> tuple[
+    Int[Array, "b {spec.schedule.length}"], Int32[Array, "b {spec.schedule.phase_groups}"], Draw
+]:
     """Draws levels and noise; arguments as for `batch_terms`.
 
     Returns:
       noisy tokens int32 [b, L], phases int32 [b, groups], and a Draw with fields [b, L].
     """
+    _check_batch(spec, tokens, index)
     key_level, key_noise = jax.random.split(key)
     uniforms = objective.draw_uniforms(key_level, spec.schedule, time, count, index)
     phase, draw = jax.vmap(lambda u: objective.draw(spec.schedule, spec.kernel, time, u))(uniforms)
@@ -158,16 +170,16 @@ def corrupt_batch(
 def drawn_terms(
     spec: Spec,
     network: Network,
-    params,
-    tokens: jax.Array,
-    noisy: jax.Array,
-    phase: jax.Array,
+    params: PyTree,
+    tokens: Int[Array, "b {spec.schedule.length}"],
+    noisy: Int[Array, "b {spec.schedule.length}"],
+    phase: Int32[Array, "b {spec.schedule.phase_groups}"],
     draw: Draw,
     *,
     time: Time,
     loss: bool,
-) -> jax.Array:
-    """`batch_terms` for given draws: states int32 [b, L], phase int32 [b, groups], Draw [b, L]."""
+) -> Float32[Array, "b {spec.schedule.length}"]:
+    """`batch_terms` for the draws of `corrupt_batch`."""
     features, exists = _predicting(spec, network, params, tokens, noisy, phase, draw)
     terms = chunked_loss.position_terms(
         spec.objective,
@@ -187,14 +199,14 @@ def drawn_terms(
 def _predicting(
     spec: Spec,
     network: Network,
-    params,
-    tokens: jax.Array,
-    noisy: jax.Array,
-    phase: jax.Array,
+    params: PyTree,
+    tokens: Int[Array, "b L"],
+    noisy: Int[Array, "b L"],
+    phase: Int32[Array, "b groups"],
     draw: Draw,
-    dropout_keys: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Features of the row that predicts each position, [b, L, D], and whether there is one."""
+    dropout_keys: Key[Array, "b"] | None = None,
+) -> tuple[Float[Array, "b L D"], Bool[Array, "b L"]]:
+    """Features of the row that predicts each position, and whether there is one."""
     schedule, layout = spec.schedule, spec.layout
     rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
     held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, spec.bos))(rows, noisy, tokens)
@@ -207,6 +219,18 @@ def _predicting(
     return jnp.take_along_axis(features, source[..., None], axis=1), exists
 
 
-def _of_examples(key: jax.Array, index: jax.Array) -> jax.Array:
+def _check_batch(spec: Spec, tokens: Array, index: Array) -> None:
+    """Raises AssertionError for tokens that are not records of the schedule's length."""
+    length = spec.schedule.length
+    chex.assert_shape(
+        tokens, (None, length),
+        custom_message=f"tokens must be int [batch, {length}]: records of the schedule's length",
+    )  # fmt: skip
+    chex.assert_shape(
+        index, (tokens.shape[0],), custom_message="index must hold one place for each record"
+    )
+
+
+def _of_examples(key: Key[Array, ""], index: Int[Array, "b"]) -> Key[Array, "b"]:
     """One key for each example of a batch."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)

@@ -1,9 +1,8 @@
-"""Which rows of a training example may attend to which, without a mask that says it for all pairs.
+"""The attention mask of a training example by blocks, without a matrix for all pairs of rows.
 
 A mask of 2L × 2L rows is mostly False: a noisy row sees its window and the clean rows before it, a
-clean row sees clean rows up to itself. A `Pattern` keeps the rows, and knows for any block of them
-a few contiguous ranges that hold all it may see; inside these ranges `layout.may_attend` decides,
-as everywhere.
+clean row sees clean rows up to itself. A `Pattern` keeps the rows. For any block of them it gives a
+few contiguous ranges that hold all visible rows; inside these ranges `layout.may_attend` decides.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.hyperschedule import Hyperschedule
@@ -23,7 +23,7 @@ from hybrid_jax.method.layout import Layout, Rows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Regions:
-    """How the rows of a training example are ordered: ``[leading rows | noisy rows | clean rows]``.
+    """Order of the rows of a training example: ``[leading rows | noisy rows | clean rows]``.
 
     Attributes:
       leads: leading rows of windows, one each (shifted layouts).
@@ -57,7 +57,7 @@ class Regions:
 
 
 class Span(NamedTuple):
-    """Rows that are looked at together: queries, and ranges of keys that hold all they may see."""
+    """A block of queries, and the ranges of keys that hold all they may see."""
 
     queries: slice
     keys: tuple[slice, ...]
@@ -74,9 +74,9 @@ class Pattern:
 
     Attributes:
       rows: of `layout.training_rows`, fields [B or 1, R].
-      layout: which predicate.
-      schedule: that the rows belong to.
-      regions: how the rows are ordered.
+      layout: of the predicate.
+      schedule: of the rows.
+      regions: order of the rows.
     """
 
     rows: Rows
@@ -97,8 +97,8 @@ class Pattern:
         alone = not r.leads and not r.clean and r.regular and r.width == r.noisy
         return alone and not self.layout.causal_window
 
-    def mask(self) -> jax.Array:
-        """For all pairs, bool [B or 1, R, R] (query, key)."""
+    def mask(self) -> Bool[Array, "B R R"]:
+        """The mask of all pairs (query, key); B may be 1."""
         return layouts.attention_mask(self.layout, self.rows)
 
     @property
@@ -106,8 +106,8 @@ class Pattern:
         """Whether the mask is the same in every phase, so that a program may contain it."""
         return self.schedule.settles_whole
 
-    def constant_mask(self) -> np.ndarray:
-        """`mask` as a constant of the program, bool [R, R]. Raises ValueError if it is none."""
+    def constant_mask(self) -> Bool[np.ndarray, "R R"]:
+        """`mask` as a constant of the program. Raises ValueError if it is none."""
         if not self.constant:
             raise ValueError(f"the windows of {self.schedule.name} move with the phase")
         with jax.ensure_compile_time_eval():
@@ -115,8 +115,8 @@ class Pattern:
             rows = layouts.training_rows(self.layout, self.schedule, phase)
             return np.asarray(layouts.attention_mask(self.layout, rows))
 
-    def part(self, queries: slice, keys: tuple[slice, ...]) -> jax.Array:
-        """For some of the pairs, bool [B or 1, queries, keys]."""
+    def part(self, queries: slice, keys: tuple[slice, ...]) -> Bool[Array, "B Q K"]:
+        """The mask of some of the pairs (query, key); B may be 1."""
         query = jax.tree.map(lambda x: x[..., queries], self.rows)
         key = jax.tree.map(
             lambda x: jnp.concatenate([x[..., part] for part in keys], axis=-1), self.rows
@@ -131,10 +131,9 @@ def training_pattern(layout: Layout, schedule: Hyperschedule, rows: Rows) -> Pat
 
 
 def training_regions(layout: Layout, schedule: Hyperschedule) -> Regions:
-    """How `layout.training_rows` orders its rows."""
+    """Order of the rows of `layout.training_rows`."""
     length, width = schedule.length, schedule.width
-    shift = int(layout.alignment == "shifted")
-    clean = layouts.settled_before_last_step(schedule) + shift
+    clean = layouts.context_slots(layout, schedule)
     if layout.plain(schedule):
         return Regions(leads=0, noisy=0, clean=clean, width=1, regular=True)
     regular = False
@@ -142,9 +141,8 @@ def training_regions(layout: Layout, schedule: Hyperschedule) -> Regions:
         with jax.ensure_compile_time_eval():
             starts = np.asarray(layouts.window_start(schedule, jnp.arange(length)))
         regular = bool(np.all(starts == np.arange(length) // width * width))
-    return Regions(
-        leads=schedule.windows * shift, noisy=length, clean=clean, width=width, regular=regular
-    )
+    leads = schedule.windows * layout.shift
+    return Regions(leads=leads, noisy=length, clean=clean, width=width, regular=regular)
 
 
 def spans(layout: Layout, regions: Regions, block: int) -> list[Span]:
@@ -153,10 +151,9 @@ def spans(layout: Layout, regions: Regions, block: int) -> list[Span]:
     A block's ranges hold what any of its rows may see, wherever the windows of irregular schedules
     begin.
     """
-    r = regions
-    shift = int(layout.alignment == "shifted")
+    r, shift = regions, layout.shift
     noisy, clean = r.leads, r.leads + r.noisy  # where these regions begin
-    found = []
+    found: list[Span] = []
     for start in range(0, r.leads, block):
         # A leading row is as long as its window: few, and each sees rows far apart.
         found.append(Span(slice(start, min(start + block, r.leads)), (slice(0, r.rows),)))

@@ -1,7 +1,7 @@
 """Noise: how one token is corrupted at a noise level, and what undoes it.
 
-Real tokens are ``0 … N−1`` and MASK is ``N``. All four kernels have one form: a token survives
-masking with probability ``A(λ)`` and, if not masked, survives replacement by a uniform token with
+Real tokens are ``0 … N−1`` and MASK is ``N``. All kernels have one form: a token survives masking
+with probability ``A(λ)`` and, if not masked, survives replacement by a uniform token with
 probability ``B(λ)`` (a replacement may draw the token itself; it never draws MASK). With
 ``r = 1 − λ``::
 
@@ -16,49 +16,139 @@ are the ratios ``a = A_t/A_s`` and ``b = B_t/B_s``. All closed forms stay exact 
 approaches 0 or 1 (differences are taken with expm1/log1p) and never build an N×N matrix.
 
 Functions are written for one token and mapped with `jax.vmap`. Noise levels are float32 scalars
-in [0, 1]; distributions are log-probabilities float32 [N + 1], MASK last.
+in [0, 1]; distributions are log-probabilities float32 [N + 1], MASK last. `NoiseKernel` is all that
+other modules know of a kernel.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key
 
 from hybrid_jax.errors import UserError
 
 
 class Survival(NamedTuple):
-    """Probabilities that a token stays unmasked (A), stays itself if unmasked (B), and their
-    complements, each computed without cancellation."""
+    """Survival probabilities of a token and their complements, each without cancellation.
 
-    unmasked: jax.Array
-    kept: jax.Array
-    masked: jax.Array
-    replaced: jax.Array
+    Attributes:
+      unmasked, masked: A and 1 − A.
+      kept, replaced: B and 1 − B, of a token that is not masked.
+    """
+
+    unmasked: Float[Array, "..."]
+    kept: Float[Array, "..."]
+    masked: Float[Array, "..."]
+    replaced: Float[Array, "..."]
+
+
+class Rates(NamedTuple):
+    """Rates of the noise process in σ = −log(1 − λ), so dσ = dλ/(1 − λ).
+
+    Attributes:
+      masking: −d log A/dσ, of a token to MASK.
+      replacing: −d log B/dσ, of a token to a uniform token.
+    """
+
+    masking: Float[ArrayLike, "..."]
+    replacing: Float[ArrayLike, "..."]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoiseKernel:
-    """A noise process over N tokens and MASK. Build it with the functions below this class.
+class NoiseKernel(abc.ABC):
+    """A noise process over N tokens and MASK: the base of `Hybrid` and of kernels of your own.
 
     Attributes:
       name: for messages and results.
       vocab_size: N, the number of real tokens.
-      gamma: share γ of uniform replacement in the rate matrix, in [0, 1].
-      epsilon: probability ε of replacement on leaving level 0, in [0, 1).
     """
 
     name: str
     vocab_size: int
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 2:
+            raise UserError(f"A noise kernel needs at least 2 tokens, but got {self.vocab_size}.")
+
+    @property
+    def mask(self) -> int:
+        """The id of MASK."""
+        return self.vocab_size
+
+    @property
+    def masks(self) -> bool:
+        """Whether a token can become MASK."""
+        return True
+
+    @property
+    @abc.abstractmethod
+    def replaces(self) -> bool:
+        """Whether a token can become another token (and so a shown token may be wrong)."""
+
+    @abc.abstractmethod
+    def survival_between(
+        self, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
+    ) -> Survival:
+        """a, b and complements of the move from `level_s` < 1 up to `level_t`."""
+
+    def survival(self, level: Float[ArrayLike, "..."]) -> Survival:
+        """A, B and complements at `level` λ (any shape, [0, 1])."""
+        return self.survival_between(jnp.zeros_like(jnp.asarray(level, jnp.float32)), level)
+
+    def rates(self, level: Float[ArrayLike, "..."]) -> Rates:
+        """Rates at `level` < 1, which continuous time needs; see `has_rates`."""
+        raise NotImplementedError(f"{self.name} defines no rates")
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether the kernel defines `rates`."""
+        return type(self).rates is not NoiseKernel.rates
+
+    def masking_density(self, level: Float[ArrayLike, "..."]) -> Float[ArrayLike, "..."]:
+        """−dA/dλ: the share of the tokens that is masked per dλ."""
+        per_level = self.rates(level).masking / (1.0 - jnp.asarray(level, jnp.float32))
+        return per_level * self.survival(level).unmasked
+
+    @property
+    def growth(self) -> float:
+        """Exponent c in [0, 1) of the score entropy's growth, (1 − λ)^−c for λ → 1.
+
+        Levels are drawn the less often near 1 the larger it is. Any value is unbiased.
+        """
+        return 0.0
+
+    @property
+    def jump(self) -> float:
+        """ε: probability of replacement on leaving level 0, however short the step."""
+        return 0.0
+
+    @property
+    def jumps_at_zero(self) -> bool:
+        """Whether there is such a jump, for which continuous time has no term."""
+        return self.jump > 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hybrid(NoiseKernel):
+    """The four kernels of the paper. Build one with the functions below this class.
+
+    Attributes:
+      gamma: share γ of uniform replacement in the rate matrix, in [0, 1].
+      epsilon: probability ε of replacement on leaving level 0, in [0, 1).
+    """
+
     gamma: float = 0.0
     epsilon: float = 0.0
 
-    def __post_init__(self):
-        if self.vocab_size < 2:
-            raise UserError(f"A noise kernel needs at least 2 tokens, but got {self.vocab_size}.")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.gamma <= 1.0:
             raise UserError(f"gamma must lie in [0, 1], but it is {self.gamma}.")
         if not 0.0 <= self.epsilon < 1.0:
@@ -67,21 +157,31 @@ class NoiseKernel:
             raise UserError("gamma and epsilon cannot both be positive: choose one hybrid.")
 
     @property
-    def mask(self) -> int:
-        """The id of MASK."""
-        return self.vocab_size
+    def masks(self) -> bool:
+        return self.gamma < 1
 
     @property
     def replaces(self) -> bool:
-        """Whether a token can become another token (and so a shown token may be wrong)."""
         return self.gamma > 0 or self.epsilon > 0
 
-    def survival(self, level) -> Survival:
-        """A, B and complements at `level` λ (any shape, [0, 1])."""
-        return self.survival_between(jnp.zeros_like(jnp.asarray(level, jnp.float32)), level)
+    @property
+    def growth(self) -> float:
+        return self.gamma if self.gamma < 1 else 0.0
 
-    def survival_between(self, level_s, level_t) -> Survival:
-        """a, b and complements of the move from `level_s` < 1 up to `level_t`."""
+    @property
+    def jump(self) -> float:
+        return self.epsilon
+
+    def rates(self, level: Float[ArrayLike, "..."]) -> Rates:
+        return Rates(masking=1.0 - self.gamma, replacing=self.gamma)
+
+    def masking_density(self, level: Float[ArrayLike, "..."]) -> Float[ArrayLike, "..."]:
+        # Exactly 1 where A = 1 − λ.
+        return super().masking_density(level) if self.gamma else 1.0
+
+    def survival_between(
+        self, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
+    ) -> Survival:
         low = jnp.asarray(level_s, jnp.float32)
         high = jnp.asarray(level_t, jnp.float32)
         log_r = jnp.log1p(-(high - low) / (1.0 - low))
@@ -100,34 +200,41 @@ class NoiseKernel:
         )
 
 
-def absorbing(*, vocab_size: int) -> NoiseKernel:
+def absorbing(*, vocab_size: int) -> Hybrid:
     """Masking only (MDLM, BD3-LM, and the parent of SEDD-absorb)."""
-    return NoiseKernel(name="absorbing", vocab_size=vocab_size)
+    return Hybrid(name="absorbing", vocab_size=vocab_size)
 
 
-def uniform(*, vocab_size: int) -> NoiseKernel:
+def uniform(*, vocab_size: int) -> Hybrid:
     """Uniform replacement only."""
-    return NoiseKernel(name="uniform", vocab_size=vocab_size, gamma=1.0)
+    return Hybrid(name="uniform", vocab_size=vocab_size, gamma=1.0)
 
 
-def gamma_hybrid(*, vocab_size: int, gamma: float) -> NoiseKernel:
+def gamma_hybrid(*, vocab_size: int, gamma: float) -> Hybrid:
     """γ-hybrid: masking and replacement mixed in the rate matrix."""
-    return NoiseKernel(name=f"γ-hybrid(γ={gamma:g})", vocab_size=vocab_size, gamma=gamma)
+    return Hybrid(name=f"γ-hybrid(γ={gamma:g})", vocab_size=vocab_size, gamma=gamma)
 
 
-def epsilon_hybrid(*, vocab_size: int, epsilon: float) -> NoiseKernel:
+def epsilon_hybrid(*, vocab_size: int, epsilon: float) -> Hybrid:
     """ε-hybrid: a share ε of the tokens is replaced on leaving level 0; masking after that."""
-    return NoiseKernel(name=f"ε-hybrid(ε={epsilon:g})", vocab_size=vocab_size, epsilon=epsilon)
+    return Hybrid(name=f"ε-hybrid(ε={epsilon:g})", vocab_size=vocab_size, epsilon=epsilon)
 
 
 # ---------------------------------------------------------------------------------------------
 # Forward: from a clean token to noise.
 
 
-def corrupt(kernel: NoiseKernel, key: jax.Array, tokens: jax.Array, level: jax.Array) -> jax.Array:
-    """Draws z ~ q(· | x) at the given levels. tokens int32 [L], level float32 [L] -> int32 [L]."""
+def corrupt(
+    kernel: NoiseKernel,
+    key: Key[Array, ""],
+    tokens: Int[Array, "L"],
+    level: Float[Array, "L"],
+) -> Int[Array, "L"]:
+    """Draws z ~ q(· | x), each position at its own level: int32 [L]."""
+    chex.assert_rank(tokens, 1)
+    chex.assert_equal_shape([tokens, level])
     key_mask, key_replace, key_token = jax.random.split(key, 3)
-    shape = jnp.shape(tokens)
+    shape = tokens.shape
     survival = kernel.survival(level)
     noise = jax.random.randint(key_token, shape, 0, kernel.vocab_size, jnp.int32)
     replaced = jax.random.uniform(key_replace, shape) < survival.replaced
@@ -135,8 +242,13 @@ def corrupt(kernel: NoiseKernel, key: jax.Array, tokens: jax.Array, level: jax.A
     return jnp.where(masked, kernel.mask, jnp.where(replaced, noise, tokens))
 
 
-def transition(kernel: NoiseKernel, noisy, level_s, level_t) -> jax.Array:
-    """log q(z_t = · | z_s = state) for λs < λt, float32 [N + 1]."""
+def transition(
+    kernel: NoiseKernel,
+    noisy: Int[ArrayLike, ""],
+    level_s: Float[ArrayLike, ""],
+    level_t: Float[ArrayLike, ""],
+) -> Float[Array, "{kernel.vocab_size}+1"]:
+    """log q(z_t = · | z_s = noisy) for λs < λt, float32 [N + 1]."""
     move = kernel.survival_between(level_s, level_t)
     ids = jnp.arange(kernel.vocab_size)
     uniform_mass = move.unmasked * move.replaced / kernel.vocab_size
@@ -146,7 +258,9 @@ def transition(kernel: NoiseKernel, noisy, level_s, level_t) -> jax.Array:
     return jnp.log(jnp.where(noisy == kernel.mask, from_mask, from_token))
 
 
-def marginal(kernel: NoiseKernel, token, level) -> jax.Array:
+def marginal(
+    kernel: NoiseKernel, token: Int[ArrayLike, ""], level: Float[ArrayLike, ""]
+) -> Float[Array, "{kernel.vocab_size}+1"]:
     """log q(z_t = · | x = token), float32 [N + 1]."""
     return transition(kernel, token, 0.0, level)
 
@@ -155,36 +269,52 @@ def marginal(kernel: NoiseKernel, token, level) -> jax.Array:
 # Reverse: one step from level λt down to λs.
 
 
-def posterior(kernel: NoiseKernel, token, noisy, level_s, level_t) -> jax.Array:
-    """log q(z_s = · | z_t = state, x = token), float32 [N + 1].
+def posterior(
+    kernel: NoiseKernel,
+    token: Int[ArrayLike, ""],
+    noisy: Int[ArrayLike, ""],
+    level_s: Float[ArrayLike, ""],
+    level_t: Float[ArrayLike, ""],
+) -> Float[Array, "{kernel.vocab_size}+1"]:
+    """log q(z_s = · | z_t = noisy, x = token) for λs < λt, float32 [N + 1].
 
-    `level_s` is λs (where the step arrives), `level_t` is λt. It is the reverse step of a
-    prediction that puts all its mass on `token`.
+    It is the reverse step of a prediction that puts all its mass on `token`.
     """
     certain = jnp.where(jnp.arange(kernel.vocab_size) == token, 0.0, -jnp.inf)
     return reverse_mean(kernel, certain, noisy, level_s, level_t)
 
 
-def reveal_probability(kernel: NoiseKernel, level_s, level_t) -> jax.Array:
+def reveal_probability(
+    kernel: NoiseKernel, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
+) -> Float[Array, "..."]:
     """Probability (A_s − A_t)/(1 − A_t) that a MASK at λt shows a token at λs."""
     low = kernel.survival(level_s)
     move = kernel.survival_between(level_s, level_t)
-    return low.unmasked * move.masked / jnp.maximum(kernel.survival(level_t).masked, _TINY)
+    return low.unmasked * move.masked / jnp.maximum(kernel.survival(level_t).masked, TINY)
 
 
 class TokenStep(NamedTuple):
-    """Weights of the ways a shown token z can step down, given a draw x̂ of the clean token."""
+    """Weights of the ways a shown token z can step down, given a draw x̂ of the clean token.
 
-    redraw_uniform: jax.Array
-    take_clean: jax.Array
-    keep: jax.Array
-    keep_if_equal: jax.Array
-    """Extra weight of keeping z where x̂ = z."""
+    Attributes:
+      redraw_uniform, take_clean, keep: for any x̂.
+      keep_if_equal: extra weight of keeping z where x̂ = z.
+    """
+
+    redraw_uniform: Float[Array, "..."]
+    take_clean: Float[Array, "..."]
+    keep: Float[Array, "..."]
+    keep_if_equal: Float[Array, "..."]
 
 
-def token_step(kernel: NoiseKernel, level_s, level_t) -> TokenStep:
-    """The unnormalised weights (1−b)(1−B_s), (1−b)B_s, b(1−B_s) and N·B_t of design note
-    "reverse step": they sum to 1 − B_t, plus N·B_t where x̂ = z."""
+def token_step(
+    kernel: NoiseKernel, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
+) -> TokenStep:
+    """Unnormalised weights (1−b)(1−B_s), (1−b)B_s, b(1−B_s) and N·B_t of q(z_s | z_t = z, x̂).
+
+    They sum to 1 − B_t, plus N·B_t where x̂ = z: Bayes' rule for a token that is not masked
+    (docs/math.md, "Noise").
+    """
     low = kernel.survival(level_s)
     move = kernel.survival_between(level_s, level_t)
     high = kernel.survival(level_t)
@@ -196,12 +326,18 @@ def token_step(kernel: NoiseKernel, level_s, level_t) -> TokenStep:
     )
 
 
-def reverse_mean(kernel: NoiseKernel, log_p, noisy, level_s, level_t) -> jax.Array:
-    """log Σ_x p(x) q(z_s = · | z_t = state, x): the step of an x0-prediction.
+def reverse_mean(
+    kernel: NoiseKernel,
+    log_p: Float[Array, "N"],
+    noisy: Int[ArrayLike, ""],
+    level_s: Float[ArrayLike, ""],
+    level_t: Float[ArrayLike, ""],
+) -> Float[Array, "N+1"]:
+    """log Σ_x p(x) q(z_s = · | z_t = noisy, x): the step of an x0-prediction.
 
     Args:
       log_p: float32 [N], the predicted clean token (normalised).
-      state: int32, z_t.
+      noisy: z_t.
       level_s, level_t: λs < λt.
 
     Returns:
@@ -209,10 +345,10 @@ def reverse_mean(kernel: NoiseKernel, log_p, noisy, level_s, level_t) -> jax.Arr
     """
     low = kernel.survival(level_s)
     reveal = reveal_probability(kernel, level_s, level_t)
-    noise = _safe_log(low.replaced / kernel.vocab_size)
-    shown = jnp.log(reveal) + _log_add(jnp.log(low.kept) + log_p, noise)
-    stays = low.masked / jnp.maximum(kernel.survival(level_t).masked, _TINY)
-    from_mask = jnp.append(shown, _safe_log(stays))
+    noise = safe_log(low.replaced / kernel.vocab_size)
+    shown = jnp.log(reveal) + log_add(jnp.log(low.kept) + log_p, noise)
+    stays = low.masked / jnp.maximum(kernel.survival(level_t).masked, TINY)
+    from_mask = jnp.append(shown, safe_log(stays))
     if not kernel.replaces:
         settled = jnp.where(jnp.arange(kernel.vocab_size + 1) == noisy, 0.0, -jnp.inf)
         return jnp.where(noisy == kernel.mask, from_mask, settled)
@@ -222,107 +358,35 @@ def reverse_mean(kernel: NoiseKernel, log_p, noisy, level_s, level_t) -> jax.Arr
     weight = token_step(kernel, level_s, level_t)
     high = kernel.survival(level_t)
     # Normalisers of the weights, for x̂ ≠ z and for x̂ = z.
-    other = jnp.maximum(high.replaced, _TINY)
+    other = jnp.maximum(high.replaced, TINY)
     equal = high.replaced + weight.keep_if_equal
     log_pz = log_p[z]
     spread = -jnp.expm1(jnp.minimum(log_pz, 0.0)) / other + jnp.exp(log_pz) / equal
-    uniform_part = _safe_log(spread * weight.redraw_uniform / kernel.vocab_size)
-    clean_part = log_p + _safe_log(weight.take_clean / jnp.where(ids == z, equal, other))
-    keep_part = _log_add(
-        _safe_log(spread * weight.keep), log_pz + _safe_log(weight.keep_if_equal / equal)
+    uniform_part = safe_log(spread * weight.redraw_uniform / kernel.vocab_size)
+    clean_part = log_p + safe_log(weight.take_clean / jnp.where(ids == z, equal, other))
+    keep_part = log_add(
+        safe_log(spread * weight.keep), log_pz + safe_log(weight.keep_if_equal / equal)
     )
-    tokens = _log_add(clean_part, uniform_part)
-    tokens = jnp.where(ids == z, _log_add(tokens, keep_part), tokens)
+    tokens = log_add(clean_part, uniform_part)
+    tokens = jnp.where(ids == z, log_add(tokens, keep_part), tokens)
     return jnp.where(noisy == kernel.mask, from_mask, jnp.append(tokens, -jnp.inf))
 
 
 # ---------------------------------------------------------------------------------------------
-# Scores: ratios s_y = q_t(y)/q_t(z) of the marginals, as in score entropy (SEDD).
+# Arithmetic of small probabilities.
+
+TINY = 1e-30
+"""A number below every probability that float32 levels can produce."""
 
 
-def score_of_mean(kernel: NoiseKernel, log_p, noisy, level) -> jax.Array:
-    """log s_y of an x0-prediction: log Σ_x p(x|z) q(y|x)/q(z|x) over real tokens, float32 [N].
-
-    A prediction that is the true posterior p(x|z) gives the true ratios. The entry of `state`
-    itself is 0. `level` < 1: at full noise every ratio is 0 or 1.
-    """
-    survival = kernel.survival(level)
-    noise = survival.replaced / kernel.vocab_size
-    odds = jnp.log(survival.unmasked) - jnp.log(jnp.maximum(survival.masked, _TINY))
-    from_mask = odds + _log_add(jnp.log(survival.kept) + log_p, _safe_log(noise))
-    if not kernel.replaces:
-        return from_mask
-    z = jnp.minimum(noisy, kernel.vocab_size - 1)
-    # D0 = (1−B)/N and D1 = D0 + B: probability of another token, and of the token itself.
-    floor = jnp.maximum(noise, _TINY)
-    up = survival.kept / floor  # D1/D0 − 1
-    pz = jnp.exp(log_p[z])
-    base = -jnp.expm1(jnp.minimum(log_p[z], 0.0)) + pz * floor / (floor + survival.kept)
-    ratio = base + jnp.exp(log_p) * up
-    from_token = jnp.where(jnp.arange(kernel.vocab_size) == z, 0.0, jnp.log(ratio))
-    return jnp.where(noisy == kernel.mask, from_mask, from_token)
-
-
-def true_score(kernel: NoiseKernel, token, noisy, level) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """log q(y|x)/q(z|x) for the three values it takes: y = x, y = z, any other real y."""
-    survival = kernel.survival(level)
-    other = survival.replaced / kernel.vocab_size
-    same = other + survival.kept
-    here = jnp.where(
-        noisy == kernel.mask,
-        survival.masked / jnp.maximum(survival.unmasked, _TINY),
-        jnp.where(noisy == token, same, other),
-    )
-    log_here = jnp.log(jnp.maximum(here, _TINY))
-    return (
-        jnp.log(same) - log_here,
-        jnp.zeros_like(log_here),
-        _safe_log(other) - log_here,
-    )
-
-
-def reverse_score(kernel: NoiseKernel, log_score, noisy, level_s, level_t) -> jax.Array:
-    """log P(z_s = ·) of the exact Tweedie step for estimated scores, float32 [N + 1].
-
-    ``P(y) ∝ [e^{−ΔσQ} s]_y [e^{ΔσQ}]_{z,y}``; with Σ over real tokens written S, the inverse is
-    ``(1/a)[s_y/b + (1 − 1/b) S/N]`` for tokens and ``s_mask + (1 − 1/a) S`` for MASK. Estimated
-    scores can make entries negative: those are set to 0 and the rest normalised. At λ = 1 all
-    ratios are 0 or 1 and tell nothing, so scores mean those at `HIGHEST_SCORE_LEVEL` there.
-
-    Args:
-      log_score: float32 [N], log s_y over real tokens (the entry of `state` is ignored).
-    """
-    move = kernel.survival_between(level_s, jnp.minimum(level_t, HIGHEST_SCORE_LEVEL))
-    ids = jnp.arange(kernel.vocab_size)
-    scores = jnp.where(ids == noisy, 1.0, jnp.exp(log_score))
-    total = scores.sum()
-    kept = jnp.maximum(move.kept, _TINY)
-    back = (scores - move.replaced * total / kernel.vocab_size) / kept  # times a, which cancels
-    is_mask = noisy == kernel.mask
-    noise = move.replaced / kernel.vocab_size
-    to_state = jnp.where(is_mask, move.masked, noise + jnp.where(ids == noisy, move.kept, 0.0))
-    tokens = back * to_state
-    # Data holds no MASK, whatever the estimates say.
-    may_stay = is_mask & (jnp.asarray(level_s) > 0)
-    stays = jnp.where(may_stay, move.unmasked - move.masked * total, 0.0)
-    weights = jnp.maximum(jnp.append(tokens, stays), 0.0)
-    return _safe_log(weights / jnp.maximum(weights.sum(), _TINY))
-
-
-HIGHEST_SCORE_LEVEL = 1.0 - 1e-4
-"""Scores at higher noise levels are read as scores at this one."""
-
-_TINY = 1e-30  # below every probability that float32 levels can produce
-
-
-def _log_add(x, y):
+def log_add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
     """log(e^x + e^y), with zero, not undefined, gradients where both are −inf."""
     some = (x > -jnp.inf) | (y > -jnp.inf)
     both = jnp.logaddexp(jnp.where(some, x, 0.0), jnp.where(some, y, 0.0))
     return jnp.where(some, both, -jnp.inf)
 
 
-def _safe_log(x):
+def safe_log(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log with log 0 = −inf and a zero, not undefined, gradient there."""
     positive = x > 0
     return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)

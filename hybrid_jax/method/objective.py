@@ -8,8 +8,8 @@ with z' at level τ[s + 1]. Its terms are either these KL divergences (``time="d
 limit for infinitely fine steps, the score entropy (``time="continuous"``). Absorbing noise turns a
 term into a weighted cross-entropy; one position a step turns the bound into the exact likelihood.
 
-What is trained on (``loss``) and what is reported (``bound``) are separate: the ε-hybrid of the
-paper trains a weighted cross-entropy that is not a bound and reports a bound.
+The training loss and the reported bound are separate: the ε-hybrid of the paper trains a weighted
+cross-entropy, which is no bound, and reports a bound.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from hybrid_jax.errors import UserError, check_settings, only, resolved
-from hybrid_jax.method import noising
+from hybrid_jax.method import noising, scores
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.noising import NoiseKernel
 
@@ -34,14 +37,14 @@ _MARGIN = 1e-6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What the network's output means, and what it is trained on.
+    """The meaning of the network's output, and its training loss.
 
     Attributes:
-      parameterisation: what the logits are.
+      parameterisation: of the logits.
         "mean": of the clean token given everything shown (x0-prediction).
-        "context": of the clean token given its context; what the shown token z itself tells is
-        known exactly and added here, p(x | z) ∝ p(x | context) q(z | x), so that masked and shown
-        positions ask the same of the network. (For absorbing noise this is MDLM's carry-over.)
+        "context": of the clean token given its context. The evidence of the shown token z itself
+        is known exactly and added here, p(x | z) ∝ p(x | context) q(z | x), so that masked and
+        shown positions ask the same of the network. (For absorbing noise: MDLM's carry-over.)
         "score": log-ratios of the noisy marginals (SEDD).
       loss: "bound": the bound of `time`. "weighted_cross_entropy": the ε-hybrid loss of the paper,
         masked positions weigh 1/λ, replaced ones λ_w(1−ε)/(1−λ), kept ones λ_w ε/(1−λ).
@@ -64,15 +67,17 @@ class Objective:
             raise UserError(
                 "The weighted cross-entropy needs objective.parameterisation=mean or context."
             )
-        if self.time == "continuous" and type(kernel) is not NoiseKernel:
+        if self.time == "discrete" or self.loss != "bound":
+            return
+        if kernel.jumps_at_zero:
             raise UserError(
-                f"The rates of {kernel.name} in continuous time are not known, only those of the "
-                "package's own kernels: choose time=discrete."
+                f"{kernel.name} noise jumps on leaving level 0, so its bound has no continuous "
+                "form: choose time=discrete or loss=weighted_cross_entropy."
             )
-        if kernel.epsilon and self.time == "continuous" and self.loss == "bound":
+        if not kernel.has_rates:
             raise UserError(
-                "ε-hybrid noise jumps on leaving level 0, so its bound has no continuous form: "
-                "choose time=discrete or loss=weighted_cross_entropy."
+                f"{kernel.name} noise defines no rates, which the bound in continuous time needs: "
+                "define them (NoiseKernel.rates) or choose time=discrete."
             )
 
 
@@ -95,24 +100,24 @@ class Bound:
 
 
 class Draw(NamedTuple):
-    """Where one example is looked at: per position, [L].
+    """Noise levels drawn for one example (or a batch), per position.
 
     Attributes:
-      level: λ at which the noisy token is drawn, float32.
-      level_next: λ after the step, float32 (discrete time).
-      measure: dλ that this draw stands for, float32 (continuous time); 0 where nothing happens.
-      active: whether the position has a term, bool.
+      level: λ at which the noisy token is drawn.
+      level_next: λ after the step (discrete time).
+      measure: dλ that this draw stands for (continuous time); 0 where nothing happens.
+      active: whether the position has a term.
     """
 
-    level: jax.Array
-    level_next: jax.Array
-    measure: jax.Array
-    active: jax.Array
+    level: Float[Array, "*B L"]
+    level_next: Float[Array, "*B L"]
+    measure: Float[Array, "*B L"]
+    active: Bool[Array, "*B L"]
 
 
 def draw_uniforms(
-    key: jax.Array, schedule: Hyperschedule, time: Time, count: int, index: jax.Array
-) -> jax.Array:
+    key: Key[Array, ""], schedule: Hyperschedule, time: Time, count: int, index: Int[Array, "b"]
+) -> Float[Array, "b {schedule.phase_groups}"]:
     """Stratified uniforms for a batch: each on its own uniform in [0, 1), all together even.
 
     Args:
@@ -131,17 +136,22 @@ def draw_uniforms(
     total = count * groups
     order = jax.random.permutation(key_order, total).reshape(count, groups)
     jitter = jax.random.uniform(key_jitter, (count, groups))
-    return ((order + jitter) / total)[index]
+    return ((order.astype(jnp.float32) + jitter) / total)[index]
 
 
 def draw(
-    schedule: Hyperschedule, kernel: NoiseKernel, time: Time, uniform: jax.Array
-) -> tuple[jax.Array, Draw]:
-    """Turns uniforms [phase_groups] into phases and levels: (phase int32 [groups], Draw).
+    schedule: Hyperschedule,
+    kernel: NoiseKernel,
+    time: Time,
+    uniform: Float[Array, "{schedule.phase_groups}"],
+) -> tuple[Int32[Array, "{schedule.phase_groups}"], Draw]:
+    """Turns uniforms into phases, and levels with fields [L].
 
     In continuous time the place inside a step is not uniform but pushed away from its start, by
-    just as much as the integrand (1 − λ)^−γ grows at λ → 1: the weighted integrand stays bounded.
+    just as much as the integrand (1 − λ)^−c grows at λ → 1 (c is `NoiseKernel.growth`, γ for the
+    γ-hybrid): the weighted integrand stays bounded.
     """
+    chex.assert_shape(uniform, (schedule.phase_groups,))
     scaled = uniform * schedule.phases
     phase = jnp.minimum(scaled.astype(jnp.int32), schedule.phases - 1)
     step, _ = schedule.tile(phase)
@@ -154,20 +164,21 @@ def draw(
     if time == "discrete":
         return phase, Draw(level, level_next, level - level_next, active)
 
-    place = scaled - phase
-    power = 1.0 / (1.0 - kernel.gamma) if kernel.gamma < 1 else 1.0
+    place = scaled - phase.astype(jnp.float32)
+    power = 1.0 / (1.0 - kernel.growth)
     inside = place**power
     density = power * place ** (power - 1.0)
     # Positions of one window share the place: they move together.
-    per_position = jnp.broadcast_to(inside, (schedule.windows,))[_window_index(schedule, step)]
-    weight = jnp.broadcast_to(density, (schedule.windows,))[_window_index(schedule, step)]
+    window = _window_index(schedule, step)
+    per_position = jnp.broadcast_to(inside, (schedule.windows,))[window]
+    weight = jnp.broadcast_to(density, (schedule.windows,))[window]
     exact = level - per_position * (level - level_next)
     exact = jnp.where(active, jnp.clip(exact, _MARGIN, 1.0 - _MARGIN), level)
     return phase, Draw(exact, level_next, weight * (level - level_next), active)
 
 
-def _window_index(schedule: Hyperschedule, step: jax.Array) -> jax.Array:
-    """Which window of a tiling a position's step belongs to, int32 [L]."""
+def _window_index(schedule: Hyperschedule, step: Int[Array, "L"]) -> Int[Array, "L"]:
+    """Number of the window of a tiling that a position's step belongs to."""
     if schedule.phase_groups == 1:
         return jnp.zeros_like(step)
     return step // schedule.levels
@@ -177,7 +188,13 @@ def _window_index(schedule: Hyperschedule, step: jax.Array) -> jax.Array:
 # Terms of one position. logits are float32 [V >= N]; tokens and levels are scalars.
 
 
-def log_prediction(objective: Objective, kernel: NoiseKernel, logits, noisy, level) -> jax.Array:
+def log_prediction(
+    objective: Objective,
+    kernel: NoiseKernel,
+    logits: Float[Array, "V"],
+    noisy: Int[ArrayLike, ""],
+    level: Float[ArrayLike, ""],
+) -> Float[Array, "{kernel.vocab_size}"]:
     """Reads the network's output, float32 [N]: log p of the clean token, or log-scores.
 
     Scores are scaled as in SEDD: a constant output means that every token is as likely as noise of
@@ -199,20 +216,31 @@ def log_prediction(objective: Objective, kernel: NoiseKernel, logits, noisy, lev
 
 
 def reverse_step(
-    objective: Objective, kernel: NoiseKernel, logits, noisy, level_s, level_t
-) -> jax.Array:
+    objective: Objective,
+    kernel: NoiseKernel,
+    logits: Float[Array, "V"],
+    noisy: Int[ArrayLike, ""],
+    level_s: Float[ArrayLike, ""],
+    level_t: Float[ArrayLike, ""],
+) -> Float[Array, "{kernel.vocab_size}+1"]:
     """log p_θ(z_s = · | z_t) of the network's output, float32 [N + 1]."""
     if objective.parameterisation != "score":
         prediction = log_prediction(objective, kernel, logits, noisy, level_t)
         return noising.reverse_mean(kernel, prediction, noisy, level_s, level_t)
-    level_t = jnp.minimum(level_t, noising.HIGHEST_SCORE_LEVEL)
+    level_t = jnp.minimum(level_t, scores.HIGHEST_SCORE_LEVEL)
     prediction = log_prediction(objective, kernel, logits, noisy, level_t)
-    return noising.reverse_score(kernel, prediction, noisy, level_s, level_t)
+    return scores.reverse_score(kernel, prediction, noisy, level_s, level_t)
 
 
 def discrete_term(
-    objective: Objective, kernel: NoiseKernel, logits, token, noisy, level, level_next
-) -> jax.Array:
+    objective: Objective,
+    kernel: NoiseKernel,
+    logits: Float[Array, "V"],
+    token: Int[ArrayLike, ""],
+    noisy: Int[ArrayLike, ""],
+    level: Float[ArrayLike, ""],
+    level_next: Float[ArrayLike, ""],
+) -> Float[Array, ""]:
     """KL( q(z_s | z_t, x) ‖ p_θ(z_s | z_t) ) of one position in nats."""
     if objective.parameterisation != "score" and not kernel.replaces:
         # Absorbing noise: (λ_t − λ_s)/λ_t · (−log p(x)) where the token is masked.
@@ -227,39 +255,47 @@ def discrete_term(
 
 
 def continuous_term(
-    objective: Objective, kernel: NoiseKernel, logits, token, noisy, level
-) -> jax.Array:
+    objective: Objective,
+    kernel: NoiseKernel,
+    logits: Float[Array, "V"],
+    token: Int[ArrayLike, ""],
+    noisy: Int[ArrayLike, ""],
+    level: Float[ArrayLike, ""],
+) -> Float[Array, ""]:
     """Score entropy of one position in nats per dλ (arXiv 2504.06416 section 4; SEDD eq. 5).
 
     With true ratios r and estimates s over real tokens, ``Σ_y r_y φ(log s_y − log r_y)`` with
-    ``φ(d) = e^d − 1 − d``, times 1 − γ where the position is masked and γ/N (y ≠ z) where it shows
-    a token, times dσ/dλ = 1/(1 − λ). True scores make its integral the entropy of the data.
+    ``φ(d) = e^d − 1 − d``, times the rate of masking where the position is masked and 1/N of that
+    of replacement (y ≠ z) where it shows a token (1 − γ and γ/N for the γ-hybrid), times
+    dσ/dλ = 1/(1 − λ). True scores make its integral the entropy of the data.
     """
     prediction = log_prediction(objective, kernel, logits, noisy, level)
     masked = noisy == kernel.mask
     survival = kernel.survival(level)
     if objective.parameterisation != "score" and not kernel.replaces:
-        return jnp.where(masked, -prediction[token] / survival.masked, 0.0)
+        density = kernel.masking_density(level)
+        return jnp.where(masked, -prediction[token] * density / survival.masked, 0.0)
     if objective.parameterisation != "score":
-        score = noising.score_of_mean(kernel, prediction, noisy, level)
+        score = scores.score_of_mean(kernel, prediction, noisy, level)
     else:
         score = prediction
-    clean, _, other = noising.true_score(kernel, token, noisy, level)
+    clean, _, other = scores.true_score(kernel, token, noisy, level)
     z = jnp.minimum(noisy, kernel.vocab_size - 1)
     everywhere = jnp.sum(_entropy_gap(score, other))
-    # The sum above took every token for an "other" one: mend the clean one, and z if it is shown.
+    # The sum above took every token for an "other" one: correct the clean one, and a shown z.
     at_token = _entropy_gap(score[token], clean) - _entropy_gap(score[token], other)
-    at_state = _entropy_gap(score[z], other)
-    shown = everywhere - at_state + jnp.where(z == token, 0.0, at_token)
-    rate = jnp.where(
+    at_noisy = _entropy_gap(score[z], other)
+    shown = everywhere - at_noisy + jnp.where(z == token, 0.0, at_token)
+    rates = kernel.rates(level)
+    term = jnp.where(
         masked,
-        (1.0 - kernel.gamma) * (everywhere + at_token),
-        kernel.gamma / kernel.vocab_size * shown,
+        rates.masking * (everywhere + at_token),
+        rates.replacing / kernel.vocab_size * shown,
     )
-    return rate / (1.0 - level)
+    return term / (1.0 - level)
 
 
-def _entropy_gap(log_score, log_ratio) -> jax.Array:
+def _entropy_gap(log_score: Float[Array, "*N"], log_ratio: Float[Array, ""]) -> Float[Array, "*N"]:
     """s − r log s + r(log r − 1) = r φ(log s − log r), without cancellation; s where r = 0."""
     zero = log_ratio == -jnp.inf
     ratio = jnp.where(zero, 0.0, log_ratio)
@@ -268,8 +304,13 @@ def _entropy_gap(log_score, log_ratio) -> jax.Array:
 
 
 def weighted_cross_entropy(
-    objective: Objective, kernel: NoiseKernel, logits, token, noisy, level
-) -> jax.Array:
+    objective: Objective,
+    kernel: NoiseKernel,
+    logits: Float[Array, "V"],
+    token: Int[ArrayLike, ""],
+    noisy: Int[ArrayLike, ""],
+    level: Float[ArrayLike, ""],
+) -> Float[Array, ""]:
     """The ε-hybrid training loss of the paper for one position, per dλ."""
     prediction = log_prediction(objective, kernel, logits, noisy, level)
     clean = jnp.maximum(1.0 - level, _MARGIN)
@@ -277,6 +318,6 @@ def weighted_cross_entropy(
     weight = jnp.where(
         noisy == kernel.mask,
         1.0 / jnp.maximum(level, _MARGIN),
-        jnp.where(noisy == token, kernel.epsilon, 1.0 - kernel.epsilon) * shown,
+        jnp.where(noisy == token, kernel.jump, 1.0 - kernel.jump) * shown,
     )
     return -weight * prediction[token]

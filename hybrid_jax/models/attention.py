@@ -6,6 +6,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from hybrid_jax.method.mask_blocks import Pattern, spans
 from hybrid_jax.models.cache import Cache
@@ -14,26 +17,26 @@ from hybrid_jax.runtime import sharding
 Backend = Literal["auto", "dense", "blockwise", "fused", "splash"]
 
 # Finite, so that a row with nothing to attend to sees everything equally and stays finite.
-_HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
+_HIDDEN = -0.7 * float(np.finfo(np.float32).max)
 # Query rows whose scores exist at the same time: 128, or more where that makes above eight blocks,
 # since each is a shape of its own for the compiler (docs/performance.md).
 _BLOCK, _BLOCKS = 128, 8
 
 
 def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | Pattern,
+    query: Float[Array, "B R H K"],
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    mask: Bool[Array, "#B R J"] | Pattern,
     cached: Cache | None = None,
     *,
     backend: Backend = "auto",
-) -> jax.Array:
+) -> Float[Array, "B R H K"]:
     """Softmax attention by the backend that suits the rows and the device.
 
     Args:
-      query: [B, R, H, K]; key, value: [B, R', H, K], any float type.
-      mask: bool [B or 1, R, M + R'] as for `dense`, or a `Pattern` of R = R' rows.
+      query, key, value: of R rows, and of N rows, in any float type.
+      mask: as for `dense`, or a `Pattern` of R = N rows.
       cached: keys and values of earlier rows, which only `dense` takes.
       backend: "auto" for the choice of `choose`. Where the rows come with a mask, it is "dense",
         and where a kernel does not know the pattern, "blockwise".
@@ -55,7 +58,7 @@ def attend(
     return blockwise(query, key, value, mask)
 
 
-def choose(pattern: Pattern, dtype: jnp.dtype) -> Backend:
+def choose(pattern: Pattern, dtype: DTypeLike) -> Backend:
     """The backend for rows of a pattern on the devices that the program is made for.
 
     "fused" where one mask serves all heads and the device has a kernel for it (GPU, 16 bits);
@@ -68,18 +71,18 @@ def choose(pattern: Pattern, dtype: jnp.dtype) -> Backend:
 
 
 def dense(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array,
+    query: Float[Array, "B R H K"],
+    key: Float[Array, "B N H K"],
+    value: Float[Array, "B N H K"],
+    mask: Bool[Array, "#B R J"],
     cached: Cache | None = None,
-) -> jax.Array:
+) -> Float[Array, "B R H K"]:
     """Softmax attention with the whole score matrix: the reference for every other backend.
 
     Args:
-      query: [B, R, H, K]; key, value: [B, R', H, K], any float type.
-      mask: bool [B or 1, R, M + R'], True where a query may attend to a key, cached keys first.
-      cached: keys and values of earlier rows, [B, H, M, K]; None for none (M = 0).
+      query, key, value: of R rows, and of N rows, in any float type.
+      mask: True where a query may attend to a key, cached keys first.
+      cached: keys and values of M earlier rows, [B, H, M, K]; None for none (M = 0).
 
     Returns:
       [B, R, H, K] in the type of `value`; scores and softmax are float32.
@@ -100,20 +103,19 @@ def dense(
 
 
 def blockwise(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B R H K"],
+    key: Float[Array, "B R H K"],
+    value: Float[Array, "B R H K"],
     pattern: Pattern,
     *,
     block: int | None = None,
-) -> jax.Array:
+) -> Float[Array, "B R H K"]:
     """`dense` over the ranges of `pattern` alone: in one softmax, own window and clean prefix.
 
     For windows of ω positions and L clean rows about L² + Lω scores for each head instead of 4L²,
     and only `block` rows of them at a time. Sums are taken in another order than by `dense`.
 
     Args:
-      query, key, value: [B, R, H, K].
       block: query rows at a time; None for 128, or more where these would be above eight blocks.
 
     Returns:
@@ -130,7 +132,12 @@ def blockwise(
     return jnp.concatenate(parts, axis=1)
 
 
-def fused(query: jax.Array, key: jax.Array, value: jax.Array, pattern: Pattern) -> jax.Array:
+def fused(
+    query: Float[Array, "B R H K"],
+    key: Float[Array, "B R H K"],
+    value: Float[Array, "B R H K"],
+    pattern: Pattern,
+) -> Float[Array, "B R H K"]:
     """`dense` by the device's own kernel (cuDNN on GPU), for causal and for full patterns.
 
     Raises:
@@ -144,14 +151,16 @@ def fused(query: jax.Array, key: jax.Array, value: jax.Array, pattern: Pattern) 
     )
 
 
-def rotate(x: jax.Array, position: jax.Array, base: float = 10_000.0) -> jax.Array:
-    """Rotary position embedding: x [B, R, H, K], position int32 [B or 1, R] -> like x.
+def rotate(
+    x: Float[Array, "B R H K"], position: Int[Array, "#B R"], base: float = 10_000.0
+) -> Float[Array, "B R H K"]:
+    """Rotary position embedding.
 
     The two halves of the head dimension are the real and imaginary parts (RoFormer as in GPT-NeoX).
     """
     half = x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position[..., None, None].astype(jnp.float32) * frequency
+    angle = position[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     real, imaginary = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (real * cos - imaginary * sin, real * sin + imaginary * cos)

@@ -1,16 +1,17 @@
-"""The key-value cache: what attention reads of rows that never change again.
+"""The key-value cache: keys and values of rows that never change again.
 
 An explicit pytree, passed in and out. Its leaves are [layers, B, H, M, K] with M slots: batch and
 heads lead, so that scores against the cache are batched matrix products without a transposition.
-Which slots hold something is the caller's knowledge (its attention mask), not the cache's.
+The caller knows which slots are filled (by its attention mask); the cache does not.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 Tree = TypeVar("Tree")
 
@@ -18,28 +19,28 @@ AXES = ("whole", "batch", "heads", "whole", "whole")  # logical axes of a leaf (
 
 
 class Cache(NamedTuple):
-    """Rotated keys and values, [layers, B, H, M, K]; inside a layer [B, H, M, K]."""
+    """Rotated keys and values; inside a layer [B, H, M, K]."""
 
-    key: jax.Array
-    value: jax.Array
+    key: Float[Array, "*layers B H M K"]
+    value: Float[Array, "*layers B H M K"]
 
 
-def commit(cache: Tree, new: Tree, slot: jax.Array) -> Tree:
+def commit(cache: Tree, new: Tree, slot: Int[Array, "B R"]) -> Tree:
     """Writes rows into slots.
 
     Args:
       cache: leaves [layers, B, H, M, K].
       new: the same with R rows in place of M slots.
-      slot: int32 [B, R], where each row goes; rows whose slot is M or more are dropped.
+      slot: the slot of each row; rows whose slot is M or more are dropped.
 
     Returns:
       the cache with these rows, in place where its buffer may be reused.
     """
     batch = jnp.arange(slot.shape[0])[:, None]
 
-    def write(old, rows):
+    def write(old: Array, rows: Array) -> Array:
         # Indices that are apart from one another put their axes, [B, R], in front.
         rows = jnp.moveaxis(rows, (1, -2), (0, 1))
         return old.at[:, batch, :, slot].set(rows.astype(old.dtype), mode="drop")
 
-    return jax.tree.map(write, cache, new)
+    return cast(Tree, jax.tree.map(write, cache, new))

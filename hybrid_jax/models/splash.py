@@ -1,5 +1,4 @@
-"""The splash kernel of Pallas for TPU: scores never leave the chip, and blocks of the mask that are
-empty are not computed."""
+"""The splash kernel of Pallas for TPU: scores stay on the chip, empty blocks are not computed."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jaxtyping import Array, Bool, Float
 
 from hybrid_jax.runtime import sharding
 
@@ -16,14 +16,18 @@ _LARGEST_BLOCK = 512
 _AXES = ("batch", "whole", "heads", "whole")
 
 
-def splash(query: jax.Array, key: jax.Array, value: jax.Array, mask: np.ndarray) -> jax.Array:
+def splash(
+    query: Float[Array, "B R H K"],
+    key: Float[Array, "B R H K"],
+    value: Float[Array, "B R H K"],
+    mask: Bool[np.ndarray, "R R"],
+) -> Float[Array, "B R H K"]:
     """`attention.dense` for one mask that is known when the program is compiled.
 
     Off TPUs the kernel is interpreted, which is for tests: correct, and very slow.
 
     Args:
-      query, key, value: [B, R, H, K].
-      mask: bool [R, R], the same for all examples and heads. Rows that see nothing see themselves.
+      mask: the same for all examples and heads. Rows that see nothing see themselves.
 
     Returns:
       [B, R, H, K] in the type of `query`.
@@ -36,7 +40,7 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array, mask: np.ndarray)
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
 
-    def local(query, key, value):
+    def local(query: Array, key: Array, value: Array) -> Array:
         rows, heads, head = query.shape[1:]
         kernel = kernels.make_splash_mha_single_device(
             masks.MultiHeadMask([masks.NumpyMask(whole)] * heads),
@@ -57,7 +61,7 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array, mask: np.ndarray)
     )
 
 
-def _padded(mask: np.ndarray) -> tuple[np.ndarray, int]:
+def _padded(mask: Bool[np.ndarray, "R R"]) -> tuple[Bool[np.ndarray, "P P"], int]:
     """The mask with as many rows as whole blocks take, and the size of a block."""
     block = min(_LARGEST_BLOCK, -(-len(mask) // _TILE) * _TILE)
     rows = -(-len(mask) // block) * block

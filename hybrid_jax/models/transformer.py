@@ -2,7 +2,7 @@
 
 A thin Linen module (parameters and einsums) behind `Transformer`, a frozen description with pure
 functions: `init`; `features`, and `extend`, the same on top of a cache; `logits`. The head is apart
-from the body because the objective streams it over the vocabulary.
+from the body because losses stream it over the vocabulary.
 
 The architecture is that of the released HDLM models (arXiv 2504.06416 section 5, after SEDD/MDLM):
 layer norm without bias, no bias in attention, bias in the MLP and the untied head, RoPE, and for
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from hybrid_jax.errors import UserError, check_settings, free
 from hybrid_jax.method.mask_blocks import Pattern
@@ -26,6 +27,9 @@ from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.cache import AXES as CACHE_AXES
 from hybrid_jax.models.cache import Cache
 from hybrid_jax.runtime.sharding import constrain, gathered
+
+Params = dict[str, Any]
+"""Parameters by name, nested."""
 
 _LANES = 128  # output rows are padded to a multiple of the accelerators' vector width
 _TIME_FREQUENCIES = 128
@@ -94,7 +98,7 @@ class ModelConfig:
     unroll: int = free(1)
     attention: Backend = free("auto")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(
             self, "model.", layers=1, width=1, heads=1, mlp_ratio=1, unroll=1, condition=0,
             embedding_gamma=0,
@@ -125,7 +129,7 @@ class Transformer(ModelConfig):
         """Rows of the embedding and columns of the head: N + 1, padded."""
         return -(-(self.vocab_size + 1) // _LANES) * _LANES
 
-    def init(self, key: jax.Array) -> dict:
+    def init(self, key: Key[Array, ""]) -> Params:
         """Parameters as a nested dict; leaves under "layers" have a leading axis of layers."""
         one = jnp.zeros((1, 1), jnp.int32)
         mask = jnp.ones((1, 1, 1), bool)
@@ -144,23 +148,21 @@ class Transformer(ModelConfig):
 
     def features(
         self,
-        params: dict,
-        tokens: jax.Array,
-        position: jax.Array,
-        mask: jax.Array | Pattern,
-        level: jax.Array,
-        dropout_keys: jax.Array | None = None,
-    ) -> jax.Array:
-        """What the head reads.
+        params: Params,
+        tokens: Int[Array, "B R"],
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R R"] | Pattern,
+        level: Float32[Array, "B R"],
+        dropout_keys: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B R {self.width}"]:
+        """Features of rows, the input of the head.
 
         Args:
-          tokens: int32 [B, R] in [0, N] (N is MASK).
-          position: int32 [B or 1, R].
-          mask: bool [B or 1, R, R], True where a query (axis 1) may attend to a key (axis 2); or
-            the pattern that says the same.
-          level: float32 [B, R], noise level λ of each row; used if `condition` is set.
-          dropout_keys: typed keys [B], one for each example, for training with dropout; None turns
-            dropout off.
+          tokens: in [0, N] (N is MASK).
+          position: of the tokens.
+          mask: True where a query (axis 1) may attend to a key (axis 2); or the pattern for it.
+          level: noise level λ of each row; used if `condition` is set.
+          dropout_keys: one for each example, for training with dropout; None turns dropout off.
 
         Returns:
           [B, R, D] in `dtype`.
@@ -176,33 +178,35 @@ class Transformer(ModelConfig):
 
     def extend(
         self,
-        params: dict,
+        params: Params,
         cache: Cache,
-        tokens: jax.Array,
-        position: jax.Array,
-        mask: jax.Array,
-        level: jax.Array,
-    ) -> tuple[jax.Array, Cache]:
+        tokens: Int[Array, "B R"],
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R M"],
+        level: Float32[Array, "B R"],
+    ) -> tuple[Float[Array, "B R {self.width}"], Cache]:
         """`features` of new rows that may also attend to cached ones.
 
         Args:
           cache: M slots for each example.
-          mask: bool [B or 1, R, M + R], cached rows first.
+          mask: of the cached rows and the new ones, in this order.
           tokens, position, level: of the R new rows, as for `features`.
 
         Returns:
-          features [B, R, D], and what the new rows would put in the cache ([layers, B, H, R, K];
+          features, and what the new rows would put in the cache ([layers, B, H, R, K];
           `cache.commit` writes those that are final).
         """
         out = _Body(self).apply(_body(params), cache, tokens, position, mask, level, None)
         return cast(tuple[jax.Array, Cache], out)
 
-    def head(self, params: dict) -> dict:
-        """The part of the parameters that `logits` reads."""
+    def head(self, params: Params) -> Params:
+        """The parameters that `logits` reads."""
         return {"head": params["head"]}
 
-    def logits(self, params: dict, features: jax.Array) -> jax.Array:
-        """Features [..., D] -> float32 [..., rows]; columns from N on mean nothing.
+    def logits(
+        self, params: Params, features: Float[Array, "*B {self.width}"]
+    ) -> Float32[Array, "*B {self.rows}"]:
+        """Logits of features; columns from N on mean nothing.
 
         Args:
           params: those of `head`, or all.
@@ -210,7 +214,7 @@ class Transformer(ModelConfig):
         return cast(jax.Array, _Head(self).apply({"params": params["head"]}, features))
 
 
-def _body(params: dict) -> dict:
+def _body(params: Params) -> Params:
     return {"params": {name: value for name, value in params.items() if name != "head"}}
 
 
@@ -218,7 +222,7 @@ class _Head(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
         c = self.config
         kernel = self.param("kernel", nn.initializers.zeros, (c.width, c.rows))
         bias = self.param("bias", nn.initializers.zeros, (c.rows,))
@@ -226,14 +230,22 @@ class _Head(nn.Module):
         kernel = gathered(kernel, c.dtype, *_AXES["head/kernel"])
         x = x.astype(c.dtype)
         out = jnp.einsum("...d,dv->...v", x, kernel, preferred_element_type=jnp.float32)
-        return out + bias
+        return cast(Array, out + _to_rank(bias, out.ndim))
 
 
 class _Body(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, cache, tokens, position, mask, level, dropout_keys):
+    def __call__(
+        self,
+        cache: Cache | None,
+        tokens: Int[Array, "B R"],
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R M"] | Pattern,
+        level: Float32[Array, "B R"],
+        dropout_keys: Key[Array, "B"] | None,
+    ) -> Float[Array, "B R D"] | tuple[Float[Array, "B R D"], Cache | None]:
         c = self.config
         table = self.param("embedding", nn.initializers.normal(_BASE_STD), (c.rows, c.width))
         # Back in float32, because the gradients of many rows are added in one entry.
@@ -244,7 +256,7 @@ class _Body(nn.Module):
             sigma = -jnp.log1p(-jnp.minimum(level, _HIGHEST_LEVEL))
             if c.embedding_gamma:
                 keep = jnp.exp(-c.embedding_gamma * sigma)[..., None]
-                x = keep * x + (1.0 - keep) * table[c.vocab_size]
+                x = keep * x + (1.0 - keep) * _to_rank(table[c.vocab_size], 3)
             condition = _LevelEmbedding(c, name="level")(sigma).astype(c.dtype)
 
         block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block
@@ -263,14 +275,14 @@ class _Body(nn.Module):
 
 
 class _LevelEmbedding(nn.Module):
-    """Sinusoids of σ and a two-layer MLP, as in DiT; float32 [B, R] -> [B, R, condition]."""
+    """Sinusoids of σ and a two-layer MLP, as in DiT."""
 
     config: Transformer
 
     @nn.compact
-    def __call__(self, sigma):
+    def __call__(self, sigma: Float32[Array, "B R"]) -> Float32[Array, "B R C"]:
         exponent = jnp.arange(_TIME_FREQUENCIES, dtype=jnp.float32) / _TIME_FREQUENCIES
-        angle = sigma[..., None] * jnp.exp(-math.log(10_000.0) * exponent)
+        angle = sigma[..., None] * _to_rank(jnp.exp(-math.log(10_000.0) * exponent), 3)
         waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
         width = self.config.condition
         hidden = nn.silu(nn.Dense(width, name="in")(waves))
@@ -281,26 +293,39 @@ class _Block(nn.Module):
     config: Transformer
 
     @nn.compact
-    def __call__(self, x, number, cached, position, mask, condition, dropout_keys):
+    def __call__(
+        self,
+        x: Float[Array, "B R D"],
+        number: Int[Array, ""],
+        cached: Cache | None,
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R M"] | Pattern,
+        condition: Float[Array, "B R C"] | None,
+        dropout_keys: Key[Array, "B"] | None,
+    ) -> tuple[Float[Array, "B R D"], Cache | None]:
         c = self.config
         dtype = x.dtype
         head = c.width // c.heads
         hidden = c.mlp_ratio * c.width
         scaled = nn.initializers.normal(_BASE_STD / math.sqrt(2 * c.layers))
 
-        modulation: list = [None] * 6
+        modulation: list[Array | None] = [None] * 6
         if condition is not None:
             kernel = self.param("condition", nn.initializers.zeros, (c.condition, 6 * c.width))
             bias = self.param("condition_bias", nn.initializers.zeros, (6 * c.width,))
             kernel = gathered(kernel, dtype, *_LAYER_AXES["condition"])
-            modulation = jnp.split(condition @ kernel + bias.astype(dtype), 6, axis=-1)
+            of_level = condition @ kernel + _to_rank(bias.astype(dtype), 3)
+            modulation = [*jnp.split(of_level, 6, axis=-1)]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
 
-        def weight(name, shape, init=None):
+        def weight(name: str, shape: tuple[int, ...], init: Any = None) -> Array:
             value = self.param(name, init or _fan_in(shape[0]), shape)
             return gathered(value, dtype, *_LAYER_AXES[name])
 
-        def add(residual, update, gate, site):
+        def bias_of(name: str, size: int) -> Array:
+            return _to_rank(weight(name, (size,), nn.initializers.zeros), 3)
+
+        def add(residual: Array, update: Array, gate: Array | None, site: int) -> Array:
             if dropout_keys is not None and c.dropout:
                 update = _drop(update, dropout_keys, 2 * number + site, c.dropout)
             # Gates start at 0 (DiT): a fresh conditioned layer is the identity.
@@ -320,42 +345,55 @@ class _Block(nn.Module):
 
         y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)
         y = y @ weight("mlp_in", (c.width, hidden))
-        y = _activation(c.activation, y + weight("mlp_in_bias", (hidden,), nn.initializers.zeros))
-        y = y @ weight("mlp_out", (hidden, c.width), scaled)
-        y = y + weight("mlp_out_bias", (c.width,), nn.initializers.zeros)
+        y = _activation(c.activation, y + bias_of("mlp_in_bias", hidden))
+        y = y @ weight("mlp_out", (hidden, c.width), scaled) + bias_of("mlp_out_bias", c.width)
         # What stays in the cache; training has none, and keeps nothing.
         new = None if cached is None else Cache(key.swapaxes(-3, -2), value.swapaxes(-3, -2))
         return add(x, y, gate_2, site=1), new
 
 
-def _drop(x: jax.Array, keys: jax.Array, place: jax.Array, rate: float) -> jax.Array:
+def _drop(
+    x: Float[Array, "B R D"], keys: Key[Array, "B"], place: Int[Array, ""], rate: float
+) -> Float[Array, "B R D"]:
     """Dropout as a function of (key of the example, place in the network) alone.
 
     A batch may be cut among devices and accumulation rounds in any way.
     """
 
-    def keep(key):
+    def keep(key: Array) -> Array:
         return jax.random.bernoulli(jax.random.fold_in(key, place), 1.0 - rate, x.shape[1:])
 
     return jnp.where(jax.vmap(keep)(keys), x / (1.0 - rate), 0.0)
 
 
-def _fan_in(inputs: int):
+def _fan_in(inputs: int) -> nn.initializers.Initializer:
     return nn.initializers.normal(inputs**-0.5)
 
 
-def _activation(name: str, x: jax.Array) -> jax.Array:
+def _activation(name: str, x: Float[Array, "B R F"]) -> Float[Array, "B R F"]:
     return nn.gelu(x, approximate=True) if name == "gelu" else jnp.square(nn.relu(x))
 
 
-def _modulate(x, shift, scale):
-    return x if shift is None else x * (1.0 + scale) + shift
+def _modulate(
+    x: Float[Array, "B R D"],
+    shift: Float[Array, "B R D"] | None,
+    scale: Float[Array, "B R D"] | None,
+) -> Float[Array, "B R D"]:
+    return x if shift is None or scale is None else x * (1.0 + scale) + shift
 
 
-def _norm(module: nn.Module, name: str, x: jax.Array, width: int) -> jax.Array:
+def _norm(
+    module: nn.Module, name: str, x: Float[Array, "*B D"], width: int
+) -> Float[Array, "*B D"]:
     """Layer norm without bias, in float32, back in the type of x."""
     scale = module.param(name, nn.initializers.ones, (width,))
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + 1e-5) * scale).astype(x.dtype)
+    scaled = centred * jax.lax.rsqrt(variance + 1e-5) * _to_rank(scale, x.ndim)
+    return scaled.astype(x.dtype)
+
+
+def _to_rank(x: Float[Array, "D"], rank: int) -> Float[Array, "... D"]:
+    """x with leading axes of size 1."""
+    return jnp.expand_dims(x, range(rank - 1))

@@ -1,4 +1,4 @@
-"""Showing the network what it has not seen yet, and keeping what it will need again."""
+"""Forward passes of the sampler: feed new rows, write settled K/V to the cache."""
 
 from __future__ import annotations
 
@@ -6,87 +6,69 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PyTree
 
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.models import cache as caches
 from hybrid_jax.sampling.state import Generation, Sampler
 
 
-def show(sampler: Sampler, params, state: Generation):
+def show(
+    sampler: Sampler, params: PyTree, state: Generation
+) -> tuple[Float[Array, "B W D"], Bool[Array, "B"], Generation]:
     """Feeds the network with what is new to it, or with everything if not `sampler.cached`.
 
     Returns:
-      features [B, W, D] that predict the window; whether the window was shown, bool [B]; the state
-      with a longer cache.
+      features that predict the window; whether the window was shown; the state with a longer cache.
     """
     if not sampler.cached:
-        features = show_all(sampler, params, state)
-        return features, jnp.ones(state.step.shape, bool), state
-    if not sampler.slots:
-        features, _, _ = show_new(sampler, params, state, 0)
-        return features, jnp.ones(state.step.shape, bool), state
+        return show_all(sampler, params, state), jnp.ones(state.step.shape, bool), state
 
-    capacity = sampler.capacity
-    pending = pending_count(sampler, state)
-    ready = pending <= capacity
-    if sampler.spec.layout.plain(sampler.spec.schedule):
-        features, new, count = show_new(sampler, params, state, capacity)
-        return features, ready, commit(sampler, state, new, count)
+    def wide(state: Generation) -> tuple[Array, PyTree, Array]:
+        return show_new(sampler, params, state, sampler.capacity)
 
-    def narrow(state):
-        features, _, _ = show_new(sampler, params, state, 0)
-        shapes = jax.eval_shape(wide, state)[1]
-        return features, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    def narrow(state: Generation) -> tuple[Array, PyTree, Array]:
+        features, _, count = show_new(sampler, params, state, 0)
+        new = jax.eval_shape(wide, state)[1]
+        return features, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), new), count
 
-    def wide(state):
-        return show_new(sampler, params, state, capacity)[:2]
-
-    # Most rounds have nothing to commit. The cache itself stays outside: branches would copy it.
-    features, new = jax.lax.cond(jnp.any(pending > 0), wide, narrow, state)
-    count = _feedable(sampler, state, capacity)
+    missing = pending_count(sampler, state)
+    ready = missing <= sampler.capacity
+    if not sampler.capacity or sampler.spec.layout.plain(sampler.spec.schedule):
+        features, new, count = wide(state)  # always alike
+    else:
+        # Most rounds have nothing to commit. The cache stays outside: branches would copy it.
+        features, new, count = jax.lax.cond(jnp.any(missing > 0), wide, narrow, state)
     return features, ready, commit(sampler, state, new, count)
 
 
-def show_new(sampler: Sampler, params, state: Generation, capacity: int, *, window: bool = True):
+def show_new(
+    sampler: Sampler, params: PyTree, state: Generation, capacity: int, *, window: bool = True
+) -> tuple[Float[Array, "B W D"], PyTree, Int32[Array, "B"]]:
     """Feeds up to `capacity` settled tokens of each text that are not cached, and the window.
 
     Returns:
-      features [B, W, D] (None without `window`), what the settled rows put in the cache, and how
-      many of them count, int32 [B].
+      features that predict the window (meaningless without `window`); what the settled rows put in
+      the cache; and how many of them count.
     """
-    schedule, layout = sampler.spec.schedule, sampler.spec.layout
-    # In plain autoregression the newest settled token predicts the next, so it is fed in its round.
-    spare = int(not window and layout.plain(schedule))
-    count = _feedable(sampler, state, capacity, spare)
-    step = jnp.minimum(state.step, schedule.steps - 1)
-
-    def rows_of(step, slot, count):
-        return layouts.query_rows(layout, schedule, step, slot, count, capacity, window=window)
-
-    rows = jax.vmap(rows_of)(step, state.filled, count)
-    context = jax.vmap(lambda n: layouts.context_rows(layout, schedule, sampler.slots, n))(
-        state.filled
+    query = layouts.query(
+        sampler.spec.layout, sampler.spec.schedule, state.step, state.filled,
+        slots=sampler.slots, capacity=capacity, window=window,
+    )  # fmt: skip
+    held, level = _held(sampler, state, query.rows)
+    features, new = sampler.network.extend(
+        params, state.cache, held, query.rows.position, query.mask, level
     )
-    held, level = _held(sampler, state, rows, step)
-    mask = layouts.masks_between(layout, rows, jax.vmap(layouts.concatenate)(context, rows))
-    features, new = sampler.network.extend(params, state.cache, held, rows.position, mask, level)
     new = jax.tree.map(lambda x: x[..., :capacity, :], new)
-    if not window:
-        return None, new, count
-    if layout.plain(schedule):
-        # The row of the newest settled token predicts the window's only one.
-        newest = jnp.maximum(count - 1, 0)[:, None, None]
-        return jnp.take_along_axis(features, newest, axis=1), new, count
-    # Aligned, the window's own rows; shifted, from the row in front of it on.
-    return features[:, capacity : capacity + schedule.width], new, count
+    return features[:, query.window], new, query.settled
 
 
-def show_all(sampler: Sampler, params, state: Generation) -> jax.Array:
-    """Feeds everything that is visible at each text's step; features [B, W, D] of the window."""
+def show_all(sampler: Sampler, params: PyTree, state: Generation) -> Float[Array, "B W D"]:
+    """Feeds all that is visible at each text's step; features that predict the window."""
     schedule, layout = sampler.spec.schedule, sampler.spec.layout
     step = jnp.minimum(state.step, schedule.steps - 1)
     rows = jax.vmap(lambda s: layouts.generation_rows(layout, schedule, s))(step)
-    held, level = _held(sampler, state, rows, step)
+    held, level = _held(sampler, state, rows)
     mask = layouts.attention_mask(layout, rows)
     features = sampler.network.features(params, held, rows.position, mask, level)
     source, _ = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
@@ -96,39 +78,26 @@ def show_all(sampler: Sampler, params, state: Generation) -> jax.Array:
     )
 
 
-def _held(sampler: Sampler, state: Generation, rows: layouts.Rows, step: jax.Array):
-    """Tokens and noise levels that rows hold at each text's step: int32 and float32 [B, R]."""
+def _held(
+    sampler: Sampler, state: Generation, rows: layouts.Rows
+) -> tuple[Int[Array, "B R"], Float32[Array, "B R"]]:
+    """Tokens and noise levels that rows hold at each text's step."""
     schedule, bos = sampler.spec.schedule, sampler.spec.bos
+    step = jnp.minimum(state.step, schedule.steps - 1)[:, None]
     tokens = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, bos))(rows, state.tokens)
-    level = schedule.level(step[:, None], jnp.maximum(rows.position, 0)) / schedule.levels
+    level = schedule.level(step, jnp.maximum(rows.position, 0)) / schedule.levels
     return tokens, jnp.where(rows.holds_noise, level, 0.0)
 
 
-def pending_count(sampler: Sampler, state: Generation) -> jax.Array:
+def pending_count(sampler: Sampler, state: Generation) -> Int[Array, "B"]:
     """Settled tokens of each text that are not in the cache yet; none of a text that is done."""
-    schedule, layout = sampler.spec.schedule, sampler.spec.layout
-    settled = schedule.settled(state.step) + int(layout.alignment == "shifted")
-    return jnp.where(state.step < schedule.steps, settled - state.filled, 0)
+    return layouts.pending(sampler.spec.layout, sampler.spec.schedule, state.step, state.filled)
 
 
-def _feedable(sampler: Sampler, state: Generation, capacity: int, spare: int = 0) -> jax.Array:
-    """How many settled tokens of each text, but the `spare` last, `capacity` rows can feed."""
-    schedule, layout = sampler.spec.schedule, sampler.spec.layout
-    pending = jnp.maximum(pending_count(sampler, state) - spare, 0)
-    count = jnp.minimum(pending, capacity)
-    if layout.context == "block_causal":
-        # Rows see their whole window, so windows are fed whole.
-        shift = int(layout.alignment == "shifted")
-        end = state.filled + count - shift
-        whole = layouts.window_start(schedule, jnp.clip(end, 0, schedule.length - 1))
-        count = jnp.where(pending > capacity, whole + shift - state.filled, count)
-    return count
-
-
-def commit(sampler: Sampler, state: Generation, new, count: jax.Array) -> Generation:
+def commit(sampler: Sampler, state: Generation, new: PyTree, count: Int[Array, "B"]) -> Generation:
     """Keeps the first `count` settled rows of each text in the cache."""
     capacity = jax.tree.leaves(new)[0].shape[-2]
-    number = jnp.arange(capacity)
+    number = jnp.arange(capacity)[None]
     slot = jnp.where(number < count[:, None], state.filled[:, None] + number, sampler.slots)
     return dataclasses.replace(
         state, cache=caches.commit(state.cache, new, slot), filled=state.filled + count

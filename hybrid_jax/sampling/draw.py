@@ -1,4 +1,4 @@
-"""Drawing tokens: the one categorical sampler, and what sharpens a distribution before it."""
+"""Draws of tokens: the one categorical sampler, and the warps of a distribution before it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
 from hybrid_jax.sampling.setting import check_ranges, setting
 
 
-def sample_categorical(key: jax.Array, logits: jax.Array) -> jax.Array:
-    """Draws from softmax(logits) over the last axis: [..., N] -> int32 [...].
+def sample_categorical(key: Key[Array, ""], logits: Float[Array, "*B N"]) -> Int32[Array, "*B"]:
+    """Draws from softmax(logits) over the last axis.
 
     Works in float32 with high-range Gumbel noise. JAX draws Gumbels in the type of the logits, and
     its float32 default cannot exceed 15.94: over 50k tokens, a tail of total probability 1% would
@@ -34,7 +35,7 @@ def sample_categorical(key: jax.Array, logits: jax.Array) -> jax.Array:
     return (group * size + _gumbel_max(key_member, chosen)).astype(jnp.int32)
 
 
-def _gumbel_max(key: jax.Array, logits: jax.Array) -> jax.Array:
+def _gumbel_max(key: Key[Array, ""], logits: Float32[Array, "*B N"]) -> Int[Array, "*B"]:
     noise = jax.random.gumbel(key, logits.shape, jnp.float32, mode="high")
     return jnp.argmax(logits + noise, axis=-1)
 
@@ -42,19 +43,19 @@ def _gumbel_max(key: jax.Array, logits: jax.Array) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Warp:
-    """What is done to p before a token is drawn from it; None leaves p alone.
+    """Changes to p before a token is drawn from it; None leaves p alone.
 
     Values may change without compiling anew; whether they are None may not.
     """
 
-    temperature: float | jax.Array | None = setting(
+    temperature: float | Array | None = setting(
         float, None, "draw from p^(1/temperature): below 1 likelier tokens, 0 the likeliest",
         "[0, ∞)",
     )  # fmt: skip
-    top_k: int | jax.Array | None = setting(
+    top_k: int | Array | None = setting(
         int, None, "draw from the k likeliest tokens and those as likely as the k-th", "[1, ∞)"
     )
-    top_p: float | jax.Array | None = setting(
+    top_p: float | Array | None = setting(
         float, None, "draw from the fewest likeliest tokens of this total probability, after top_k",
         "(0, 1]",
     )  # fmt: skip
@@ -68,8 +69,8 @@ class Warp:
         """Whether p stays as it is."""
         return self.temperature is None and self.top_k is None and self.top_p is None
 
-    def __call__(self, log_p: jax.Array) -> jax.Array:
-        """log p float32 [N] -> warped, normalised log p [N]."""
+    def __call__(self, log_p: Float32[Array, "N"]) -> Float32[Array, "N"]:
+        """The warped, normalised log p of a log p."""
         if self.temperature is not None:
             # At 0 this is a point mass on the likeliest token, and stays finite.
             cold = jnp.maximum(jnp.asarray(self.temperature, jnp.float32), 1e-6)

@@ -4,47 +4,54 @@ Every text (row of the batch) has its own step, key and place in the cache, so t
 different lengths share a batch, adaptive rules move on where they can, and no text depends on its
 neighbours. In each round of the loop a text
 
-1. feeds the network what is new: settled tokens that are not in the cache yet, and the window,
-   which may look at the cache. Settled tokens are fed once, in the round after they settled, and
+1. feeds the network its new rows: settled tokens that are not in the cache yet, and the window,
+   which may attend to the cache. Settled tokens are fed once, in the round after they settled, and
    need no round of their own; worthless positions are never fed;
 2. commits keys and values of the settled tokens;
 3. lets the rule update the active positions of the window;
-4. moves on to the next step that has anything to do: steps at which only given tokens are active
-   are left out.
+4. moves on to the next step with active positions that are not given.
 
-So a round costs what the window costs, and not what the text costs. A text whose settled tokens do
-not fit the round (after a jump over given tokens) spends rounds on feeding them alone.
+So the cost of a round is that of the window, not of the text. A text whose settled tokens do not
+fit in a round (after a jump over given tokens) spends rounds on feeding them alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any, cast
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Int32, Key, PyTree
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.hyperschedule import Hyperschedule
-from hybrid_jax.sampling import cache_feed
+from hybrid_jax.sampling import cache_feed, closing
 from hybrid_jax.sampling.prompts import Prompts
-from hybrid_jax.sampling.state import Generated, Generation, Sampler
+from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler
 from hybrid_jax.sampling.update_rule import Rule, Window
 
 
-def generate(sampler: Sampler, rule: Rule, params, keys: jax.Array, prompts: Prompts) -> Generated:
+def generate(
+    sampler: Sampler, rule: Rule, params: PyTree, keys: Key[Array, "B"], prompts: Prompts
+) -> Generated:
     """Generates texts from start to end.
 
     Args:
-      keys: typed keys [B], one for each text; its result depends on its own key and prompt alone.
+      keys: one for each text; its result depends on its own key and prompt alone.
       prompts: given tokens, built by `prompts.build`.
 
     Raises:
       UserError: if rule, noise and settings do not go together.
     """
     check(sampler, rule)
-    return _generate(sampler, rule, params, keys, prompts)
+    _check_shapes(sampler, keys, prompts)
+    return cast(Generated, _generate(sampler, rule, params, keys, prompts))
 
 
 def check(sampler: Sampler, rule: Rule) -> None:
@@ -59,23 +66,38 @@ def check(sampler: Sampler, rule: Rule) -> None:
         )
 
 
+def _check_shapes(sampler: Sampler, keys: Key[Array, "B"], prompts: Prompts) -> None:
+    """Raises AssertionError for prompts of another length than the schedule's, or lacking keys."""
+    length = sampler.spec.schedule.length
+    chex.assert_shape(
+        [prompts.tokens, prompts.frozen], (None, length),
+        custom_message=f"prompts must have the schedule's {length} positions (see prompts.build)",
+    )  # fmt: skip
+    chex.assert_shape(
+        [keys, prompts.stop], (len(prompts.tokens),),
+        custom_message="there must be one typed key (jax.random.key) for each prompt",
+    )  # fmt: skip
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _generate(sampler, rule, params, keys, prompts):
+def _generate(
+    sampler: Sampler, rule: Rule, params: PyTree, keys: Key[Array, "B"], prompts: Prompts
+) -> Generated:
     state = start(sampler, params, keys, prompts)
-    rounds = jnp.iinfo(jnp.int32).max
-    return finish(sampler, prompts, advance(sampler, rule, params, state, rounds))
+    done = advance(sampler, rule, params, state, np.iinfo(np.int32).max)
+    return cast(Generated, finish(sampler, prompts, done))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def start(sampler: Sampler, params, keys: jax.Array, prompts: Prompts) -> Generation:
+def start(sampler: Sampler, params: PyTree, keys: Key[Array, "B"], prompts: Prompts) -> Generation:
     """The state before the first step: full noise, given tokens, and long prompts in the cache."""
     spec = sampler.spec
     kernel, schedule = spec.kernel, spec.schedule
     batch, length = prompts.tokens.shape
-    key_noise, key_mask, key_steps = jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, 3))(keys),
-                                                  1, 0)  # fmt: skip
+    three = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+    key_noise, key_mask, key_steps = jnp.moveaxis(three, 1, 0)
 
-    def noise(key_noise, key_mask):
+    def noise(key_noise: Array, key_mask: Array) -> Array:
         # MASK, or uniform tokens for a kernel that never masks.
         token = jax.random.randint(key_noise, (length,), 0, kernel.vocab_size, jnp.int32)
         masked = jax.random.uniform(key_mask, (length,)) < kernel.survival(1.0).masked
@@ -102,11 +124,11 @@ def start(sampler: Sampler, params, keys: jax.Array, prompts: Prompts) -> Genera
     # Windows must be fed whole where their rows see one another.
     chunk = min(max(sampler.prefill, schedule.width), sampler.slots)
 
-    def feed(state):
+    def feed(state: Generation) -> Generation:
         _, new, count = cache_feed.show_new(sampler, params, state, chunk, window=False)
         return cache_feed.commit(sampler, state, new, count)
 
-    def waits(state):
+    def waits(state: Generation) -> Array:
         return jnp.any(cache_feed.pending_count(sampler, state) > sampler.capacity)
 
     return jax.lax.while_loop(waits, feed, state)
@@ -114,16 +136,16 @@ def start(sampler: Sampler, params, keys: jax.Array, prompts: Prompts) -> Genera
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def advance(
-    sampler: Sampler, rule: Rule, params, state: Generation, rounds: jax.Array | int
+    sampler: Sampler, rule: Rule, params: PyTree, state: Generation, rounds: Int[ArrayLike, ""]
 ) -> Generation:
     """Runs the loop until all texts are done, but at most `rounds` rounds. Donates `state`."""
     steps = sampler.spec.schedule.steps
 
-    def goes_on(carry):
+    def goes_on(carry: tuple[Array, Generation]) -> Array:
         left, state = carry
         return (left > 0) & jnp.any(state.step < steps)
 
-    def round_(carry):
+    def round_(carry: tuple[Array, Generation]) -> tuple[Array, Generation]:
         left, state = carry
         return left - 1, _round(sampler, rule, params, state)
 
@@ -133,7 +155,7 @@ def advance(
 @functools.partial(jax.jit, static_argnums=0)
 def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
     """The texts of a state that is done."""
-    position = jnp.arange(state.tokens.shape[1])
+    position = jnp.arange(state.tokens.shape[1])[None]
     length = jnp.asarray(prompts.stop)
     if sampler.eos is not None:
         ends = _ends(sampler, state.tokens, state.frozen)
@@ -147,74 +169,92 @@ def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
 # One round.
 
 
-def _round(sampler: Sampler, rule: Rule, params, state: Generation) -> Generation:
+def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> Generation:
     schedule, kernel = sampler.spec.schedule, sampler.spec.kernel
     live = state.step < schedule.steps
     features, ready, fed = cache_feed.show(sampler, params, state)
-    step = jnp.minimum(state.step, schedule.steps - 1)
-
-    position, inside = layouts.window_positions(schedule, step)
-    level = schedule.level(step[:, None], position) / schedule.levels
-    level_next = schedule.level(step[:, None] + 1, position) / schedule.levels
-    frozen = jnp.take_along_axis(state.frozen, position, axis=1)
-    changes = inside & (level != level_next)
-    active = changes & ~frozen & (live & ready)[:, None]
-    closing = active & (level_next == 0)
-    if rule.sweeps:
-        # A closing sweep is a step that goes nowhere: λ_s = λ_t.
-        sweeping = (state.sweep > 0)[:, None]
-        active = jnp.where(sweeping, closing, active)
-        level_next = jnp.where(sweeping, level, level_next)
+    moves = live & ready
+    place = closing.enter(rule, state, _place(schedule, state, moves))
     window = Window(
-        tokens=jnp.take_along_axis(state.tokens, position, axis=1),
+        tokens=jnp.take_along_axis(state.tokens, place.position, axis=1),
         # Inactive positions get levels at which no formula divides by zero.
-        level=jnp.where(changes, level, 0.5),
-        level_next=jnp.where(changes, level_next, 0.0),
-        active=active,
-        confidence=jnp.take_along_axis(state.confidence, position, axis=1),
+        level=jnp.where(place.changes, place.level, 0.5),
+        level_next=jnp.where(place.changes, place.level_next, 0.0),
+        active=place.active,
+        confidence=jnp.take_along_axis(state.confidence, place.position, axis=1),
     )
+    step = jnp.minimum(state.step, schedule.steps - 1)
     keys = jax.vmap(lambda k, s, n: jax.random.fold_in(jax.random.fold_in(k, s), n))(
         state.keys, step, state.sweep
     )
     key_read, key_move = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    reading = _read(sampler, rule, params, key_read, features, window, position)
+    reading = _read(sampler, rule, params, key_read, features, window, place.position)
     moved, confidence = jax.vmap(functools.partial(rule.move, kernel))(key_move, window, reading)
-    moved = jnp.where(active, moved, window.tokens)
-    changed = active & (moved != window.tokens)
+    moved = jnp.where(place.active, moved, window.tokens)
+    changed = place.active & (moved != window.tokens)
     corrected = changed & (window.tokens != kernel.mask)
 
-    row = jnp.arange(position.shape[0])[:, None]
-    put = jnp.where(active, position, schedule.length)  # the others go nowhere
-    fed = dataclasses.replace(
+    row = jnp.arange(step.shape[0])[:, None]
+    put = jnp.where(place.active, place.position, schedule.length)  # the others go nowhere
+    after = dataclasses.replace(
         fed,
         tokens=state.tokens.at[row, put].set(moved, mode="drop"),
         confidence=state.confidence.at[row, put].set(confidence, mode="drop"),
-        nfe=state.nfe + live,
+        nfe=state.nfe + live.astype(jnp.int32),
         corrections=state.corrections + corrected.sum(1, dtype=jnp.int32),
     )
+    sweeps, after = closing.leave(rule, state, after, place, changed, moves)
+    unsure = (place.inside & (moved == kernel.mask)).any(1)
+    target = _target(rule, schedule, state, step, unsure)
+    step = jnp.where(moves & ~sweeps, target, state.step)
+    return dataclasses.replace(after, step=_ended(sampler, after, step))
 
+
+def _place(schedule: Hyperschedule, state: Generation, moves: Bool[Array, "B"]) -> Place:
+    """The window of each text at its step; only texts that move have active positions."""
+    step = jnp.minimum(state.step, schedule.steps - 1)
+    position, inside = layouts.window_positions(schedule, step)
+    level = schedule.level(step[:, None], position) / schedule.levels
+    level_next = schedule.level(step[:, None] + 1, position) / schedule.levels
+    changes = inside & (level != level_next)
+    given = jnp.take_along_axis(state.frozen, position, axis=1)
+    active = changes & ~given & moves[:, None]
+    return Place(position, inside, changes, level, level_next, active)
+
+
+def _target(
+    rule: Rule,
+    schedule: Hyperschedule,
+    state: Generation,
+    step: Int[Array, "B"],
+    unsure: Bool[Array, "B"],
+) -> Int[Array, "B"]:
+    """The step after `step` for each text, unless its window holds no MASK and the rule adapts."""
     target = step + 1
     if rule.adaptive:
-        unsure = inside & (moved == kernel.mask)
-        target = jnp.where(unsure.any(1), target, _next_opening(schedule)[step])
-    target = jnp.take_along_axis(state.following, target[:, None], axis=1)[:, 0]
-    stays = ~(live & ready)
-    sweep = state.sweep
-    if rule.sweeps:
-        more = jnp.where(sweep == 0, closing.any(1), changed.any(1) & (sweep < rule.sweeps))
-        sweep = jnp.where(stays, sweep, jnp.where(more, sweep + 1, 0))
-        stays |= more
-        # What stays is fed alike again: plain autoregression predicts from its newest settled row.
-        fed = dataclasses.replace(fed, filled=jnp.where(more, state.filled, fed.filled))
-    step = jnp.where(stays, state.step, target)
-    if sampler.eos is not None:
-        settled = jnp.arange(schedule.length) < schedule.settled(step)[:, None]
-        over = jnp.any(settled & _ends(sampler, fed.tokens, fed.frozen), axis=1)
-        step = jnp.where(over, schedule.steps, step)
-    return dataclasses.replace(fed, step=step, sweep=sweep)
+        target = jnp.where(unsure, target, _next_opening(schedule)[step])
+    return jnp.take_along_axis(state.following, target[:, None], axis=1)[:, 0]
 
 
-def _read(sampler, rule, params, key, features, window: Window, position):
+def _ended(sampler: Sampler, state: Generation, step: Int[Array, "B"]) -> Int[Array, "B"]:
+    """The step of each text, which is the last one behind a settled eos."""
+    if sampler.eos is None:
+        return step
+    schedule = sampler.spec.schedule
+    settled = jnp.arange(schedule.length)[None] < schedule.settled(step)[:, None]
+    over = jnp.any(settled & _ends(sampler, state.tokens, state.frozen), axis=1)
+    return jnp.where(over, schedule.steps, step)
+
+
+def _read(
+    sampler: Sampler,
+    rule: Rule,
+    params: PyTree,
+    key: Key[Array, "B"],
+    features: Float[Array, "B W D"],
+    window: Window,
+    position: Int[Array, "B W"],
+) -> PyTree[Array]:
     """The rule's readings of the window, [B, W]; logits exist for `spec.chunk` positions a time.
 
     Each position has a key of its own, so that nothing depends on how positions are grouped.
@@ -223,7 +263,7 @@ def _read(sampler, rule, params, key, features, window: Window, position):
     keys = jax.vmap(lambda k, p: jax.vmap(lambda i: jax.random.fold_in(k, i))(p))(key, position)
     one = jax.vmap(jax.vmap(functools.partial(rule.read, spec.kernel, spec.objective)))
 
-    def chunk(inputs):
+    def chunk(inputs: tuple[Any, ...]) -> Any:
         feature, keys, *rest = inputs
         return one(keys, sampler.network.logits(params, feature), *rest)
 
@@ -243,28 +283,27 @@ def _read(sampler, rule, params, key, features, window: Window, position):
 
 
 # ---------------------------------------------------------------------------------------------
-# Which steps have anything to do.
+# Steps that have anything to do.
 
 
-def _wanted(prompts: Prompts) -> jax.Array:
-    return jnp.arange(prompts.tokens.shape[1]) < prompts.stop[:, None]
+def _wanted(prompts: Prompts) -> Bool[Array, "B L"]:
+    return jnp.arange(prompts.tokens.shape[1])[None] < prompts.stop[:, None]
 
 
-def _following(schedule: Hyperschedule, open_: jax.Array) -> jax.Array:
-    """The first step from each on at which an open position is active: bool [B, L] -> [B, S + 1].
-
-    S where there is none.
-    """
+def _following(
+    schedule: Hyperschedule, open_: Bool[Array, "B L"]
+) -> Int32[Array, "B {schedule.steps}+1"]:
+    """The first step from each on at which an open position is active; S where there is none."""
     steps = jnp.arange(schedule.steps)
-    active = layouts.is_active(schedule, steps[:, None], jnp.arange(schedule.length))
+    active = layouts.is_active(schedule, steps[:, None], jnp.arange(schedule.length)[None])
     useful = jnp.einsum("sl,bl->bs", active.astype(jnp.float32), open_.astype(jnp.float32)) > 0
     ends = jnp.full((open_.shape[0], 1), schedule.steps)
-    own = jnp.concatenate([jnp.where(useful, steps, schedule.steps), ends], axis=1)
+    own = jnp.concatenate([jnp.where(useful, steps[None], schedule.steps), ends], axis=1)
     return jax.lax.cummin(own, axis=1, reverse=True).astype(jnp.int32)
 
 
-def _next_opening(schedule: Hyperschedule) -> jax.Array:
-    """For each step, the next one that shows a new position, int32 [S]; S where none does."""
+def _next_opening(schedule: Hyperschedule) -> Int32[Array, "{schedule.steps}"]:
+    """For each step, the next one that shows a new position; S where none does."""
     with jax.ensure_compile_time_eval():
         steps = jnp.arange(schedule.steps)
         grows = schedule.frontier(steps + 1) > schedule.frontier(steps)
@@ -272,7 +311,9 @@ def _next_opening(schedule: Hyperschedule) -> jax.Array:
         return jax.lax.cummin(own, reverse=True)[1:].astype(jnp.int32)
 
 
-def _ends(sampler: Sampler, tokens: jax.Array, frozen: jax.Array) -> jax.Array:
-    """Where a text may end: eos behind its last given token, bool [B, L]."""
+def _ends(
+    sampler: Sampler, tokens: Int[Array, "B L"], frozen: Bool[Array, "B L"]
+) -> Bool[Array, "B L"]:
+    """Positions at which a text may end: eos behind its last given token."""
     given_from_here = jax.lax.cummax(frozen.astype(jnp.int32), axis=1, reverse=True)
     return (tokens == sampler.eos) & (given_from_here == 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from hybrid_jax.errors import UserError
 
@@ -15,17 +15,17 @@ GAP = -1
 
 
 class Prompts(NamedTuple):
-    """What is given of each text of a batch.
+    """Given tokens of each text of a batch.
 
     Attributes:
-      tokens: int32 [B, L]; read only where frozen.
-      frozen: bool [B, L], given tokens: they never change.
-      stop: int32 [B], tokens wanted: the text is done once all before that have settled.
+      tokens: read only where frozen.
+      frozen: given tokens: they never change.
+      stop: tokens wanted: the text is done once all before that have settled.
     """
 
-    tokens: jax.Array | np.ndarray
-    frozen: jax.Array | np.ndarray
-    stop: jax.Array | np.ndarray
+    tokens: Int[Array | np.ndarray, "B L"]
+    frozen: Bool[Array | np.ndarray, "B L"]
+    stop: Int[Array | np.ndarray, "B"]
 
 
 def nothing(batch: int, length: int) -> Prompts:
@@ -45,7 +45,7 @@ def build(
     Args:
       rows: for each text its first tokens, ids or `GAP`.
       length: L, positions of the schedule.
-      tokens: N, number of real tokens.
+      vocab_size: N, number of real tokens.
       stop: tokens wanted of each text, given ones included; None for L.
 
     Raises:

@@ -279,7 +279,7 @@ def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[
     # With the k largest at 1, c shares what is left among the others; k is right once that c
     # brings none of them above 1.
     rest = jnp.flip(jnp.cumsum(jnp.flip(falling)))
-    k = jnp.arange(weight.shape[0])
+    k = jnp.arange(weight.shape[0], dtype=jnp.float32)
     scale = jnp.maximum(expected - k, 0.0) / jnp.maximum(rest, 1e-30)
     fits = scale * falling <= 1.0 + 1e-6
     return jnp.minimum(1.0, scale[jnp.argmax(fits)] * weight)

@@ -1,32 +1,42 @@
-"""What the generation loop is compiled for, and what it carries."""
+"""Static description of a sampler, and the state of the generation loop."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.loss import Network, Spec
 
 
+@runtime_checkable
 class CachingNetwork(Network, Protocol):
     """A network that can be fed a part of the rows (see `models.transformer.Transformer`)."""
 
-    def empty_cache(self, batch: int, slots: int) -> Any: ...
+    def empty_cache(self, batch: int, slots: int) -> PyTree: ...
 
-    def extend(self, params, cache, tokens, position, mask, level) -> tuple[jax.Array, Any]: ...
+    def extend(
+        self,
+        params: PyTree,
+        cache: PyTree,
+        tokens: Int[Array, "B R"],
+        position: Int[Array, "#B R"],
+        mask: Bool[Array, "#B R M"],
+        level: Float32[Array, "B R"],
+    ) -> tuple[Float[Array, "B R D"], PyTree]: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """What generation is compiled for.
+    """Static part of generation: what the loop is compiled for.
 
     Attributes:
-      problem: schedule, noise, layout and objective; the schedule may differ in its levels from
+      spec: schedule, noise, layout and objective; the schedule may differ in its levels from
         the one trained on.
       eos: a text ends where this token has settled behind the last given one; None: texts go on.
       cached: False computes every row anew in every round: the same result, at the cost of the
@@ -75,21 +85,40 @@ class Generation:
       filled: int32 [B], slots filled in the cache.
       cache: of the network.
       following: int32 [B, S + 1], the first step from each on that has anything to do.
-      calls: int32 [B], rounds of the network that the text took part in.
+      nfe: int32 [B], rounds of the network that the text took part in.
       corrections: int32 [B], shown tokens that were replaced or masked again.
     """
 
-    tokens: jax.Array
-    frozen: jax.Array
-    keys: jax.Array
-    confidence: jax.Array
-    step: jax.Array
-    sweep: jax.Array
-    filled: jax.Array
-    cache: Any
-    following: jax.Array
-    nfe: jax.Array
-    corrections: jax.Array
+    tokens: Int32[Array, "B L"]
+    frozen: Bool[Array, "B L"]
+    keys: Key[Array, "B"]
+    confidence: Float32[Array, "B L"]
+    step: Int32[Array, "B"]
+    sweep: Int32[Array, "B"]
+    filled: Int32[Array, "B"]
+    cache: PyTree
+    following: Int32[Array, "B S+1"]
+    nfe: Int32[Array, "B"]
+    corrections: Int32[Array, "B"]
+
+
+class Place(NamedTuple):
+    """The window of each text in one round of the loop.
+
+    Attributes:
+      position: positions, of which those outside the window are clipped.
+      inside: positions of the window.
+      changes: positions inside whose level changes.
+      level, level_next: λ before and after the step.
+      active: positions that may move now: their level changes, and they are not given.
+    """
+
+    position: Int[Array, "B W"]
+    inside: Bool[Array, "B W"]
+    changes: Bool[Array, "B W"]
+    level: Float32[Array, "B W"]
+    level_next: Float32[Array, "B W"]
+    active: Bool[Array, "B W"]
 
 
 class Generated(NamedTuple):
@@ -98,10 +127,10 @@ class Generated(NamedTuple):
     Attributes:
       tokens: int32 [B, L] without MASK; behind `length` the beginning-of-sequence token.
       length: int32 [B], tokens of each text, an ending eos included.
-      calls, corrections: int32 [B], see `Generation`.
+      nfe, corrections: int32 [B], see `Generation`.
     """
 
-    tokens: jax.Array
-    length: jax.Array
-    nfe: jax.Array
-    corrections: jax.Array
+    tokens: Int32[Array, "B L"]
+    length: Int32[Array, "B"]
+    nfe: Int32[Array, "B"]
+    corrections: Int32[Array, "B"]

@@ -1,11 +1,11 @@
-"""What an update rule is: its interface, what it sees, and what rules share."""
+"""The interface of an update rule: its input, its output, and functions that rules share."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import objective as objectives
@@ -15,41 +15,41 @@ from hybrid_jax.sampling.draw import Warp, sample_categorical
 
 
 class Window(NamedTuple):
-    """The window of one text before a step; fields [W].
+    """The window of one text before a step.
 
     Attributes:
-      tokens: int32, z_t.
-      level, level_next: float32, λ_t > λ_s where active (0.5 and 0 elsewhere).
-      active: bool, positions that may move: their level changes, and they are not given.
-      confidence: float32, the probability that each shown token had when it was drawn.
+      tokens: z_t.
+      level, level_next: λ_t > λ_s where active (0.5 and 0 elsewhere).
+      active: positions that may move: their level changes, and they are not given.
+      confidence: the probability that each shown token had when it was drawn.
     """
 
-    tokens: jax.Array
-    level: jax.Array
-    level_next: jax.Array
-    active: jax.Array
-    confidence: jax.Array
+    tokens: Int[Array, "*B W"]
+    level: Float32[Array, "*B W"]
+    level_next: Float32[Array, "*B W"]
+    active: Bool[Array, "*B W"]
+    confidence: Float32[Array, "*B W"]
 
 
 class Prediction(NamedTuple):
-    """What the network says of one position, reduced over the vocabulary.
+    """The network's prediction of one position (or of a window), reduced over the vocabulary.
 
     Attributes:
-      token: int32, x̂ ~ p after temperature, top-k and top-p.
-      probability: float32, p(x̂) of the plain p.
-      current: float32, p(z) of the token shown now; of MASK, 0.
-      entropy: float32, of the plain p, nats.
+      token: x̂ ~ p after temperature, top-k and top-p.
+      probability: p(x̂) of the plain p.
+      current: p(z) of the token shown now; of MASK, 0.
+      entropy: of the plain p, nats.
     """
 
-    token: jax.Array
-    probability: jax.Array
-    current: jax.Array
-    entropy: jax.Array
+    token: Int[Array, "*W"]
+    probability: Float32[Array, "*W"]
+    current: Float32[Array, "*W"]
+    entropy: Float32[Array, "*W"]
 
 
 @runtime_checkable
 class Rule(Protocol):
-    """What the loop asks of a rule.
+    """Interface of a rule to the loop.
 
     Attributes:
       adaptive: whether a text moves on as soon as its window holds no MASK.
@@ -65,16 +65,23 @@ class Rule(Protocol):
         """Raises UserError for settings without meaning, or a kernel it does not go with."""
 
     def read(
-        self, kernel: NoiseKernel, objective: Objective, key, logits, noisy, level, level_next
+        self,
+        kernel: NoiseKernel,
+        objective: Objective,
+        key: Key[Array, ""],
+        logits: Float[Array, "V"],
+        noisy: Int[Array, ""],
+        level: Float32[Array, ""],
+        level_next: Float32[Array, ""],
     ) -> Any:
-        """Work of one position: logits [V], scalars -> a pytree of scalars."""
+        """Vocabulary-sized work of one position: a pytree of scalars."""
 
     def move(
-        self, kernel: NoiseKernel, key, window: Window, reading
-    ) -> tuple[jax.Array, jax.Array]:
-        """One step: readings with a leading axis [W] -> tokens int32 [W] and confidence [W].
+        self, kernel: NoiseKernel, key: Key[Array, ""], window: Window, reading: Any
+    ) -> tuple[Int[Array, "W"], Float32[Array, "W"]]:
+        """One step, from readings with a leading axis [W]: tokens and their confidence.
 
-        What it says of inactive positions is ignored.
+        Values at inactive positions are ignored.
         """
 
 
@@ -82,9 +89,15 @@ PLAIN = Warp()
 
 
 def predict(
-    kernel: NoiseKernel, objective: Objective, warp: Warp, key, logits, noisy, level
+    kernel: NoiseKernel,
+    objective: Objective,
+    warp: Warp,
+    key: Key[Array, ""],
+    logits: Float[Array, "V"],
+    noisy: Int[Array, ""],
+    level: Float32[Array, ""],
 ) -> Prediction:
-    """The prediction of the clean token of one position: logits [V], scalars -> scalars."""
+    """The prediction of the clean token of one position."""
     if objective.parameterisation == "score":
         # The step to level 0 of the scores is their prediction of the clean token.
         log_p = objectives.reverse_step(objective, kernel, logits, noisy, 0.0, level)[:-1]
@@ -101,31 +114,62 @@ def predict(
     )
 
 
-def read_prediction(rule, kernel, objective, key, logits, noisy, level, level_next) -> Prediction:
+@runtime_checkable
+class Warped(Protocol):
+    """A rule that draws tokens from a warped p."""
+
+    @property
+    def warp(self) -> Warp: ...
+
+
+def read_prediction(
+    rule: Warped,
+    kernel: NoiseKernel,
+    objective: Objective,
+    key: Key[Array, ""],
+    logits: Float[Array, "V"],
+    noisy: Int[Array, ""],
+    level: Float32[Array, ""],
+    level_next: Float32[Array, ""],
+) -> Prediction:
     """`Rule.read` of the rules that need nothing but the prediction of the clean token."""
     return predict(kernel, objective, rule.warp, key, logits, noisy, level)
 
 
-def drawn_where(moves, window, reading):
+def drawn_where(
+    moves: Bool[Array, "W"], window: Window, reading: Prediction
+) -> tuple[Int[Array, "W"], Float32[Array, "W"]]:
     """The window with x̂, and its probability as confidence, where `moves`."""
     tokens = jnp.where(moves, reading.token, window.tokens)
     return tokens, jnp.where(moves, reading.probability, window.confidence)
 
 
-def confident(window, reading, tokens):
+def confident(
+    window: Window, reading: Prediction, tokens: Int[Array, "W"]
+) -> tuple[Int[Array, "W"], Float32[Array, "W"]]:
     """Tokens, with the confidence of those that are new (of random ones, that of x̂)."""
     return tokens, jnp.where(tokens != window.tokens, reading.probability, window.confidence)
 
 
-def rank_of(cost, candidates):
+def rank_of(
+    cost: Float[Array, "W"] | Int[Array, "W"], candidates: Bool[Array, "W"]
+) -> Int[Array, "W"]:
     """Place of each candidate by rising cost, 0 first; others come after all candidates."""
     order = jnp.argsort(jnp.where(candidates, cost, jnp.inf))
     return jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
 
 
-def reveal_surest(window, reading, rank, masked, sure):
-    """Reveals masked positions that are sure, and in the order of `rank` as many as keep pace: no
-    more MASKs are left than the schedule expects, at least one goes, and none settles as MASK."""
+def reveal_surest(
+    window: Window,
+    reading: Prediction,
+    rank: Int[Array, "W"],
+    masked: Bool[Array, "W"],
+    sure: Bool[Array, "W"],
+) -> tuple[Int[Array, "W"], Float32[Array, "W"]]:
+    """Reveals masked positions that are sure, and in the order of `rank` as many as keep pace.
+
+    No more MASKs are left than the schedule expects, at least one goes, and none settles as MASK.
+    """
     expected = jnp.sum(jnp.where(window.active, window.level_next, 0.0))
     # Levels are fractions in float32: 3 · (1/3) should count as 1.
     quota = jnp.maximum(1, masked.sum() - jnp.floor(expected + 1e-4).astype(jnp.int32))
@@ -133,7 +177,7 @@ def reveal_surest(window, reading, rank, masked, sure):
     return drawn_where(masked & reveal, window, reading)
 
 
-def check_share(name: str, value) -> None:
+def check_share(name: str, value: float | Array) -> None:
     """Raises UserError unless `value` lies in [0, 1]."""
     if not 0 <= value <= 1:
         raise UserError(f"{name} must lie in [0, 1], but is {value}.")
@@ -141,7 +185,7 @@ def check_share(name: str, value) -> None:
 
 def check_masks(kernel: NoiseKernel, rule: str) -> None:
     """Raises UserError if the noise never shows MASK, which the rule works on."""
-    if kernel.gamma == 1:
+    if not kernel.masks:
         raise UserError(
             f"Rule {rule} works on MASK, which {kernel.name} noise never shows: choose ancestral."
         )

@@ -1,4 +1,4 @@
-"""How much work a model is, and how much a device can do.
+"""Work of a model in FLOPs, and the peak rate and memory of devices.
 
 Counted are the multiplications and additions of matrix products that the model's definition asks
 for, 2·m·n·k for a product of [m, k] and [k, n]. Not counted: what the implementation adds (layers
@@ -12,14 +12,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int, Int32
 
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
+
+T = TypeVar("T")
 
 # More phases than this are represented by as many, evenly spread.
 _MOST_PHASES = 64
@@ -91,7 +95,7 @@ def _rows_and_pairs(spec: Spec) -> tuple[int, float]:
     phases = np.arange(count) * schedule.phases // count
 
     @jax.jit
-    def pairs(phase: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pairs(phase: Int32[Array, ""]) -> tuple[Bool[Array, "R"], Int[Array, ""]]:
         groups = jnp.broadcast_to(phase, (schedule.phase_groups,))
         rows = layouts.training_rows(layout, schedule, groups)
         return rows.valid, layouts.attention_mask(layout, rows).sum()
@@ -175,6 +179,6 @@ def memory_bytes(device: jax.Device) -> int | None:
     return _of_kind(MEMORY, device.device_kind)
 
 
-def _of_kind(table: Mapping, kind: str):
+def _of_kind(table: Mapping[str, T], kind: str) -> T | None:
     parts = [part for part in table if part in kind]
     return table[max(parts, key=len)] if parts else None

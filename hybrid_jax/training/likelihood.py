@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int, Key, PyTree, UInt
 
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.loss import Network, Spec
@@ -22,7 +23,7 @@ class BoundEstimate:
     """A bound on the negative log-likelihood of some records.
 
     Attributes:
-      bound: which bound it is.
+      bound: label of the bound.
       nll, nll_se: per token, mean over records and its standard error (of records and draws).
       bits_per_byte: the same per byte of text.
       unigram_perplexity: of the same tokens under their own token frequencies.
@@ -67,11 +68,11 @@ class BoundEstimate:
 def evaluate_bound(
     spec: Spec,
     network: Network,
-    params,
+    params: PyTree,
     batches: Iterable[Mapping[str, np.ndarray]],
     bound: Bound,
     *,
-    key: jax.Array,
+    key: Key[Array, ""],
     draws: int,
     bytes_per_token: float,
     mesh: Mesh | None = None,
@@ -88,7 +89,7 @@ def evaluate_bound(
     """
     spec = spec.for_bound(bound)
     mesh = mesh or sharding.one_device()
-    per_record: list[np.ndarray] = []
+    per_record: list[Float[np.ndarray, "B"]] = []
     counts = np.zeros(bound.kernel.vocab_size, np.int64)
     for number, batch in enumerate(batches):
         tokens = np.asarray(batch["tokens"])
@@ -113,8 +114,15 @@ def evaluate_bound(
     )
 
 
-def _record_bounds(spec, network, params, tokens, key, mesh) -> np.ndarray:
-    """Nats of each record of a batch, float32 [B]."""
+def _record_bounds(
+    spec: Spec,
+    network: Network,
+    params: PyTree,
+    tokens: Int[np.ndarray, "B L"],
+    key: Key[Array, ""],
+    mesh: Mesh,
+) -> Float32[np.ndarray, "B"]:
+    """Nats of each record of a batch."""
     count = len(tokens)
     # Rows are added, not draws: what is drawn for a record depends on its place among `count`.
     padded = -(-count // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
@@ -137,7 +145,15 @@ def _record_bounds(spec, network, params, tokens, key, mesh) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _padded_bounds(spec, network, count, params, tokens, index, key_data) -> jax.Array:
+def _padded_bounds(
+    spec: Spec,
+    network: Network,
+    count: int,
+    params: PyTree,
+    tokens: Int[Array, "b L"],
+    index: Int[Array, "b"],
+    key_data: UInt[Array, "..."],
+) -> Float32[Array, "b"]:
     terms = estimator.batch_terms(
         spec,
         network,

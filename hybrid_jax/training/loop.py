@@ -33,7 +33,7 @@ from hybrid_jax.runtime.throughput import Throughput
 from hybrid_jax.training import flops
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
 from hybrid_jax.training.run_log import Log
-from hybrid_jax.training.train_step import KeyPurpose, TrainSetup, TrainState
+from hybrid_jax.training.train_step import KeyPurpose, Metrics, TrainSetup, TrainState
 
 # Steps by which the host may be ahead of the devices: enough to keep them busy, few enough to stop
 # soon after a signal.
@@ -163,7 +163,7 @@ def train(
                 if len(ahead) > _AHEAD:
                     ahead.popleft().block_until_ready()
                 if profile is not None and done == traced[-1]:
-                    jax.block_until_ready(metrics)
+                    jax.block_until_ready(metrics)  # type: ignore[no-untyped-call]
                     with throughput.paused():
                         tracing.close()
                     say(
@@ -231,7 +231,9 @@ def _check_profile(folder: Path, traced: range, steps: int) -> None:
         raise unwritable(folder, error) from error
 
 
-def _collect(pending, done: int, saved: int, experiment: Experiment) -> dict[str, float]:
+def _collect(
+    pending: list[Metrics], done: int, saved: int, experiment: Experiment
+) -> dict[str, float]:
     """Means of the metrics since the last call. Raises UserError if any is not finite.
 
     Only here does the host wait for the devices to finish all steps.

@@ -54,10 +54,8 @@ def load(
     tokenizer = workdirs.load_tokenizer(workdir)
     network = experiment.network(tokenizer.vocab_size)
     place = sharding.everywhere(mesh or sharding.one_device())
-    params = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        jax.eval_shape(network.init, jax.random.key(0)),
-    )
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    params = sharding.with_shardings(shapes, jax.tree.map(lambda _: place, shapes))
     folder = workdir / "checkpoints"
     with Checkpointer(folder, read_only=True) as saver:
         if step == "best":

@@ -1,4 +1,4 @@
-"""One update: what training changes, and the pure function that changes it.
+"""One update: the state of training, and the pure function that changes it.
 
 Nothing random is kept in the state. The noise of a step is a function of (seed, step, place in the
 global batch), so it depends neither on how many devices, processes or accumulation rounds share the
@@ -11,12 +11,13 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax import optim
 from hybrid_jax.config import Experiment
@@ -25,6 +26,8 @@ from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
+
+Metrics = dict[str, Float32[Array, ""]]
 
 
 class KeyPurpose(enum.IntEnum):
@@ -51,10 +54,10 @@ class TrainState:
       optimizer: state of the optax transformation.
     """
 
-    step: jax.Array
-    params: Any
-    ema: Any
-    optimizer: Any
+    step: Int32[Array, ""]
+    params: PyTree
+    ema: PyTree
+    optimizer: PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ class TrainSetup:
 
     @classmethod
     def build(cls, experiment: Experiment, vocab_size: int, bos: int) -> TrainSetup:
-        """The recipe for N = `vocab_size` real tokens, of which `bos` begins a sequence."""
+        """The setup for N = `vocab_size` real tokens, of which `bos` begins a sequence."""
         network = experiment.network(vocab_size)
         params = jax.eval_shape(network.init, jax.random.key(0))
         return cls(
@@ -78,7 +81,7 @@ class TrainSetup:
             optimizer=optim.make_optimizer(experiment.optimizer, experiment.train.steps, params),
         )
 
-    def key(self, purpose: KeyPurpose) -> jax.Array:
+    def key(self, purpose: KeyPurpose) -> Key[Array, ""]:
         """The key of one purpose."""
         return jax.random.fold_in(jax.random.key(self.experiment.train.seed), purpose)
 
@@ -113,14 +116,14 @@ class TrainSetup:
         """Shapes, types and places of the state's leaves on a mesh."""
         shapes = jax.eval_shape(self.init)
         places = sharding.like_parameters(mesh, shapes, self.network.axes)
-        return sharding.with_shardings(shapes, places)
+        return cast(TrainState, sharding.with_shardings(shapes, places))
 
     def compile_init(self, mesh: Mesh) -> Callable[[], TrainState]:
         """`init`, each leaf made where it is to live."""
         places = jax.tree.map(lambda x: x.sharding, self.abstract_state(mesh))
         return jax.jit(self.init, out_shardings=places)
 
-    def compile_step(self, mesh: Mesh):
+    def compile_step(self, mesh: Mesh) -> jax.stages.Wrapped:
         """`train_step` under jit on a mesh: (state, tokens, index) -> (state, metrics).
 
         The state is donated; tokens and index are global arrays, cut along the batch.
@@ -140,22 +143,22 @@ class TrainSetup:
 
 
 def train_step(
-    setup: TrainSetup, state: TrainState, tokens: jax.Array, index: jax.Array
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    setup: TrainSetup, state: TrainState, tokens: Int[Array, "B L"], index: Int[Array, "B"]
+) -> tuple[TrainState, Metrics]:
     """One update.
 
     Args:
-      tokens: int32 [B, L], the global batch.
-      index: int32 [B], place of each example in it.
+      tokens: the global batch.
+      index: place of each example in it.
 
     Returns:
-      the new state, and "loss" (nats per token) and "grad_norm" as float32 scalars.
+      the new state, and "loss" (nats per token) and "grad_norm".
     """
     config = setup.experiment.train
     noise_key = jax.random.fold_in(setup.key(KeyPurpose.NOISE), state.step)
     dropout_key = jax.random.fold_in(setup.key(KeyPurpose.DROPOUT), state.step)
 
-    def loss(params, tokens, index):
+    def loss(params: PyTree, tokens: Array, index: Array) -> Array:
         return estimator.batch_loss(
             setup.spec,
             setup.network,
@@ -167,7 +170,7 @@ def train_step(
             dropout_key=dropout_key if setup.network.dropout else None,
         )
 
-    def accumulate(total, part):
+    def accumulate(total: PyTree, part: tuple[Array, Array]) -> tuple[PyTree, None]:
         value = jax.value_and_grad(loss)(state.params, *part)
         return jax.tree.map(jnp.add, total, value), None
 
