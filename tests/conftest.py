@@ -19,12 +19,13 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import jaxtyping
 import pytest
-import tiny
 
 # Shapes and dtypes of signatures are checked in tests, and cost nothing elsewhere.
 jaxtyping.install_import_hook(
     ["hybrid_jax.method", "hybrid_jax.models", "hybrid_jax.sampling"], "typecheck.check"
 )
+
+import tiny  # noqa: E402 - after the hook, which works on what is imported after it
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

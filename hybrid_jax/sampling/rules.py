@@ -73,7 +73,7 @@ class Ancestral:
         level_next: Number,
     ) -> Prediction | tuple[Int[Array, ""], Float[Array, ""]]:
         if objective.parameterisation != "score" or not self.warp.idle:
-            return predict(kernel, objective, self.warp, key, logits, noisy, level)
+            return predict(kernel, objective, self.warp, key, logits, noisy, jnp.asarray(level))
         key_reveal, key_token = jax.random.split(key)
         log_step = objectives.reverse_step(objective, kernel, logits, noisy, level_next, level)
         stays = jax.random.uniform(key_reveal) < jnp.exp(log_step[-1])
@@ -379,4 +379,5 @@ def make(name: str, **settings: Any) -> Rule:
             )
     given |= named.fixed
     warp = {key: given.pop(key) for key in settings_of(Warp) if key in given}
-    return named.kind(**given, warp=Warp(**warp))
+    rule: Rule = named.kind(**given, warp=Warp(**warp))
+    return rule

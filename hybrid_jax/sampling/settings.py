@@ -11,8 +11,10 @@ from hybrid_jax.sampling.update_rule import Rule
 
 if TYPE_CHECKING:
 
-    class RuleOptions(Any):
+    class RuleOptions:
         """All settings of rules and warps, each None where it is not given."""
+
+        def __init__(self, **settings: Any) -> None: ...
 
 else:
     RuleOptions = dataclasses.make_dataclass(
