@@ -222,6 +222,7 @@ EFFECTS = {
     "optimizer.muon_momentum": ({}, 0.5),
     **{f"train.{name}": ({}, 2) for name in ("batch_size", "accumulation", "log_every",
        "eval_every", "checkpoint_every", "keep", "loss_chunk", "seed")},
+    "train.board": ({}, "trackio"),
     "train.steps": ({"optimizer__warmup_steps": 0}, 4),
     "train.ema_decay": ({}, 0.5),
     "mesh.data": ({}, 2),
@@ -329,6 +330,8 @@ def test_settings_of_a_file_go_with_what_the_command_line_replaces():
     assert (made.data.vocab_size, made.noise.gamma, made.schedule.width) == (None, None, None)
     assert made.spec(258, 0).schedule.levels == 512
     assert experiment(optimizer__schedule="constant").optimizer.final_fraction is None
+    made = experiment("epsilon_hybrid", sampling__rule="remdm")
+    assert (made.sampling.eta, made.sampling.guidance) == (0.25, None)
 
 
 @pytest.mark.parametrize("name", ["mdlm", "sedd"])

@@ -186,7 +186,7 @@ FREE = {
     "data": {"dir": "elsewhere"},
     "model": {"remat": True, "unroll": 2, "attention": "dense"},
     "train": {"steps": 9, "accumulation": 2, "log_every": 1, "eval_every": 1, "keep": 1,
-              "checkpoint_every": 1, "loss_chunk": 1},
+              "checkpoint_every": 1, "loss_chunk": 1, "board": "wandb"},
     "mesh": MeshConfig(data=1),
     "evaluation": EvaluationConfig(kernel="absorbing", records=1),
     "sampling": SamplingConfig(rule="remdm", eta=0.5),

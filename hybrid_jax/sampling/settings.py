@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
-from hybrid_jax.errors import UserError, check_literals
+from hybrid_jax.errors import UserError, check_literals, only
 from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.update_rule import Rule
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 else:
     RuleOptions = dataclasses.make_dataclass(
         "RuleOptions",
-        [(name, known.kind | None, None) for name, known in rules.OPTIONS.items()],
+        [
+            (name, known.kind | None, only(rule=tuple(rules.with_option(name))))
+            for name, known in rules.OPTIONS.items()
+        ],
         frozen=True,
         kw_only=True,
     )
