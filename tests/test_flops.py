@@ -102,20 +102,20 @@ def test_remat_unroll_and_types_do_not_change_the_count():
 
 @pytest.mark.parametrize(("family", "alignment"), ROWS)
 def test_attention_counts_the_true_entries_of_the_mask(family, alignment):
-    found = spec(family, alignment)
-    schedule = found.schedule
+    part = spec(family, alignment)
+    schedule = part.schedule
     found = []
     for phase in range(schedule.phases):
         groups = jnp.full(schedule.phase_groups, phase)
-        rows = layouts.training_rows(found.layout, schedule, groups)
+        rows = layouts.training_rows(part.layout, schedule, groups)
         rows = [
             dict(zip(rows._fields, values, strict=True))
             for values in zip(*map(np.asarray, rows), strict=True)
         ]
         found.append(
-            sum(bool(layouts.may_attend(found.layout, row(q), row(k))) for q in rows for k in rows)
+            sum(bool(layouts.may_attend(part.layout, row(q), row(k))) for q in rows for k in rows)
         )
-    count = flops.forward_flops(NETWORK, found)
+    count = flops.forward_flops(NETWORK, part)
     assert count.pairs == np.mean(found)
     assert count.attention == 4 * NETWORK.width * NETWORK.layers * np.mean(found)
 

@@ -163,13 +163,15 @@ def test_cached_texts_are_those_of_full_recomputation(schedule, how, rule):
     """For the same keys, to the last token; no MASK is left, and given tokens stand."""
     network, params = transformer()
     cached = Sampler(spec=problem_of(schedule, how), network=network, prefill=3)
-    keys = keys_of(len(ROWS), seed=len(rule))
-    texts = generate(cached, RULES[rule], params, keys, given())
-    whole = generate(dataclasses.replace(cached, cached=False), RULES[rule], params, keys, given())
+    # Nothing tells the positions of a text of MASKs alone apart: rounding would pick the surest.
+    prompt = given(ROWS[1:] if RULES[rule].adaptive else ROWS)
+    keys = keys_of(len(prompt.stop), seed=len(rule))
+    texts = generate(cached, RULES[rule], params, keys, prompt)
+    whole = generate(dataclasses.replace(cached, cached=False), RULES[rule], params, keys, prompt)
     np.testing.assert_array_equal(texts.tokens, whole.tokens)
     np.testing.assert_array_equal(texts.corrections, whole.corrections)
     assert texts.tokens.max() < N
-    np.testing.assert_array_equal(texts.tokens[given().frozen], given().tokens[given().frozen])
+    np.testing.assert_array_equal(texts.tokens[prompt.frozen], prompt.tokens[prompt.frozen])
 
 
 @pytest.mark.parametrize(("schedule", "how"), [("slide", "shifted"), ("block", "aligned")])
