@@ -6,10 +6,12 @@ exact cross-entropy by the same code as everything else.
 Cost of ``tiny``: about half that of ``gamma_hybrid``. Result on English books: docs/results.md.
 """
 
+import ml_collections
+
 from hybrid_jax.presets import sized
 
 
-def get_config(size: str = "tiny"):
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     config = sized("ar", size)
     config.schedule = {"family": "quenched_ar"}
     config.layout.alignment = "shifted"

@@ -6,10 +6,12 @@ Cost of ``tiny``: about that of ``gamma_hybrid``. Result on English books: docs/
 Arriola et al. 2025, arXiv 2503.09573. ``base`` has blocks of 16.
 """
 
+import ml_collections
+
 from hybrid_jax.presets import sized
 
 
-def get_config(size: str = "tiny"):
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     config = sized("bd3lm", size)
     config.schedule.family = "block"
     if size == "base":

@@ -8,10 +8,12 @@ Cost of ``tiny``: about that of ``gamma_hybrid``. Results: docs/results.md. ``ba
 flat schedule with ε = 0.01.
 """
 
+import ml_collections
+
 from hybrid_jax.presets import sized
 
 
-def get_config(size: str = "tiny"):
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     config = sized("epsilon_hybrid", size)
     config.noise.kernel = "epsilon"
     config.noise.epsilon = 0.01

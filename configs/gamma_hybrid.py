@@ -22,10 +22,12 @@ Batch 256 needs 2.56 of 30.75 GiB a chip with ``--topology=v4:2x2x4``, and 5.04 
 ``v5p:2x2x2``.
 """
 
+import ml_collections
+
 from hybrid_jax.presets import sized
 
 
-def get_config(size: str = "tiny"):
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     config = sized("gamma_hybrid", size)
     config.noise.kernel = "gamma"
     config.noise.gamma = 0.01

@@ -6,10 +6,12 @@ Cost of ``tiny``: about half that of ``gamma_hybrid`` (no clean rows). Result on
 docs/results.md. Sahoo et al. 2024, arXiv 2406.07524.
 """
 
+import ml_collections
+
 from hybrid_jax.presets import sized
 
 
-def get_config(size: str = "tiny"):
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     config = sized("mdlm", size)
     config.schedule = {"family": "flat"}
     config.noise.kernel = "absorbing"

@@ -6,10 +6,12 @@ Cost of ``tiny``: about half that of ``gamma_hybrid`` (no clean rows). Result on
 docs/results.md. Lou et al. 2024, arXiv 2310.16834. The network is told σ.
 """
 
+import ml_collections
+
 from hybrid_jax.presets import sized
 
 
-def get_config(size: str = "tiny"):
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     config = sized("sedd", size)
     config.schedule = {"family": "flat"}
     config.noise.kernel = "absorbing"

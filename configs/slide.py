@@ -6,10 +6,12 @@ schedules between autoregression and diffusion.
 Cost of ``tiny``: about that of ``gamma_hybrid``. No full run has been recorded yet.
 """
 
+import ml_collections
+
 from hybrid_jax.presets import sized
 
 
-def get_config(size: str = "tiny"):
+def get_config(size: str = "tiny") -> ml_collections.ConfigDict:
     config = sized("slide", size)
     config.schedule.family = "slide"
     if size == "base":

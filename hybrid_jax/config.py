@@ -53,7 +53,7 @@ class DataConfig:
     length: int = 64
     dir: str = free("")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self, "data.", vocab_size=1, length=1)
         if self.tokenizer.partition(":")[0] not in ("sentencepiece", "byte", "gpt2"):
             raise UserError(
@@ -65,7 +65,7 @@ class DataConfig:
     def expected_vocab_size(self) -> int:
         """N, the number of real tokens, without the tokenizer at hand."""
         if self.tokenizer == "sentencepiece":
-            return resolved(self).vocab_size
+            return int(resolved(self).vocab_size)
         return ByteTokenizer.vocab_size if self.tokenizer == "byte" else 50_257
 
 
@@ -84,7 +84,7 @@ class ScheduleConfig:
     width: int | None = only(16, family=("block", "slide"))
     levels: int | None = only(family=("flat", "block", "slide"))
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self, "schedule.", width=1, levels=1)
 
     def resolved(self, length: int) -> ScheduleConfig:
@@ -113,7 +113,7 @@ class NoiseConfig:
     gamma: float | None = only(0.01, kernel="gamma")
     epsilon: float | None = only(0.01, kernel="epsilon")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self, "noise.")
 
     def build(self, vocab_size: int) -> NoiseKernel:
@@ -158,7 +158,7 @@ class TrainConfig:
     seed: int = 0
     board: boards.Kind = free("none")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(
             self, "train.", steps=1, batch_size=1, accumulation=1, log_every=1, eval_every=1,
             checkpoint_every=1, keep=1, loss_chunk=1,
@@ -193,7 +193,7 @@ class EvaluationConfig:
     draws: int = 4
     batch_size: int = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self, "evaluation.", draws=1, batch_size=1, records=0, final_records=0)
 
 
@@ -286,7 +286,9 @@ class Experiment:
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_config(cls, values: Mapping, settings: Mapping[str, str] | None = None) -> Experiment:
+    def from_config(
+        cls, values: Mapping[str, Any], settings: Mapping[str, str] | None = None
+    ) -> Experiment:
         """From nested names and values.
 
         Args:
@@ -299,7 +301,7 @@ class Experiment:
         """
         if isinstance(values, ml_collections.ConfigDict):
             values = values.to_dict()
-        experiment = from_values(cls, values, "config")
+        experiment: Experiment = from_values(cls, values, "config")
         if settings:
             experiment = from_values(cls, overridden(cls, values, settings, "config"), "config")
         experiment.check()

@@ -7,6 +7,7 @@ layer, so a matrix has three axes, ``[layers, inputs, outputs…]``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -54,6 +55,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "optimizer.", warmup_steps=0, weight_decay=0, clip_norm=0)
+        valid: Callable[[float], bool]
         for names, valid, rule in (
             (("learning_rate", "epsilon", "muon_learning_rate"), lambda x: x > 0, "above 0"),
             (("beta1", "beta2", "muon_momentum"), lambda x: 0 <= x < 1, "at least 0 and below 1"),

@@ -16,11 +16,11 @@ from hybrid_jax.config import (
     DataConfig,
     EvaluationConfig,
     Experiment,
-    ModelConfig,
     ScheduleConfig,
     TrainConfig,
 )
 from hybrid_jax.errors import UserError
+from hybrid_jax.models.transformer import ModelConfig
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.decode import nearest
 

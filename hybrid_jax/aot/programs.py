@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from hybrid_jax.aot import collectives
 from hybrid_jax.aot.collectives import Collective
@@ -89,7 +90,7 @@ def lower_sampling(experiment: Experiment, mesh: Mesh, batch: int) -> jax.stages
     given = prompts.nothing(batch, experiment.data.length)
     shapes = jax.eval_shape(functools.partial(loop.start, sampler), params, keys, given)
 
-    def place(leaf):
+    def place(leaf: Any) -> NamedSharding:
         axes = ("batch", *("whole",) * (leaf.ndim - 1)) if leaf.ndim < 5 else CACHE_AXES
         return sharding.on(mesh, leaf.shape, *axes)
 
@@ -99,7 +100,7 @@ def lower_sampling(experiment: Experiment, mesh: Mesh, batch: int) -> jax.stages
         return loop.advance.lower(sampler, rule, params, state, rounds)
 
 
-def _described(mesh: Mesh):
+def _described(mesh: Mesh) -> AbstractContextManager[Any]:
     """The mesh as sizes without devices.
 
     `sharding.use` would send values computed while a program is traced to these devices.

@@ -110,7 +110,8 @@ class Manifest:
                 "prepare the data again in a new folder."
             )
         try:
-            return from_values(cls, values, "manifest")
+            manifest: Manifest = from_values(cls, values, "manifest")
+            return manifest
         except UserError as error:
             reason = str(error).rstrip(".")
             raise UserError(

@@ -117,7 +117,9 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
         )
 
 
-def _settings(source, tokenizer, vocab_size, length, valid_source, valid_every) -> dict:
+def _settings(
+    source: str, tokenizer: str, vocab_size: int, length: int, valid_source: str, valid_every: int
+) -> dict[str, Any]:
     """The settings that matter, under their names in the manifest."""
     settings = {
         "source": source,
@@ -129,7 +131,7 @@ def _settings(source, tokenizer, vocab_size, length, valid_source, valid_every) 
     return settings | ({"vocab_size": vocab_size} if tokenizer == "sentencepiece" else {})
 
 
-def _existing(out: Path, settings: Mapping) -> Manifest | None:
+def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
     """The manifest in `out`; None if there is nothing; UserError if it holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -145,7 +147,7 @@ def _existing(out: Path, settings: Mapping) -> Manifest | None:
     return manifest
 
 
-def _build(folder: Path, settings: Mapping, vocab_size: int) -> Manifest:
+def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manifest:
     source, valid_source = settings["source"], settings["valid_source"]
     held_out: frozenset[bytes] = frozenset()
     if not valid_source:

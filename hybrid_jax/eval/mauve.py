@@ -80,7 +80,7 @@ def area(p: np.ndarray, q: np.ndarray, *, scaling: float = SCALING, points: int 
 def _divergence(p: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
     """KL(p ‖ m) in nats for each row m, which is positive where p is."""
     used = p > 0
-    return np.sum(p[used] * (np.log(p[used]) - np.log(mixtures[:, used])), axis=1)
+    return np.asarray(np.sum(p[used] * (np.log(p[used]) - np.log(mixtures[:, used])), axis=1))
 
 
 def mauve(
@@ -139,7 +139,7 @@ def mauve(
 def _reduce(rows: np.ndarray) -> np.ndarray:
     # The solver is exact, and needs no seed.
     pca = require("sklearn.decomposition", "eval").PCA(n_components=VARIANCE, svd_solver="full")
-    return pca.fit_transform(rows)
+    return np.asarray(pca.fit_transform(rows))
 
 
 def _area_of_clusters(rows: np.ndarray, of_reference: int, buckets: int, seed: int) -> float:

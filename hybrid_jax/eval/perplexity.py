@@ -79,7 +79,7 @@ class Packed:
 
     def read(self, numbers: Sequence[int]) -> np.ndarray:
         """Records by number, as `pipeline.Records`."""
-        return self.tokens[np.asarray(numbers)]
+        return np.asarray(self.tokens[np.asarray(numbers)])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -221,7 +221,7 @@ def _counted(row: np.ndarray, end: int, protocol: GenEvalProtocol) -> np.ndarray
     is_end = row == end
     if protocol.ends_scored == "all":
         return np.ones(len(row), bool)
-    return ~is_end | (np.cumsum(is_end) == 1)
+    return np.asarray(~is_end | (np.cumsum(is_end) == 1))
 
 
 def _mauve(

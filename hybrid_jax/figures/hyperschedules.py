@@ -31,7 +31,7 @@ def shown() -> list[Hyperschedule]:
 def regions(schedule: Hyperschedule) -> np.ndarray:
     """State of every position at every step, int [S, L]: `SETTLED`, `ACTIVE` or `WORTHLESS`."""
 
-    def active():
+    def active() -> jax.Array:
         steps = jnp.arange(schedule.steps)[:, None]
         return layout.is_active(schedule, steps, jnp.arange(schedule.length))
 

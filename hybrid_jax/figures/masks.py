@@ -47,7 +47,7 @@ class Picture:
 def training(layout: Layout, schedule: Hyperschedule, phase: int) -> Picture:
     """The mask of one training example, all windows at one phase."""
 
-    def rows_and_mask():
+    def rows_and_mask() -> tuple[Rows, jax.Array]:
         phases = jnp.full(schedule.phase_groups, phase, jnp.int32)
         rows = layouts.training_rows(layout, schedule, phases)
         return rows, layouts.attention_mask(layout, rows)
@@ -65,7 +65,7 @@ def inference(layout: Layout, schedule: Hyperschedule, step: int) -> Picture:
     filled = int(schedule.settled(step - 1)) + layout.shift if step else 0
     new = int(schedule.settled(step)) + layout.shift - filled
 
-    def rows_and_mask():
+    def rows_and_mask() -> Any:
         now, slot = jnp.full(1, step), jnp.full(1, filled)
         query = layouts.query(layout, schedule, now, slot, slots=filled, capacity=new)
         return jax.tree.map(lambda x: x[0], (query.rows, query.keys, query.mask))

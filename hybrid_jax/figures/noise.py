@@ -42,7 +42,7 @@ def corrupted(kernel: NoiseKernel, seed: int = SEED) -> np.ndarray:
     clean = jnp.array([WORDS.index(word) for word in SENTENCE], jnp.int32)
     key = jax.random.key(seed)
 
-    def at(level):
+    def at(level: jax.Array) -> jax.Array:
         return noising.corrupt(kernel, key, clean, jnp.full(clean.shape, level))
 
     return np.asarray(jax.jit(jax.vmap(at))(jnp.array(LEVELS, jnp.float32)))

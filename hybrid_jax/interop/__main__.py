@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hybrid_jax.errors import exit_status
 from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, read_config, step_of
@@ -102,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(name: str, run, text: str, epilog: str = ""):
+    def command(
+        name: str, run: Callable[..., None], text: str, epilog: str = ""
+    ) -> Callable[..., Any]:
         found = commands.add_parser(name, help=text, description=text, epilog=epilog)
         found.set_defaults(run=run)
         return found.add_argument

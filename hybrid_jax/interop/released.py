@@ -200,7 +200,7 @@ def _names(network: Transformer) -> dict[str, str]:
     return _SHARED | (_CONDITIONAL if network.condition else {})
 
 
-def _outward(network: Transformer, ours: str, x):
+def _outward(network: Transformer, ours: str, x: jax.Array) -> jax.Array:
     if ours == "layers/qkv":  # [D, 3, D]
         x = x.reshape(network.width, -1)
     if ours == "embedding":

@@ -8,7 +8,7 @@ note.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -55,7 +55,7 @@ def read_config(
         not have.
     """
 
-    def read(setting: str, kind: type, default=_MISSING):
+    def read(setting: str, kind: type, default: Any = _MISSING) -> Any:
         value: Any = config
         for key in setting.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -67,7 +67,7 @@ def read_config(
             return default
         return checked(value, kind, f"In {path}, {setting}")
 
-    def refuse(setting: str, value, known: str) -> NoReturn:
+    def refuse(setting: str, value: Any, known: str) -> NoReturn:
         raise UserError(f"{path} has {setting}={value!r}, but hybrid_jax supports only {known}.")
 
     # As the released loader does, the kind of graph decides where nothing else is said.
@@ -138,7 +138,9 @@ def _noise(kernel: str, share: float) -> dict[str, Any]:
     return {"kernel": kernel, kernel: share} if share else {"kernel": "absorbing"}
 
 
-def _read_schedule(read, refuse, length: int) -> tuple[dict, dict, list[str]]:
+def _read_schedule(
+    read: Callable[..., Any], refuse: Callable[[str, Any, str], NoReturn], length: int
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Schedule, layout, and notes on what is not exact in them."""
     notes: list[str] = []
     family = read("annealing.type", str, "none")

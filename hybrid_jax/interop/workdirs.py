@@ -138,7 +138,7 @@ def with_tokenizer(experiment: Experiment, spec: str, tokenizer: Tokenizer) -> E
     return dataclasses.replace(experiment, data=data)
 
 
-def _check_same(name: str, new, old) -> None:
+def _check_same(name: str, new: object, old: object) -> None:
     if new != old:
         raise UserError(
             f"{name} is {new!r} in the settings and {old!r} in the model to start from: give "
@@ -170,7 +170,9 @@ def named_tokenizer(given: str | Tokenizer) -> tuple[str, Tokenizer]:
     return given, tokenizers.make_tokenizer(given, (), vocab_size=0)
 
 
-def _write_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer, params) -> None:
+def _write_workdir(
+    workdir: Path, experiment: Experiment, tokenizer: Tokenizer, params: Any
+) -> None:
     """A workdir with a checkpoint of step 0, whole or not at all."""
     setup = TrainSetup.build(experiment, tokenizer.vocab_size, tokenizer.bos)
     state = TrainState(

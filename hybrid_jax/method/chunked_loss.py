@@ -108,7 +108,7 @@ def summed_terms(
 
     total.defvjp(forward, backward)
     features, *rest = _split((features, tokens, noisy, draw), tokens.shape[1], chunk)
-    return cast(Array, total(head, features, rest))
+    return total(head, features, rest)
 
 
 def _terms(

@@ -34,6 +34,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from hybrid_jax.errors import UserError
 
+Token = Int[ArrayLike, ""]
+Level = Float[ArrayLike, ""]
+Levels = Float[ArrayLike, "..."]
+
 
 class Survival(NamedTuple):
     """Survival probabilities of a token and their complements, each without cancellation.
@@ -93,16 +97,14 @@ class NoiseKernel(abc.ABC):
         """Whether a token can become another token (and so a shown token may be wrong)."""
 
     @abc.abstractmethod
-    def survival_between(
-        self, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
-    ) -> Survival:
+    def survival_between(self, level_s: Levels, level_t: Levels) -> Survival:
         """a, b and complements of the move from `level_s` < 1 up to `level_t`."""
 
-    def survival(self, level: Float[ArrayLike, "..."]) -> Survival:
+    def survival(self, level: Levels) -> Survival:
         """A, B and complements at `level` λ (any shape, [0, 1])."""
         return self.survival_between(jnp.zeros_like(jnp.asarray(level, jnp.float32)), level)
 
-    def rates(self, level: Float[ArrayLike, "..."]) -> Rates:
+    def rates(self, level: Levels) -> Rates:
         """Rates at `level` < 1, which continuous time needs; see `has_rates`."""
         raise NotImplementedError(f"{self.name} defines no rates")
 
@@ -111,7 +113,7 @@ class NoiseKernel(abc.ABC):
         """Whether the kernel defines `rates`."""
         return type(self).rates is not NoiseKernel.rates
 
-    def masking_density(self, level: Float[ArrayLike, "..."]) -> Float[ArrayLike, "..."]:
+    def masking_density(self, level: Levels) -> Float[ArrayLike, "..."]:
         """−dA/dλ: the share of the tokens that is masked per dλ."""
         per_level = self.rates(level).masking / (1.0 - jnp.asarray(level, jnp.float32))
         return per_level * self.survival(level).unmasked
@@ -172,16 +174,14 @@ class Hybrid(NoiseKernel):
     def jump(self) -> float:
         return self.epsilon
 
-    def rates(self, level: Float[ArrayLike, "..."]) -> Rates:
+    def rates(self, level: Levels) -> Rates:
         return Rates(masking=1.0 - self.gamma, replacing=self.gamma)
 
-    def masking_density(self, level: Float[ArrayLike, "..."]) -> Float[ArrayLike, "..."]:
+    def masking_density(self, level: Levels) -> Float[ArrayLike, "..."]:
         # Exactly 1 where A = 1 − λ.
         return super().masking_density(level) if self.gamma else 1.0
 
-    def survival_between(
-        self, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
-    ) -> Survival:
+    def survival_between(self, level_s: Levels, level_t: Levels) -> Survival:
         low = jnp.asarray(level_s, jnp.float32)
         high = jnp.asarray(level_t, jnp.float32)
         log_r = jnp.log1p(-(high - low) / (1.0 - low))
@@ -225,10 +225,7 @@ def epsilon_hybrid(*, vocab_size: int, epsilon: float) -> Hybrid:
 
 
 def corrupt(
-    kernel: NoiseKernel,
-    key: Key[Array, ""],
-    tokens: Int[Array, "L"],
-    level: Float[Array, "L"],
+    kernel: NoiseKernel, key: Key[Array, ""], tokens: Int[Array, "L"], level: Float[Array, "L"]
 ) -> Int[Array, "L"]:
     """Draws z ~ q(· | x), each position at its own level: int32 [L]."""
     chex.assert_rank(tokens, 1)
@@ -243,10 +240,7 @@ def corrupt(
 
 
 def transition(
-    kernel: NoiseKernel,
-    noisy: Int[ArrayLike, ""],
-    level_s: Float[ArrayLike, ""],
-    level_t: Float[ArrayLike, ""],
+    kernel: NoiseKernel, noisy: Token, level_s: Level, level_t: Level
 ) -> Float[Array, "{kernel.vocab_size}+1"]:
     """log q(z_t = · | z_s = noisy) for λs < λt, float32 [N + 1]."""
     move = kernel.survival_between(level_s, level_t)
@@ -259,7 +253,7 @@ def transition(
 
 
 def marginal(
-    kernel: NoiseKernel, token: Int[ArrayLike, ""], level: Float[ArrayLike, ""]
+    kernel: NoiseKernel, token: Token, level: Level
 ) -> Float[Array, "{kernel.vocab_size}+1"]:
     """log q(z_t = · | x = token), float32 [N + 1]."""
     return transition(kernel, token, 0.0, level)
@@ -270,11 +264,7 @@ def marginal(
 
 
 def posterior(
-    kernel: NoiseKernel,
-    token: Int[ArrayLike, ""],
-    noisy: Int[ArrayLike, ""],
-    level_s: Float[ArrayLike, ""],
-    level_t: Float[ArrayLike, ""],
+    kernel: NoiseKernel, token: Token, noisy: Token, level_s: Level, level_t: Level
 ) -> Float[Array, "{kernel.vocab_size}+1"]:
     """log q(z_s = · | z_t = noisy, x = token) for λs < λt, float32 [N + 1].
 
@@ -285,7 +275,7 @@ def posterior(
 
 
 def reveal_probability(
-    kernel: NoiseKernel, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
+    kernel: NoiseKernel, level_s: Levels, level_t: Levels
 ) -> Float[Array, "..."]:
     """Probability (A_s − A_t)/(1 − A_t) that a MASK at λt shows a token at λs."""
     low = kernel.survival(level_s)
@@ -307,9 +297,7 @@ class TokenStep(NamedTuple):
     keep_if_equal: Float[Array, "..."]
 
 
-def token_step(
-    kernel: NoiseKernel, level_s: Float[ArrayLike, "..."], level_t: Float[ArrayLike, "..."]
-) -> TokenStep:
+def token_step(kernel: NoiseKernel, level_s: Levels, level_t: Levels) -> TokenStep:
     """Unnormalised weights (1−b)(1−B_s), (1−b)B_s, b(1−B_s) and N·B_t of q(z_s | z_t = z, x̂).
 
     They sum to 1 − B_t, plus N·B_t where x̂ = z: Bayes' rule for a token that is not masked
@@ -327,11 +315,7 @@ def token_step(
 
 
 def reverse_mean(
-    kernel: NoiseKernel,
-    log_p: Float[Array, "N"],
-    noisy: Int[ArrayLike, ""],
-    level_s: Float[ArrayLike, ""],
-    level_t: Float[ArrayLike, ""],
+    kernel: NoiseKernel, log_p: Float[Array, "N"], noisy: Token, level_s: Level, level_t: Level
 ) -> Float[Array, "N+1"]:
     """log Σ_x p(x) q(z_s = · | z_t = noisy, x): the step of an x0-prediction.
 

@@ -20,13 +20,12 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from hybrid_jax.errors import UserError, check_settings, only, resolved
 from hybrid_jax.method import noising, scores
 from hybrid_jax.method.hyperschedule import Hyperschedule
-from hybrid_jax.method.noising import NoiseKernel
+from hybrid_jax.method.noising import Level, NoiseKernel, Token
 
 Time = Literal["discrete", "continuous"]
 Parameterisation = Literal["mean", "context", "score"]
@@ -189,11 +188,7 @@ def _window_index(schedule: Hyperschedule, step: Int[Array, "L"]) -> Int[Array, 
 
 
 def log_prediction(
-    objective: Objective,
-    kernel: NoiseKernel,
-    logits: Float[Array, "V"],
-    noisy: Int[ArrayLike, ""],
-    level: Float[ArrayLike, ""],
+    objective: Objective, kernel: NoiseKernel, logits: Float[Array, "V"], noisy: Token, level: Level
 ) -> Float[Array, "{kernel.vocab_size}"]:
     """Reads the network's output, float32 [N]: log p of the clean token, or log-scores.
 
@@ -219,9 +214,9 @@ def reverse_step(
     objective: Objective,
     kernel: NoiseKernel,
     logits: Float[Array, "V"],
-    noisy: Int[ArrayLike, ""],
-    level_s: Float[ArrayLike, ""],
-    level_t: Float[ArrayLike, ""],
+    noisy: Token,
+    level_s: Level,
+    level_t: Level,
 ) -> Float[Array, "{kernel.vocab_size}+1"]:
     """log p_θ(z_s = · | z_t) of the network's output, float32 [N + 1]."""
     if objective.parameterisation != "score":
@@ -236,10 +231,10 @@ def discrete_term(
     objective: Objective,
     kernel: NoiseKernel,
     logits: Float[Array, "V"],
-    token: Int[ArrayLike, ""],
-    noisy: Int[ArrayLike, ""],
-    level: Float[ArrayLike, ""],
-    level_next: Float[ArrayLike, ""],
+    token: Token,
+    noisy: Token,
+    level: Level,
+    level_next: Level,
 ) -> Float[Array, ""]:
     """KL( q(z_s | z_t, x) ‖ p_θ(z_s | z_t) ) of one position in nats."""
     if objective.parameterisation != "score" and not kernel.replaces:
@@ -258,9 +253,9 @@ def continuous_term(
     objective: Objective,
     kernel: NoiseKernel,
     logits: Float[Array, "V"],
-    token: Int[ArrayLike, ""],
-    noisy: Int[ArrayLike, ""],
-    level: Float[ArrayLike, ""],
+    token: Token,
+    noisy: Token,
+    level: Level,
 ) -> Float[Array, ""]:
     """Score entropy of one position in nats per dλ (arXiv 2504.06416 section 4; SEDD eq. 5).
 
@@ -307,9 +302,9 @@ def weighted_cross_entropy(
     objective: Objective,
     kernel: NoiseKernel,
     logits: Float[Array, "V"],
-    token: Int[ArrayLike, ""],
-    noisy: Int[ArrayLike, ""],
-    level: Float[ArrayLike, ""],
+    token: Token,
+    noisy: Token,
+    level: Level,
 ) -> Float[Array, ""]:
     """The ε-hybrid training loss of the paper for one position, per dλ."""
     prediction = log_prediction(objective, kernel, logits, noisy, level)

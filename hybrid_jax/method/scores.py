@@ -6,20 +6,16 @@ Functions are written for one token, as in `noising`.
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from hybrid_jax.method.noising import TINY, NoiseKernel, log_add, safe_log
+from hybrid_jax.method.noising import TINY, Level, NoiseKernel, Token, log_add, safe_log
 
 HIGHEST_SCORE_LEVEL = 1.0 - 1e-4
 """Scores at higher noise levels are read as scores at this one."""
 
 
 def score_of_mean(
-    kernel: NoiseKernel,
-    log_p: Float[Array, "N"],
-    noisy: Int[ArrayLike, ""],
-    level: Float[ArrayLike, ""],
+    kernel: NoiseKernel, log_p: Float[Array, "N"], noisy: Token, level: Level
 ) -> Float[Array, "N"]:
     """log s_y of an x0-prediction: log Σ_x p(x|z) q(y|x)/q(z|x) over real tokens, float32 [N].
 
@@ -44,10 +40,7 @@ def score_of_mean(
 
 
 def true_score(
-    kernel: NoiseKernel,
-    token: Int[ArrayLike, ""],
-    noisy: Int[ArrayLike, ""],
-    level: Float[ArrayLike, ""],
+    kernel: NoiseKernel, token: Token, noisy: Token, level: Level
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """log q(y|x)/q(z|x) for the three values it takes: y = x, y = z, any other real y."""
     survival = kernel.survival(level)
@@ -67,11 +60,7 @@ def true_score(
 
 
 def reverse_score(
-    kernel: NoiseKernel,
-    log_score: Float[Array, "N"],
-    noisy: Int[ArrayLike, ""],
-    level_s: Float[ArrayLike, ""],
-    level_t: Float[ArrayLike, ""],
+    kernel: NoiseKernel, log_score: Float[Array, "N"], noisy: Token, level_s: Level, level_t: Level
 ) -> Float[Array, "N+1"]:
     """log P(z_s = ·) of the exact Tweedie step for estimated scores, float32 [N + 1].
 

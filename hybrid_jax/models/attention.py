@@ -14,6 +14,8 @@ from hybrid_jax.method.mask_blocks import Pattern, spans
 from hybrid_jax.models.cache import Cache
 from hybrid_jax.runtime import sharding
 
+Heads = Float[Array, "B R H K"]  # a vector of each head at each row
+Keys = Float[Array, "B N H K"]  # keys or values, at rows that may be others than the queries'
 Backend = Literal["auto", "dense", "blockwise", "fused", "splash"]
 
 # Finite, so that a row with nothing to attend to sees everything equally and stays finite.
@@ -24,14 +26,14 @@ _BLOCK, _BLOCKS = 128, 8
 
 
 def attend(
-    query: Float[Array, "B R H K"],
-    key: Float[Array, "B N H K"],
-    value: Float[Array, "B N H K"],
+    query: Heads,
+    key: Keys,
+    value: Keys,
     mask: Bool[Array, "#B R J"] | Pattern,
     cached: Cache | None = None,
     *,
     backend: Backend = "auto",
-) -> Float[Array, "B R H K"]:
+) -> Heads:
     """Softmax attention by the backend that suits the rows and the device.
 
     Args:
@@ -71,12 +73,8 @@ def choose(pattern: Pattern, dtype: DTypeLike) -> Backend:
 
 
 def dense(
-    query: Float[Array, "B R H K"],
-    key: Float[Array, "B N H K"],
-    value: Float[Array, "B N H K"],
-    mask: Bool[Array, "#B R J"],
-    cached: Cache | None = None,
-) -> Float[Array, "B R H K"]:
+    query: Heads, key: Keys, value: Keys, mask: Bool[Array, "#B R J"], cached: Cache | None = None
+) -> Heads:
     """Softmax attention with the whole score matrix: the reference for every other backend.
 
     Args:
@@ -103,13 +101,8 @@ def dense(
 
 
 def blockwise(
-    query: Float[Array, "B R H K"],
-    key: Float[Array, "B R H K"],
-    value: Float[Array, "B R H K"],
-    pattern: Pattern,
-    *,
-    block: int | None = None,
-) -> Float[Array, "B R H K"]:
+    query: Heads, key: Heads, value: Heads, pattern: Pattern, *, block: int | None = None
+) -> Heads:
     """`dense` over the ranges of `pattern` alone: in one softmax, own window and clean prefix.
 
     For windows of ω positions and L clean rows about L² + Lω scores for each head instead of 4L²,
@@ -132,12 +125,7 @@ def blockwise(
     return jnp.concatenate(parts, axis=1)
 
 
-def fused(
-    query: Float[Array, "B R H K"],
-    key: Float[Array, "B R H K"],
-    value: Float[Array, "B R H K"],
-    pattern: Pattern,
-) -> Float[Array, "B R H K"]:
+def fused(query: Heads, key: Heads, value: Heads, pattern: Pattern) -> Heads:
     """`dense` by the device's own kernel (cuDNN on GPU), for causal and for full patterns.
 
     Raises:
@@ -151,9 +139,7 @@ def fused(
     )
 
 
-def rotate(
-    x: Float[Array, "B R H K"], position: Int[Array, "#B R"], base: float = 10_000.0
-) -> Float[Array, "B R H K"]:
+def rotate(x: Heads, position: Int[Array, "#B R"], base: float = 10_000.0) -> Heads:
     """Rotary position embedding.
 
     The two halves of the head dimension are the real and imaginary parts (RoFormer as in GPT-NeoX).

@@ -230,7 +230,7 @@ class _Head(nn.Module):
         kernel = gathered(kernel, c.dtype, *_AXES["head/kernel"])
         x = x.astype(c.dtype)
         out = jnp.einsum("...d,dv->...v", x, kernel, preferred_element_type=jnp.float32)
-        return cast(Array, out + _to_rank(bias, out.ndim))
+        return out + _to_rank(bias, out.ndim)
 
 
 class _Body(nn.Module):

@@ -167,7 +167,8 @@ class Checkpointer:
 
     def config(self, step: int) -> dict[str, Any] | None:
         """The config stored with ``step``. Raises `UserError` if the step cannot be read."""
-        return self._read_meta(step)["config"]
+        config: dict[str, Any] | None = self._read_meta(step)["config"]
+        return config
 
     def restore(self, step: int, abstract_state: Any) -> Any:
         """Restores one step, equal bit for bit to the state that was saved.
@@ -365,7 +366,9 @@ def _describe(name: str, leaf: Any) -> dict[str, Any]:
     return {"path": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
-def _check_structure(where: Path, saved: dict[str, Any], wanted: dict[str, Any], partial: bool):
+def _check_structure(
+    where: Path, saved: dict[str, Any], wanted: dict[str, Any], partial: bool
+) -> None:
     advice = "use the config that the checkpoint was trained with"
     for name, leaf in wanted.items():
         if name not in saved:

@@ -42,7 +42,7 @@ def from_values(cls: Any, values: Any, path: str) -> Any:
 
 
 def overridden(
-    cls: Any, values: typing.Mapping, texts: typing.Mapping[str, str], path: str
+    cls: Any, values: typing.Mapping[str, Any], texts: typing.Mapping[str, str], path: str
 ) -> dict[str, Any]:
     """Names and values for `from_values`, with some replaced by texts of a command line.
 

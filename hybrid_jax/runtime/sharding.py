@@ -170,13 +170,13 @@ def gathered(x: jax.Array, dtype: Any, *axes: str) -> jax.Array:
     read = tuple("whole" if among_examples & set(RULES[axis]) else axis for axis in axes)
 
     @jax.custom_vjp
-    def gather(x):
+    def gather(x: jax.Array) -> jax.Array:
         return constrain(constrain(x.astype(dtype), *axes), *read)
 
-    def forward(x):
+    def forward(x: jax.Array) -> tuple[jax.Array, None]:
         return gather(x), None
 
-    def backward(_, gradient):
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
         return (constrain(gradient, *axes).astype(x.dtype),)
 
     gather.defvjp(forward, backward)

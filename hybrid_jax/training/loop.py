@@ -22,6 +22,8 @@ from jax.sharding import Mesh
 from hybrid_jax import optim
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import pipeline, prepare, tokenizers
+from hybrid_jax.data.manifest import Manifest
+from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import boards, sharding
 from hybrid_jax.runtime import processes as distributed
@@ -47,8 +49,8 @@ class Run:
     """A training set-up with its data opened, and the devices to run on."""
 
     setup: TrainSetup
-    manifest: prepare.Manifest
-    tokenizer: tokenizers.Tokenizer
+    manifest: Manifest
+    tokenizer: Tokenizer
     data_dir: Path
     mesh: Mesh
 
@@ -77,7 +79,7 @@ def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None
     return Run(setup=setup, manifest=manifest, tokenizer=tokenizer, data_dir=data_dir, mesh=mesh)
 
 
-def prepared_data(experiment: Experiment) -> tuple[Path, prepare.Manifest]:
+def prepared_data(experiment: Experiment) -> tuple[Path, Manifest]:
     """The folder of the experiment's records and its manifest; prepares them if missing."""
     data = experiment.data
     settings = dataclasses.asdict(data) | {"vocab_size": data.expected_vocab_size}
@@ -163,7 +165,7 @@ def train(
                 if len(ahead) > _AHEAD:
                     ahead.popleft().block_until_ready()
                 if profile is not None and done == traced[-1]:
-                    jax.block_until_ready(metrics)  # type: ignore[no-untyped-call]
+                    jax.block_until_ready(metrics)
                     with throughput.paused():
                         tracing.close()
                     say(

@@ -77,7 +77,7 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
         def text(run: list[int]) -> str:
-            return self._processor.decode([i for i in run if i >= _SPECIALS])
+            return str(self._processor.decode([i for i in run if i >= _SPECIALS]))
 
         return decode_runs(ids, self.vocab_size, mask_text, text)
 

@@ -126,7 +126,7 @@ def next_nats(
 
     rows = (features[:, :-1].reshape(-1, features.shape[-1]), tokens[:, 1:].reshape(-1))
     batch, count = tokens.shape[0], tokens.shape[1] - 1
-    return jax.lax.map(one, rows, batch_size=_CHUNK).reshape(batch, count)
+    return jnp.reshape(jax.lax.map(one, rows, batch_size=_CHUNK), (batch, count))
 
 
 @jax.jit

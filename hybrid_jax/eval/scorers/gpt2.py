@@ -32,6 +32,7 @@ from hybrid_jax.interop import weights
 from hybrid_jax.runtime.decode import from_values
 from hybrid_jax.runtime.sharding import constrain
 
+Params = Mapping[str, Any]
 # Parameters: our name, that of the files, axes. Matrices are [in, out] in both.
 WHOLE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("embedding", "wte.weight", ("vocab", "width")),
@@ -120,7 +121,7 @@ class GPT2Scorer:
 
     name: str
     config: GPT2Config
-    params: Mapping[str, Any] = dataclasses.field(repr=False)
+    params: Params = dataclasses.field(repr=False)
 
     needs_bos: ClassVar[bool] = False
 
@@ -143,14 +144,15 @@ class GPT2Scorer:
     def read(
         self, rows: np.ndarray, lengths: np.ndarray, *, nats: bool
     ) -> tuple[jax.Array, jax.Array]:
-        return _scores(self.config, self.params, rows, lengths, nats=nats)
+        token_nats, at_end = _scores(self.config, self.params, rows, lengths, nats=nats)
+        return token_nats, at_end
 
 
 # ---------------------------------------------------------------------------------------------
 # The network.
 
 
-def features(config: GPT2Config, params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
+def features(config: GPT2Config, params: Params, tokens: jax.Array) -> jax.Array:
     """Input of the head, float32 [B, L, D].
 
     Args:
@@ -184,7 +186,7 @@ def features(config: GPT2Config, params: Mapping[str, Any], tokens: jax.Array) -
         return _norm(x, params["norm"], params["norm_bias"], config.layer_norm_epsilon)
 
 
-def logits(params: Mapping[str, Any], found: jax.Array) -> jax.Array:
+def logits(params: Params, found: jax.Array) -> jax.Array:
     """The head: features [..., D] -> float32 [..., V]."""
     with jax.default_matmul_precision("highest"):
         return jnp.einsum("...d,vd->...v", found, params["embedding"])
@@ -197,7 +199,9 @@ def _norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> ja
 
 
 @functools.partial(jax.jit, static_argnames=("config", "nats"))
-def _scores(config, params, tokens, lengths, *, nats: bool) -> tuple[jax.Array, jax.Array]:
+def _scores(
+    config: GPT2Config, params: Params, tokens: jax.Array, lengths: jax.Array, *, nats: bool
+) -> tuple[jax.Array, jax.Array]:
     found = features(config, params, tokens)
     at_end = scoring.at_last(found, lengths)
     if not nats:
@@ -268,4 +272,5 @@ def _parameters(folder: Path, config: GPT2Config) -> dict[str, Any]:
         raise UserError(f"The weights in {folder} have a head that is not tied to the embedding.")
     if not all(math.isfinite(float(x.sum())) for x in (*params.values(), *layers.values())):
         raise UserError(f"The weights in {folder} hold values that are not finite.")
-    return jax.tree.map(jnp.asarray, {**params, "layers": layers})
+    arrays: dict[str, Any] = jax.tree.map(jnp.asarray, {**params, "layers": layers})
+    return arrays

@@ -59,7 +59,8 @@ class RunScorer:
     def read(
         self, rows: np.ndarray, lengths: np.ndarray, *, nats: bool
     ) -> tuple[jax.Array, jax.Array]:
-        return _read(self.network, self.params, rows, lengths, nats=nats)
+        token_nats, at_end = _read(self.network, self.params, rows, lengths, nats=nats)
+        return token_nats, at_end
 
 
 def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> RunScorer:
@@ -85,7 +86,9 @@ def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> R
 
 
 @functools.partial(jax.jit, static_argnames=("network", "nats"))
-def _read(network, params, tokens, lengths, *, nats: bool) -> tuple[jax.Array, jax.Array]:
+def _read(
+    network: Transformer, params: Any, tokens: jax.Array, lengths: jax.Array, *, nats: bool
+) -> tuple[jax.Array, jax.Array]:
     batch, count = tokens.shape
     position = jnp.arange(-1, count - 1)  # the beginning-of-sequence token stands before the text
     causal = position[:, None] >= position
