@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EVAL = ["safetensors>=0.4", "scikit-learn>=1.4", "scipy>=1.11", "matplotlib>=3.8"]
-LOG = ["tensorboardX>=2.6.2", "trackio>=0.20", "wandb>=0.20"]
+LOG = ["tensorboardX>=2.6.2", "trackio>=0.43", "wandb>=0.20"]
 DEV = [
     "setuptools>=70",  # tests read setup.py; Python 3.12 brings none
     "pytest>=8",
