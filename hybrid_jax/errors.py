@@ -131,7 +131,7 @@ def void(section: type, values: Mapping[str, Any], prefix: str = "") -> dict[str
             if values.get(name) is not None and beside not in known:
                 found[name] = (
                     f"{prefix}{name} belongs to {prefix}{other}={' or '.join(known)} and has no "
-                    f"effect with {beside}: leave it out."
+                    f"effect with {beside}: leave it out, or set it to None."
                 )
     return found
 

@@ -6,6 +6,7 @@ import math
 import os
 import struct
 import sys
+import time
 
 import pytest
 
@@ -88,6 +89,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     write("wandb", tmp_path / "run", VALUES)
+    time.sleep(1.1)  # it names folders by the second
     write("wandb", tmp_path / "run", [(3, "train", {"loss": 1.5})], resume_step=2)
     shown, runs = set(), []
     for file in sorted(tmp_path.glob("run/wandb/offline-run-*/*.wandb")):
