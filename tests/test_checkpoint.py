@@ -220,7 +220,7 @@ def test_falls_back_and_quarantines(saved, damage, mesh, caplog):
     damage(saved / "30")
     wanted = abstract(make_state(0), mesh)
     with Checkpointer(saved) as checkpointer:
-        with caplog.at_level(logging.WARNING, logger="hybrid_jax.checkpoint"):
+        with caplog.at_level(logging.WARNING, logger="hybrid_jax.runtime.checkpoint"):
             step, state = checkpointer.restore_latest(wanted)
         assert step == 20
         assert_equal(state, make_state(20))

@@ -22,7 +22,7 @@ jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from hybrid_jax.checkpoint import Checkpointer
+from hybrid_jax.runtime.checkpoint import Checkpointer
 mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(AxisType.Auto,))
 shardings = {"w": NamedSharding(mesh, PartitionSpec("fsdp")), "n": NamedSharding(mesh, jax.P())}
 def make(n):
@@ -49,7 +49,7 @@ CHILD = """
 import os, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax, jax.numpy as jnp
-from hybrid_jax.checkpoint import Checkpointer
+from hybrid_jax.runtime.checkpoint import Checkpointer
 with Checkpointer(sys.argv[1], keep=2) as checkpointer:
     found = checkpointer.restore_latest({"w": jax.ShapeDtypeStruct((400_000,), jnp.float32,
         sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))})
@@ -64,7 +64,7 @@ FULL_DISK = """
 import os, resource, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
-from hybrid_jax.checkpoint import Checkpointer
+from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.errors import UserError
 state = {"w": jax.random.normal(jax.random.key(0), (1 << 18,))}
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes in one file

@@ -182,7 +182,7 @@ def test_a_workdir_that_cannot_be_written(config):
 
 ALONE = """
 import sys
-from hybrid_jax import distributed
+from hybrid_jax.runtime import processes as distributed
 distributed.start(sys.argv[1], 2, int(sys.argv[2]), timeout=2)
 """
 
