@@ -1,0 +1,175 @@
+"""The command that trains: wrong settings, flags and config files, and a run that continues."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybrid_jax import main
+from hybrid_jax.config import Experiment
+from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.command_line import read_config
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("train.stepz", "3", r"config\.train\.stepz is not a setting: did you mean steps\?"),
+        ("noize.gamma", "3", r"config\.noize is not a setting: did you mean noise\?"),
+        ("gamma", "3", r"config\.gamma is not a setting: did you mean noise\.gamma\?"),
+        ("noise", "gamma", r"config\.noise is not a setting: write config\.SECTION\.NAME=VALUE"),
+        ("name.x", "3", r"config\.name\.x is not a setting: write"),
+        ("train.steps", "many", "'many' should be of type int"),
+        ("train.steps", "1.5", "'1.5' should be of type int"),
+        ("train.steps", "none", "'none' should be of type int"),
+        ("model.remat", "yes", "'yes' should be of type bool"),
+        ("noise.gamma", "much", r"'much' should be of type float \(or none\)"),
+        ("optimizer.learning_rate", "nan", "should be a finite number"),
+        ("train.steps", "0", "must be at least 1"),
+        ("train.accumulation", "5", "is not divisible by"),
+        ("train.ema_decay", "1.0", r"must lie in \[0, 1\)"),
+        ("data.tokenizer", "bytes", "must be sentencepiece, byte or gpt2:FOLDER"),
+        ("schedule.width", "65", "does not fit a sequence of 64 positions"),
+        ("schedule.family", "blok", "is not one of quenched_ar, flat, block, slide"),
+        ("schedule.levels", "0", "must be at least 1"),
+        ("noise.gamma", "1.5", r"gamma must lie in \[0, 1\]"),
+        ("noise.gamma", "-0.1", r"gamma must lie in \[0, 1\]"),
+        ("model.heads", "3", "does not split into"),
+        ("model.dropout", "1.0", r"dropout must lie in \[0, 1\)"),
+        ("model.condition", "-1", r"model\.condition must be at least 0"),
+        ("optimizer.name", "adam", "is not one of adamw, muon"),
+        ("objective.loss", "mse", "is not one of"),
+        ("evaluation.draws", "0", "at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(name, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        Experiment.from_config(read_config("gamma_hybrid"), {name: text})
+    assert "\n" not in str(caught.value)
+
+
+def sentence(capsys, *arguments: str) -> str:
+    """The error of the command, which has to be one sentence."""
+    assert main.main(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    return said.err.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Say what to train, for example --config=configs/gamma_hybrid.py."),
+        (["--workdir=nowhere"], "Say what to train"),
+        (["--config=nope.py"], "There is no config file 'nope.py'"),
+        (["--config=mdml"], "There is no config 'mdml': did you mean mdlm?"),
+        (["--config=mdlm:huge"], "mdlm has no size 'huge': known are base, small, tiny."),
+        (["--config", "mdlm", "--config.train.stepz", "3"], "config.train.stepz is not a setting"),
+        (["--config=mdlm", "--config.train.steps"], "--config.train.steps needs a value: write"),
+        (["--config=mdlm", "--config.train.steps=1", "--config.train.steps", "2"],
+         "--config.train.steps is given 2 times"),
+        (["--config=mdlm", "--config=ar"], "--config is given 2 times"),
+        (["--config=mdlm", "--wokdir=x"], "Unexpected argument '--wokdir=x' (see --help)."),
+        (["--config=mdlm", "x"], "Unexpected argument 'x'"),
+        (["--config=mdlm", "--processes=two"], "Argument --processes: invalid int value: 'two'"),
+        (["--config=mdlm", "--processes=2"], "--coordinator, --processes and --process belong"),
+        (["--config=mdlm", "--config.data.source=files:none.txt"], "No file matches 'none.txt'"),
+    ],
+)  # fmt: skip
+def test_command_line_mistakes_end_in_one_sentence(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert sentence(capsys, *arguments).startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "has no function get_config: define one."),
+        ("def get_config(:", "fails with SyntaxError: "),
+        ("raise ValueError('two\\nlines')", "fails with ValueError: two lines: correct it."),
+        ("import not_there", "fails with ModuleNotFoundError: No module named 'not_there'"),
+        ("def get_config(): return 3", "returns int: return a ConfigDict or a dict."),
+        ("def get_config(): return None", "returns NoneType: return a ConfigDict or a dict."),
+        ("def get_config(): return {'noise': 3}", "config.noise is a section, not a value."),
+        ("def get_config(): return {}", "The experiment has no name: give it one"),
+    ],
+)
+def test_config_files_that_are_none_are_named(text, message, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(text, encoding="utf-8")
+    said = sentence(capsys, f"--config={file}")
+    assert message in said
+    assert str(file) in said or message.startswith(("config.", "The experiment"))
+    assert "takes 0 positional arguments" in sentence(capsys, f"--config={file}:tiny") or (
+        "def get_config()" not in text
+    )
+
+
+def test_help_says_where_settings_are_listed(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--help"])
+    assert caught.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--workdir DIR" in said
+    assert "python -m pydoc hybrid_jax.config lists them" in said
+
+
+def test_commands_check_flags_before_jax_and_define_none_for_others():
+    program = """
+import sys
+from absl import flags
+from hybrid_jax import main
+from hybrid_jax.aot import __main__ as aot
+from hybrid_jax.interop import __main__ as interop
+for command in (main, aot, interop):
+    assert command.main(["--nothing"]) == 2
+assert not any(name.startswith("hybrid_jax") for name in flags.FLAGS.flags_by_module_dict())
+assert "jax" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: ") == 3
+
+
+def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "hybrid_jax.main", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+    )
+
+
+def test_command_line_trains_evaluates_samples_and_continues(tmp_path):
+    lines = [f"{n} and {n} make {2 * n}, says the book.\n" for n in range(4000)]
+    (tmp_path / "book.txt").write_text("".join(lines), encoding="utf-8")
+    arguments = [
+        "--config=gamma_hybrid",
+        "--workdir=run",
+        "--config.data.source=files:book.txt",
+        "--config.data.tokenizer=byte",
+        "--config.data.length=16",
+        "--config.model.layers=1",
+        "--config.model.width=16",
+        "--config.optimizer.warmup_steps=1",
+        "--config.evaluation.final_records=32",
+    ]
+    first = command(*arguments, "--config.train.steps=2", folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "perplexity ≤" in first.stdout
+    again = command("--workdir=run", "--config.train.steps=3", folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step 2" in again.stdout
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoints", "config.json", "metrics.jsonl", "result.json", "samples", "tokenizer",
+    ]  # fmt: skip
+    other = command(*arguments, "--config.noise.gamma=0.5", folder=tmp_path)
+    assert other.returncode == 2
+    assert "holds a run with noise.gamma=0.01, not 0.5" in other.stderr
