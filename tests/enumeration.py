@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from hybrid_jax.method import layout, noising
+from hybrid_jax.method import hyperschedule, layout, noising, objective
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.mask_blocks import Pattern
+from hybrid_jax.method.objective import Objective
 
 # Many small programs, each run once or twice: compiling them is most of the time they take.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
@@ -164,3 +167,69 @@ def _shares(mask):
     """What each row takes from each row it may see: their mean."""
     seen = mask.astype(jnp.float32)
     return seen / jnp.maximum(seen.sum(-1, keepdims=True), 1.0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Every schedule for three positions, and what the sampler makes of it.
+
+LENGTH = 3
+POSITIONS = jnp.arange(LENGTH)
+
+SCHEDULES = {
+    "quenched AR": hyperschedule.quenched_ar(length=LENGTH),
+    "flat": hyperschedule.flat(length=LENGTH, levels=3),
+    "block": hyperschedule.block(length=LENGTH, width=2, levels=2),
+    "slide": hyperschedule.slide(length=LENGTH, width=2, levels=2),
+    "slow slide": hyperschedule.slide(length=LENGTH, width=2, levels=4),
+    "custom": hyperschedule.custom(
+        [[4, 4, 4], [2, 4, 4], [2, 3, 4], [0, 3, 3], [0, 1, 1], [0, 0, 0]]
+    ),
+}
+
+
+@functools.cache
+def reader(tokens):
+    network = Reader(vocab_size=tokens, length=LENGTH)
+    return network, network.init(seed=8)
+
+
+def spec_of(schedule_name, kernel, alignment, *, context="causal", **objective_settings):
+    return Spec(
+        schedule=SCHEDULES[schedule_name],
+        kernel=kernel,
+        layout=Layout(alignment=alignment, context=context),
+        objective=Objective(**objective_settings),
+        bos=1,
+        chunk=2,
+    )
+
+
+def sampler_distribution(spec, network, params):
+    """Exact distribution of the ancestral sampler after the last step, [N + 1] * L."""
+    schedule, kernel = spec.schedule, spec.kernel
+    states = all_sequences(kernel.vocab_size + 1, LENGTH)
+
+    def moves(step, logits):
+        """P(next token | state) for every state and position: [states, L, N + 1]."""
+        level = schedule.level(step, POSITIONS) / schedule.levels
+        after = schedule.level(step + 1, POSITIONS) / schedule.levels
+        active = level != after
+        one = functools.partial(objective.reverse_step, spec.objective, kernel)
+        log_next = jax.vmap(jax.vmap(one), (0, 0, None, None))(
+            logits,
+            jnp.asarray(states),
+            jnp.where(active, after, 0.0),
+            jnp.where(active, level, 0.5),
+        )
+        stay = jax.nn.one_hot(jnp.asarray(states), kernel.vocab_size + 1)
+        return jnp.where(active[None, :, None], jnp.exp(log_next), stay)
+
+    logits = all_logits(spec, network, params)
+    chances = quick_jit(jax.vmap(moves))(jnp.arange(schedule.steps), logits)
+    start = np.exp(np.asarray(noising.marginal(kernel, 0, 1.0), np.float64))
+    mass = np.einsum("a,b,c->abc", start, start, start)
+    for chance in np.asarray(chances, np.float64):
+        weight = mass.reshape(-1)
+        now = weight > 0  # impossible states have no reverse step
+        mass = np.einsum("s,sa,sb,sc->abc", weight[now], *np.moveaxis(chance[now], 1, 0))
+    return mass

@@ -12,36 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import Reader, all_logits, all_sequences, kernels, quick_jit
+from enumeration import (
+    LENGTH,
+    POSITIONS,
+    SCHEDULES,
+    all_sequences,
+    kernels,
+    quick_jit,
+    reader,
+    sampler_distribution,
+    spec_of,
+)
 
-from hybrid_jax.method import hyperschedule, noising, objective
 from hybrid_jax.method import loss as estimator
-from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.loss import Spec
-from hybrid_jax.method.objective import Draw, Objective
+from hybrid_jax.method import noising
+from hybrid_jax.method.objective import Draw
 from hybrid_jax.models.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
-
-LENGTH = 3
-POSITIONS = jnp.arange(LENGTH)
-
-SCHEDULES = {
-    "quenched AR": hyperschedule.quenched_ar(length=LENGTH),
-    "flat": hyperschedule.flat(length=LENGTH, levels=3),
-    "block": hyperschedule.block(length=LENGTH, width=2, levels=2),
-    "slide": hyperschedule.slide(length=LENGTH, width=2, levels=2),
-    "slow slide": hyperschedule.slide(length=LENGTH, width=2, levels=4),
-    "custom": hyperschedule.custom(
-        [[4, 4, 4], [2, 4, 4], [2, 3, 4], [0, 3, 3], [0, 1, 1], [0, 0, 0]]
-    ),
-}
-
-
-@functools.cache
-def reader(tokens):
-    network = Reader(vocab_size=tokens, length=LENGTH)
-    return network, network.init(seed=8)
 
 
 @functools.cache
@@ -54,37 +42,6 @@ def transformer(tokens):
         leaf + 0.4 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)
     ]
     return network, jax.tree.unflatten(tree, wild)
-
-
-def sampler_distribution(spec, network, params):
-    """Exact distribution of the ancestral sampler after the last step, [N + 1] * L."""
-    schedule, kernel = spec.schedule, spec.kernel
-    states = all_sequences(kernel.vocab_size + 1, LENGTH)
-
-    def moves(step, logits):
-        """P(next token | state) for every state and position: [states, L, N + 1]."""
-        level = schedule.level(step, POSITIONS) / schedule.levels
-        after = schedule.level(step + 1, POSITIONS) / schedule.levels
-        active = level != after
-        one = functools.partial(objective.reverse_step, spec.objective, kernel)
-        log_next = jax.vmap(jax.vmap(one), (0, 0, None, None))(
-            logits,
-            jnp.asarray(states),
-            jnp.where(active, after, 0.0),
-            jnp.where(active, level, 0.5),
-        )
-        stay = jax.nn.one_hot(jnp.asarray(states), kernel.vocab_size + 1)
-        return jnp.where(active[None, :, None], jnp.exp(log_next), stay)
-
-    logits = all_logits(spec, network, params)
-    chances = quick_jit(jax.vmap(moves))(jnp.arange(schedule.steps), logits)
-    start = np.exp(np.asarray(noising.marginal(kernel, 0, 1.0), np.float64))
-    mass = np.einsum("a,b,c->abc", start, start, start)
-    for chance in np.asarray(chances, np.float64):
-        weight = mass.reshape(-1)
-        now = weight > 0  # impossible states have no reverse step
-        mass = np.einsum("s,sa,sb,sc->abc", weight[now], *np.moveaxis(chance[now], 1, 0))
-    return mass
 
 
 def enumerated_bound(spec, network, params, data):
@@ -143,17 +100,6 @@ def check(spec, network, params, *, exact):
     assert not finite.all() or np.max(bound - surprise) > 1e-3
 
 
-def problem_of(schedule_name, kernel, alignment, *, context="causal", **objective_settings):
-    return Spec(
-        schedule=SCHEDULES[schedule_name],
-        kernel=kernel,
-        layout=Layout(alignment=alignment, context=context),
-        objective=Objective(**objective_settings),
-        bos=1,
-        chunk=2,
-    )
-
-
 KERNEL_NAMES = ["absorbing", "uniform", "gamma .1", "epsilon"]
 # Every schedule with every kernel, in alternating alignments; autoregression in both.
 CASES = [
@@ -167,7 +113,7 @@ CASES = [
 
 @pytest.mark.parametrize(("schedule_name", "kernel_name", "alignment"), CASES)
 def test_bound_holds_and_is_exact_for_autoregression(schedule_name, kernel_name, alignment):
-    spec = problem_of(schedule_name, kernels(2)[kernel_name], alignment)
+    spec = spec_of(schedule_name, kernels(2)[kernel_name], alignment)
     # Full uniform noise is a random token, and aligned rows show it to the network: p(x) is then a
     # mixture over that token, of which the bound takes the logarithm inside (Jensen).
     random_input = kernel_name == "uniform" and alignment == "aligned"
@@ -186,26 +132,26 @@ def test_bound_holds_and_is_exact_for_autoregression(schedule_name, kernel_name,
 def test_bound_holds_for_scores(schedule_name, kernel_name, alignment):
     """Clamped entries make some texts impossible: then both sides may be infinite."""
     kernel = kernels(2)[kernel_name]
-    spec = problem_of(schedule_name, kernel, alignment, parameterisation="score")
+    spec = spec_of(schedule_name, kernel, alignment, parameterisation="score")
     check(spec, *reader(2), exact=schedule_name == "quenched AR")
 
 
 def test_bound_holds_for_the_context_parameterisation():
     kernel = kernels(2)["gamma .7"]
-    spec = problem_of("slide", kernel, "aligned", parameterisation="context")
+    spec = spec_of("slide", kernel, "aligned", parameterisation="context")
     check(spec, *reader(2), exact=False)
 
 
 @pytest.mark.parametrize("alignment", ["aligned", "shifted"])
 @pytest.mark.parametrize("schedule_name", ["quenched AR", "block"])
 def test_bound_holds_for_block_causal_context(schedule_name, alignment):
-    spec = problem_of(schedule_name, kernels(2)["absorbing"], alignment, context="block_causal")
+    spec = spec_of(schedule_name, kernels(2)["absorbing"], alignment, context="block_causal")
     check(spec, *reader(2), exact=schedule_name == "quenched AR")
 
 
 def test_bound_holds_for_three_tokens():
-    check(problem_of("slide", kernels(3)["gamma .1"], "shifted"), *reader(3), exact=False)
+    check(spec_of("slide", kernels(3)["gamma .1"], "shifted"), *reader(3), exact=False)
 
 
 def test_bound_holds_for_a_transformer():
-    check(problem_of("slide", kernels(2)["gamma .1"], "shifted"), *transformer(2), exact=False)
+    check(spec_of("slide", kernels(2)["gamma .1"], "shifted"), *transformer(2), exact=False)

@@ -121,8 +121,8 @@ def test_the_score_entropy_of_the_kernel_integrates_to_the_entropy_of_the_data(m
 
 
 def test_the_kernel_trains_in_continuous_time(made):
-    goal = objective.Objective(time="continuous")
-    setup = made["setup_of"](made["experiment"], 64, kernel=made["steady"], objective=goal)
+    continuous = objective.Objective(time="continuous")
+    setup = made["setup_of"](made["experiment"], 64, kernel=made["steady"], objective=continuous)
     params = made["train"](setup, [np.arange(512, dtype=np.int32).reshape(8, 64) % 64] * 2)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 

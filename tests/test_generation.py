@@ -67,7 +67,7 @@ ROWS = [
 ]
 
 
-def problem_of(schedule, how, kernel="gamma .7", **settings):
+def spec_of(schedule, how, kernel="gamma .7", **settings):
     return Spec(
         schedule=SCHEDULES[schedule],
         kernel=kernels(N)[kernel],
@@ -130,7 +130,7 @@ CASES = [
 @pytest.mark.parametrize(("schedule", "how"), PAIRS)
 def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, how):
     network, params = transformer()
-    cached = Sampler(spec=problem_of(schedule, how), network=network, prefill=1)
+    cached = Sampler(spec=spec_of(schedule, how), network=network, prefill=1)
     whole = dataclasses.replace(cached, cached=False)
     rule = Ancestral()
 
@@ -162,7 +162,7 @@ def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, h
 def test_cached_texts_are_those_of_full_recomputation(schedule, how, rule):
     """For the same keys, to the last token; no MASK is left, and given tokens stand."""
     network, params = transformer()
-    cached = Sampler(spec=problem_of(schedule, how), network=network, prefill=3)
+    cached = Sampler(spec=spec_of(schedule, how), network=network, prefill=3)
     # Nothing tells the positions of a text of MASKs alone apart: rounding would pick the surest.
     prompt = given(ROWS[1:] if RULES[rule].adaptive else ROWS)
     keys = keys_of(len(prompt.stop), seed=len(rule))
@@ -177,7 +177,7 @@ def test_cached_texts_are_those_of_full_recomputation(schedule, how, rule):
 @pytest.mark.parametrize(("schedule", "how"), [("slide", "shifted"), ("block", "aligned")])
 def test_a_score_network_is_cached_alike(schedule, how):
     network, params = reader()
-    spec = problem_of(schedule, how, parameterisation="score")
+    spec = spec_of(schedule, how, parameterisation="score")
     cached = Sampler(spec=spec, network=network)
     for rule in (Ancestral(), ACS(eta=0.5), Ancestral(warp=Warp(temperature=0.5))):
         texts, whole = (
@@ -190,7 +190,7 @@ def test_a_score_network_is_cached_alike(schedule, how):
 
 def test_a_text_does_not_depend_on_how_its_prompt_was_fed():
     network, params = transformer()
-    spec = problem_of("block", "shifted, block-causal")
+    spec = spec_of("block", "shifted, block-causal")
     results = [
         generate(Sampler(spec=spec, network=network, prefill=size), ACS(), params,
                  keys_of(6), given()).tokens
@@ -202,7 +202,7 @@ def test_a_text_does_not_depend_on_how_its_prompt_was_fed():
 
 def test_bfloat16_caches_hold_bfloat16():
     network, params = transformer(dtype="bfloat16")
-    sampler = Sampler(spec=problem_of("block", "aligned"), network=network)
+    sampler = Sampler(spec=spec_of("block", "aligned"), network=network)
     state = loop.start(sampler, params, keys_of(6), given())
     assert {leaf.dtype for leaf in jax.tree.leaves(state.cache)} == {jnp.dtype(jnp.bfloat16)}
     assert generate(sampler, ACS(), params, keys_of(6), given()).tokens.max() < N
@@ -226,7 +226,7 @@ def test_bfloat16_caches_hold_bfloat16():
 )
 def test_a_text_alone_is_the_text_in_a_batch(schedule, how, rule):
     network, params = transformer()
-    sampler = Sampler(spec=problem_of(schedule, how), network=network)
+    sampler = Sampler(spec=spec_of(schedule, how), network=network)
     keys = keys_of(len(ROWS))
     together = generate(sampler, RULES[rule], params, keys, given())
     for row in (2, 3):
@@ -237,7 +237,7 @@ def test_a_text_alone_is_the_text_in_a_batch(schedule, how, rule):
 
 def test_texts_differ_by_their_keys():
     network, params = reader()
-    sampler = Sampler(spec=problem_of("block", "aligned"), network=network)
+    sampler = Sampler(spec=spec_of("block", "aligned"), network=network)
     one = generate(sampler, Ancestral(), params, keys_of(6), given()).tokens
     two = generate(sampler, Ancestral(), params, keys_of(6, seed=1), given()).tokens
     assert np.all(np.any(one != two, axis=1)[:3])
@@ -245,7 +245,7 @@ def test_texts_differ_by_their_keys():
 
 def test_one_compilation_serves_all_prompts_keys_and_numbers():
     network, params = reader()
-    sampler = Sampler(spec=problem_of("slide", "shifted"), network=network)
+    sampler = Sampler(spec=spec_of("slide", "shifted"), network=network)
     chex.clear_trace_counter()
 
     def whole(rule, params, keys, given):
@@ -310,7 +310,7 @@ def plain_gpt_decode(network, params, bos, prompt, length):
 
 def test_shifted_autoregression_is_a_plain_gpt_decode():
     network, params = transformer(condition=0)
-    spec = problem_of("quenched AR", "shifted", "absorbing")
+    spec = spec_of("quenched AR", "shifted", "absorbing")
     sampler = Sampler(spec=spec, network=network, prefill=4)
     rows = [[], [3, 1, 4, 1, 5], [2] * 11]
     texts = generate(sampler, rules.make("greedy"), params, keys_of(3), given(rows))
@@ -335,7 +335,7 @@ def test_shifted_autoregression_is_a_plain_gpt_decode():
 
 def nfe(schedule, rule, rows, how="aligned", **settings):
     network, params = reader()
-    sampler = Sampler(spec=problem_of(schedule, how), network=network)
+    sampler = Sampler(spec=spec_of(schedule, how), network=network)
     return generate(sampler, rule, params, keys_of(len(rows)), given(rows, **settings)).nfe
 
 
@@ -353,7 +353,7 @@ def test_steps_that_move_nothing_are_left_out():
 
 def test_a_text_stops_where_it_was_asked_to():
     network, params = reader()
-    sampler = Sampler(spec=problem_of("block", "aligned"), network=network)
+    sampler = Sampler(spec=spec_of("block", "aligned"), network=network)
     texts = generate(
         sampler, Ancestral(), params, keys_of(3), given([[], [1], []], stop=[5, 6, 12])
     )
@@ -365,7 +365,7 @@ def test_a_text_stops_where_it_was_asked_to():
 def test_a_text_ends_at_eos_behind_the_last_given_token():
     network, params = reader()
     eos = 5
-    sampler = Sampler(spec=problem_of("block", "aligned"), network=network, eos=eos)
+    sampler = Sampler(spec=spec_of("block", "aligned"), network=network, eos=eos)
     rows = [[GAP, GAP, eos, GAP, 1]] * 64 + [[]] * 64
     texts = generate(sampler, Ancestral(), params, keys_of(128), given(rows))
     on = generate(dataclasses.replace(sampler, eos=None), Ancestral(), params, keys_of(128),
@@ -414,7 +414,7 @@ def test_closing_sweeps_are_counted_and_end_when_nothing_changes():
 
 def test_corrections_are_counted():
     network, params = reader()
-    sampler = Sampler(spec=problem_of("flat", "aligned", "epsilon"), network=network)
+    sampler = Sampler(spec=spec_of("flat", "aligned", "epsilon"), network=network)
     state = loop.start(sampler, params, keys_of(50), given([[]] * 50))
     seen = np.zeros(50, int)
     for _ in range(5):
@@ -429,7 +429,7 @@ def test_corrections_are_counted():
 def test_corrected_frozen_tokens_would_be_seen():
     """Every rule that may change shown tokens does so here, but never the given ones."""
     network, params = reader()
-    sampler = Sampler(spec=problem_of("flat", "aligned"), network=network)
+    sampler = Sampler(spec=spec_of("flat", "aligned"), network=network)
     rows = [[7, GAP] * 6] * 50
     for rule in (Ancestral(), ACS(eta=1.0, sweeps=3), ReMDM(eta=1.0, strategy="rescale")):
         texts = generate(sampler, rule, params, keys_of(50), given(rows))
@@ -483,7 +483,7 @@ def test_prompts_that_do_not_fit_are_refused(rows, stop, message):
 )
 def test_rules_that_cannot_work_are_refused(rule, kernel, message):
     network, params = reader()
-    sampler = Sampler(spec=problem_of("block", "aligned", kernel), network=network)
+    sampler = Sampler(spec=spec_of("block", "aligned", kernel), network=network)
     with pytest.raises(UserError, match=message):
         generate(sampler, rule, params, keys_of(1), given([[]]))
 
@@ -494,7 +494,7 @@ def test_masked_noise_may_use_the_original_sampler():
 
 def test_samplers_without_meaning_are_refused():
     network, _ = reader()
-    sampler = Sampler(spec=problem_of("block", "aligned"), network=network)
+    sampler = Sampler(spec=spec_of("block", "aligned"), network=network)
     for change, message in (({"prefill": 0}, "prefill must be"), ({"eos": N}, "end token 13")):
         with pytest.raises(UserError, match=message):
             loop.check(dataclasses.replace(sampler, **change), Ancestral())

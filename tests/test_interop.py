@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import io
 import json
 import shutil
 import sys
@@ -13,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sentencepiece
 from conftest import REPOSITORY
 from enumeration import quick_jit
+from tiny import tiny_tokenizer
 
 from hybrid_jax import generate
 from hybrid_jax.config import (
@@ -28,7 +27,6 @@ from hybrid_jax.config import (
     TrainConfig,
 )
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
-from hybrid_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.interop import released_config
 from hybrid_jax.interop.__main__ import main as interop
@@ -185,17 +183,6 @@ def test_what_was_read_is_written_back_bit_for_bit(reference, tmp_path, kind):
     assert written["model_type"] == given["model_type"]
     changed = {name for name, value in given["model"].items() if written["model"][name] != value}
     assert changed == ({"cond_dim"} if kind == "epsilon" else set())  # which it does not use
-
-
-def tiny_tokenizer() -> SentencePieceTokenizer:
-    """Exactly 63 tokens: no bytes to fall back on, so only for text of these letters."""
-    model = io.BytesIO()
-    words = " ".join(a + b + c for a in "abcdefgh" for b in "aeiou" for c in "rstlmn")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([words] * 3), model_writer=model, model_type="bpe", vocab_size=63,
-        pad_id=0, bos_id=1, eos_id=2, unk_id=3, add_dummy_prefix=False, minloglevel=3,
-    )  # fmt: skip
-    return SentencePieceTokenizer(model=model.getvalue())
 
 
 def test_a_released_model_generates(reference, tmp_path):

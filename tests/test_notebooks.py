@@ -8,7 +8,7 @@ import re
 import nbformat
 import pytest
 from conftest import REPOSITORY
-from test_interop import tiny_tokenizer
+from tiny import tiny_tokenizer
 
 from hybrid_jax.errors import UserError
 

@@ -18,8 +18,9 @@ from enumeration import (
 )
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import chunked_loss, hyperschedule, noising, objective, scores
+from hybrid_jax.method import chunked_loss, hyperschedule, noising, scores
 from hybrid_jax.method import loss as estimator
+from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Draw, Objective
@@ -59,20 +60,20 @@ def logits_of(parameterisation, kernel, prior, level):
 # Terms for all pairs of level, state and clean token at once: [levels, z, x].
 
 
-def continuous_terms(goal, kernel, logits, levels):
-    term = functools.partial(objective.continuous_term, goal, kernel)
+def continuous_terms(objective, kernel, logits, levels):
+    term = functools.partial(objectives.continuous_term, objective, kernel)
     over_tokens = jax.vmap(term, (None, 0, None, None))
     over_states = jax.vmap(over_tokens, (0, None, 0, None))
-    tokens, states = jnp.arange(kernel.vocab_size), jnp.arange(kernel.vocab_size + 1)
-    return jax.vmap(over_states, (0, None, None, 0))(logits, tokens, states, levels)
+    tokens, noisy = jnp.arange(kernel.vocab_size), jnp.arange(kernel.vocab_size + 1)
+    return jax.vmap(over_states, (0, None, None, 0))(logits, tokens, noisy, levels)
 
 
-def discrete_terms(goal, kernel, logits, levels, levels_next):
-    term = functools.partial(objective.discrete_term, goal, kernel)
+def discrete_terms(objective, kernel, logits, levels, levels_next):
+    term = functools.partial(objectives.discrete_term, objective, kernel)
     over_tokens = jax.vmap(term, (None, 0, None, None, None))
     over_states = jax.vmap(over_tokens, (0, None, 0, None, None))
-    tokens, states = jnp.arange(kernel.vocab_size), jnp.arange(kernel.vocab_size + 1)
-    return jax.vmap(over_states, (0, None, None, 0, 0))(logits, tokens, states, levels, levels_next)
+    tokens, noisy = jnp.arange(kernel.vocab_size), jnp.arange(kernel.vocab_size + 1)
+    return jax.vmap(over_states, (0, None, None, 0, 0))(logits, tokens, noisy, levels, levels_next)
 
 
 run_continuous = quick_jit(continuous_terms, static_argnums=(0, 1))
@@ -87,7 +88,7 @@ def expectation(kernel, terms, levels):
     return np.sum(np.where(joint > 0, joint * np.where(joint > 0, terms, 0.0), 0.0), axis=(1, 2))
 
 
-def continuous_bound(goal, kernel, logits_at, nodes=600):
+def continuous_bound(objective, kernel, logits_at, nodes=600):
     """∫ dλ of the expected term over (0, 1), for one position on its own.
 
     λ = 3t² − 2t³ spreads the nodes out where the integrand is steep, at both ends.
@@ -96,16 +97,16 @@ def continuous_bound(goal, kernel, logits_at, nodes=600):
     levels = np.float64(np.float32(3 * t**2 - 2 * t**3))
     weight = 6 * t * (1 - t) / nodes
     logits = jnp.asarray(np.stack([logits_at(level) for level in levels]), jnp.float32)
-    terms = run_continuous(goal, kernel, logits, jnp.asarray(levels, jnp.float32))
+    terms = run_continuous(objective, kernel, logits, jnp.asarray(levels, jnp.float32))
     return np.sum(weight * expectation(kernel, terms, levels))
 
 
-def discrete_bound(goal, kernel, logits_at, steps):
+def discrete_bound(objective, kernel, logits_at, steps):
     """Σ over T equal steps of the expected term, for one position on its own."""
     levels = np.arange(1, steps + 1) / steps
     logits = jnp.asarray(np.stack([logits_at(level) for level in levels]), jnp.float32)
     low = jnp.asarray(levels - 1 / steps, jnp.float32)
-    terms = run_discrete(goal, kernel, logits, jnp.asarray(levels, jnp.float32), low)
+    terms = run_discrete(objective, kernel, logits, jnp.asarray(levels, jnp.float32), low)
     return np.sum(expectation(kernel, terms, levels))
 
 
@@ -152,7 +153,7 @@ def test_discrete_bound_of_a_wrong_belief_is_its_cross_entropy(kernel, parameter
 def test_discrete_bound_tends_to_the_continuous_one(name, parameterisation):
     """For a network whose belief depends on the level, so that the number of steps matters."""
     kernel = KERNELS[name]
-    goal = Objective(parameterisation=parameterisation)
+    objective = Objective(parameterisation=parameterisation)
 
     def logits_at(level):
         belief = DATA ** (1 - level) * OTHER**level
@@ -160,8 +161,8 @@ def test_discrete_bound_tends_to_the_continuous_one(name, parameterisation):
         reading = scores.HIGHEST_SCORE_LEVEL if level == 1 else level
         return logits_of(parameterisation, kernel, belief / belief.sum(), reading)
 
-    limit = continuous_bound(goal, kernel, logits_at)
-    gaps = [abs(discrete_bound(goal, kernel, logits_at, steps) - limit) for steps in (4, 200)]
+    limit = continuous_bound(objective, kernel, logits_at)
+    gaps = [abs(discrete_bound(objective, kernel, logits_at, steps) - limit) for steps in (4, 200)]
     assert gaps[0] > 3e-3
     assert gaps[1] < 2e-3 * limit
 
@@ -192,7 +193,7 @@ def test_score_entropy_of_other_masking_integrates_to_the_entropy_of_the_data(pa
     kernel = BentWithRates(name="bent", vocab_size=TOKENS)
     levels, weight = np.polynomial.legendre.leggauss(200)
     levels, weight = (levels + 1) / 2, weight / 2
-    goal = Objective(parameterisation=parameterisation)
+    objective = Objective(parameterisation=parameterisation)
     survival = kernel.survival(jnp.asarray(levels, jnp.float32))
     masked = np.asarray(survival.masked, np.float64)[:, None]
     if parameterisation == "mean":
@@ -201,7 +202,7 @@ def test_score_entropy_of_other_masking_integrates_to_the_entropy_of_the_data(pa
         odds = np.log(levels / (1 - levels))[:, None] + np.log(TOKENS)
         logits = np.log((1 - masked) / masked * DATA) + odds
     logits = jnp.asarray(np.repeat(logits[:, None], TOKENS + 1, axis=1), jnp.float32)
-    terms = run_continuous(goal, kernel, logits, jnp.asarray(levels, jnp.float32))
+    terms = run_continuous(objective, kernel, logits, jnp.asarray(levels, jnp.float32))
     hidden = np.asarray(terms[:, TOKENS], np.float64) @ DATA * masked[:, 0]
     assert hidden @ weight == pytest.approx(ENTROPY, rel=1e-3)
 
@@ -228,14 +229,14 @@ def dense_reverse_score(kernel, log_score, low, high):
 @pytest.mark.parametrize("parameterisation", ["mean", "score"])
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
 def test_discrete_term_is_the_divergence_of_two_dense_reverse_steps(kernel, parameterisation):
-    goal = Objective(parameterisation=parameterisation)
+    objective = Objective(parameterisation=parameterisation)
     pairs = [(0.0, 0.4), (0.3, 0.5), (0.6, 1.0), (0.0, 1.0)]
     noise = np.random.default_rng(0).normal(size=(TOKENS + 1, TOKENS)) * 0.3
     lows, highs = (np.array(ends) for ends in zip(*pairs, strict=True))
     read = np.minimum(highs, scores.HIGHEST_SCORE_LEVEL)
     logits = np.stack([logits_of(parameterisation, kernel, OTHER, t) + noise for t in read])
     found = run_discrete(
-        goal, kernel, *(jnp.asarray(x, jnp.float32) for x in (logits, highs, lows))
+        objective, kernel, *(jnp.asarray(x, jnp.float32) for x in (logits, highs, lows))
     )
     for i, (low, high) in enumerate(pairs):
         true = dense_posterior(kernel, low, high)
@@ -263,7 +264,7 @@ def test_discrete_term_is_the_divergence_of_two_dense_reverse_steps(kernel, para
 
 def test_absorbing_continuous_term_is_the_weighted_cross_entropy_of_masked_tokens():
     kernel, logits = KERNELS["absorbing"], jnp.log(jnp.asarray(OTHER, jnp.float32))
-    term = functools.partial(objective.continuous_term, Objective(), kernel, logits, 2)
+    term = functools.partial(objectives.continuous_term, Objective(), kernel, logits, 2)
     assert term(kernel.mask, 0.25) == pytest.approx(-np.log(OTHER[2]) / 0.25, rel=1e-5)
     assert term(2, 0.25) == 0
 
@@ -274,7 +275,7 @@ def test_context_parameterisation_adds_what_the_shown_token_tells():
         for state in STATES if kernel.masks else STATES[:-1]:
             if state < TOKENS and not kernel.replaces:
                 continue
-            log_p = objective.log_prediction(
+            log_p = objectives.log_prediction(
                 Objective(parameterisation="context"),
                 kernel,
                 jnp.log(jnp.asarray(OTHER, jnp.float32)),
@@ -291,7 +292,7 @@ def test_padded_logits_change_nothing():
     padded = jnp.concatenate([logits, jnp.full(3, 50.0)])
     for parameterisation in ("mean", "context", "score"):
         read = functools.partial(
-            objective.log_prediction, Objective(parameterisation=parameterisation), kernel
+            objectives.log_prediction, Objective(parameterisation=parameterisation), kernel
         )
         np.testing.assert_array_equal(read(padded, 1, 0.4), read(logits, 1, 0.4))
 
@@ -299,9 +300,9 @@ def test_padded_logits_change_nothing():
 def test_weighted_cross_entropy_follows_the_formula():
     """Masked tokens weigh 1/λ, replaced ones λ_w (1 − ε)/(1 − λ), kept ones λ_w ε/(1 − λ)."""
     kernel = noising.epsilon_hybrid(vocab_size=TOKENS, epsilon=0.1)
-    goal = Objective(loss="weighted_cross_entropy", shown_weight=2.0)
+    objective = Objective(loss="weighted_cross_entropy", shown_weight=2.0)
     logits = jnp.log(jnp.asarray(OTHER, jnp.float32))
-    term = functools.partial(objective.weighted_cross_entropy, goal, kernel, logits, 3)
+    term = functools.partial(objectives.weighted_cross_entropy, objective, kernel, logits, 3)
     surprise = -np.log(OTHER[3])
     assert term(kernel.mask, 0.2) == pytest.approx(surprise / 0.2, rel=1e-5)
     assert term(1, 0.2) == pytest.approx(surprise * 2.0 * 0.9 / 0.8, rel=1e-5)
@@ -322,7 +323,7 @@ WILD = jnp.array([[[30.0, -30.0, 0.0, 5.0, 1.0]] * (TOKENS + 1)] * 3)
 )
 def test_gradients_of_the_terms_are_finite_at_the_ends_of_the_scale(name, parameterisation):
     """For states that can occur; scores so wild that a step becomes impossible are left out."""
-    kernel, goal = KERNELS[name], Objective(parameterisation=parameterisation)
+    kernel, objective = KERNELS[name], Objective(parameterisation=parameterisation)
     mild = WILD / (30.0 if parameterisation == "score" else 1.0)
     possible = jnp.asarray(
         np.stack([dense_transition(kernel, 0.0, float(t))[:-1].T > 0 for t in LEVELS])
@@ -333,12 +334,16 @@ def test_gradients_of_the_terms_are_finite_at_the_ends_of_the_scale(name, parame
     def gradients(logits):
         to_clean = jnp.zeros(3)
         found = [
-            jax.grad(lambda x: mean(discrete_terms(goal, kernel, x, LEVELS, to_clean)))(logits),
-            jax.grad(lambda x: mean(discrete_terms(goal, kernel, x, LEVELS, LEVELS / 2)))(logits),
+            jax.grad(lambda x: mean(discrete_terms(objective, kernel, x, LEVELS, to_clean)))(
+                logits
+            ),
+            jax.grad(lambda x: mean(discrete_terms(objective, kernel, x, LEVELS, LEVELS / 2)))(
+                logits
+            ),
         ]
         if not kernel.jumps_at_zero:
             found.append(
-                jax.grad(lambda x: mean(continuous_terms(goal, kernel, x, LEVELS)))(logits)
+                jax.grad(lambda x: mean(continuous_terms(objective, kernel, x, LEVELS)))(logits)
             )
         return found
 
@@ -368,7 +373,7 @@ def reader(tokens, length=LENGTH):
     return network, network.init(seed=4)
 
 
-def problem_of(schedule, kernel, alignment="aligned", **objective_settings):
+def spec_of(schedule, kernel, alignment="aligned", **objective_settings):
     return Spec(
         schedule=schedule,
         kernel=kernel,
@@ -378,25 +383,25 @@ def problem_of(schedule, kernel, alignment="aligned", **objective_settings):
     )
 
 
-def expected_terms(spec, phase, where, time):
+def expected_terms(spec, phase, draw, time):
     """E over noisy sequences of the terms of TEXT, each sequence by its exact probability."""
     kernel = spec.kernel
     network, params = reader(kernel.vocab_size)
-    states = jnp.asarray(all_sequences(kernel.vocab_size + 1, LENGTH))
-    n = len(states)
+    noisy = jnp.asarray(all_sequences(kernel.vocab_size + 1, LENGTH))
+    n = len(noisy)
     terms = estimator.drawn_terms(
         spec,
         network,
         params,
         jnp.broadcast_to(TEXT, (n, LENGTH)),
-        states,
+        noisy,
         jnp.broadcast_to(phase, (n, spec.schedule.phase_groups)),
-        jax.tree.map(lambda x: jnp.broadcast_to(x, (n, LENGTH)), where),
+        jax.tree.map(lambda x: jnp.broadcast_to(x, (n, LENGTH)), draw),
         time=time,
         loss=False,
     ).sum(1)
-    log_q = jax.vmap(lambda x, t: noising.marginal(kernel, x, t))(TEXT, where.level)
-    chance = jnp.exp(log_q[jnp.arange(LENGTH), states].sum(1))
+    log_q = jax.vmap(lambda x, t: noising.marginal(kernel, x, t))(TEXT, draw.level)
+    chance = jnp.exp(log_q[jnp.arange(LENGTH), noisy].sum(1))
     return jnp.sum(jnp.where(chance > 0, chance * terms, 0.0))
 
 
@@ -419,8 +424,8 @@ def enumerated(spec, time, nodes=24):
         step, _ = schedule.tile(phase)
         now = schedule.level(step, position) / schedule.levels
         after = schedule.level(step + 1, position) / schedule.levels
-        where = Draw(now - place * (now - after), after, now - after, now != after)
-        return expected_terms(spec, phase, where, time)
+        draw = Draw(now - place * (now - after), after, now - after, now != after)
+        return expected_terms(spec, phase, draw, time)
 
     phases = jnp.repeat(jnp.arange(schedule.phases)[:, None], schedule.phase_groups, axis=1)
     run = quick_jit(jax.vmap(jax.vmap(at, (None, 0)), (0, None)))
@@ -460,7 +465,7 @@ def estimated(spec, time, *, draws=128, batch=512):
     ],
 )
 def test_training_estimates_the_bound(schedule_name, kernel_name, alignment, time):
-    spec = problem_of(SCHEDULES[schedule_name], kernels(2)[kernel_name], alignment)
+    spec = spec_of(SCHEDULES[schedule_name], kernels(2)[kernel_name], alignment)
     bound = enumerated(spec, time)
     mean, error = estimated(spec, time)
     assert error < 0.01 * bound
@@ -473,14 +478,14 @@ def test_levels_drawn_inside_steps_stand_for_the_whole_step():
     The context parameterisation, because a mean that ignores z costs ∫ dλ/λ at λ → 0.
     """
     kernel = kernels(2)["gamma .7"]
-    spec = problem_of(SCHEDULES["block"], kernel, parameterisation="context")
+    spec = spec_of(SCHEDULES["block"], kernel, parameterisation="context")
     schedule = spec.schedule
 
     def at(u):
-        phase, where = objective.draw(
+        phase, draw = objectives.draw(
             schedule, kernel, "continuous", jnp.broadcast_to(u, schedule.phase_groups)
         )
-        return expected_terms(spec, phase, where, "continuous")
+        return expected_terms(spec, phase, draw, "continuous")
 
     uniforms = (jnp.arange(200, dtype=jnp.float32) + 0.5) / 200
     drawn = quick_jit(jax.vmap(at))(uniforms).mean()
@@ -496,7 +501,7 @@ def test_absorbing_bound_of_a_blind_network_is_its_cross_entropy(schedule_name, 
 
     Nothing is enumerated here, so this also fixes the scale of the estimate (`phases`).
     """
-    spec = problem_of(SCHEDULES[schedule_name], noising.absorbing(vocab_size=2))
+    spec = spec_of(SCHEDULES[schedule_name], noising.absorbing(vocab_size=2))
     network, params = reader(2)
     blind = {name: np.zeros_like(value) for name, value in params.items()}
     logits = jnp.array([0.3, -0.8, 0.0])
@@ -521,7 +526,7 @@ def test_absorbing_bound_of_a_blind_network_is_its_cross_entropy(schedule_name, 
 def test_weighted_cross_entropy_is_what_the_loss_estimates_for_epsilon():
     """Its expectation for a blind network: both weights integrate to multiples of −log p."""
     kernel = noising.epsilon_hybrid(vocab_size=2, epsilon=0.2)
-    spec = problem_of(
+    spec = spec_of(
         hyperschedule.flat(length=LENGTH, levels=4),
         kernel,
         loss="weighted_cross_entropy",
@@ -550,7 +555,7 @@ def test_weighted_cross_entropy_is_what_the_loss_estimates_for_epsilon():
 def test_uniforms_of_a_batch_lie_one_in_each_stratum(name):
     schedule, count = SCHEDULES[name], 50
     key = jax.random.key(1)
-    drawn = objective.draw_uniforms(key, schedule, "discrete", count, jnp.arange(count))
+    drawn = objectives.draw_uniforms(key, schedule, "discrete", count, jnp.arange(count))
     total = count * schedule.phase_groups
     assert drawn.shape == (count, schedule.phase_groups)
     np.testing.assert_array_equal(np.sort(np.floor(drawn * total).ravel()), np.arange(total))
@@ -558,7 +563,7 @@ def test_uniforms_of_a_batch_lie_one_in_each_stratum(name):
 
 def test_uniforms_of_each_example_are_uniform():
     """Moments of one example over many keys, at 5 standard errors."""
-    draw = lambda k: objective.draw_uniforms(  # noqa: E731
+    draw = lambda k: objectives.draw_uniforms(  # noqa: E731
         k, SCHEDULES["block"], "continuous", 4, jnp.array([2])
     )
     drawn = np.asarray(quick_jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 20_000)))
@@ -571,14 +576,14 @@ def test_uniforms_of_each_example_are_uniform():
 def test_uniforms_of_some_examples_are_those_of_the_whole_batch():
     """Whoever asks for an example gets the same draw: noise does not depend on devices."""
     key = jax.random.key(3)
-    draw = functools.partial(objective.draw_uniforms, key, SCHEDULES["block"], "discrete", 16)
+    draw = functools.partial(objectives.draw_uniforms, key, SCHEDULES["block"], "discrete", 16)
     some = jnp.array([3, 11, 12])
     np.testing.assert_array_equal(draw(some), draw(jnp.arange(16))[some])
 
 
 def test_terms_follow_the_global_index_of_an_example():
     """The same for everything that is drawn, the noisy tokens included."""
-    spec = problem_of(SCHEDULES["slide"], KERNELS["gamma .7"])
+    spec = spec_of(SCHEDULES["slide"], KERNELS["gamma .7"])
     network, params = reader(TOKENS)
     tokens = jax.random.randint(jax.random.key(5), (8, LENGTH), 0, TOKENS, jnp.int32)
     run = quick_jit(
@@ -596,32 +601,32 @@ def test_continuous_levels_lie_inside_the_step_that_the_uniform_picks():
     schedule, kernel = SCHEDULES["slide"], KERNELS["gamma .7"]
     position = jnp.arange(LENGTH)
     for u in (0.0, 0.2, 0.49, 0.51, 0.999):
-        phase, where = objective.draw(schedule, kernel, "continuous", jnp.array([u]))
+        phase, draw = objectives.draw(schedule, kernel, "continuous", jnp.array([u]))
         assert phase[0] == int(2 * u)
         step, _ = schedule.tile(phase)
         now, after = (schedule.level(step + i, position) / schedule.levels for i in (0, 1))
-        assert np.all(where.level <= now)
-        assert np.all(where.level >= after)
-        assert np.all((where.level > 0) & (where.level < 1))
+        assert np.all(draw.level <= now)
+        assert np.all(draw.level >= after)
+        assert np.all((draw.level > 0) & (draw.level < 1))
 
 
 def test_inactive_positions_contribute_nothing():
     """Neither to values nor, through whatever the network shows there, to gradients."""
-    spec = problem_of(UNEVEN, KERNELS["gamma .1"])
+    spec = spec_of(UNEVEN, KERNELS["gamma .1"])
     count, width = LENGTH, TOKENS + 1
     active = jnp.array([[True, False, True]])
-    where = Draw(
+    draw = Draw(
         level=jnp.array([[0.75, 0.0, 0.9]]),
         level_next=jnp.array([[0.5, 0.0, 0.25]]),
         measure=jnp.array([[0.25, 0.0, 0.65]]),
         active=active,
     )
     tokens = jnp.array([[1, 2, 3]])
-    states = jnp.array([[4, 2, TOKENS]])
+    noisy = jnp.array([[4, 2, TOKENS]])
 
     def terms(features, time):
         return chunked_loss.position_terms(
-            spec.objective, spec.kernel, lambda f: f, features, tokens, states, where,
+            spec.objective, spec.kernel, lambda f: f, features, tokens, noisy, draw,
             time=time, loss=False, chunk=2,
         )  # fmt: skip
 
@@ -645,12 +650,12 @@ def test_inactive_positions_contribute_nothing():
 )
 def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
     """Of sums whose gradients are taken while the logits exist, against whole rows at once."""
-    goal, kernel = Objective(time=time, **settings), KERNELS[kernel]
+    objective, kernel = Objective(time=time, **settings), KERNELS[kernel]
     key_tokens, key_states, key_level, *keys = jax.random.split(jax.random.key(5), 5)
     tokens = jax.random.randint(key_tokens, (2, 5), 0, TOKENS, jnp.int32)
-    states = jax.random.randint(key_states, (2, 5), 0, TOKENS + 1, jnp.int32)
+    noisy = jax.random.randint(key_states, (2, 5), 0, TOKENS + 1, jnp.int32)
     level = jax.random.uniform(key_level, (2, 5), minval=0.1, maxval=0.9)
-    where = Draw(level, level / 2, level / 2, jnp.arange(10).reshape(2, 5) != 3)
+    draw = Draw(level, level / 2, level / 2, jnp.arange(10).reshape(2, 5) != 3)
     features, head = (
         jax.random.normal(k, shape)
         for k, shape in zip(keys, [(2, 5, 3), (3, TOKENS + 1)], strict=True)
@@ -659,13 +664,13 @@ def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
 
     def plain(features, head):
         terms = chunked_loss.position_terms(
-            goal, kernel, lambda f: f @ head, features, tokens, states, where, chunk=5, **rest
+            objective, kernel, lambda f: f @ head, features, tokens, noisy, draw, chunk=5, **rest
         )
         return 3.0 * terms.sum()
 
     def streamed(features, head, chunk):
         return 3.0 * chunked_loss.summed_terms(
-            goal, kernel, lambda head, f: f @ head, head, features, tokens, states, where,
+            objective, kernel, lambda head, f: f @ head, head, features, tokens, noisy, draw,
             chunk=chunk, **rest,
         )  # fmt: skip
 
@@ -683,7 +688,7 @@ def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
 
 
 def test_the_training_loss_is_the_mean_of_the_terms():
-    spec = problem_of(SCHEDULES["block"], KERNELS["gamma .7"])
+    spec = spec_of(SCHEDULES["block"], KERNELS["gamma .7"])
     network, params = reader(TOKENS)
     tokens = jax.random.randint(jax.random.key(5), (8, LENGTH), 0, TOKENS, jnp.int32)
     arguments = (spec, network, params, tokens, jnp.arange(8), jax.random.key(6))
@@ -712,24 +717,24 @@ def test_the_training_loss_is_the_mean_of_the_terms():
 )
 def test_objectives_without_meaning_are_refused(settings, kernel, message):
     with pytest.raises(UserError, match=message):
-        problem_of(SCHEDULES["flat"], KERNELS[kernel], **settings)
+        spec_of(SCHEDULES["flat"], KERNELS[kernel], **settings)
 
 
 def test_a_kernel_without_rates_has_no_continuous_bound():
     kernel = Bent(name="bent", vocab_size=3)
-    problem_of(SCHEDULES["flat"], kernel, time="discrete")
-    problem_of(SCHEDULES["flat"], kernel, time="continuous", loss="weighted_cross_entropy")
+    spec_of(SCHEDULES["flat"], kernel, time="discrete")
+    spec_of(SCHEDULES["flat"], kernel, time="continuous", loss="weighted_cross_entropy")
     with pytest.raises(UserError, match="bent noise defines no rates"):
-        problem_of(SCHEDULES["flat"], kernel, time="continuous")
+        spec_of(SCHEDULES["flat"], kernel, time="continuous")
 
 
 def test_problem_refuses_an_empty_chunk():
-    spec = problem_of(SCHEDULES["flat"], KERNELS["absorbing"])
+    spec = spec_of(SCHEDULES["flat"], KERNELS["absorbing"])
     with pytest.raises(UserError, match="chunk of positions must be at least 1"):
         dataclasses.replace(spec, chunk=0)
 
 
 def test_problem_refuses_a_layout_that_does_not_serve_its_schedule():
-    spec = problem_of(SCHEDULES["slide"], KERNELS["absorbing"])
+    spec = spec_of(SCHEDULES["slide"], KERNELS["absorbing"])
     with pytest.raises(UserError, match="windows that settle whole"):
         dataclasses.replace(spec, layout=Layout(context="block_causal"))

@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import all_logits, all_sequences, kernels
+from enumeration import LENGTH, all_logits, all_sequences, kernels, reader, spec_of
 from scipy.stats import chisquare
-from test_bound import LENGTH, problem_of, reader
 
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.sampling import prompts
@@ -232,7 +231,7 @@ CASES += [("fast flat", "threshold", "aligned"), ("fast flat", "entropy", "shift
 def test_texts_follow_the_definition_of_the_rule(schedule_name, rule_name, alignment):
     kernel_name, rule = RULES[rule_name]
     fast = schedule_name == "fast flat"
-    spec = problem_of("flat" if fast else schedule_name, kernels(N)[kernel_name], alignment)
+    spec = spec_of("flat" if fast else schedule_name, kernels(N)[kernel_name], alignment)
     if fast:
         schedule = hyperschedule.flat(length=LENGTH, levels=2)
         spec = dataclasses.replace(spec, schedule=schedule)

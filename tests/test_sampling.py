@@ -3,9 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from enumeration import all_sequences, kernels
+from enumeration import LENGTH, all_sequences, kernels, reader, sampler_distribution, spec_of
 from scipy.stats import chisquare
-from test_bound import LENGTH, problem_of, reader, sampler_distribution
 
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import generate
@@ -40,7 +39,7 @@ def generated(spec, network, params, *, row=(), count=DRAWS, seed=5):
 def test_generated_text_has_the_enumerated_distribution(
     schedule_name, kernel_name, alignment, parameterisation
 ):
-    spec = problem_of(
+    spec = spec_of(
         schedule_name, kernels(2)[kernel_name], alignment, parameterisation=parameterisation
     )
     network, params = reader(2)
@@ -58,7 +57,7 @@ def test_generated_text_has_the_enumerated_distribution(
 
 @pytest.mark.parametrize("kernel_name", ["absorbing", "gamma .7", "uniform"])
 def test_frozen_tokens_never_change(kernel_name):
-    spec = problem_of("slide", kernels(2)[kernel_name], "aligned")
+    spec = spec_of("slide", kernels(2)[kernel_name], "aligned")
     network, params = reader(2)
     drawn = generated(spec, network, params, row=[prompts.GAP, 1], count=500)
     assert (drawn[:, 1] == 1).all()

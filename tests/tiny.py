@@ -1,8 +1,10 @@
 """Trained runs so small that tests share them: a few steps on sums, bytes as tokens."""
 
+import io
 from pathlib import Path
 
 import jax
+import sentencepiece
 
 from hybrid_jax.config import (
     DataConfig,
@@ -13,6 +15,7 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from hybrid_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
@@ -72,3 +75,14 @@ def run(folder: Path, text: Path, *, length: int = LENGTH, tokenizer: str = "byt
     workdir.claim(folder / "run", experiment, opened.tokenizer)
     loop.train(opened, folder / "run", Signals(), say=lambda _: None)
     return folder / "run"
+
+
+def tiny_tokenizer() -> SentencePieceTokenizer:
+    """Exactly 63 tokens: no bytes to fall back on, so only for text of these letters."""
+    model = io.BytesIO()
+    words = " ".join(a + b + c for a in "abcdefgh" for b in "aeiou" for c in "rstlmn")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([words] * 3), model_writer=model, model_type="bpe", vocab_size=63,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, add_dummy_prefix=False, minloglevel=3,
+    )  # fmt: skip
+    return SentencePieceTokenizer(model=model.getvalue())
