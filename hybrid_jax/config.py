@@ -292,7 +292,8 @@ class Experiment:
         """From nested names and values.
 
         Args:
-          values: ConfigDict or dict.
+          values: ConfigDict or dict. A value that is still that of its "preset" is dropped where
+            other values leave it without effect.
           settings: of a command line that replace some, as text by name ("noise.gamma").
 
         Raises:
@@ -301,6 +302,7 @@ class Experiment:
         """
         if isinstance(values, ml_collections.ConfigDict):
             values = values.to_dict()
+        values = _without_void_preset(values)
         experiment: Experiment = from_values(cls, values, "config")
         if settings:
             experiment = from_values(cls, overridden(cls, values, settings, "config"), "config")
@@ -337,6 +339,19 @@ def effective_layout(layout: Layout, schedule: Hyperschedule) -> Layout:
         causal_window=layout.causal_window and not alone,
         context="causal" if narrow or flat else layout.context,
     )
+
+
+def _without_void_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values without those that come from a preset and have no effect beside the others."""
+    values = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
+    preset = values.pop("preset", {})
+    for field in dataclasses.fields(Experiment):
+        part, base = values.get(field.name), preset.get(field.name)
+        if isinstance(part, dict) and isinstance(base, Mapping):
+            for name in void(type(field.default), part):
+                if part[name] == base.get(name):
+                    part[name] = None
+    return values
 
 
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:

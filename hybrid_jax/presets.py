@@ -121,4 +121,6 @@ def sized(name: str, size: str) -> ml_collections.ConfigDict:
     if size not in _SIZES:
         raise UserError(f"{name} has no size {size!r}: {nearest(size, _SIZES)}")
     suffix = "" if size == "tiny" else f"-{size}"
-    return dataclasses.replace(_SIZES[size], name=f"{name}{suffix}").to_config()
+    config = dataclasses.replace(_SIZES[size], name=f"{name}{suffix}").to_config()
+    config.preset = config.to_dict()  # see `Experiment.from_config`
+    return config

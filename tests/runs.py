@@ -18,7 +18,6 @@ def get_config(size="tiny"):
     config.data.dir = "{folder}/data"
     config.data.tokenizer = "byte"
     config.data.length = 16
-    config.data.vocab_size = None
     config.schedule.width = config.schedule.levels = 4
     config.noise.kernel = "gamma"
     config.noise.gamma = 0.05

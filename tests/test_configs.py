@@ -17,6 +17,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method.layout import Layout, attention_mask, training_rows
 from hybrid_jax.optim import make_optimizer
+from hybrid_jax.presets import sized
 from hybrid_jax.runtime.command_line import read_config
 from hybrid_jax.training.train_step import TrainSetup, train_step
 
@@ -242,6 +243,17 @@ EFFECTS = {
     "sampling.top_p": ({}, 0.5),
     "sampling.eos": ({}, "stop"),
 }  # fmt: skip
+
+
+def test_a_value_of_the_preset_goes_with_the_choice_that_it_belonged_to():
+    settings = sized("mine", "tiny")
+    settings.data.tokenizer = "byte"
+    settings.optimizer.schedule = "constant"
+    experiment = Experiment.from_config(settings)
+    assert (experiment.data.vocab_size, experiment.optimizer.final_fraction) == (None, None)
+    settings.data.vocab_size = 300  # said by the file itself
+    with pytest.raises(UserError, match=r"data\.vocab_size belongs to data\.tokenizer=sentencep"):
+        Experiment.from_config(settings)
 
 
 def every_setting() -> set[str]:

@@ -114,9 +114,9 @@ def test_pretrained_without_a_network(tmp_path):
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     tiny_tokenizer().save(tokenizer)
-    said = run("pretrained", tmp_path, TOKENIZER=tokenizer, RELEASED="nowhere")
+    said = run("pretrained", tmp_path, TOKENIZER=tokenizer, RELEASED="./nowhere")
     assert said["import"][0] == (
-        "The rest of this notebook is left out. There is no folder nowhere: name one with "
+        "The rest of this notebook is left out. There is no folder ./nowhere: name a folder with "
         "config.json and model.safetensors.\n"
     )
     assert said["sample"] == said["evaluate"] == ("", [])
