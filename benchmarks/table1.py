@@ -47,11 +47,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpu": (
         "small",
-        {
-            "train.steps": 20_000,
-            "train.eval_every": 20_000,
-            "evaluation.final_records": 1024,
-        },
+        {"train.steps": 20_000, "train.eval_every": 20_000, "evaluation.final_records": 1024},
     ),
 }
 SOURCES = {
@@ -234,10 +230,7 @@ def as_json(rows: list[dict[str, Any]]) -> str:
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """One line a method: perplexity with its error; of several runs also the least and the most."""
     names = list(dict.fromkeys(row["name"] for row in rows))
-    lines = [
-        f"| method | seeds | {' | '.join(SOURCES)} |",
-        f"|---|---|{'---|' * len(SOURCES)}",
-    ]
+    lines = [f"| method | seeds | {' | '.join(SOURCES)} |", f"|---|---|{'---|' * len(SOURCES)}"]
     for name in names:
         runs = [row for row in rows if row["name"] == name]
         cells = []

@@ -20,10 +20,7 @@ from hybrid_jax.method.objective import Draw, Objective
 
 CASES = {
     "cross-entropy (absorbing)": ("absorbing", Objective(time="continuous")),
-    "score entropy (γ-hybrid)": (
-        "gamma",
-        Objective(parameterisation="context", time="continuous"),
-    ),
+    "score entropy (γ-hybrid)": ("gamma", Objective(parameterisation="context", time="continuous")),
 }
 
 

@@ -155,11 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
-    add(
-        "--step",
-        type=step_of,
-        help="checkpoint to use, or 'best' on validation (default: newest)",
-    )
+    add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
     add("--prompt_file", metavar="FILE", help="prompts, one a line; - for standard input")
     add("--infill", action="append", metavar="TEXT",

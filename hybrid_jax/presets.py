@@ -12,32 +12,20 @@ import dataclasses
 
 import ml_collections
 
-from hybrid_jax.config import (
-    DataConfig,
-    EvaluationConfig,
-    Experiment,
-    ScheduleConfig,
-    TrainConfig,
-)
+from hybrid_jax.config import DataConfig, EvaluationConfig, Experiment, ScheduleConfig, TrainConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.models.transformer import ModelConfig
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.decode import nearest
 
+_MUON = OptimizerConfig(name="muon", schedule="cosine", final_fraction=0.05, beta2=0.95)
 _SIZES: dict[str, Experiment] = {
     "tiny": Experiment(
         name="",
         data=DataConfig(source="pydocs", tokenizer="sentencepiece", vocab_size=512, length=64),
         schedule=ScheduleConfig(family="block", width=8),
         model=ModelConfig(layers=4, width=128, heads=2, activation="relu2", qk_norm=True, unroll=4),
-        optimizer=OptimizerConfig(
-            name="muon",
-            learning_rate=0.01,
-            warmup_steps=20,
-            schedule="cosine",
-            final_fraction=0.05,
-            beta2=0.95,
-        ),
+        optimizer=dataclasses.replace(_MUON, learning_rate=0.01, warmup_steps=20),
         train=TrainConfig(
             steps=500,
             batch_size=32,
@@ -52,23 +40,13 @@ _SIZES: dict[str, Experiment] = {
     "small": Experiment(
         name="",
         data=DataConfig(
-            source="files:data/text/*.txt",
-            tokenizer="sentencepiece",
-            vocab_size=16_384,
-            length=512,
+            source="files:data/text/*.txt", tokenizer="sentencepiece", vocab_size=16_384, length=512
         ),
         schedule=ScheduleConfig(family="block", width=16),
         model=ModelConfig(
             layers=8, width=512, heads=8, qk_norm=True, dtype="bfloat16", remat=False
         ),
-        optimizer=OptimizerConfig(
-            name="muon",
-            learning_rate=3e-3,
-            warmup_steps=500,
-            schedule="cosine",
-            final_fraction=0.05,
-            beta2=0.95,
-        ),
+        optimizer=dataclasses.replace(_MUON, learning_rate=3e-3, warmup_steps=500),
         train=TrainConfig(
             steps=20_000,
             batch_size=64,
@@ -82,9 +60,7 @@ _SIZES: dict[str, Experiment] = {
     "base": Experiment(
         name="",
         data=DataConfig(
-            source="files:data/openwebtext/*.jsonl.zst",
-            tokenizer="gpt2:data/gpt2",
-            length=1024,
+            source="files:data/openwebtext/*.jsonl.zst", tokenizer="gpt2:data/gpt2", length=1024
         ),
         schedule=ScheduleConfig(family="flat"),
         model=ModelConfig(

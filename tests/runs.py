@@ -59,11 +59,7 @@ def started(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-    }
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if not shell:  # which may forbid to write it
         environment["JAX_COMPILATION_CACHE_DIR"] = str(
             config.parent / f"cache-{len(workdirs)}-{devices}"
@@ -80,11 +76,7 @@ def started(
             command = ["bash", "-c", f'{shell}; exec "$@"', "bash", *command]
         children.append(
             subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment,
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
             )
         )
     try:

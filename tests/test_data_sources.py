@@ -83,11 +83,7 @@ def test_all_frames_of_zstandard_are_read(tmp_path):
         ("a.txt", b"", "has no text in it: remove it from the source."),
         ("a.txt", b" \n\n", "has no text in it: remove it from the source."),
         ("a.jsonl", b'\n{"text": ""}\n', "has no text in it: remove it from the source."),
-        (
-            "a.txt",
-            b"one\ntwo \xff",
-            "is not UTF-8 at byte 8 (line 2): convert it to UTF-8.",
-        ),
+        ("a.txt", b"one\ntwo \xff", "is not UTF-8 at byte 8 (line 2): convert it to UTF-8."),
         ("a.jsonl", b'{"text": "x"}\nab\xff\n', "is not UTF-8 at its byte 2: convert it"),
         ("a.jsonl", b"{}\n", 'has no field "text" with a string: add it or drop the line.'),
         (
@@ -96,11 +92,7 @@ def test_all_frames_of_zstandard_are_read(tmp_path):
             'has no field "text" with a string: add it or drop the line.',
         ),
         ("a.jsonl", b"[]\n", 'has no field "text" with a string: add it or drop the line.'),
-        (
-            "a.jsonl",
-            b'{"text": "\\ud800"}\n',
-            "has half a surrogate pair in it: fix or drop it.",
-        ),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "has half a surrogate pair in it: fix or drop it."),
         ("a.txt.gz", gzip.compress(noise(99_999))[:-2000], "is damaged"),
         ("a.txt.xz", lzma.compress(noise(99_999))[:-2000], "is damaged"),
         ("a.txt.zst", zstd(noise(999_999))[:-2000], "is damaged (the last frame is cut short)"),

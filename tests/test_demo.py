@@ -20,12 +20,7 @@ import tiny
 from conftest import REPOSITORY
 
 from hybrid_jax import generate
-from hybrid_jax.config import (
-    EvaluationConfig,
-    NoiseConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from hybrid_jax.config import EvaluationConfig, NoiseConfig, ScheduleConfig, TrainConfig
 from hybrid_jax.demo import __main__ as command_line
 from hybrid_jax.demo import server as demo
 from hybrid_jax.demo.writer import MOST_CHARACTERS, Writer

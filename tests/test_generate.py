@@ -18,13 +18,7 @@ import tiny
 from conftest import REPOSITORY
 
 from hybrid_jax import generate
-from hybrid_jax.config import (
-    EvaluationConfig,
-    Experiment,
-    NoiseConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from hybrid_jax.config import EvaluationConfig, Experiment, NoiseConfig, ScheduleConfig, TrainConfig
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import driver, frames, requests, terminal

@@ -58,10 +58,7 @@ def data(tmp_path_factory) -> DataConfig:
     lines = [f"{n} plus {n} makes {2 * n}, and that is all there is to say.\n" for n in range(500)]
     (folder / "text.txt").write_text("".join(lines), encoding="utf-8")
     return DataConfig(
-        source=f"files:{folder}/text.txt",
-        tokenizer="byte",
-        length=LENGTH,
-        dir=f"{folder}/data",
+        source=f"files:{folder}/text.txt", tokenizer="byte", length=LENGTH, dir=f"{folder}/data"
     )
 
 

@@ -127,12 +127,7 @@ def entropy_bound(rule, kernel, at):
     return fixed(at, revealed | set(fits[-1]) | set(surest[: quota(at, masked)]))
 
 
-DEFINITIONS = {
-    ACS: acs,
-    ReMDM: remdm,
-    Threshold: threshold,
-    EntropyBound: entropy_bound,
-}
+DEFINITIONS = {ACS: acs, ReMDM: remdm, Threshold: threshold, EntropyBound: entropy_bound}
 
 Moment = collections.namedtuple("Moment", "tokens confidence drawn p now after active")
 

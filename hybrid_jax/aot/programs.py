@@ -79,9 +79,7 @@ def lower_sampling(experiment: Experiment, mesh: Mesh, batch: int) -> jax.stages
     """The sampling loop for `batch` texts, with parameters cut as in training."""
     setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0)
     sampler = Sampler(
-        spec=setup.spec,
-        network=setup.network,
-        eos=0 if experiment.sampling.eos == "stop" else None,
+        spec=setup.spec, network=setup.network, eos=0 if experiment.sampling.eos == "stop" else None
     )
     rule = experiment.sampling.build()
     loop.check(sampler, rule)

@@ -215,9 +215,7 @@ def _write(
                 bar.update(size)
 
 
-def _batches(
-    passages: Iterator[tuple[bool, list[str]]],
-) -> Iterator[list[tuple[bool, str, bool]]]:
+def _batches(passages: Iterator[tuple[bool, list[str]]]) -> Iterator[list[tuple[bool, str, bool]]]:
     """Lists of (held out?, piece, last of its passage?), each of about `_BATCH_CHARACTERS`."""
     batch: list[tuple[bool, str, bool]] = []
     characters = 0

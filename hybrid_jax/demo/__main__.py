@@ -45,11 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
-    add(
-        "--step",
-        type=step_of,
-        help="checkpoint to use, or 'best' on validation (default: newest)",
-    )
+    add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, which "
         "only this machine can reach)")  # fmt: skip
     add("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")

@@ -48,9 +48,5 @@ WORTHLESS_FILL = "#dcdcdc"
 LEVELS = ("#e3f2fb", STYLES["active"].fill, STYLES["masked"].fill)
 """Colours of an active position from the lowest noise level to the highest."""
 
-ATTENTION = {
-    "window": "#0072b2",
-    "context": "#f0a830",
-    "clean": "#a9a9a9",
-}
+ATTENTION = {"window": "#0072b2", "context": "#f0a830", "clean": "#a9a9a9"}
 """Noisy rows to their own window, noisy rows to settled tokens, settled tokens to each other."""

@@ -151,11 +151,7 @@ def corrupt_batch(
 ) -> tuple[
     Int[Array, "b {spec.schedule.length}"], Int32[Array, "b {spec.schedule.phase_groups}"], Draw
 ]:
-    """Draws levels and noise; arguments as for `batch_terms`.
-
-    Returns:
-      noisy tokens int32 [b, L], phases int32 [b, groups], and a Draw with fields [b, L].
-    """
+    """Draws levels and noise; arguments as for `batch_terms`."""
     _check_batch(spec, tokens, index)
     key_level, key_noise = jax.random.split(key)
     uniforms = objective.draw_uniforms(key_level, spec.schedule, time, count, index)

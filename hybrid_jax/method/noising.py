@@ -323,9 +323,6 @@ def reverse_mean(
       log_p: float32 [N], the predicted clean token (normalised).
       noisy: z_t.
       level_s, level_t: λs < λt.
-
-    Returns:
-      float32 [N + 1].
     """
     low = kernel.survival(level_s)
     reveal = reveal_probability(kernel, level_s, level_t)

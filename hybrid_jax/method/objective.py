@@ -283,9 +283,7 @@ def continuous_term(
     shown = everywhere - at_noisy + jnp.where(z == token, 0.0, at_token)
     rates = kernel.rates(level)
     term = jnp.where(
-        masked,
-        rates.masking * (everywhere + at_token),
-        rates.replacing / kernel.vocab_size * shown,
+        masked, rates.masking * (everywhere + at_token), rates.replacing / kernel.vocab_size * shown
     )
     return term / (1.0 - level)
 

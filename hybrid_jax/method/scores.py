@@ -52,11 +52,7 @@ def true_score(
         jnp.where(noisy == token, same, other),
     )
     log_here = jnp.log(jnp.maximum(here, TINY))
-    return (
-        jnp.log(same) - log_here,
-        jnp.zeros_like(log_here),
-        safe_log(other) - log_here,
-    )
+    return (jnp.log(same) - log_here, jnp.zeros_like(log_here), safe_log(other) - log_here)
 
 
 def reverse_score(

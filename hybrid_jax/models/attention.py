@@ -42,9 +42,6 @@ def attend(
       cached: keys and values of earlier rows, which only `dense` takes.
       backend: "auto" for the choice of `choose`. Where the rows come with a mask, it is "dense",
         and where a kernel does not know the pattern, "blockwise".
-
-    Returns:
-      [B, R, H, K] in the type of `value`.
     """
     if not isinstance(mask, Pattern):
         return dense(query, key, value, mask, cached)
@@ -110,9 +107,6 @@ def blockwise(
 
     Args:
       block: query rows at a time; None for 128, or more where these would be above eight blocks.
-
-    Returns:
-      [B, R, H, K] in the type of `value`.
     """
     block = block or _BLOCK * -(-pattern.regions.rows // (_BLOCK * _BLOCKS))
     parts = []

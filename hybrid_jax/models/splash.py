@@ -28,9 +28,6 @@ def splash(
 
     Args:
       mask: the same for all examples and heads. Rows that see nothing see themselves.
-
-    Returns:
-      [B, R, H, K] in the type of `query`.
     """
     whole, block = _padded(mask)
     interpret = sharding.platform() != "tpu"

@@ -163,9 +163,6 @@ class Transformer(ModelConfig):
           mask: True where a query (axis 1) may attend to a key (axis 2); or the pattern for it.
           level: noise level λ of each row; used if `condition` is set.
           dropout_keys: one for each example, for training with dropout; None turns dropout off.
-
-        Returns:
-          [B, R, D] in `dtype`.
         """
         out = _Body(self).apply(_body(params), None, tokens, position, mask, level, dropout_keys)
         return cast(jax.Array, out)

@@ -320,8 +320,7 @@ class NamedRule:
 NAMED = {
     "ancestral": NamedRule(kind=Ancestral, about="the exact reverse step of the noise"),
     "acs": NamedRule(
-        kind=ACS,
-        about="reveals, and draws shown tokens of the window again (the paper's sampler)",
+        kind=ACS, about="reveals, and draws shown tokens of the window again (the paper's sampler)"
     ),
     "remdm": NamedRule(kind=ReMDM, about="reveals, and masks shown tokens again"),
     "threshold": NamedRule(
