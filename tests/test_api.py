@@ -1,6 +1,7 @@
 """The public interface: what README shows, without cost until it is used."""
 
 import doctest
+import json
 import math
 import re
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import hybrid_jax as hj
-from hybrid_jax import generate
+from hybrid_jax import evaluate, generate
 from hybrid_jax.api import model as api
 from hybrid_jax.eval.score import score
 from hybrid_jax.generation import requests
@@ -53,6 +54,10 @@ def test_generate_gives_the_texts_of_the_command(epsilon, tmp_path):
     for rule in ("acs:eta=0.25", hj.rules.ACS(eta=0.25)):
         texts = model.generate(["1 plus", "2"], length=14, rule=rule, seed=3, batch_size=1)
         assert tuple(texts) == requests.read(out).texts
+    ended = model.generate("", rule="ancestral:eos=stop", seed=1)
+    command = [f"--workdir={epsilon}", "--rule=ancestral", "--eos=stop", "--seed=1"]
+    assert generate.main([*command, f"--out={out}"]) == 0
+    assert tuple(ended) == requests.read(out).texts
     with pytest.raises(hj.UserError, match="There is no rule 'best'"):
         model.generate("", rule="best")
     with pytest.raises(hj.UserError, match="does not fit a text of 3"):
@@ -124,7 +129,10 @@ def test_the_beginning_of_a_hyperschedule_has_its_levels(schedule, length):
 def test_perplexity_is_that_of_the_command(epsilon):
     model = hj.load(epsilon)
     few = model.perplexity("valid", records=6, draws=2)
+    assert evaluate.main([f"--workdir={epsilon}", "--records=6", "--draws=2"]) == 0
+    stored = json.loads((epsilon / "evaluation" / "valid.json").read_text(encoding="utf-8"))
     assert (few.records, few.draws) == (6, 2)
-    assert few.perplexity > 1
+    assert few.nll == pytest.approx(stored["estimate"]["nll"], rel=1e-6)
+    assert few.nll_se == pytest.approx(stored["estimate"]["nll_se"], rel=1e-5)
     with pytest.raises(hj.UserError, match="There is no data set 'nowhere'"):
         model.perplexity("nowhere")

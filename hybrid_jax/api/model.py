@@ -60,7 +60,7 @@ class Model(Pretrained):
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         sampling = self.experiment.sampling
         if isinstance(rule, str):
-            sampling = dataclasses.replace(SamplingConfig.parse(rule), eos=sampling.eos)
+            sampling = SamplingConfig.parse(rule, eos=sampling.eos)
         chosen = sampling.build() if rule is None or isinstance(rule, str) else rule
         sampler = requests.build_sampler(self, sampling, None)
         stop = self.spec.schedule.length if length is None else length

@@ -57,14 +57,14 @@ class SamplingConfig(RuleOptions):
         check_literals(self, "sampling.")
 
     @classmethod
-    def parse(cls, text: str) -> SamplingConfig:
+    def parse(cls, text: str, *, eos: str = "continue") -> SamplingConfig:
         """From a rule and its settings in one word, "acs:eta=0.5:guidance=confidence".
 
         Raises:
           UserError: for an unknown rule or setting, or a bad value.
         """
         rule, *settings = text.split(":")
-        values: dict[str, Any] = {"rule": rule}
+        values: dict[str, Any] = {"rule": rule, "eos": eos}
         for setting in settings:
             name, _, value = setting.partition("=")
             if name not in rules.OPTIONS and name != "eos":
