@@ -177,12 +177,6 @@ def reveal_surest(
     return drawn_where(masked & reveal, window, reading)
 
 
-def check_share(name: str, value: float | Array) -> None:
-    """Raises UserError unless `value` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise UserError(f"{name} must lie in [0, 1], but is {value}.")
-
-
 def check_masks(kernel: NoiseKernel, rule: str) -> None:
     """Raises UserError if the noise never shows MASK, which the rule works on."""
     if not kernel.masks:
