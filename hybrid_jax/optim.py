@@ -110,7 +110,7 @@ def make_optimizer(
 
 
 def is_hidden_matrix(path: str, leaf: Any) -> bool:
-    """Whether a parameter is a stack of layer weight matrices, which Muon optimises.
+    """True if a parameter is a stack of layer weight matrices, which Muon optimises.
 
     ``path`` is the parameter's path, such as ``"layers/mlp/in"``; ``leaf`` has an ``ndim``.
     """
@@ -118,7 +118,7 @@ def is_hidden_matrix(path: str, leaf: Any) -> bool:
 
 
 def is_decayed(path: str, leaf: Any) -> bool:
-    """Whether weight decay applies: to matrices that are not embeddings, norms or biases.
+    """True if weight decay applies: to matrices that are not embeddings, norms or biases.
 
     Arguments as in `is_hidden_matrix`. The layer axis of stacked parameters does not count, so
     ``layers/norm1/scale`` [layers, width] is a vector.

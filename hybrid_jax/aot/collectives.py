@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text (XLA's HLO)."""
+"""Traffic that a compiled program sends between devices, read from its text (XLA's HLO)."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def batch_count(packed: Packed, batch_size: int) -> int:
 
 
 def is_exact(model: Pretrained, bound: Bound) -> bool:
-    """Whether the bound is the likelihood itself, so that one draw is as good as many."""
+    """True if the bound is the likelihood itself, so that one draw is as good as many."""
     alone = model.spec.schedule.width == 1 and model.spec.schedule.levels == 1
     shifted = model.spec.layout.alignment == "shifted"
     return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)

@@ -73,7 +73,7 @@ class Hyperschedule(Protocol):
 
     @property
     def settles_whole(self) -> bool:
-        """Whether windows are the same at every step they live, and so settle as a whole."""
+        """True if windows are the same at every step they live, and so settle as a whole."""
 
     def level(self, step: Steps, position: Steps) -> Int32[Array, "..."]:
         """τ[step, position]."""

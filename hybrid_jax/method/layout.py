@@ -69,7 +69,7 @@ class Layout:
         return int(self.alignment == "shifted")
 
     def plain(self, schedule: Hyperschedule) -> bool:
-        """Whether clean rows do the whole job: shifted rows, one full-noise token a window.
+        """True if clean rows do the whole job: shifted rows, one full-noise token a window.
 
         Such a window holds nothing to look at, so the row of the token before it predicts it: this
         is ordinary GPT training.
@@ -370,7 +370,7 @@ def window_start(schedule: Hyperschedule, position: Int[Array, "..."]) -> Int[Ar
 def is_active(
     schedule: Hyperschedule, step: Int[ArrayLike, "..."], position: Int[ArrayLike, "..."]
 ) -> Bool[Array, "..."]:
-    """Whether the level of `position` changes at `step`."""
+    """True if the level of `position` changes at `step`."""
     return schedule.level(step, position) != schedule.level(step + 1, position)
 
 

@@ -86,13 +86,13 @@ class Pattern:
 
     @property
     def plain_causal(self) -> bool:
-        """Whether each row sees all rows up to itself."""
+        """True if each row sees all rows up to itself."""
         r = self.regions
         return not r.noisy and self.layout.context == "causal"
 
     @property
     def full(self) -> bool:
-        """Whether each row sees every row: one window, and nothing else."""
+        """True if each row sees every row: one window, and nothing else."""
         r = self.regions
         alone = not r.leads and not r.clean and r.regular and r.width == r.noisy
         return alone and not self.layout.causal_window
@@ -103,7 +103,7 @@ class Pattern:
 
     @property
     def constant(self) -> bool:
-        """Whether the mask is the same in every phase, so that a program may contain it."""
+        """True if the mask is the same in every phase, so that a program may contain it."""
         return self.schedule.settles_whole
 
     def constant_mask(self) -> Bool[np.ndarray, "R R"]:

@@ -88,13 +88,13 @@ class NoiseKernel(abc.ABC):
 
     @property
     def masks(self) -> bool:
-        """Whether a token can become MASK."""
+        """True if a token can become MASK."""
         return True
 
     @property
     @abc.abstractmethod
     def replaces(self) -> bool:
-        """Whether a token can become another token (and so a shown token may be wrong)."""
+        """True if a token can become another token (and so a shown token may be wrong)."""
 
     @abc.abstractmethod
     def survival_between(self, level_s: Levels, level_t: Levels) -> Survival:
@@ -110,7 +110,7 @@ class NoiseKernel(abc.ABC):
 
     @property
     def has_rates(self) -> bool:
-        """Whether the kernel defines `rates`."""
+        """True if the kernel defines `rates`."""
         return type(self).rates is not NoiseKernel.rates
 
     def masking_density(self, level: Levels) -> Float[ArrayLike, "..."]:
@@ -133,7 +133,7 @@ class NoiseKernel(abc.ABC):
 
     @property
     def jumps_at_zero(self) -> bool:
-        """Whether there is such a jump, for which continuous time has no term."""
+        """True if there is such a jump, for which continuous time has no term."""
         return self.jump > 0
 
 

@@ -81,7 +81,7 @@ def step_of(text: str) -> int | Literal["best"]:
 
 
 def read_config(value: str) -> Mapping[str, Any]:
-    """What a config file returns, for `--config=FILE.py[:SIZE]` or `--config=NAME[:SIZE]`.
+    """The settings of a config, for `--config=FILE.py[:SIZE]` or `--config=NAME[:SIZE]`.
 
     Raises:
       UserError: if there is no such file, or it does not return settings.

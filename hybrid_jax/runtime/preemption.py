@@ -53,7 +53,7 @@ class Signals:
             signal.signal(signal.SIGINT, before)
 
     def reached(self, step: int) -> bool:
-        """Whether to save and stop now, after `step`; the same on all processes.
+        """True if the run is to save and stop now, after `step`; the same on all processes.
 
         All of them must call this after every step.
         """

@@ -86,7 +86,7 @@ def start(
 
 
 def is_process0() -> bool:
-    """Whether this is the process that prints and writes for all."""
+    """True if this is the process that prints and writes for all."""
     return jax.process_index() == 0
 
 
@@ -179,7 +179,7 @@ def _gather(text: str) -> list[str]:
 
 
 def _on_tpu() -> bool:
-    """Whether this host has TPU chips and the library for them."""
+    """True if this host has TPU chips and the library for them."""
     wanted = os.environ.get("JAX_PLATFORMS") or "tpu"
     if "tpu" not in wanted.split(",") or not importlib.util.find_spec("libtpu"):
         return False

@@ -1,4 +1,4 @@
-"""Which part of each array lives on which device.
+"""The mesh of devices, and the part of each array that lives on each of them.
 
 Arrays are described by *logical axes* ("batch", "embed", "heads", …); `RULES` says which mesh axes
 cut each of them, and nothing else in the package names a mesh axis:
@@ -112,7 +112,7 @@ def use(mesh: Mesh) -> AbstractContextManager[Any]:
 
 
 def platform() -> str:
-    """What the program that is being made will run on, "cpu", "gpu" or "tpu".
+    """The platform that the program being made will run on, "cpu", "gpu" or "tpu".
 
     The mesh in use says so, also where its devices are not there (`aot`).
     """
@@ -129,7 +129,7 @@ def batch_shards(mesh: Mesh) -> int:
 def partition_spec(
     sizes: Mapping[str, int], shape: Sequence[int], axes: Sequence[str]
 ) -> PartitionSpec:
-    """How an array of `shape`, with these logical axes, is cut on a mesh of these sizes.
+    """The cut of an array of `shape`, with these logical axes, on a mesh of these sizes.
 
     Raises ValueError for an unknown axis, a wrong number of axes, or one mesh axis used twice.
     """
@@ -221,7 +221,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
-    """Which rows of a global batch the devices of this process hold, int64, ascending.
+    """The rows of a global batch that the devices of this process hold, int64, ascending.
 
     Raises `UserError` if the batch does not divide among the devices.
     """

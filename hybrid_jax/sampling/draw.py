@@ -66,7 +66,7 @@ class Warp:
 
     @property
     def idle(self) -> bool:
-        """Whether p stays as it is."""
+        """True if p stays as it is."""
         return self.temperature is None and self.top_k is None and self.top_p is None
 
     def __call__(self, log_p: Float32[Array, "N"]) -> Float32[Array, "N"]:

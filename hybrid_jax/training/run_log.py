@@ -54,5 +54,5 @@ class Log:
             self._progress.note(f"step {step}: valid {estimate}")
 
     def has(self, step: int, kind: str) -> bool:
-        """Whether the log had a line of this step and kind when opened; False but on process 0."""
+        """True if the log had a line of this step and kind when opened; False but on process 0."""
         return self._writer is not None and (step, kind) in self._writer.found
