@@ -16,7 +16,7 @@ from typing import Any, Literal
 import ml_collections
 
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
-from hybrid_jax.errors import UserError, check_settings, free, only, resolved, void
+from hybrid_jax.errors import UserError, check_settings, free, only, resolved
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.layout import Layout
@@ -26,7 +26,7 @@ from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.models.transformer import ModelConfig, Transformer
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime import boards
-from hybrid_jax.runtime.decode import from_values, overridden
+from hybrid_jax.runtime.decode import from_values, overridden, without_void
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
 
@@ -302,7 +302,12 @@ class Experiment:
         """
         if isinstance(values, ml_collections.ConfigDict):
             values = values.to_dict()
-        values = _without_void_preset(values)
+        if isinstance(preset := values.get("preset"), Mapping):  # of `presets.sized`
+            values = without_void(
+                cls,
+                {name: value for name, value in values.items() if name != "preset"},
+                lambda section, name: preset[section].get(name) == values[section][name],
+            )
         experiment: Experiment = from_values(cls, values, "config")
         if settings:
             experiment = from_values(cls, overridden(cls, values, settings, "config"), "config")
@@ -341,25 +346,9 @@ def effective_layout(layout: Layout, schedule: Hyperschedule) -> Layout:
     )
 
 
-def _without_void_preset(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values without those that come from a preset and have no effect beside the others."""
-    values = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-    preset = values.pop("preset", {})
-    for field in dataclasses.fields(Experiment):
-        part, base = values.get(field.name), preset.get(field.name)
-        if isinstance(part, dict) and isinstance(base, Mapping):
-            for name in void(type(field.default), part):
-                if part[name] == base.get(name):
-                    part[name] = None
-    return values
-
-
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Settings of format 1, which held a value for each, without those that had no effect."""
-    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
-    for field in dataclasses.fields(Experiment):
-        if isinstance(part := values.get(field.name), dict):
-            part.update(dict.fromkeys(void(type(field.default), part)))
+    values = without_void(Experiment, values, lambda *_: True)
     old = from_values(Experiment, values, "config")
     if not old.noise.build(vocab_size=2).replaces:
         old = dataclasses.replace(

@@ -7,6 +7,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal
 
 from hybrid_jax.errors import UserError, void
@@ -68,11 +69,24 @@ def overridden(
         if hint is None or dataclasses.is_dataclass(hint):
             raise UserError(f"{path}.{name} is not a setting: write {path}.SECTION.NAME=VALUE.")
         place[setting] = from_text(text, hint, f"{path}.{name}")
+    return without_void(cls, result, lambda section, name: f"{section}.{name}" not in texts)
+
+
+def without_void(
+    cls: Any, values: typing.Mapping[str, Any], drops: Callable[[str, str], bool]
+) -> dict[str, Any]:
+    """Names and values for `from_values`, with None for settings that have no effect.
+
+    Args:
+      drops: (section, name) -> whether such a setting is dropped; others are left to be refused.
+    """
+    result = {k: dict(v) if isinstance(v, typing.Mapping) else v for k, v in values.items()}
+    hints = _hints(cls)
     for section, part in result.items():
-        if isinstance(part, dict):
-            for setting in void(_hint(cls, section, path), part):
-                if f"{section}.{setting}" not in texts:
-                    part[setting] = None
+        if section in hints and isinstance(part, dict):
+            for name in void(hints[section], part):
+                if drops(section, name):
+                    part[name] = None
     return result
 
 
