@@ -22,9 +22,10 @@ TRAIN = ["--", "--config=c.py"]
 SHARED = [*TRAIN, "--workdir=/shared/x"]
 BUCKET = [*TRAIN, "--workdir=bucket/x"]
 
-# Notes its name and arguments.
+# Notes its name and arguments, in one piece as others may write too: bash writes at each newline.
 NOTE = """#!/bin/bash
-printf '%s\\x1f' "${0##*/}" "$@" $'\\x1e' >>"$FAKE/calls"
+words=("${0##*/}" "$@" $'\\x1e')
+printf '%s\\x1f' "${words[@]//$'\\n'/$'\\x1d'}" >>"$FAKE/calls"
 """
 
 # The states of both; while there are several of the request, the first is told once.
@@ -99,7 +100,8 @@ class Fake:
 
     def calls(self, name: str) -> list[list[str]]:
         file = self.folder / "calls"
-        every = file.read_text().split("\x1e\x1f")[:-1] if file.exists() else []
+        text = file.read_text().replace("\x1d", "\n") if file.exists() else ""
+        every = text.split("\x1e\x1f")[:-1]
         return [words for first, *words in (c.split("\x1f")[:-1] for c in every) if first == name]
 
     def steps(self) -> str:
