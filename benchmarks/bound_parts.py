@@ -46,18 +46,16 @@ def bounds_of(model: Pretrained) -> list[Bound]:
     return bounds
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def parts_of_batch(spec, network, time, count, params, tokens, key):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def parts_of_batch(spec, network, count, params, tokens, key):
     """Nats of each record in each part [parts, B], and the wrong and all shown tokens, two ints."""
-    index = jnp.arange(count, dtype=jnp.int32)
-    states, phase, where = estimator.corrupt_batch(spec, tokens, index, key, count=count, time=time)
-    terms = estimator.drawn_terms(
-        spec, network, params, tokens, states, phase, where, time=time, loss=False
-    )
-    masked = states == spec.kernel.mask
-    right = states == tokens
+    places = jnp.arange(count, dtype=jnp.int32)
+    noised = estimator.corrupt_batch(spec, estimator.Batch(tokens, places, key, count))
+    terms = estimator.drawn_terms(spec, network, params, noised)
+    masked = noised.noisy == spec.kernel.mask
+    right = noised.noisy == tokens
     kinds = jnp.stack([masked, right, ~masked & ~right])
-    shown = where.active & ~masked
+    shown = noised.draw.active & ~masked
     return jnp.sum(terms * kinds, axis=2), jnp.sum(shown & ~right), jnp.sum(shown)
 
 
@@ -72,7 +70,7 @@ def measure(
         for draw in range(draws):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), start), draw)
             parts, batch_wrong, batch_shown = parts_of_batch(
-                spec, model.network, bound.time, len(tokens), model.params, tokens, key
+                spec, model.network, len(tokens), model.params, tokens, key
             )
             total = total + np.asarray(parts) / draws / tokens.shape[1]
             wrong, shown = wrong + int(batch_wrong), shown + int(batch_shown)

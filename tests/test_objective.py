@@ -61,7 +61,7 @@ def logits_of(parameterisation, kernel, prior, level):
 
 
 def continuous_terms(objective, kernel, logits, levels):
-    term = functools.partial(objectives.continuous_term, objective, kernel)
+    term = functools.partial(objective.continuous_term, kernel)
     over_tokens = jax.vmap(term, (None, 0, None, None))
     over_states = jax.vmap(over_tokens, (0, None, 0, None))
     tokens, noisy = jnp.arange(kernel.vocab_size), jnp.arange(kernel.vocab_size + 1)
@@ -69,7 +69,7 @@ def continuous_terms(objective, kernel, logits, levels):
 
 
 def discrete_terms(objective, kernel, logits, levels, levels_next):
-    term = functools.partial(objectives.discrete_term, objective, kernel)
+    term = functools.partial(objective.discrete_term, kernel)
     over_tokens = jax.vmap(term, (None, 0, None, None, None))
     over_states = jax.vmap(over_tokens, (0, None, 0, None, None))
     tokens, noisy = jnp.arange(kernel.vocab_size), jnp.arange(kernel.vocab_size + 1)
@@ -264,24 +264,20 @@ def test_discrete_term_is_the_divergence_of_two_dense_reverse_steps(kernel, para
 
 def test_absorbing_continuous_term_is_the_weighted_cross_entropy_of_masked_tokens():
     kernel, logits = KERNELS["absorbing"], jnp.log(jnp.asarray(OTHER, jnp.float32))
-    term = functools.partial(objectives.continuous_term, Objective(), kernel, logits, 2)
+    term = functools.partial(Objective().continuous_term, kernel, logits, 2)
     assert term(kernel.mask, 0.25) == pytest.approx(-np.log(OTHER[2]) / 0.25, rel=1e-5)
     assert term(2, 0.25) == 0
 
 
 def test_context_parameterisation_adds_what_the_shown_token_tells():
+    objective = Objective(parameterisation="context")
+    logits = jnp.log(jnp.asarray(OTHER, jnp.float32))
     for kernel in KERNELS.values():
         wanted = posterior_of(kernel, OTHER, 0.3)
         for state in STATES if kernel.masks else STATES[:-1]:
             if state < TOKENS and not kernel.replaces:
                 continue
-            log_p = objectives.log_prediction(
-                Objective(parameterisation="context"),
-                kernel,
-                jnp.log(jnp.asarray(OTHER, jnp.float32)),
-                state,
-                0.3,
-            )
+            log_p = objective.log_prediction(kernel, logits, state, 0.3)
             np.testing.assert_allclose(np.exp(log_p), wanted[state], rtol=1e-4)
 
 
@@ -291,9 +287,8 @@ def test_padded_logits_change_nothing():
     logits = jnp.log(jnp.asarray(OTHER, jnp.float32))
     padded = jnp.concatenate([logits, jnp.full(3, 50.0)])
     for parameterisation in ("mean", "context", "score"):
-        read = functools.partial(
-            objectives.log_prediction, Objective(parameterisation=parameterisation), kernel
-        )
+        objective = Objective(parameterisation=parameterisation)
+        read = functools.partial(objective.log_prediction, kernel)
         np.testing.assert_array_equal(read(padded, 1, 0.4), read(logits, 1, 0.4))
 
 
@@ -302,7 +297,7 @@ def test_weighted_cross_entropy_follows_the_formula():
     kernel = noising.epsilon_hybrid(vocab_size=TOKENS, epsilon=0.1)
     objective = Objective(loss="weighted_cross_entropy", shown_weight=2.0)
     logits = jnp.log(jnp.asarray(OTHER, jnp.float32))
-    term = functools.partial(objectives.weighted_cross_entropy, objective, kernel, logits, 3)
+    term = functools.partial(objective.weighted_cross_entropy, kernel, logits, 3)
     surprise = -np.log(OTHER[3])
     assert term(kernel.mask, 0.2) == pytest.approx(surprise / 0.2, rel=1e-5)
     assert term(1, 0.2) == pytest.approx(surprise * 2.0 * 0.9 / 0.8, rel=1e-5)
@@ -383,29 +378,32 @@ def spec_of(schedule, kernel, alignment="aligned", **objective_settings):
     )
 
 
-def expected_terms(spec, phase, draw, time):
+def copies(count, key):
+    """A batch of nothing but TEXT."""
+    return estimator.Batch(
+        jnp.broadcast_to(TEXT, (count, LENGTH)), jnp.arange(count), key, size=count
+    )
+
+
+def expected_terms(spec, phase, draw):
     """E over noisy sequences of the terms of TEXT, each sequence by its exact probability."""
     kernel = spec.kernel
     network, params = reader(kernel.vocab_size)
     noisy = jnp.asarray(all_sequences(kernel.vocab_size + 1, LENGTH))
     n = len(noisy)
-    terms = estimator.drawn_terms(
-        spec,
-        network,
-        params,
-        jnp.broadcast_to(TEXT, (n, LENGTH)),
-        noisy,
-        jnp.broadcast_to(phase, (n, spec.schedule.phase_groups)),
-        jax.tree.map(lambda x: jnp.broadcast_to(x, (n, LENGTH)), draw),
-        time=time,
-        loss=False,
-    ).sum(1)
+    noised = estimator.Noised(
+        tokens=jnp.broadcast_to(TEXT, (n, LENGTH)),
+        noisy=noisy,
+        phase=jnp.broadcast_to(phase, (n, spec.schedule.phase_groups)),
+        draw=jax.tree.map(lambda x: jnp.broadcast_to(x, (n, LENGTH)), draw),
+    )
+    terms = estimator.drawn_terms(spec, network, params, noised).sum(1)
     log_q = jax.vmap(lambda x, t: noising.marginal(kernel, x, t))(TEXT, draw.level)
     chance = jnp.exp(log_q[jnp.arange(LENGTH), noisy].sum(1))
     return jnp.sum(jnp.where(chance > 0, chance * terms, 0.0))
 
 
-def enumerated(spec, time, nodes=24):
+def enumerated(spec, nodes=24):
     """The bound on −log p(TEXT): all phases and noisy sequences, nothing of `objective.draw`.
 
     In continuous time a whole step is integrated with the plain measure dλ; near λ = 1 the nodes
@@ -413,7 +411,7 @@ def enumerated(spec, time, nodes=24):
     """
     schedule = spec.schedule
     position = jnp.arange(LENGTH)
-    if time == "continuous":
+    if spec.objective.time == "continuous":
         w, weight = np.polynomial.legendre.leggauss(nodes)
         w, weight = (w + 1) / 2, weight / 2
         places, weights = np.maximum(w**3, 1e-6), weight * 3 * w**2
@@ -425,7 +423,7 @@ def enumerated(spec, time, nodes=24):
         now = schedule.level(step, position) / schedule.levels
         after = schedule.level(step + 1, position) / schedule.levels
         draw = Draw(now - place * (now - after), after, now - after, now != after)
-        return expected_terms(spec, phase, draw, time)
+        return expected_terms(spec, phase, draw)
 
     phases = jnp.repeat(jnp.arange(schedule.phases)[:, None], schedule.phase_groups, axis=1)
     run = quick_jit(jax.vmap(jax.vmap(at, (None, 0)), (0, None)))
@@ -433,23 +431,12 @@ def enumerated(spec, time, nodes=24):
     return float(np.mean(values @ weights))
 
 
-def estimated(spec, time, *, draws=128, batch=512):
+def estimated(spec, *, draws=128, batch=512):
     """Mean of the training estimator over independent batches, and its standard error."""
     network, params = reader(spec.kernel.vocab_size)
 
     def one(key):
-        terms = estimator.batch_terms(
-            spec,
-            network,
-            params,
-            jnp.broadcast_to(TEXT, (batch, LENGTH)),
-            jnp.arange(batch),
-            key,
-            count=batch,
-            time=time,
-            loss=False,
-        )
-        return terms.sum(1).mean()
+        return estimator.batch_terms(spec, network, params, copies(batch, key)).sum(1).mean()
 
     run = quick_jit(lambda keys: jax.lax.map(one, keys))
     means = np.asarray(run(jax.random.split(jax.random.key(11), draws)), np.float64)
@@ -465,9 +452,9 @@ def estimated(spec, time, *, draws=128, batch=512):
     ],
 )
 def test_training_estimates_the_bound(schedule_name, kernel_name, alignment, time):
-    spec = spec_of(SCHEDULES[schedule_name], kernels(2)[kernel_name], alignment)
-    bound = enumerated(spec, time)
-    mean, error = estimated(spec, time)
+    spec = spec_of(SCHEDULES[schedule_name], kernels(2)[kernel_name], alignment, time=time)
+    bound = enumerated(spec)
+    mean, error = estimated(spec)
     assert error < 0.01 * bound
     assert abs(mean - bound) < 4 * error + 1e-3 * bound
 
@@ -478,18 +465,18 @@ def test_levels_drawn_inside_steps_stand_for_the_whole_step():
     The context parameterisation, because a mean that ignores z costs ∫ dλ/λ at λ → 0.
     """
     kernel = kernels(2)["gamma .7"]
-    spec = spec_of(SCHEDULES["block"], kernel, parameterisation="context")
+    spec = spec_of(SCHEDULES["block"], kernel, parameterisation="context", time="continuous")
     schedule = spec.schedule
 
     def at(u):
         phase, draw = objectives.draw(
             schedule, kernel, "continuous", jnp.broadcast_to(u, schedule.phase_groups)
         )
-        return expected_terms(spec, phase, draw, "continuous")
+        return expected_terms(spec, phase, draw)
 
     uniforms = (jnp.arange(200, dtype=jnp.float32) + 0.5) / 200
     drawn = quick_jit(jax.vmap(at))(uniforms).mean()
-    assert drawn == pytest.approx(enumerated(spec, "continuous"), rel=1e-2)
+    assert drawn == pytest.approx(enumerated(spec), rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -501,7 +488,7 @@ def test_absorbing_bound_of_a_blind_network_is_its_cross_entropy(schedule_name, 
 
     Nothing is enumerated here, so this also fixes the scale of the estimate (`phases`).
     """
-    spec = spec_of(SCHEDULES[schedule_name], noising.absorbing(vocab_size=2))
+    spec = spec_of(SCHEDULES[schedule_name], noising.absorbing(vocab_size=2), time=time)
     network, params = reader(2)
     blind = {name: np.zeros_like(value) for name, value in params.items()}
     logits = jnp.array([0.3, -0.8, 0.0])
@@ -512,11 +499,8 @@ def test_absorbing_bound_of_a_blind_network_is_its_cross_entropy(schedule_name, 
 
     network = Blind(**dataclasses.asdict(network))
     terms = quick_jit(
-        lambda key: estimator.batch_terms(
-            spec, network, blind, jnp.broadcast_to(TEXT, (20_000, LENGTH)),
-            jnp.arange(20_000), key, count=20_000, time=time, loss=True,
-        ).sum(1)
-    )(jax.random.key(0))  # fmt: skip
+        lambda key: estimator.batch_terms(spec, network, blind, copies(20_000, key)).sum(1)
+    )(jax.random.key(0))
     wanted = -float(jax.nn.log_softmax(logits[:2])[TEXT].sum())
     error = float(terms.std()) / np.sqrt(len(terms))
     assert error < 0.02 * wanted
@@ -535,11 +519,8 @@ def test_weighted_cross_entropy_is_what_the_loss_estimates_for_epsilon():
     network, params = reader(2)
     blind = {name: np.zeros_like(value) for name, value in params.items()}
     terms = quick_jit(
-        lambda key: estimator.batch_terms(
-            spec, network, blind, jnp.broadcast_to(TEXT, (20_000, LENGTH)),
-            jnp.arange(20_000), key, count=20_000, time="continuous", loss=True,
-        ).sum(1)
-    )(jax.random.key(0))  # fmt: skip
+        lambda key: estimator.batch_terms(spec, network, blind, copies(20_000, key)).sum(1)
+    )(jax.random.key(0))
     # Masked: ∫ λ/λ = 1. Shown: replaced by another token ε/2, weight 1 − ε; kept 1 − ε/2, weight ε.
     wanted = LENGTH * np.log(2) * (1 + 0.1 * 0.8 + 0.9 * 0.2)
     error = float(terms.std()) / np.sqrt(len(terms))
@@ -586,12 +567,12 @@ def test_terms_follow_the_global_index_of_an_example():
     spec = spec_of(SCHEDULES["slide"], KERNELS["gamma .7"])
     network, params = reader(TOKENS)
     tokens = jax.random.randint(jax.random.key(5), (8, LENGTH), 0, TOKENS, jnp.int32)
+    key = jax.random.key(6)
     run = quick_jit(
-        lambda tokens, index: estimator.batch_terms(
-            spec, network, params, tokens, index, jax.random.key(6),
-            count=8, time="discrete", loss=False,
+        lambda *examples: estimator.batch_terms(
+            spec, network, params, estimator.Batch(*examples, key, size=8)
         )
-    )  # fmt: skip
+    )
     whole = run(tokens, jnp.arange(8))
     other = jnp.array([6, 1, 3, 0, 2, 7, 5, 4])
     np.testing.assert_allclose(run(tokens[other], other), whole[other], rtol=1e-5, atol=1e-6)
@@ -612,8 +593,6 @@ def test_continuous_levels_lie_inside_the_step_that_the_uniform_picks():
 
 def test_inactive_positions_contribute_nothing():
     """Neither to values nor, through whatever the network shows there, to gradients."""
-    spec = spec_of(UNEVEN, KERNELS["gamma .1"])
-    count, width = LENGTH, TOKENS + 1
     active = jnp.array([[True, False, True]])
     draw = Draw(
         level=jnp.array([[0.75, 0.0, 0.9]]),
@@ -625,12 +604,12 @@ def test_inactive_positions_contribute_nothing():
     noisy = jnp.array([[4, 2, TOKENS]])
 
     def terms(features, time):
+        term = functools.partial(Objective(time=time).term, KERNELS["gamma .1"])
         return chunked_loss.position_terms(
-            spec.objective, spec.kernel, lambda f: f, features, tokens, noisy, draw,
-            time=time, loss=False, chunk=2,
-        )  # fmt: skip
+            term, lambda _, f: f, None, features, tokens, noisy, draw, chunk=2
+        )
 
-    features = jax.random.normal(jax.random.key(0), (1, count, width))
+    features = jax.random.normal(jax.random.key(0), (1, LENGTH, TOKENS + 1))
     for time in ("discrete", "continuous"):
         run = quick_jit(lambda f: jax.vjp(functools.partial(terms, time=time), f))  # noqa: B023
         found, pull = run(features)
@@ -650,7 +629,7 @@ def test_inactive_positions_contribute_nothing():
 )
 def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
     """Of sums whose gradients are taken while the logits exist, against whole rows at once."""
-    objective, kernel = Objective(time=time, **settings), KERNELS[kernel]
+    term = functools.partial(Objective(time=time, **settings).term, KERNELS[kernel])
     key_tokens, key_states, key_level, *keys = jax.random.split(jax.random.key(5), 5)
     tokens = jax.random.randint(key_tokens, (2, 5), 0, TOKENS, jnp.int32)
     noisy = jax.random.randint(key_states, (2, 5), 0, TOKENS + 1, jnp.int32)
@@ -660,19 +639,18 @@ def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
         jax.random.normal(k, shape)
         for k, shape in zip(keys, [(2, 5, 3), (3, TOKENS + 1)], strict=True)
     )
-    rest = {"time": time, "loss": True}
+    run_head = lambda head, f: f @ head  # noqa: E731
 
     def plain(features, head):
         terms = chunked_loss.position_terms(
-            objective, kernel, lambda f: f @ head, features, tokens, noisy, draw, chunk=5, **rest
+            term, run_head, head, features, tokens, noisy, draw, chunk=5
         )
         return 3.0 * terms.sum()
 
     def streamed(features, head, chunk):
         return 3.0 * chunked_loss.summed_terms(
-            objective, kernel, lambda head, f: f @ head, head, features, tokens, noisy, draw,
-            chunk=chunk, **rest,
-        )  # fmt: skip
+            term, run_head, head, features, tokens, noisy, draw, chunk=chunk
+        )
 
     value, gradients = quick_jit(jax.value_and_grad(plain, (0, 1)))(features, head)
     for chunk in (1, 2, 5, 128):  # in chunks of 2, the 5 positions are padded to 6
@@ -691,9 +669,9 @@ def test_the_training_loss_is_the_mean_of_the_terms():
     spec = spec_of(SCHEDULES["block"], KERNELS["gamma .7"])
     network, params = reader(TOKENS)
     tokens = jax.random.randint(jax.random.key(5), (8, LENGTH), 0, TOKENS, jnp.int32)
-    arguments = (spec, network, params, tokens, jnp.arange(8), jax.random.key(6))
-    loss = estimator.batch_loss(*arguments, count=8)
-    terms = estimator.batch_terms(*arguments, count=8, time=spec.objective.time, loss=True)
+    batch = estimator.Batch(tokens, jnp.arange(8), jax.random.key(6), size=8)
+    loss = estimator.batch_loss(spec, network, params, batch)
+    terms = estimator.batch_terms(spec, network, params, batch)
     np.testing.assert_allclose(loss, terms.mean(), rtol=1e-5)
 
 

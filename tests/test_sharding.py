@@ -112,19 +112,20 @@ def test_same_curve_with_conditioning_and_adamw():
 def test_corruption_is_identical(name):
     """The noisy tokens that the network sees, one by one."""
     spec = setup().spec
-    corrupt = jax.jit(
-        lambda tokens, index: estimator.corrupt_batch(
-            spec, tokens, index, jax.random.key(3), count=BATCH, time="continuous"
-        )
-    )
+    key = jax.random.key(3)
+
+    @jax.jit
+    def corrupt(tokens, places):
+        return estimator.corrupt_batch(spec, estimator.Batch(tokens, places, key, BATCH))
+
     mesh = sharding.make_mesh(MESHES[name])
     rows = sharding.local_rows(mesh, BATCH)
     whole = corrupt(data(0), np.arange(BATCH))
     with sharding.use(mesh):
         batch = (data(0)[rows], rows)
         cut = corrupt(*(sharding.place_rows(mesh, x, rows, BATCH) for x in batch))
-    assert not cut[0].sharding.is_fully_replicated
-    assert np.any(whole[0] != data(0))
+    assert not cut.noisy.sharding.is_fully_replicated
+    assert np.any(whole.noisy != data(0))
     for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
 

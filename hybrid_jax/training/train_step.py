@@ -39,11 +39,7 @@ class KeyPurpose(enum.IntEnum):
     EVALUATION = 3
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "ema", "optimizer"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Everything that training changes.
@@ -159,16 +155,9 @@ def train_step(
     dropout_key = jax.random.fold_in(setup.key(KeyPurpose.DROPOUT), state.step)
 
     def loss(params: PyTree, tokens: Array, index: Array) -> Array:
-        return estimator.batch_loss(
-            setup.spec,
-            setup.network,
-            params,
-            tokens,
-            index,
-            noise_key,
-            count=config.batch_size,
-            dropout_key=dropout_key if setup.network.dropout else None,
-        )
+        batch = estimator.Batch(tokens, index, noise_key, config.batch_size)
+        keys = dropout_key if setup.network.dropout else None
+        return estimator.batch_loss(setup.spec, setup.network, params, batch, dropout_key=keys)
 
     def accumulate(total: PyTree, part: tuple[Array, Array]) -> tuple[PyTree, None]:
         value = jax.value_and_grad(loss)(state.params, *part)
