@@ -36,6 +36,22 @@ Scalar = Float[Array, ""]
 _MARGIN = 1e-6
 
 
+class Draw(NamedTuple):
+    """Noise levels drawn for one example (or a batch), per position.
+
+    Attributes:
+      level: λ at which the noisy token is drawn.
+      level_next: λ after the step (discrete time).
+      measure: dλ that this draw stands for (continuous time); 0 where nothing happens.
+      active: whether the position has a term.
+    """
+
+    level: Float[Array, "*B L"]
+    level_next: Float[Array, "*B L"]
+    measure: Float[Array, "*B L"]
+    active: Bool[Array, "*B L"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """The meaning of the network's output, and its training loss.
@@ -225,22 +241,6 @@ class Bound:
         return f"{self.kernel.name}, {self.time} time"
 
 
-class Draw(NamedTuple):
-    """Noise levels drawn for one example (or a batch), per position.
-
-    Attributes:
-      level: λ at which the noisy token is drawn.
-      level_next: λ after the step (discrete time).
-      measure: dλ that this draw stands for (continuous time); 0 where nothing happens.
-      active: whether the position has a term.
-    """
-
-    level: Float[Array, "*B L"]
-    level_next: Float[Array, "*B L"]
-    measure: Float[Array, "*B L"]
-    active: Bool[Array, "*B L"]
-
-
 def draw_uniforms(
     key: Key[Array, ""], schedule: Hyperschedule, time: Time, count: int, index: Int[Array, "b"]
 ) -> Float[Array, "b {schedule.phase_groups}"]:
@@ -295,16 +295,9 @@ def draw(
     inside = place**power
     density = power * place ** (power - 1.0)
     # Positions of one window share the place: they move together.
-    window = _window_index(schedule, step)
+    window = jnp.zeros_like(step) if schedule.phase_groups == 1 else step // schedule.levels
     per_position = jnp.broadcast_to(inside, (schedule.windows,))[window]
     weight = jnp.broadcast_to(density, (schedule.windows,))[window]
     exact = level - per_position * (level - level_next)
     exact = jnp.where(active, jnp.clip(exact, _MARGIN, 1.0 - _MARGIN), level)
     return phase, Draw(exact, level_next, weight * (level - level_next), active)
-
-
-def _window_index(schedule: Hyperschedule, step: Int[Array, "L"]) -> Int[Array, "L"]:
-    """Number of the window of a tiling that a position's step belongs to."""
-    if schedule.phase_groups == 1:
-        return jnp.zeros_like(step)
-    return step // schedule.levels

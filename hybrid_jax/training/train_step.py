@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable
-from typing import cast
+from typing import Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class TrainSetup:
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def build(cls, experiment: Experiment, vocab_size: int, bos: int) -> TrainSetup:
+    def build(cls, experiment: Experiment, vocab_size: int, bos: int) -> Self:
         """The setup for N = `vocab_size` real tokens, of which `bos` begins a sequence."""
         network = experiment.network(vocab_size)
         params = jax.eval_shape(network.init, jax.random.key(0))
