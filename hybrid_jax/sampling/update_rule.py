@@ -82,32 +82,25 @@ class Rule(abc.ABC):
     def read(
         self, kernel: NoiseKernel, objective: Objective, key: OneKey, logits: Logits, at: Window
     ) -> Any:
-        """Vocabulary-sized work of one position of a window: a pytree of scalars."""
-        return predict(kernel, objective, self.warp, key, logits, at)
+        """Vocabulary-sized work of one position: a pytree of scalars, by default a `Prediction`."""
+        if objective.parameterisation == "score":
+            # The step to level 0 of the scores is their prediction of the clean token.
+            log_p = objective.reverse_step(kernel, logits, at.tokens, 0.0, at.level)[:-1]
+        else:
+            log_p = objective.log_prediction(kernel, logits, at.tokens, at.level)
+        token = sample_categorical(key, self.warp(log_p))
+        p = jnp.exp(log_p)
+        shown = at.tokens != kernel.mask
+        return Prediction(
+            token=token,
+            probability=p[token],
+            current=jnp.where(shown, p[jnp.where(shown, at.tokens, 0)], 0.0),
+            entropy=-jnp.sum(jnp.where(p > 0, p * log_p, 0.0)),
+        )
 
     @abc.abstractmethod
     def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
         """One step, from readings with a leading axis [W]. Inactive positions are ignored."""
-
-
-def predict(
-    kernel: NoiseKernel, objective: Objective, warp: Warp, key: OneKey, logits: Logits, at: Window
-) -> Prediction:
-    """The prediction of the clean token of one position."""
-    if objective.parameterisation == "score":
-        # The step to level 0 of the scores is their prediction of the clean token.
-        log_p = objective.reverse_step(kernel, logits, at.tokens, 0.0, at.level)[:-1]
-    else:
-        log_p = objective.log_prediction(kernel, logits, at.tokens, at.level)
-    token = sample_categorical(key, warp(log_p))
-    p = jnp.exp(log_p)
-    shown = at.tokens != kernel.mask
-    return Prediction(
-        token=token,
-        probability=p[token],
-        current=jnp.where(shown, p[jnp.where(shown, at.tokens, 0)], 0.0),
-        entropy=-jnp.sum(jnp.where(p > 0, p * log_p, 0.0)),
-    )
 
 
 def drawn_where(moves: Bool[Array, "W"], window: Window, reading: Prediction) -> Moved:
