@@ -73,11 +73,7 @@ _SIZES: dict[str, Experiment] = {
 
 
 def sized(name: str, size: str) -> ml_collections.ConfigDict:
-    """The common settings of a size (tiny, small, base) for a method to build on.
-
-    Raises:
-      UserError: for an unknown size.
-    """
+    """The settings of a size for a method to build on. Raises UserError for an unknown size."""
     if size not in _SIZES:
         raise UserError(f"{name} has no size {size!r}: {nearest(size, _SIZES)}")
     suffix = "" if size == "tiny" else f"-{size}"

@@ -12,11 +12,7 @@ from hybrid_jax.figures.palette import INK, PAPER
 
 
 def module(name: str) -> Any:
-    """A module of matplotlib or Pillow (which matplotlib brings).
-
-    Raises:
-      UserError: if it is not installed.
-    """
+    """A module of matplotlib or Pillow, which matplotlib brings. Raises UserError without them."""
     return require(name, "eval")
 
 

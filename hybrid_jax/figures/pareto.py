@@ -10,11 +10,7 @@ from hybrid_jax.eval.quality_table import Row
 
 
 def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
-    """Writes the picture, in the format of the file's ending.
-
-    Raises:
-      UserError: if matplotlib is missing.
-    """
+    """Writes the picture, as the file's ending says. Raises UserError without matplotlib."""
     figures, ticker = (require(f"matplotlib.{name}", "eval") for name in ("figure", "ticker"))
     figure = figures.Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
     by_calls, by_entropy = figure.subplots(1, 2)

@@ -298,8 +298,7 @@ def describe(option: str) -> str:
 def make(name: str, **settings: Any) -> Rule:
     """The rule of a name, with those settings of it and of its warp that are not None.
 
-    Raises:
-      UserError: for an unknown name, or a setting that the rule does not have.
+    Raises UserError for an unknown name, or a setting that the rule does not have.
     """
     if name not in NAMED:
         raise UserError(f"There is no rule {name!r}: choose one of {', '.join(NAMED)}.")
