@@ -11,10 +11,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
 
+from hybrid_jax.data import manifest as manifests
+from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError, check_settings, free, only, resolved
 from hybrid_jax.method import hyperschedule, noising
@@ -60,6 +63,12 @@ class DataConfig:
                 f"data.tokenizer must be sentencepiece, byte or gpt2:FOLDER, but is "
                 f"{self.tokenizer!r}."
             )
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """The settings by the names of `prepare.prepare`."""
+        values = dataclasses.asdict(self) | {"vocab_size": self.expected_vocab_size}
+        return {name: value for name, value in values.items() if name != "dir"}
 
     @property
     def expected_vocab_size(self) -> int:
@@ -293,7 +302,8 @@ class Experiment:
 
         Args:
           values: ConfigDict or dict. A value that is still that of its "preset" is dropped where
-            other values leave it without effect.
+            other values leave it without effect. Where `data.dir` names records that exist, their
+            settings take the place of such values and of missing ones.
           settings: of a command line that replace some, as text by name ("noise.gamma").
 
         Raises:
@@ -302,6 +312,7 @@ class Experiment:
         """
         if isinstance(values, ml_collections.ConfigDict):
             values = values.to_dict()
+        values = _with_prepared(values, settings or {})
         if isinstance(preset := values.get("preset"), Mapping):  # of `presets.sized`
             values = without_void(
                 cls,
@@ -332,6 +343,21 @@ class Experiment:
                 f"formats up to {FORMAT}: install the version that wrote them."
             )
         return cls.from_config(_upgraded(values) if version == 1 else values)
+
+
+def _with_prepared(values: Mapping[str, Any], settings: Mapping[str, str]) -> Mapping[str, Any]:
+    """Settings in which those of `data` that nobody chose are the ones of the records there are."""
+    preset, data = (dict(part.get("data") or {}) for part in (values.get("preset") or {}, values))
+    folder = Path(settings.get("data.dir", data.get("dir", ""))).expanduser()
+    if folder == Path() or not manifests.find(folder):
+        return values
+    found = Manifest.load(folder)
+    for name in ("source", "valid_source", "tokenizer", "length", "vocab_size"):
+        chosen = f"data.{name}" in settings or (name in data and data[name] != preset.get(name))
+        if not chosen:
+            has_effect = name != "vocab_size" or found.tokenizer == "sentencepiece"
+            data[name] = getattr(found, name) if has_effect else None
+    return {**values, "data": data}
 
 
 def effective_layout(layout: Layout, schedule: Hyperschedule) -> Layout:

@@ -56,8 +56,10 @@ def run_experiment(options: argparse.Namespace) -> None:
 
     with Signals() as signals:
         distributed.raise_on_all(lambda: workdir.check(folder, experiment))
-        run = loop.open_run(experiment)
-        claim = functools.partial(workdir.claim, folder, experiment, run.tokenizer)
+        known = distributed.raise_on_all(lambda: workdir.load_data(folder))
+        run = loop.open_run(experiment, known=known)
+        records = run.data_dir, run.manifest
+        claim = functools.partial(workdir.claim, folder, experiment, run.tokenizer, records)
         distributed.raise_on_all(lambda: claim() if lead else None)
         distributed.check_shared(folder)
         say(summary.introduction(run, folder))

@@ -168,7 +168,8 @@ def test_command_line_trains_evaluates_samples_and_continues(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "resuming at step 2" in again.stdout
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "checkpoints", "config.json", "metrics.jsonl", "result.json", "samples", "tokenizer",
+        "checkpoints", "config.json", "metrics.jsonl", "records.json", "result.json", "samples",
+        "tokenizer",
     ]  # fmt: skip
     other = command(*arguments, "--config.noise.gamma=0.5", folder=tmp_path)
     assert other.returncode == 2

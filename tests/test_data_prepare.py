@@ -5,13 +5,15 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from hybrid_jax.data import pipeline, prepare, splits, tokenizers
+from hybrid_jax.data import inputs, pipeline, prepare, pydocs, splits, tokenizers
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.errors import UserError
@@ -183,8 +185,184 @@ def test_other_data_are_not_overwritten(story, tmp_path, change, message):
     with pytest.raises(UserError) as caught:
         prepare.prepare(**settings(story, **change), out=out)
     assert str(caught.value) == (
-        f"{out} was prepared with {message}: choose another folder, or delete this one."
+        f"{out} was prepared with {message}: choose another folder, or that value."
     )
+
+
+@pytest.fixture
+def books(tmp_path):
+    """A folder with the text of two files, and settings that prepare it."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.txt").write_text(f"a hare named {name}\n" * 20, encoding="utf-8")
+    return folder, settings(f"files:{folder}/*.*", length=16)
+
+
+def rewrite(path):
+    """Other text of the same length."""
+    path.write_text(path.read_text(encoding="utf-8").replace("hare", "cony"), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda books: rewrite(books / "a.txt"), "{0}/a.txt has changed"),
+        (lambda books: (books / "b.txt").unlink(), "{0}/b.txt is gone"),
+        (lambda books: shutil.copy(books / "a.txt", books / "c.txt"), "{0}/c.txt is new"),
+        (
+            lambda books: (books / "a.txt").rename(books / "z.txt"),
+            "{0}/a.txt is gone, {0}/z.txt is new",
+        ),
+        (
+            lambda books: [shutil.copy(books / "a.txt", books / f"{n}.txt") for n in range(5)],
+            "{0}/0.txt is new, {0}/1.txt is new, {0}/2.txt is new and 2 more",
+        ),
+    ],
+)
+@pytest.mark.parametrize("role", ["source", "valid_source"])
+def test_records_of_other_text_are_refused(story, books, tmp_path, change, message, role):
+    folder, wanted = books
+    if role == "valid_source":
+        wanted = settings(story, valid_source=wanted["source"], length=16)
+    out = tmp_path / "out"
+    prepare.prepare(**wanted, out=out)
+    change(folder)
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(**wanted, out=out)
+    assert str(caught.value) == (
+        f"{out} was prepared from other text ({message.format(folder)}): choose another folder, or "
+        "delete this one if no run needs it."
+    )
+
+
+def test_records_of_a_pattern_that_lost_its_files_are_refused(books, tmp_path):
+    folder, wanted = books
+    wanted["source"] = f"files:{folder}/a.txt,{folder}/b.txt"
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    (folder / "b.txt").unlink()
+    with pytest.raises(UserError, match=r"b\.txt is gone"):
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    (folder / "a.txt").unlink()  # prepared elsewhere: nothing to compare with
+    prepare.prepare(**wanted, out=tmp_path / "out")
+
+
+def test_equal_text_with_other_times_and_names_is_read_once(books, tmp_path, monkeypatch):
+    folder, wanted = books
+    out = tmp_path / "out"
+    manifest = prepare.prepare(**wanted, out=out)
+    (folder / "a.txt").rename(folder / "0.txt")
+    os.utime(folder / "b.txt", ns=(1, 1))
+    again = prepare.prepare(**wanted, out=out)
+    assert again.identity == manifest.identity
+
+    def unread(path):
+        raise AssertionError(f"{path} is read")
+
+    monkeypatch.setattr("hybrid_jax.data.content._hash", unread)
+    prepare.prepare(**wanted, out=out)
+    os.utime(folder / "b.txt", ns=(2, 2))
+    with pytest.raises(AssertionError, match=r"b\.txt is read"):
+        prepare.prepare(**wanted, out=out)
+
+
+def test_text_that_changes_while_it_is_read_is_refused(books, tmp_path, monkeypatch):
+    folder, wanted = books
+
+    def changing(*arguments, **more):
+        rewrite(folder / "a.txt")
+        return tokenizers.make_tokenizer(*arguments, **more)
+
+    monkeypatch.setattr(prepare, "make_tokenizer", changing)
+    with pytest.raises(UserError, match=r"changed while it was read \(.*a.txt has changed\)"):
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_of_other_tokenizer_files_are_refused(story, tmp_path):
+    """As if GPT-2's tokenizer had made them: the files are only compared."""
+    out, tokenizer = tmp_path / "out", f"gpt2:{tmp_path}"
+    for name in ("encoder.json", "vocab.bpe"):
+        (tmp_path / name).write_text("a hare", encoding="utf-8")
+    manifest = prepare.prepare(**settings(story), out=out)
+    found = (*manifest.inputs, *inputs.read(tokenizer))
+    dataclasses.replace(manifest, tokenizer=tokenizer, inputs=found).save(out)
+    prepare.prepare(**settings(story, tokenizer=tokenizer), out=out)
+    rewrite(tmp_path / "vocab.bpe")
+    with pytest.raises(UserError, match=r"other text \(.*vocab.bpe has changed\)"):
+        prepare.prepare(**settings(story, tokenizer=tokenizer), out=out)
+
+
+def test_records_of_another_python_are_refused(story, tmp_path, monkeypatch):
+    wanted = settings(story, valid_source="pydocs")
+    monkeypatch.setattr(pydocs, "_corpus", lambda: ("All the documentation of one Python.",))
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    monkeypatch.setattr(sys, "version", "another build")
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    monkeypatch.setattr(sys, "version", "4.0")
+    monkeypatch.setattr(pydocs, "_corpus", lambda: ("All the documentation of another Python.",))
+    with pytest.raises(UserError, match=r"\(Python's documentation has changed\)"):
+        prepare.prepare(**wanted, out=tmp_path / "out")
+
+
+def test_records_of_another_version_of_a_public_set_are_refused(story, tmp_path, monkeypatch):
+    """With a stand-in for the package datasets; without it, the records are used."""
+    hub = types.SimpleNamespace(
+        commit="abc",
+        text="of the hub",
+        exceptions=types.SimpleNamespace(DatasetsError=ConnectionError),
+        load_dataset=lambda name, config, split: [{"text": f"{hub.text}, {split}"}] * 9,
+        load_dataset_builder=lambda name, config: types.SimpleNamespace(cache_dir=hub.commit),
+    )
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    wanted = settings(story, valid_source="hf:owner/name:test", length=16)
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    hub.commit = "def"
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    hub.commit, hub.text = "123", "of today's hub"
+    with pytest.raises(UserError, match=r"\(hf:owner/name:test has changed\)"):
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    prepare.prepare(**wanted, out=tmp_path / "out")
+
+
+def test_only_what_is_given_is_compared(story, tmp_path):
+    out = tmp_path / "out"
+    manifest = prepare.prepare(**settings(story), valid_every=7, shard_records=100, out=out)
+    assert (manifest.valid_every, manifest.shard_records) == (7, 100)
+    assert prepare.prepare(**settings(story), out=out) == manifest
+
+
+def test_unwanted_records_are_not_kept(story, tmp_path):
+    def refuse(manifest):
+        raise UserError(f"not {manifest.length}")
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="not 32"):
+            prepare.prepare(**settings(story), out=tmp_path / "new" / "out", check=refuse)
+        assert not (tmp_path / "new").exists()
+    kept = prepare.prepare(**settings(story), out=tmp_path / "out")
+    with pytest.raises(UserError, match="not 32"):
+        prepare.prepare(**settings(story), out=tmp_path / "out", check=refuse)
+    assert Manifest.load(tmp_path / "out") == kept
+
+
+def test_identity_is_that_of_the_records(story, tmp_path):
+    """Neither names nor shards matter; each setting that changes a token does."""
+
+    def identity(name, **wanted):
+        return prepare.prepare(**{**settings(story), **wanted}, out=tmp_path / name).identity
+
+    same = write_story(tmp_path / "same.jsonl", STORY)
+    assert identity("a") == identity("b", source=same, shard_records=100)
+    others = [
+        identity("c", length=16),
+        identity("d", valid_every=7),
+        identity("e", valid_source=same),
+        identity("f", source=write_story(tmp_path / "less.jsonl", STORY[1:])),
+        identity("g", tokenizer="sentencepiece", vocab_size=320),
+    ]
+    assert len({identity("a"), *others}) == 6
 
 
 def test_foreign_folders_are_not_touched(story, tmp_path):
@@ -263,7 +441,9 @@ def test_of_two_at_once_the_first_wins(story, tmp_path):
     with process, open(fifo, "w", encoding="utf-8") as pipe:
         other = write_story(tmp_path / "valid.jsonl", STORY[:9])
         manifest = prepare.prepare(**settings(story, valid_source=other), out=tmp_path / "twin")
-        same = dataclasses.replace(manifest, valid_source=f"files:{fifo}")
+        same = dataclasses.replace(
+            manifest, valid_source=f"files:{fifo}", inputs=manifest.inputs[:1]
+        )
         (tmp_path / "twin").rename(out)
         same.save(out)
         pipe.write(lines)
@@ -330,6 +510,26 @@ def test_folders_of_older_versions_are_read(story, tmp_path):
     assert Manifest.load(out) == manifest
     assert prepare.prepare(**settings(story), out=out) == manifest
     assert not (out / "manifest.json").exists()
+
+
+def test_text_newer_than_records_of_older_versions_is_refused(books, tmp_path):
+    """Their manifests do not tell what they were made from."""
+    folder, wanted = books
+    out = tmp_path / "out"
+    prepare.prepare(**wanted, out=out)
+    values = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    del values["inputs"]
+    for split in ("train", "valid"):
+        for shard in values[split]["shards"]:
+            del shard["stamp"]
+    (out / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
+    manifest = prepare.prepare(**wanted, out=out)
+    assert manifest.inputs == ()
+    pipeline.Records(out, "train").verify()
+    later = (out / "manifest.json").stat().st_mtime_ns + 1
+    os.utime(folder / "b.txt", ns=(later, later))
+    with pytest.raises(UserError, match=r"\(.*b.txt is newer than the records\)"):
+        prepare.prepare(**wanted, out=out)
 
 
 def test_damaged_manifests_are_refused(story, tmp_path):

@@ -151,6 +151,8 @@ def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
         subprocess.run([sys.executable, str(file), str(tmp_path)], check=True, capture_output=True)
     command = (
         "import sys; from hybrid_jax import evaluate; status = evaluate.main(sys.argv[1:]); "
+        "from hybrid_jax.data import inputs; found = inputs.read('tfds:lambada:test'); "
+        "assert [len(file.sha256) for file in found] == [64] and 'lambada-test' in found[0].name; "
         "assert 'tensorflow' not in sys.modules; sys.exit(status)"
     )
     done = subprocess.run(

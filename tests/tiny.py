@@ -72,7 +72,8 @@ def run(folder: Path, text: Path, *, length: int = LENGTH, tokenizer: str = "byt
         **settings,
     )
     opened = loop.open_run(experiment, jax.devices()[:1])
-    workdir.claim(folder / "run", experiment, opened.tokenizer)
+    records = opened.data_dir, opened.manifest
+    workdir.claim(folder / "run", experiment, opened.tokenizer, records)
     loop.train(opened, folder / "run", Signals(), say=lambda _: None)
     return folder / "run"
 

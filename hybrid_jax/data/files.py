@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
+from hybrid_jax.data import content
 from hybrid_jax.errors import UserError
 
 _READ = 1 << 16  # compressed bytes read at a time
@@ -78,6 +79,11 @@ def documents(patterns: str) -> Iterator[str]:
         for path, reader in zip(paths, readers, strict=True)
         for text in _nonempty(path, reader)
     )
+
+
+def contents(patterns: str) -> dict[str, content.Content]:
+    """The content of each file of `documents`. Raises UserError as it does."""
+    return {str(path): content.of_file(path) for path in _matching(patterns) if path.is_file()}
 
 
 def _matching(patterns: str) -> list[Path]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
+from hybrid_jax.data import content
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.errors import UserError
 
@@ -21,6 +23,8 @@ _STEPS = 1 << 62  # more than any run takes
 
 class Records:
     """One split of a prepared folder, opened and compared with its manifest.
+
+    Files that have changed since they were written, or were copied, are read once as a whole.
 
     Attributes:
       manifest: of the folder.
@@ -36,9 +40,9 @@ class Records:
     def __init__(self, folder: str | Path, split: str):
         self.manifest = Manifest.load(folder)
         self._split = self.manifest.split(split)
-        self._folder = folder
+        self._folder = Path(folder)
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
-        paths = [Path(folder) / shard.name for shard in self._split.shards]
+        paths = [self._folder / shard.name for shard in self._split.shards]
         for path, shard in zip(paths, self._split.shards, strict=True):
             if not path.is_file():
                 raise self._damaged(f"{path.name} is missing")
@@ -52,6 +56,15 @@ class Records:
             raise self._damaged("a file is no ArrayRecord") from error
         if found != self._split.records:
             raise self._damaged(f"there are {found} records, but the manifest says {len(self)}")
+        shards = tuple(
+            dataclasses.replace(shard, stamp=content.stamp(path) if shard.stamp else "")
+            for path, shard in zip(paths, self._split.shards, strict=True)
+        )
+        if [shard.stamp for shard in shards] != [shard.stamp for shard in self._split.shards]:
+            self.verify()
+            renewed: Any = {split: dataclasses.replace(self._split, shards=shards)}
+            with contextlib.suppress(UserError):  # nobody need be able to write there
+                dataclasses.replace(self.manifest, **renewed).save(self._folder)
 
     def __len__(self) -> int:
         return self._split.records

@@ -15,14 +15,14 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from hybrid_jax.data import inputs, splits
 from hybrid_jax.data import manifest as manifests
-from hybrid_jax.data import splits
 from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
@@ -43,12 +43,13 @@ def prepare(
     length: int,
     out: str | Path,
     valid_source: str = "",
-    valid_every: int = VALID_EVERY,
-    shard_records: int = SHARD_RECORDS,
+    valid_every: int | None = None,
+    shard_records: int | None = None,
+    check: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Manifest:
-    """Prepares the folder `out`, or returns its manifest if it was prepared with these settings.
+    """Prepares the folder `out`, or returns its manifest if it was prepared from the same.
 
-    Equal settings and texts give equal files. A run that fails leaves no folder behind, and
+    Equal settings and texts give equal records. A run that fails leaves no folder behind, and
     concurrent runs do not harm each other.
 
     Args:
@@ -58,22 +59,27 @@ def prepare(
       length: L, tokens of a record.
       out: folder to make.
       valid_source: text to validate on; if empty, every `valid_every`-th piece of `source`.
-      valid_every: see `splits.held_out`; ignored if there is a `valid_source`.
-      shard_records: records of a file.
+      valid_every: see `splits.held_out`; ignored if there is a `valid_source`. None for that of
+        `out`, or `VALID_EVERY`.
+      shard_records: records of a file. None for those of `out`, or `SHARD_RECORDS`.
+      check: raises UserError for records that are not wanted. Nothing is kept of new ones.
 
     Raises:
-      UserError: for bad settings or text, too little text for one record in both splits, or an
-        `out` that holds something else or cannot be written.
+      UserError: for bad settings or text, too little text for one record in both splits, an `out`
+        that holds something else, was prepared from other text or cannot be written, or as `check`.
     """
     settings = _settings(source, tokenizer, vocab_size, length, valid_source, valid_every)
     settings["shard_records"] = shard_records
     least = {"length": 1, "shard_records": 1} | ({} if valid_source else {"valid_every": 2})
     for name, value in least.items():
-        if settings[name] < value:
+        if settings[name] is not None and settings[name] < value:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
     out = Path(out)
     if manifest := _existing(out, settings):
+        check(manifest)
         return manifest
+    natural = {"valid_every": VALID_EVERY, "shard_records": SHARD_RECORDS}
+    settings |= {name: value for name, value in natural.items() if settings[name] is None}
     makes_parent = not out.parent.exists()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,11 +87,13 @@ def prepare(
             folder = Path(temporary) / "data"
             folder.mkdir()
             manifest = _build(folder, settings, vocab_size)
+            check(manifest)
             try:
                 folder.rename(out)
             except OSError:
                 # Another process may have been faster.
                 if there := _existing(out, settings):
+                    check(there)
                     return there
                 raise
     except OSError as error:
@@ -118,7 +126,12 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
 
 
 def _settings(
-    source: str, tokenizer: str, vocab_size: int, length: int, valid_source: str, valid_every: int
+    source: str,
+    tokenizer: str,
+    vocab_size: int,
+    length: int,
+    valid_source: str,
+    valid_every: int | None,
 ) -> dict[str, Any]:
     """The settings that matter, under their names in the manifest."""
     settings = {
@@ -139,16 +152,23 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
         raise UserError(f"{out} exists but holds no prepared data: choose another folder.")
     manifest = Manifest.load(out)
     for name, value in settings.items():
-        if getattr(manifest, name) != value:
+        if value is not None and getattr(manifest, name) != value:
             raise UserError(
                 f"{out} was prepared with {name}={getattr(manifest, name)!r}, not {value!r}: "
-                "choose another folder, or delete this one."
+                "choose another folder, or that value."
             )
+    if changes := inputs.changes(manifest, out):
+        raise UserError(
+            f"{out} was prepared from other text ({changes}): choose another folder, or delete "
+            "this one if no run needs it."
+        )
     return manifest
 
 
 def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manifest:
     source, valid_source = settings["source"], settings["valid_source"]
+    parts = dict.fromkeys((source, valid_source, settings["tokenizer"]))
+    found = tuple(one for part in parts for one in inputs.read(part))
     held_out: frozenset[bytes] = frozenset()
     if not valid_source:
         held_out = splits.held_out(source, every=settings["valid_every"])
@@ -175,8 +195,8 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
         _write(splits.passages(source, held_out=held_out), tokenizer, train, valid)
         if valid_source:
             _write(splits.passages(valid_source), tokenizer, valid, valid)
-        parts = {"train": train.finish(), "valid": valid.finish()}
-    for name, split in parts.items():
+        written = {"train": train.finish(), "valid": valid.finish()}
+    for name, split in written.items():
         if not split.records:
             advice = "" if valid_source else " or a valid_source"
             raise UserError(
@@ -193,8 +213,10 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
         "eos": tokenizer.eos,
         "dtype": token_dtype(tokenizer.vocab_size).name,
     }
-    manifest = Manifest(**values, train=parts["train"], valid=parts["valid"])
+    manifest = Manifest(**values, train=written["train"], valid=written["valid"], inputs=found)
     manifest.save(folder)
+    if changes := inputs.changes(manifest, folder):
+        raise UserError(f"The text changed while it was read ({changes}): prepare it again.")
     return manifest
 
 

@@ -30,11 +30,17 @@ def introduction(run: train.Run, workdir: Path) -> str:
     mesh = " × ".join(f"{name} {number}" for name, number in run.mesh.shape.items() if number > 1)
     splits = run.manifest.train, run.manifest.valid
     tokens = " + ".join(f"{split.records * run.manifest.length:,}" for split in splits)
+    changes = (
+        f"the text has changed since ({run.changes}); the run goes on with the records it began "
+        f"with, in {run.data_dir}\n"
+        if run.changes
+        else ""
+    )
     return (
         f"{run.experiment.name}: {spec.kernel.name} noise on {spec.schedule.name}, "
         f"{spec.layout.alignment} rows, {size:,} parameters\n"
         f"data: {run.manifest.source}, {tokens} tokens (train + valid) of "
-        f"{run.manifest.vocab_size} kinds in records of {run.manifest.length}\n"
+        f"{run.manifest.vocab_size} kinds in records of {run.manifest.length}\n{changes}"
         f"devices: {run.mesh.size} × {jax.devices()[0].device_kind}{f' ({mesh})' if mesh else ''}, "
         f"{held:,.0f} MiB of state on each; processes: {jax.process_count()}; workdir: {workdir}"
     )

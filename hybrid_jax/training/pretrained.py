@@ -17,6 +17,7 @@ from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.training import workdir as workdirs
+from hybrid_jax.training.workdir import RunData
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Pretrained:
     Attributes:
       params: the averaged parameters (EMA), to evaluate and sample with.
       step: updates made.
+      data: the records that it was trained on; None if they are not known.
     """
 
     experiment: Experiment
@@ -34,6 +36,7 @@ class Pretrained:
     spec: Spec
     params: Any
     step: int
+    data: RunData | None = None
 
 
 def load(
@@ -51,7 +54,7 @@ def load(
     """
     workdir = Path(workdir)
     experiment = workdirs.load(workdir)
-    tokenizer = workdirs.load_tokenizer(workdir)
+    tokenizer, data = workdirs.load_tokenizer(workdir), workdirs.load_data(workdir)
     network = experiment.network(tokenizer.vocab_size)
     place = sharding.everywhere(mesh or sharding.one_device())
     shapes = jax.eval_shape(network.init, jax.random.key(0))
@@ -74,4 +77,5 @@ def load(
         spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos),
         params=found[1]["ema"],
         step=found[0],
+        data=data,
     )

@@ -1,21 +1,48 @@
-"""A run's folder: it belongs to one experiment and says so in config.json."""
+"""A run's folder: it belongs to one experiment (config.json) on certain records (records.json)."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.config import Experiment
-from hybrid_jax.data import tokenizers
+from hybrid_jax.config import DataConfig, Experiment
+from hybrid_jax.data import manifest as manifests
+from hybrid_jax.data import prepare, tokenizers
+from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.decode import from_values
 from hybrid_jax.runtime.files import unwritable, write_atomic
 
 _FILE = "config.json"
+_RECORDS = "records.json"
 _TOKENIZER = "tokenizer"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The records that a run is trained on.
+
+    Attributes:
+      identity: see `Manifest.identity`.
+      folder: absolute, in which they were when the training last began.
+    """
+
+    identity: str
+    folder: str
+
+    def check(self, folder: Path, manifest: Manifest) -> None:
+        """Raises UserError unless the records of `folder`, with this manifest, are the same."""
+        if manifest.identity != self.identity:
+            raise UserError(
+                f"The run was trained on other data ({self.identity[:12]}, then in {self.folder}) "
+                f"than those of {folder} ({manifest.identity[:12]}): bring back the records or the "
+                "text of that run, or train in another workdir."
+            )
 
 
 def check(workdir: Path, experiment: Experiment) -> None:
@@ -29,12 +56,25 @@ def check(workdir: Path, experiment: Experiment) -> None:
         )
 
 
-def claim(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
+def claim(
+    workdir: Path,
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    records: tuple[Path, Manifest] | None = None,
+) -> None:
     """Makes `workdir` the experiment's, with a copy of its tokenizer: what is needed to generate.
 
-    Raises UserError as `check`, if it cannot be written, or if it holds another tokenizer.
+    Args:
+      records: folder and manifest of those to train on; None if it is not trained yet.
+
+    Raises:
+      UserError: as `check`, or if it cannot be written, or holds another tokenizer or a run on
+        other records.
     """
     check(workdir, experiment)
+    known = load_data(workdir)
+    if records and known:
+        known.check(*records)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / _TOKENIZER).exists():
@@ -51,6 +91,46 @@ def claim(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
             "another --workdir, or the data of that run."
         )
     write_atomic(workdir / _FILE, experiment.to_json())
+    if records:
+        data = RunData(identity=records[1].identity, folder=str(records[0].absolute()))
+        text = json.dumps(dataclasses.asdict(data), indent=1, ensure_ascii=False)
+        write_atomic(workdir / _RECORDS, text + "\n")
+
+
+def load_data(workdir: Path) -> RunData | None:
+    """The records of a workdir's run; None before its training, or if an older version made it.
+
+    Raises UserError if they cannot be read.
+    """
+    path = workdir / _RECORDS
+    try:
+        data: RunData = from_values(RunData, json.loads(path.read_bytes()), "records")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, UserError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(
+            f"{path} is damaged ({reason}): restore it, or delete it to go on with any data."
+        ) from error
+    return data
+
+
+def data_folders(data: DataConfig, known: RunData | None) -> list[Path]:
+    """Absolute folders in which a run's records may be, the best first.
+
+    They are the one that the settings name, which depends on the working folder, and the one in
+    which the records were; the latter comes first if it alone has them.
+    """
+    named = Path(data.dir).expanduser() if data.dir else prepare.default_dir(**data.preparation)
+    folders = dict.fromkeys([named.absolute(), *([Path(known.folder)] if known else [])])
+    return sorted(folders, key=lambda folder: not holds(folder, known))
+
+
+def holds(folder: Path, known: RunData | None) -> bool:
+    """Whether a folder holds records, and if those of a run are known, these."""
+    if not manifests.find(folder):
+        return False
+    return known is None or Manifest.load(folder).identity == known.identity
 
 
 def load(workdir: Path) -> Experiment:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from hybrid_jax.data.content import Content
 from hybrid_jax.data.tokenizers import gpt2, sentencepiece
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
@@ -37,6 +38,12 @@ def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Token
     if name == "byte":
         return ByteTokenizer()
     raise UserError(f"Unknown tokenizer {name!r}: choose sentencepiece, byte or gpt2:FOLDER.")
+
+
+def contents(name: str) -> dict[str, Content]:
+    """The content of each file that `make_tokenizer` reads. Raises UserError as it does."""
+    kind, _, folder = name.partition(":")
+    return gpt2.contents(Path(folder).expanduser()) if kind == "gpt2" else {}
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

@@ -15,6 +15,7 @@ import numpy as np
 import tiktoken
 import tiktoken.load
 
+from hybrid_jax.data import content
 from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
 from hybrid_jax.errors import UserError
 
@@ -97,9 +98,7 @@ def load(folder: Path) -> GPT2Tokenizer:
     Raises:
       UserError: if a file is missing, or the two are not a byte-level BPE.
     """
-    names = (ENCODER, MERGES)
-    if not any((folder / name).exists() for name in names):
-        names = _ELSEWHERE if (folder / _ELSEWHERE[0]).exists() else names
+    names = _names(folder)
     try:
         encoder, merges = ((folder / name).read_bytes() for name in names)
     except OSError as error:
@@ -118,6 +117,17 @@ def load(folder: Path) -> GPT2Tokenizer:
             "them again."
         ) from error
     return GPT2Tokenizer(encoder=encoder, merges=merges, ranks=ranks)
+
+
+def contents(folder: Path) -> dict[str, content.Content]:
+    """The content of the two files in a folder. Raises UserError if one is missing."""
+    paths = [folder / name for name in _names(folder)]
+    return {str(path): content.of_file(path) for path in paths}
+
+
+def _names(folder: Path) -> tuple[str, str]:
+    here = any((folder / name).exists() for name in (ENCODER, MERGES))
+    return _ELSEWHERE if not here and (folder / _ELSEWHERE[0]).exists() else (ENCODER, MERGES)
 
 
 @contextlib.contextmanager
