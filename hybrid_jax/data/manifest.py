@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import from_values
+from hybrid_jax.runtime.json_text import write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -120,8 +121,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes the manifest into an existing folder."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / MANIFEST, self)
 
     def split(self, name: str) -> Split:
         """The split "train" or "valid". Raises ValueError for another name."""
