@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
-from pathlib import Path
 
 import device
 import jax
@@ -26,7 +24,8 @@ from hybrid_jax.eval import perplexity
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method import noising
 from hybrid_jax.method.objective import Bound
-from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.files import labels, write_atomic
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.training import pretrained
 from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.statistics import mean_and_standard_error
@@ -109,13 +108,13 @@ def main() -> int:
     options = parser.parse_args()
     rows = []
     try:
-        for workdir in options.workdir:
+        for workdir, label in zip(options.workdir, labels(options.workdir), strict=True):
             model = pretrained.load(workdir)
             records = perplexity.held_out(model, options.records).tokens
             for bound in bounds_of(model):
                 row = measure(model, bound, records, draws=options.draws, batch=options.batch)
-                rows.append({"model": Path(workdir).name, "step": model.step, **row})
-                print(json.dumps(rows[-1], ensure_ascii=False), file=sys.stderr, flush=True)
+                rows.append({"model": label, "step": model.step, **row})
+                print(json_text(rows[-1]), file=sys.stderr, flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

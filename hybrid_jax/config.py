@@ -30,6 +30,7 @@ from hybrid_jax.models.transformer import ModelConfig, Transformer
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime import boards
 from hybrid_jax.runtime.decode import from_values, overridden, without_void
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
 
@@ -292,7 +293,7 @@ class Experiment:
     def to_json(self) -> str:
         """As JSON text, the content of a workdir's config.json: no value depends on defaults."""
         values = {"format": FORMAT, **dataclasses.asdict(self.resolved())}
-        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        return json_text(values, indent=1) + "\n"
 
     @classmethod
     def from_config(

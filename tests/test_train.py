@@ -249,8 +249,8 @@ def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
     bits = result["nll"] / np.log(2) / run.manifest.valid.bytes_per_token
     assert result["bits_per_byte"] == pytest.approx(bits)
     # The samples are those that the command generates, in a file that evaluation reads.
-    file, again = tmp_path / "samples" / "step-6.jsonl", tmp_path / "again.jsonl"
-    assert len(requests.read(file).texts) == 2
+    (file,), again = (tmp_path / "samples").glob("step-6-*.jsonl"), tmp_path / "again.jsonl"
+    assert len(requests.read(file, run.tokenizer).texts) == 2
     command = [f"--workdir={tmp_path}", "--num_samples=2", "--seed=0", f"--out={again}"]
     assert generate.main(command) == 0
     assert again.read_text(encoding="utf-8") == file.read_text(encoding="utf-8")

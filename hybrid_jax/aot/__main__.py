@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, read_config
-from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.command_line import SETTINGS, Parser, check_mode, parse, read_config
+from hybrid_jax.runtime.json_text import write_json
 
 # Read by JAX and libtpu when they are imported.
 _ENVIRONMENT = {
@@ -36,6 +35,13 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_LOG_DIR": "disabled",
 }
+# What each way to use the command reads besides the flags that all read.
+MODES = {
+    "--step=train": (),
+    "--step=sample": ("sample_batch",),
+    "--step=both": ("sample_batch",),
+    "--fit": (),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
     """Compiles what the options ask for, prints what was found and writes it."""
     if options.sample_batch < 1:
         raise UserError(f"--sample_batch must be at least 1, but is {options.sample_batch}.")
+    check_mode(options, "--fit" if options.fit else f"--step={options.step}", MODES)
     os.environ.update(_ENVIRONMENT)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     values = read_config(options.config)
@@ -66,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     begin = f"{experiment.name} on {options.topology}: {len(devices)} × {kind}, {shape}; {compiler}"
     print(begin, flush=True)
     found: dict[str, Any] = {
-        "experiment": dataclasses.asdict(experiment.resolved()),
+        "experiment": experiment.resolved(),
         "topology": options.topology,
         "devices": len(devices),
         "device_kind": kind,
@@ -92,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
             "fits": capacity is None or program.memory.peak <= capacity,
         }
     if options.json:
-        write_atomic(options.json, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_json(options.json, found)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import from_values
-from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.json_text import digest, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -119,7 +118,7 @@ class Manifest:
         """A hash of what the records are: tokens of both splits, and the tokenizer they are of."""
         splits = self.train.sha256, self.valid.sha256
         parts = (*splits, self.fingerprint, self.length, self.dtype)
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return digest(parts)
 
     @classmethod
     def load(cls, folder: str | Path) -> Manifest:
@@ -156,8 +155,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes the manifest into an existing folder. Raises UserError if that is not possible."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        write_atomic(folder / MANIFEST, text + "\n")
+        write_json(folder / MANIFEST, self)
 
     def split(self, name: str) -> Split:
         """The split "train" or "valid". Raises ValueError for another name."""

@@ -10,8 +10,6 @@ of both splits, the tokenizer, and `manifest.json`. It appears whole or not at a
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import re
 import sys
 import tempfile
@@ -29,6 +27,7 @@ from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.runtime.command_line import Parser, parse
+from hybrid_jax.runtime.json_text import digest
 
 VALID_EVERY = 20
 SHARD_RECORDS = 1 << 16
@@ -110,9 +109,8 @@ def default_dir(
 ) -> Path:
     """A relative folder, data/NAME, that differs for settings that prepare different data."""
     settings = _settings(source, tokenizer, vocab_size, length, valid_source, VALID_EVERY)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     words = re.sub(r"[^A-Za-z0-9]+", "-", f"{source}-{tokenizer}")[:40].strip("-")
-    return Path("data") / f"{words}-{length}-{digest}"
+    return Path("data") / f"{words}-{length}-{digest(settings)[:8]}"
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 from hybrid_jax.demo.writer import Writer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import player
+from hybrid_jax.runtime.json_text import json_text
 
 PLACES = 4
 """Texts that are written at once; whoever comes then is told to wait."""
@@ -228,4 +229,4 @@ def _whole(digits: str) -> int:
 
 
 def _json(values: Any) -> bytes:
-    return json.dumps(values, ensure_ascii=False).encode("utf-8")
+    return json_text(values).encode("utf-8")

@@ -17,6 +17,7 @@ import numpy as np
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
@@ -121,6 +122,7 @@ def settings_of(
     return {
         "workdir": str(workdir),
         "step": model.step,
+        "tokenizer": model.tokenizer.fingerprint,
         "seed": seed,
         "schedule": sampler.spec.schedule.name,
         "noise": sampler.spec.kernel.name,
@@ -130,9 +132,7 @@ def settings_of(
 
 def write(file: str | Path, texts: Sequence[Text], settings: Mapping[str, Any]) -> None:
     """Writes texts with their settings, for `read`."""
-    lines = [
-        json.dumps({**dataclasses.asdict(text), **settings}, ensure_ascii=False) for text in texts
-    ]
+    lines = [json_text({**dataclasses.asdict(text), **settings}) for text in texts]
     write_atomic(file, "\n".join(lines) + "\n")
 
 
@@ -152,12 +152,15 @@ class Samples:
     settings: Mapping[str, Any]
 
 
-def read(path: str | Path) -> Samples:
+def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
     """Texts from a file of `write`.
+
+    Args:
+      tokenizer: that the texts must be of.
 
     Raises:
       UserError: if it cannot be read, is no such file, is empty, or holds texts of different
-        settings.
+        settings or of another tokenizer.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -177,7 +180,8 @@ def read(path: str | Path) -> Samples:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"Line {number} of {path} is no text that this version of hybrid_jax.generate "
-                "writes: generate it anew."
+                "writes: generate it anew, or score texts of other programs in Python with "
+                "hybrid_jax.eval.text_quality.evaluate."
             ) from error
         if texts and values != settings:
             raise UserError(f"{path} holds texts of different settings: score one sampler a time.")
@@ -185,6 +189,13 @@ def read(path: str | Path) -> Samples:
         settings = values
     if not texts:
         raise UserError(f"There are no texts in {path}.")
+    # Files of earlier versions do not name the tokenizer: their texts tell.
+    known = settings.get("tokenizer", tokenizer.fingerprint) == tokenizer.fingerprint
+    if not known or not all(_decodes(tokenizer, text) for text in texts):
+        raise UserError(
+            f"The texts in {path} are of another tokenizer than that of --workdir: name the run "
+            f"that wrote them, {settings.get('workdir', 'which they do not say')}."
+        )
     nfe, corrections = np.mean(counts, axis=0)
     return Samples(
         texts=tuple(str(text["text"]) for text in texts),
@@ -196,3 +207,19 @@ def read(path: str | Path) -> Samples:
             "prompted": sum(bool(text["prompt"]) for text in texts),
         },
     )
+
+
+def of_one_sampler(settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether `Samples.settings` of several files are those of one sampler and different seeds."""
+    varies = ("seed", "nfe", "corrections")
+    samplers = [{k: v for k, v in each.items() if k not in varies} for each in settings]
+    seeds = {each.get("seed") for each in settings}
+    return all(each == samplers[0] for each in samplers) and len(seeds) == len(settings) > 1
+
+
+def _decodes(tokenizer: Tokenizer, text: Mapping[str, Any]) -> bool:
+    """Whether the tokens of a `Text` are its text under a tokenizer."""
+    try:
+        return bool(tokenizer.decode(text["tokens"]) == text["text"])
+    except UserError:  # an id that it does not have
+        return False

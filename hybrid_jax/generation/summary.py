@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ import jax
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.runtime.json_text import file_name, write_json
 from hybrid_jax.runtime.processes import is_process0, raise_on_all
 from hybrid_jax.training import loop as train
 from hybrid_jax.training.likelihood import BoundEstimate
@@ -69,10 +69,12 @@ def _publish(
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(folder, error) from error
-        requests.write(folder / f"step-{step}.jsonl", texts, settings)
+        # A finished run may be sampled from again, with another rule.
+        name = file_name(f"step-{step}", {**settings, "workdir": "", "count": len(texts)})
+        requests.write(folder / f"{name}.jsonl", texts, settings)
     values = {"step": step, "bound": estimate.bound, "records": estimate.records,
               "draws": estimate.draws, **estimate.values()}  # fmt: skip
-    write_atomic(workdir / "result.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    write_json(workdir / "result.json", values)
 
     for text in texts:
         print(f"\nsample {text.number + 1}:")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +33,7 @@ from hybrid_jax.interop.weights import CONFIG, WEIGHTS
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
 from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.training.pretrained import Pretrained
 
 _SHARED = {
@@ -130,7 +130,7 @@ def export_released(model: Released | Pretrained, folder: str | Path) -> None:
         raise unwritable(folder, error) from error
     # The metadata that Hugging Face's loaders ask for.
     write_atomic(folder / WEIGHTS, safetensors.save(arrays, metadata={"format": "pt"}))
-    write_atomic(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+    write_json(folder / CONFIG, config)
 
 
 def require_empty(folder: Path) -> None:

@@ -10,7 +10,7 @@ import importlib.util
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -46,8 +46,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
       argv: the words behind the program; None for those that it was started with.
 
     Returns:
-      the options; where `--config` is one of them, `settings` is a dict of the texts of
-      `--config.NAME=VALUE` by name, such as {"noise.gamma": "0.05"}.
+      the options; `given`, the names of those flags that were; and where `--config` is an option,
+      `settings`, a dict of the texts of `--config.NAME=VALUE` by name, such as
+      {"noise.gamma": "0.05"}.
 
     Raises:
       UserError: for a mistake, a word that the parser does not know, or a flag given twice that
@@ -56,6 +57,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     given = sys.argv[1:] if argv is None else argv
     flags = Counter(word.partition("=")[0] for word in given if word.startswith("--"))
     options, rest = parser.parse_known_args(given)
+    options.given = frozenset(flag.removeprefix("--") for flag in flags)
     for flag, times in flags.items():
         several = isinstance(getattr(options, flag.removeprefix("--"), None), list)
         if times > 1 and not several:
@@ -73,6 +75,33 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
             parser.error(f"{flag} needs a value: write {flag}=VALUE")
         options.settings[flag.removeprefix("--config.")] = value
     return options
+
+
+def check_mode(
+    options: argparse.Namespace, mode: str, modes: Mapping[str, Collection[str]]
+) -> None:
+    """Refuses flags without an effect.
+
+    Args:
+      options: of `parse`.
+      mode: in which the command runs.
+      modes: by the name of a mode, the flags that it reads besides those that no mode names, which
+        all read.
+
+    Raises:
+      UserError: for the first flag that was given and that `mode` does not read.
+    """
+    for name in sorted(options.given - set(modes[mode])):
+        if homes := [home for home, flags in modes.items() if name in flags]:
+            choose = "" if f"--{name}" in homes else f", or choose {' or '.join(homes)}"
+            raise UserError(f"--{name} has no effect with {mode}: leave it out{choose}.")
+
+
+def distinct(flag: str, values: Sequence[Any]) -> None:
+    """Raises UserError if a flag names something twice."""
+    for value, times in Counter(values).items():
+        if times > 1:
+            raise UserError(f"{flag} names {value} {times} times: leave out all but one.")
 
 
 def step_of(text: str) -> int | Literal["best"]:

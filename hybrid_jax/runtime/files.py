@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
@@ -58,6 +58,14 @@ def one_line(error: BaseException) -> str:
     return line if len(line) <= 200 else f"…{line[-200:]}"  # TensorStore puts the cause last
 
 
-def file_name(text: str) -> str:
-    """A text with everything but letters, digits and "_.-" replaced by "-"."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
+def labels(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The shortest ending of each path that no other has; of different paths, different ones."""
+    parts = [Path(path).absolute().parts for path in paths]
+
+    def ending(own: tuple[str, ...]) -> str:
+        for size in range(1, len(own)):
+            if sum(other[-size:] == own[-size:] for other in parts) == 1:
+                return str(Path(*own[-size:]))
+        return str(Path(*own))
+
+    return [ending(own) for own in parts]

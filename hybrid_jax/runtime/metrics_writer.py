@@ -11,14 +11,14 @@ from pathlib import Path
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.boards import Board
 from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.json_text import json_text
 
 
 class MetricsWriter:
     """Appends to ``<workdir>/metrics.jsonl`` and to a board. A context manager.
 
-    A line is ``{"step": 10, "kind": "train", "loss": 2.5, …}``. Values that are not finite are
-    the strings "nan", "inf" and "-inf", which `float` reads back; JSON has no numbers for them.
-    Only one process of a run may write.
+    A line is ``{"step": 10, "kind": "train", "loss": 2.5, …}``; values that are not finite are
+    null. Only one process of a run may write.
 
     Attributes:
       path: of the log.
@@ -72,9 +72,8 @@ class MetricsWriter:
         if reserved := {"step", "kind"} & values.keys():
             raise ValueError(f"a metric may not be called {' or '.join(sorted(reserved))}")
         numbers = {name: float(value) for name, value in values.items()}
-        line = {name: x if math.isfinite(x) else str(x) for name, x in numbers.items()}
         try:
-            self._file.write(json.dumps({"step": int(step), "kind": kind, **line}) + "\n")
+            self._file.write(json_text({"step": int(step), "kind": kind, **numbers}) + "\n")
             self._file.flush()
             if self._board:
                 finite = {f"{kind}/{n}": x for n, x in numbers.items() if math.isfinite(x)}

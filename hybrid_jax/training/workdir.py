@@ -17,6 +17,7 @@ from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import from_values
 from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.json_text import write_json
 
 _FILE = "config.json"
 _RECORDS = "records.json"
@@ -93,8 +94,7 @@ def claim(
     write_atomic(workdir / _FILE, experiment.to_json())
     if records:
         data = RunData(identity=records[1].identity, folder=str(records[0].absolute()))
-        text = json.dumps(dataclasses.asdict(data), indent=1, ensure_ascii=False)
-        write_atomic(workdir / _RECORDS, text + "\n")
+        write_json(workdir / _RECORDS, data)
 
 
 def load_data(workdir: Path) -> RunData | None:

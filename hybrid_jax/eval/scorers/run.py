@@ -27,7 +27,7 @@ class RunScorer:
     """A trained causal network: a `base.Scorer` that reads behind a beginning-of-sequence token.
 
     Attributes:
-      name: folder and step of the run.
+      name: workdir and step of the run.
       network, params: float32 arrays by name.
       tokenizer: of its tokens.
       length: L, tokens of the records that it was trained on; the context is one token more.
@@ -77,7 +77,7 @@ def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> R
             "those before it; train one with configs/ar.py."
         )
     return RunScorer(
-        name=f"{Path(workdir).name}, step {model.step}",
+        name=f"{workdir}, step {model.step}",
         network=model.network,
         params=model.params,
         tokenizer=model.tokenizer,
