@@ -278,7 +278,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    manifest = prepare(**vars(options))
+    settings = {name: value for name, value in vars(options).items() if name != "given"}
+    manifest = prepare(**settings)
     for name in ("train", "valid"):
         split = manifest.split(name)
         print(
