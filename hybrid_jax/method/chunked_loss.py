@@ -3,7 +3,7 @@
 Both functions take, for B examples of n positions:
 
 - ``term``, (logits [V], values of a position …) -> float32 scalar (`objective.Objective.term`);
-- ``to_logits``, (head, features [..., D]) -> logits [..., V];
+- ``logits``, (head, features [..., D]) -> logits [..., V];
 - ``head``, its parameters, and ``features``, of the rows that predict each position;
 - ``positions``, what else a term reads, leaves [B, n]; zeros must give a term of 0;
 - ``chunk``, positions of an example whose logits exist at the same time. n is padded to a multiple;
@@ -26,31 +26,21 @@ Features = Float[Array, "B n D"]
 
 
 def position_terms(
-    term: Term,
-    to_logits: ToLogits,
-    head: PyTree,
-    features: Features,
-    *positions: PyTree,
-    chunk: int,
+    term: Term, logits: ToLogits, head: PyTree, features: Features, *positions: PyTree, chunk: int
 ) -> Float32[Array, "B n"]:
     """The term of every position."""
     batch, count, _ = features.shape
 
     def of_chunk(inputs: tuple[Any, ...]) -> Array:
         feature, *rest = inputs
-        return jax.vmap(jax.vmap(term))(to_logits(head, feature), *rest)
+        return jax.vmap(jax.vmap(term))(logits(head, feature), *rest)
 
     found = jax.lax.map(of_chunk, _split((features, *positions), count, chunk))
     return jnp.moveaxis(found, 0, 1).reshape(batch, -1)[:, :count]
 
 
 def summed_terms(
-    term: Term,
-    to_logits: ToLogits,
-    head: PyTree,
-    features: Features,
-    *positions: PyTree,
-    chunk: int,
+    term: Term, logits: ToLogits, head: PyTree, features: Features, *positions: PyTree, chunk: int
 ) -> Float32[Array, ""]:
     """The sum of `position_terms`, to be differentiated by `head` and `features`.
 
@@ -59,7 +49,7 @@ def summed_terms(
     """
 
     def of_chunk(head: PyTree, feature: Array, rest: list[Any]) -> Array:
-        return jnp.sum(jax.vmap(jax.vmap(term))(to_logits(head, feature), *rest))
+        return jnp.sum(jax.vmap(jax.vmap(term))(logits(head, feature), *rest))
 
     @jax.custom_vjp
     def total(head: PyTree, features: Array, rest: list[Any]) -> Array:
