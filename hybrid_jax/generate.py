@@ -14,10 +14,10 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from hybrid_jax.data import files
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.generation import driver
@@ -87,24 +87,13 @@ def read_requests(
         raise UserError(f"--length={wanted} is outside 1 … {length}, what this model writes.")
     texts = list(options.prompt or [])
     if options.prompt_file:
-        texts += _lines(options.prompt_file)
+        texts += files.prompts(options.prompt_file)
     requests = [writing.beginning(text, tokenizer, stop=wanted) for text in texts]
     requests += [writing.with_gaps(text, tokenizer, length) for text in options.infill or []]
     if not requests:
         requests = [writing.beginning("", tokenizer, stop=wanted)]
     driver.build_prompts(sampler, requests)  # checks all at once, before anything is compiled
     return [request for request in requests for _ in range(options.num_samples)]
-
-
-def _lines(file: str) -> list[str]:
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The prompts in {file} cannot be read: {error}.") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"There are no prompts in {file}: write one a line.")
-    return lines
 
 
 def run(options: argparse.Namespace) -> None:
@@ -157,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
     add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
-    add("--prompt_file", metavar="FILE", help="prompts, one a line; - for standard input")
+    add("--prompt_file", metavar="FILE", help="prompts, one a line (.jsonl: in the field text); "
+        "- for standard input")  # fmt: skip
     add("--infill", action="append", metavar="TEXT",
         help="text with gaps, {{5}} for 5 tokens; may be repeated")  # fmt: skip
     add("--num_samples", type=int, default=1, metavar="K", help="texts for each prompt")

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -85,7 +87,8 @@ def test_long_documents_are_encoded_in_pieces_but_stay_one(tmp_path):
     text = "".join(f"sentence {n} of a long tale\n" for n in range(3000))
     story = write_story(tmp_path / "a.jsonl", [text, "another tale"])
     out = tmp_path / "out"
-    manifest = prepare.prepare(**settings(story, valid_source=story), out=out)
+    other = write_story(tmp_path / "b.jsonl", ["a third tale, longer than a record"])
+    manifest = prepare.prepare(**settings(story, valid_source=other), out=out)
     assert manifest.train.documents == 2
     expected = [*text.encode(), 257, *b"another tale", 257]
     tokens = stored(out, "train")
@@ -127,12 +130,17 @@ def test_equal_settings_give_equal_data(story, tmp_path):
 
 
 def test_the_tokenizer_sees_no_held_out_text(tmp_path):
-    marked = [f"{text} {'㊙' * 40 if n % 20 == 10 else ''}" for n, text in enumerate(STORY)]
-    story = write_story(tmp_path / "a.jsonl", marked)
-    wanted = settings(story, tokenizer="sentencepiece", vocab_size=320)
+    letters = [chr(0x4E00 + n) for n in range(len(STORY))]
+    story = write_story(
+        tmp_path / "a.jsonl", [text + c * 40 for text, c in zip(STORY, letters, strict=True)]
+    )
+    wanted = settings(story, tokenizer="sentencepiece", vocab_size=440)
     prepare.prepare(**wanted, out=tmp_path / "out")
-    ids = tokenizers.load_tokenizer(tmp_path / "out").encode("㊙")
-    assert len(ids) == 3  # bytes: not a character that it knows
+    tokenizer = tokenizers.load_tokenizer(tmp_path / "out")
+    valid = tokenizer.decode(stored(tmp_path / "out", "valid"))
+    sizes = {c: len(tokenizer.encode(c)) for c in letters}
+    assert {sizes[c] for c in letters if c in valid} == {3}  # bytes: no character that it knows
+    assert {sizes[c] for c in letters if c not in valid} == {1}
 
 
 def test_types_of_tokens_leave_room_for_mask():
@@ -394,27 +402,58 @@ def test_a_failure_leaves_nothing(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "good.jsonl"}
 
 
-def test_an_interruption_leaves_nothing(story, tmp_path):
-    """SIGINT while the text comes from a pipe that stalls: certain to strike in the middle."""
-    fifo = tmp_path / "slow.txt"
+# A test run in the background of a shell ignores these signals, and so would its children.
+LISTENING = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "runpy.run_module('hybrid_jax.data.prepare', run_name='__main__', alter_sys=True)"
+)
+
+
+@contextlib.contextmanager
+def stalled(story, folder):
+    """A process that prepares `folder`/out and waits for text from a pipe."""
+    fifo = folder / "slow.txt"
     os.mkfifo(fifo)
-    # A test run in the background of a shell ignores SIGINT, and so would its children.
-    listening = (
-        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "runpy.run_module('hybrid_jax.data.prepare', run_name='__main__', alter_sys=True)"
-    )
     process = subprocess.Popen(
-        [sys.executable, "-c", listening, f"--source={story}", f"--valid_source=files:{fifo}",
-         "--tokenizer=byte", "--length=32", f"--out={tmp_path}/out"],
+        [sys.executable, "-c", LISTENING, f"--source={story}", f"--valid_source=files:{fifo}",
+         "--tokenizer=byte", "--length=32", f"--out={folder}/out"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with process, open(fifo, "w", encoding="utf-8") as pipe:  # opens when the other side reads
-        assert any(path.name.startswith(".out-") for path in tmp_path.iterdir())
-        process.send_signal(2)
-        assert process.wait(60) == 130
-        assert process.stderr.read() == "interrupted; nothing was written\n"
-        pipe.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["slow.txt"]
+    with process, open(fifo, "w", encoding="utf-8"):  # opens when the other side reads
+        assert any(path.name.startswith(".out-") for path in folder.iterdir())
+        yield process
+    fifo.unlink()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [
+        (signal.SIGINT, 130, "interrupted; nothing was written\n"),
+        (signal.SIGTERM, 143, "terminated; nothing was written\n"),
+        (signal.SIGHUP, 129, "terminated; nothing was written\n"),
+    ],
+)
+def test_an_interruption_leaves_nothing(story, tmp_path, number, status, message):
+    with stalled(story, tmp_path) as process:
+        process.send_signal(number)
+        assert process.wait(60) == status
+        assert process.stderr.read() == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(story, tmp_path):
+    (tmp_path / ".out-notes").mkdir()
+    with stalled(story, tmp_path) as process:
+        inside = set(tmp_path.glob(".out-*/*"))
+        prepare.prepare(**settings(story), out=tmp_path / "out")
+        assert set(tmp_path.glob(".out-*/*")) == inside  # it is in use
+        (tmp_path / "out").rename(tmp_path / "first")
+        process.kill()
+        process.wait(60)
+        assert set(tmp_path.glob(".out-*/*")) == inside
+        prepare.prepare(**settings(story), out=tmp_path / "out")
+        assert [path.name for path in tmp_path.glob(".*")] == [".out-notes"]
 
 
 def test_a_full_disk_is_one_sentence(story, tmp_path):
@@ -430,27 +469,52 @@ def test_a_full_disk_is_one_sentence(story, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_two_at_once_the_first_wins(story, tmp_path):
-    """A second run finishes while the first one reads; both return the same manifest."""
-    out, fifo = tmp_path / "out", tmp_path / "slow.jsonl"
-    os.mkfifo(fifo)
-    arguments = [f"--source={story}", f"--valid_source=files:{fifo}", "--tokenizer=byte",
-                 "--length=32", f"--out={out}"]  # fmt: skip
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in STORY[:9])
-    with process, open(fifo, "w", encoding="utf-8") as pipe:
-        other = write_story(tmp_path / "valid.jsonl", STORY[:9])
-        manifest = prepare.prepare(**settings(story, valid_source=other), out=tmp_path / "twin")
-        same = dataclasses.replace(
-            manifest, valid_source=f"files:{fifo}", inputs=manifest.inputs[:1]
-        )
-        (tmp_path / "twin").rename(out)
-        same.save(out)
-        pipe.write(lines)
-        pipe.close()
-        assert process.wait(60) == 0
-    assert Manifest.load(out) == same
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+def test_of_two_at_once_the_first_wins(story, tmp_path, monkeypatch):
+    """A second run finishes while the first one writes; both return the same manifest."""
+    out, build = tmp_path / "out", prepare._build
+    first = prepare.prepare(**settings(story), out=tmp_path / "first")
+
+    def late(*arguments) -> Manifest:
+        manifest = build(*arguments)
+        (tmp_path / "first").rename(out)
+        return manifest
+
+    monkeypatch.setattr(prepare, "_build", late)
+    before = (tmp_path / "first" / "manifest.json").stat().st_ino
+    assert prepare.prepare(**settings(story), out=out) == first
+    assert (out / "manifest.json").stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# Validation text -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["b.txt", "link.txt", "hard.txt", "sub/../b.txt", "copy.jsonl.gz"])
+def test_validation_text_inside_the_training_pattern_is_not_trained_on(tmp_path, caplog, name):
+    """Also under another path, and as a copy; and it is said."""
+    for letter in "abc":
+        (tmp_path / f"{letter}.txt").write_text(letter * 40, encoding="utf-8")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.txt").symlink_to("b.txt")
+    (tmp_path / "hard.txt").hardlink_to(tmp_path / "b.txt")
+    copy = json.dumps({"text": "b" * 40}).encode()
+    (tmp_path / "copy.jsonl.gz").write_bytes(gzip.compress(copy))
+    wanted = settings(f"files:{tmp_path}/*.txt", valid_source=f"files:{tmp_path}/{name}")
+    manifest = prepare.prepare(**wanted, out=tmp_path / "out")
+    assert (manifest.train.documents, manifest.valid.documents) == (2, 1)
+    assert not (stored(tmp_path / "out", "train") == ord("b")).any()
+    assert caplog.messages == [
+        "40 bytes of the source are validation text too: left out of training."
+    ]
+
+
+def test_text_that_is_all_validation_text(story, tmp_path):
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(**settings(story, valid_source=story), out=tmp_path / "out")
+    assert str(caught.value) == (
+        "The train split has 0 tokens without the validation text, too few for one record of 32: "
+        "use more text, a smaller length or another valid_source."
+    )
 
 
 # Mistakes ------------------------------------------------------------------------------------
@@ -458,6 +522,7 @@ def test_of_two_at_once_the_first_wins(story, tmp_path):
 
 def test_too_little_text(tmp_path):
     story = write_story(tmp_path / "a.jsonl", ["a short text", "b"])
+    other = write_story(tmp_path / "b.jsonl", ["c"])
     with pytest.raises(UserError) as caught:
         prepare.prepare(**settings(story, length=13), out=tmp_path / "out")
     assert str(caught.value) == (
@@ -465,10 +530,16 @@ def test_too_little_text(tmp_path):
         "length or a valid_source."
     )
     with pytest.raises(UserError) as caught:
-        prepare.prepare(**settings(story, length=16, valid_source=story), out=tmp_path / "out")
+        prepare.prepare(**settings(other, length=16, valid_source=story), out=tmp_path / "out")
     assert str(caught.value) == (
-        "The train split has 15 tokens, too few for one record of 16: use more text, a smaller "
-        "length."
+        "The train split has 2 tokens without the validation text, too few for one record of 16: "
+        "use more text, a smaller length or another valid_source."
+    )
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(**settings(other, length=1), out=tmp_path / "out")
+    assert str(caught.value) == (
+        f"{other} is a single piece of text, alone or repeated, and a lone piece is held out "
+        "whole, which leaves nothing to train on: use more text or a valid_source."
     )
     assert not (tmp_path / "out").exists()
 

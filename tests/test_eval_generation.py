@@ -308,7 +308,7 @@ def lines(*texts, **settings):
 
 def test_what_generation_wrote_is_read_and_its_settings_carried_along(scorer, tmp_path):
     path = tmp_path / "texts.jsonl"
-    path.write_text(lines("one", "three"))
+    path.write_text(lines("one", "three").replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
     samples = requests.read(path, BYTES)
     assert samples.texts == ("one", "three")
     assert [list(row) for row in samples.tokens] == [list(b"one"), list(b"three")]

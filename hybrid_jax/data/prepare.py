@@ -10,9 +10,9 @@ of both splits, the tokenizer, and `manifest.json`. It appears whole or not at a
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.runtime.command_line import Parser, parse
 from hybrid_jax.runtime.json_text import digest
+from hybrid_jax.runtime.scratch import raise_when_terminated, scratch_folder
 
 VALID_EVERY = 20
 SHARD_RECORDS = 1 << 16
 _BATCH_CHARACTERS = 1 << 20
+_logger = logging.getLogger(__name__)
 
 
 def prepare(
@@ -48,8 +50,8 @@ def prepare(
 ) -> Manifest:
     """Prepares the folder `out`, or returns its manifest if it was prepared from the same.
 
-    Equal settings and texts give equal records. A run that fails leaves no folder behind, and
-    concurrent runs do not harm each other.
+    Equal settings and texts give equal records. A run that fails leaves no folder behind, what a
+    killed one left is removed by the next, and concurrent runs do not harm each other.
 
     Args:
       source: text, see `sources.documents`.
@@ -57,7 +59,8 @@ def prepare(
       vocab_size: N of a "sentencepiece" tokenizer; ignored by the others.
       length: L, tokens of a record.
       out: folder to make.
-      valid_source: text to validate on; if empty, every `valid_every`-th piece of `source`.
+      valid_source: text to validate on, and not to train on where `source` has it too; if empty,
+        one `valid_every`-th of `source`.
       valid_every: see `splits.held_out`; ignored if there is a `valid_source`. None for that of
         `out`, or `VALID_EVERY`.
       shard_records: records of a file. None for those of `out`, or `SHARD_RECORDS`.
@@ -82,9 +85,7 @@ def prepare(
     makes_parent = not out.parent.exists()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-            folder = Path(temporary) / "data"
-            folder.mkdir()
+        with scratch_folder(out) as folder:
             manifest = _build(folder, settings, vocab_size)
             check(manifest)
             try:
@@ -167,9 +168,12 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
     source, valid_source = settings["source"], settings["valid_source"]
     parts = dict.fromkeys((source, valid_source, settings["tokenizer"]))
     found = tuple(one for part in parts for one in inputs.read(part))
-    held_out: frozenset[bytes] = frozenset()
-    if not valid_source:
-        held_out = splits.held_out(source, every=settings["valid_every"])
+    if valid_source:
+        held_out = splits.digests(valid_source)
+    else:
+        # Enough for a record: a byte token has a byte, others several.
+        least = settings["length"] * (2 if settings["tokenizer"] == "byte" else 8)
+        held_out = splits.held_out(source, every=settings["valid_every"], least=least)
     training = (
         piece
         for is_held_out, pieces in splits.passages(source, held_out=held_out)
@@ -190,16 +194,20 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
         )
 
     with writer("train") as train, writer("valid") as valid:
-        _write(splits.passages(source, held_out=held_out), tokenizer, train, valid)
+        passages = splits.passages(source, held_out=held_out)
         if valid_source:
-            _write(splits.passages(valid_source), tokenizer, valid, valid)
+            _write(_not_held_out(passages), tokenizer, train, valid)
+            passages = splits.passages(valid_source)
+            passages = ((True, pieces) for _, pieces in passages)
+        _write(passages, tokenizer, train, valid)
         written = {"train": train.finish(), "valid": valid.finish()}
     for name, split in written.items():
         if not split.records:
-            advice = "" if valid_source else " or a valid_source"
+            without = " without the validation text" if valid_source and name == "train" else ""
+            other = "another" if valid_source else "a"
             raise UserError(
-                f"The {name} split has {split.tokens} tokens, too few for one record of "
-                f"{settings['length']}: use more text, a smaller length{advice}."
+                f"The {name} split has {split.tokens} tokens{without}, too few for one record of "
+                f"{settings['length']}: use more text, a smaller length or {other} valid_source."
             )
     values: dict[str, Any] = {
         **settings,
@@ -216,6 +224,20 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
     if changes := inputs.changes(manifest, folder):
         raise UserError(f"The text changed while it was read ({changes}): prepare it again.")
     return manifest
+
+
+def _not_held_out(passages: Iterator[tuple[bool, list[str]]]) -> Iterator[tuple[bool, list[str]]]:
+    """The passages to train on; says how much else there is, which is validation text."""
+    size = 0
+    for is_held_out, pieces in passages:
+        if is_held_out:
+            size += sum(len(piece.encode("utf-8")) for piece in pieces)
+        else:
+            yield is_held_out, pieces
+    if size:
+        _logger.warning(
+            "%s bytes of the source are validation text too: left out of training.", f"{size:,}"
+        )
 
 
 def _write(
@@ -259,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
         "plain or .gz, .xz, .zst), tfds:NAME:SPLIT[:FIELD] or hf:NAME:SPLIT[:FIELD]")  # fmt: skip
     add("--valid_source", default="", help="text to validate on (default: a part of the source)")
     add("--valid_every", type=int, default=VALID_EVERY, metavar="K",
-        help="else hold out every K-th piece (default: %(default)s)")  # fmt: skip
+        help="else hold out one K-th of the source (default: %(default)s)")  # fmt: skip
     add("--tokenizer", default="sentencepiece", help="sentencepiece (trained on the source), byte, "
         "or gpt2:FOLDER (default: %(default)s)")  # fmt: skip
     add("--vocab_size", type=int, default=8192, metavar="N",
@@ -274,7 +296,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return exit_status(lambda: _run(parse(_parser(), argv)), interrupted="nothing was written")
+    with raise_when_terminated():
+        return exit_status(lambda: _run(parse(_parser(), argv)), interrupted="nothing was written")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -135,8 +135,21 @@ def _texts(where: str, field: str, rows: Iterator[dict[str, Any]]) -> Iterator[s
             f"{where} has no field {' or '.join(wanted)}: add one of {', '.join(first)} after "
             "the split."
         )
-    for row in itertools.chain([first], rows):
+    empty = True
+    for number, row in enumerate(itertools.chain([first], rows), start=1):
         value = row[chosen]
-        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
-        if text.strip():
+        try:
+            text = value.decode("utf-8") if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"Row {number} of {where} is not UTF-8 in its field {chosen}: name another field."
+            ) from error
+        if not isinstance(text, str | None):
+            raise UserError(
+                f"Row {number} of {where} has no string in its field {chosen}: name another field."
+            )
+        if text and text.strip():
+            empty = False
             yield text
+    if empty:
+        raise UserError(f"{where} has no text in its field {chosen}: name another field.")

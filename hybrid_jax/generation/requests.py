@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hybrid_jax.data import files
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.files import write_atomic
@@ -162,14 +163,10 @@ def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
       UserError: if it cannot be read, is no such file, is empty, or holds texts of different
         settings or of another tokenizer.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The texts in {path} cannot be read: {error}.") from error
     texts: list[dict[str, Any]] = []
     tokens, counts = [], []
     settings: dict[str, Any] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(files.lines(Path(path)), start=1):
         if not line.strip():
             continue
         try:
@@ -177,7 +174,14 @@ def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
             text = {field.name: values.pop(field.name) for field in dataclasses.fields(Text)}
             tokens.append(np.array(text["tokens"], np.int32).reshape(-1))
             counts.append((float(text["nfe"]), float(text["corrections"])))
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise UserError(
                 f"Line {number} of {path} is no text that this version of hybrid_jax.generate "
                 "writes: generate it anew, or score texts of other programs in Python with "

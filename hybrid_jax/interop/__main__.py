@@ -20,6 +20,7 @@ from typing import Any
 
 from hybrid_jax.errors import exit_status
 from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, read_config, step_of
+from hybrid_jax.runtime.scratch import raise_when_terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         quieten_orbax()
         options.run(options)
 
-    return exit_status(command, interrupted="nothing was written")
+    with raise_when_terminated():
+        return exit_status(command, interrupted="nothing was written")
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ training with ``hybrid_jax.main --workdir=DIR``.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from hybrid_jax.interop.released import Released, load_released, require_empty
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.runtime.scratch import scratch_folder
 from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.pretrained import Pretrained
@@ -182,8 +182,7 @@ def _write_workdir(
     settings = dataclasses.asdict(experiment)
     try:
         workdir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=workdir.parent, prefix=f".{workdir.name}-") as part:
-            folder = Path(part) / "run"
+        with scratch_folder(workdir) as folder:
             workdirs.claim(folder, experiment, tokenizer)
             with Checkpointer(folder / "checkpoints", config=settings) as saver:
                 saver.save(0, state)
