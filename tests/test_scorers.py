@@ -256,9 +256,10 @@ def test_texts_of_another_tokenizer_are_refused(ar, epsilon, gamma, words, tmp_p
 
 
 def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, epsilon, tmp_path, capsys):
+    corrects = "acs:eta=1:temperature=3"  # hot, so that tokens drawn again are others
     command = [
         f"--workdir={epsilon}", "--pareto", f"--scorer=run:{ar}", "--count=6", "--batch_size=4",
-        "--rho=4,1", "--rules=acs:eta=0,acs:eta=0.5", "--seeds=2",
+        "--rho=4,1", f"--rules=acs:eta=0,{corrects}", "--seeds=2",
     ]  # fmt: skip
     assert evaluate.main(command) == 0
     printed = capsys.readouterr().out
@@ -268,23 +269,22 @@ def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, epsilon
     assert table.read_text() in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert [(row["label"], row["rho"]) for row in rows] == [
-        ("held-out text", None), ("acs:eta=0", 4), ("acs:eta=0.5", 4), ("acs:eta=0", 1),
-        ("acs:eta=0.5", 1),
+        ("held-out text", None), ("acs:eta=0", 4), (corrects, 4), ("acs:eta=0", 1), (corrects, 1),
     ]  # fmt: skip
     for row in rows[1:]:
         settings = [quality["settings"] for quality in row["qualities"]]
         assert [s["seed"] for s in settings] == [0, 1]
         assert all(s["nfe"] == LENGTH / row["rho"] for s in settings)
-        corrects = row["label"] == "acs:eta=0.5" and row["rho"] == 1
-        assert any(s["corrections"] > 0 for s in settings) is corrects
+        wanted = (row["label"], row["rho"]) == (corrects, 1)
+        assert any(s["corrections"] > 0 for s in settings) is wanted
 
     # A text is that of its seed and number, as `generate` makes it.
-    (file,) = (folder / "pareto").glob("acs-eta-0.5-rho1-seed1-*.jsonl")
+    (file,) = (folder / "pareto").glob("acs-eta-1-temperature-3-rho1-seed1-*.jsonl")
     made = requests.read(file, pretrained.load(epsilon).tokenizer)
     assert len(made.texts) == 6
     alone = [
-        f"--workdir={epsilon}", "--rule=acs", "--eta=0.5", "--num_samples=6", "--seed=1",
-        "--batch_size=6",
+        f"--workdir={epsilon}", "--rule=acs", "--eta=1", "--temperature=3", "--num_samples=6",
+        "--seed=1", "--batch_size=6",
     ]  # fmt: skip
     assert generate.main(alone) == 0
     assert made.texts[5] in capsys.readouterr().out
