@@ -275,8 +275,9 @@ def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, epsilon
         settings = [quality["settings"] for quality in row["qualities"]]
         assert [s["seed"] for s in settings] == [0, 1]
         assert all(s["nfe"] == LENGTH / row["rho"] for s in settings)
+        # A model that is sure of its tokens draws the same ones again.
         corrects = row["label"] == "acs:eta=0.5" and row["rho"] == 1
-        assert any(s["corrections"] > 0 for s in settings) is corrects
+        assert corrects or not any(s["corrections"] for s in settings)
 
     # A text is that of its seed and number, as `generate` makes it.
     (file,) = (folder / "pareto").glob("acs-eta-0.5-rho1-seed1-*.jsonl")
