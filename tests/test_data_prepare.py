@@ -203,7 +203,9 @@ def books(tmp_path):
     folder = tmp_path / "books"
     folder.mkdir()
     for name in "ab":
-        (folder / f"{name}.txt").write_text(f"a hare named {name}\n" * 20, encoding="utf-8")
+        (folder / f"{name}.txt").write_text(
+            "".join(f"hare {name} ran {n} miles\n" for n in range(30)), encoding="utf-8"
+        )
     return folder, settings(f"files:{folder}/*.*", length=16)
 
 
@@ -366,7 +368,7 @@ def test_identity_is_that_of_the_records(story, tmp_path):
     others = [
         identity("c", length=16),
         identity("d", valid_every=7),
-        identity("e", valid_source=same),
+        identity("e", valid_source=write_story(tmp_path / "valid.jsonl", STORY[:9])),
         identity("f", source=write_story(tmp_path / "less.jsonl", STORY[1:])),
         identity("g", tokenizer="sentencepiece", vocab_size=320),
     ]

@@ -137,7 +137,7 @@ def test_validation_records_are_found_from_another_folder(ar, tmp_path, monkeypa
 
 def test_validation_records_of_others_are_refused(ar, text, tmp_path):
     prepare.prepare(
-        source=f"files:{text}/b.txt", valid_source=f"files:{text}/b.txt", tokenizer="byte",
+        source=f"files:{text}/a.txt", valid_source=f"files:{text}/b.txt", tokenizer="byte",
         vocab_size=0, length=LENGTH, out=tmp_path / "data",
     )  # fmt: skip
     found = model(ar, dir=str(tmp_path / "data"))

@@ -201,14 +201,6 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
             passages = ((True, pieces) for _, pieces in passages)
         _write(passages, tokenizer, train, valid)
         written = {"train": train.finish(), "valid": valid.finish()}
-    for name, split in written.items():
-        if not split.records:
-            without = " without the validation text" if valid_source and name == "train" else ""
-            other = "another" if valid_source else "a"
-            raise UserError(
-                f"The {name} split has {split.tokens} tokens{without}, too few for one record of "
-                f"{settings['length']}: use more text, a smaller length or {other} valid_source."
-            )
     values: dict[str, Any] = {
         **settings,
         "format": FORMAT,
@@ -223,6 +215,14 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
     manifest.save(folder)
     if changes := inputs.changes(manifest, folder):
         raise UserError(f"The text changed while it was read ({changes}): prepare it again.")
+    for name, split in written.items():
+        if not split.records:
+            without = " without the validation text" if valid_source and name == "train" else ""
+            other = "another" if valid_source else "a"
+            raise UserError(
+                f"The {name} split has {split.tokens} tokens{without}, too few for one record of "
+                f"{settings['length']}: use more text, a smaller length or {other} valid_source."
+            )
     return manifest
 
 
