@@ -240,7 +240,11 @@ def test_axes_without_meaning_are_errors():
     ("mesh", "settings", "message"),
     [
         (MeshConfig(tensor=8, fsdp=1), {}, "model.heads=2 do not divide among mesh.tensor=8"),
-        (MeshConfig(), {"accumulation": 8}, "examples do not divide among mesh.data × mesh.fsdp"),
+        (
+            MeshConfig(),
+            {"accumulation": 8},
+            r"batch_size=\d+ in train\.accumulation=8 rounds does not divide",
+        ),
     ],
 )
 def test_what_does_not_divide_is_refused(mesh, settings, message):

@@ -97,14 +97,19 @@ class TrainSetup:
         )
 
     def check(self, mesh: Mesh) -> None:
-        """Raises UserError if batch or heads do not divide among the devices."""
+        """Raises UserError for what cannot be trained: a seed that no key has, or a batch or heads
+        that do not divide among the devices."""
         config = self.experiment.train
+        if not 0 <= config.seed < 2**32:  # a key takes 32 bits, and drops others
+            raise UserError(f"train.seed must lie in 0 … {2**32 - 1}, but is {config.seed}.")
         shards = sharding.batch_shards(mesh)
         round_ = config.batch_size // config.accumulation
         if round_ % shards:
+            rounds = config.accumulation
+            part = f" in train.accumulation={rounds} rounds" if rounds > 1 else ""
             raise UserError(
-                f"train.batch_size / train.accumulation = {round_} examples do not divide among "
-                f"mesh.data × mesh.fsdp = {shards} devices: choose a multiple of {shards}."
+                f"train.batch_size={config.batch_size}{part} does not divide among {shards} "
+                f"devices: choose a multiple of {rounds * shards}."
             )
         if self.network.heads % mesh.shape["tensor"]:
             raise UserError(
