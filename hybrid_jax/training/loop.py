@@ -28,11 +28,12 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import boards, sharding
 from hybrid_jax.runtime import processes as distributed
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.runtime.files import expanded, unwritable
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.runtime.processes import raise_on_all
 from hybrid_jax.runtime.throughput import Throughput
 from hybrid_jax.training import flops
+from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
 from hybrid_jax.training.run_log import Log
 from hybrid_jax.training.train_step import KeyPurpose, Metrics, TrainSetup, TrainState
@@ -68,6 +69,8 @@ def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None
     """
     raise_on_all(lambda: boards.check(experiment.train.board))
     mesh = sharding.make_mesh(experiment.mesh, devices)
+    # Before the data are prepared, which may take hours; nothing here depends on them.
+    TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0).check(mesh)
     data_dir, manifest = distributed.process0_first(lambda: prepared_data(experiment))
     tokenizer = raise_on_all(lambda: tokenizers.load_tokenizer(data_dir))
     raise_on_all(lambda: prepare.check_tokenizer(manifest, tokenizer))
@@ -75,7 +78,6 @@ def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None
         "set of prepared data", repr((manifest.train.sha256, manifest.valid.sha256))
     )
     setup = TrainSetup.build(experiment, manifest.vocab_size, manifest.bos)
-    setup.check(mesh)
     return Run(setup=setup, manifest=manifest, tokenizer=tokenizer, data_dir=data_dir, mesh=mesh)
 
 
@@ -84,7 +86,7 @@ def prepared_data(experiment: Experiment) -> tuple[Path, Manifest]:
     data = experiment.data
     settings = dataclasses.asdict(data) | {"vocab_size": data.expected_vocab_size}
     del settings["dir"]
-    out = Path(data.dir) if data.dir else prepare.default_dir(**settings)
+    out = expanded(data.dir) if data.dir else prepare.default_dir(**settings)
     manifest = prepare.prepare(**settings, out=out)
     return out, manifest
 
@@ -99,6 +101,9 @@ def train(
 ) -> TrainState:
     """Trains until `train.steps`, resuming from the newest checkpoint in `workdir`.
 
+    The workdir becomes the run's with its first step. Until then, whatever refuses the start leaves
+    it as it was.
+
     Args:
       say: shows a line.
       profile: folder for a trace of a few steps, by each process.
@@ -108,6 +113,7 @@ def train(
         be read or written, or there are too few steps left to trace.
       Interrupted: after a signal, when the state is saved.
     """
+    workdir = expanded(workdir)
     config, setup, mesh = run.experiment.train, run.setup, run.mesh
     learning_rate = optim.learning_rate_at(run.experiment.optimizer, config.steps)
     size = config.batch_size
@@ -121,10 +127,23 @@ def train(
         flops=size * flops.training_flops(setup.network, setup.spec),
         peak=flops.peak_flops(mesh.devices.flat[0]),
     )
-    saver = raise_on_all(
-        lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
-    )
-    with sharding.use(mesh), saver:
+    lead = distributed.is_process0()
+
+    def claim() -> None:
+        if lead:
+            workdirs.claim(workdir, run.experiment, run.tokenizer)
+
+    with contextlib.ExitStack() as stack:
+        started: Callable[[], None] = stack.enter_context(
+            workdirs.tentative(workdir) if lead else contextlib.nullcontext(lambda: None)
+        )
+        raise_on_all(lambda: workdirs.check_tokenizer(workdir, run.tokenizer))
+        raise_on_all(lambda: pipeline.Records(run.data_dir, "valid"))
+        stack.enter_context(sharding.use(mesh))
+        saver = raise_on_all(
+            lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
+        )
+        stack.enter_context(saver)
         restored = saver.restore_latest(setup.abstract_state(mesh))
         if restored is None:
             start, state = 0, setup.compile_init(mesh)()
@@ -135,6 +154,8 @@ def train(
         if profile is not None:
             raise_on_all(functools.partial(_check_profile, profile, traced, config.steps))
         if start >= config.steps:
+            raise_on_all(claim)
+            started()
             say(f"already trained for {start} steps")
             return state
         update = setup.compile_step(mesh)
@@ -160,6 +181,10 @@ def train(
                     tracing.enter_context(jax.profiler.trace(str(profile)))
                 with jax.profiler.StepTraceAnnotation("train", step_num=done):
                     state, metrics = update(state, tokens, index)
+                if done == start + 1:
+                    jax.block_until_ready(metrics)
+                    raise_on_all(claim)
+                    started()
                 pending.append(metrics)
                 ahead.append(metrics["loss"])
                 if len(ahead) > _AHEAD:

@@ -16,6 +16,7 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.runtime.files import expanded
 from hybrid_jax.training import workdir as workdirs
 
 
@@ -49,7 +50,7 @@ def load(
     Raises:
       UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     experiment = workdirs.load(workdir)
     tokenizer = workdirs.load_tokenizer(workdir)
     network = experiment.network(tokenizer.vocab_size)
