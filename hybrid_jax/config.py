@@ -168,6 +168,8 @@ class TrainConfig:
                 f"train.batch_size={self.batch_size} is not divisible by "
                 f"train.accumulation={self.accumulation}: choose a multiple."
             )
+        if self.steps >= 2**31:
+            raise UserError(f"train.steps must be below 2³¹, but is {self.steps}.")
         if not 0.0 <= self.ema_decay < 1.0:
             raise UserError(f"train.ema_decay must lie in [0, 1), but is {self.ema_decay}.")
 
@@ -300,13 +302,18 @@ class Experiment:
           UserError: for an unknown name (with the nearest one), a wrong type, a bad value, or a
             setting without effect.
         """
-        if isinstance(values, ml_collections.ConfigDict):
-            values = values.to_dict()
-        if isinstance(preset := values.get("preset"), Mapping):  # of `presets.sized`
+        values = {
+            name: value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+            for name, value in values.items()
+        }
+        if "preset" in values:  # of `presets.sized`
+            preset = from_values(cls, values.pop("preset"), "config.preset")
             values = without_void(
                 cls,
-                {name: value for name, value in values.items() if name != "preset"},
-                lambda section, name: preset[section].get(name) == values[section][name],
+                values,
+                lambda section, name: (
+                    getattr(getattr(preset, section), name) == values[section][name]
+                ),
             )
         experiment: Experiment = from_values(cls, values, "config")
         if settings:

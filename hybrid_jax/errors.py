@@ -16,8 +16,12 @@ class UserError(Exception):
     """Bad input or configuration.
 
     The message is one clear sentence: what was wrong and what to do. Command-line
-    programs print it without a traceback and exit with status 2.
+    programs print it without a traceback and exit with status 2. It stays one line that every
+    terminal can show: what is not printable in it, such as a newline in a name, is escaped.
     """
+
+    def __init__(self, sentence: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence))
 
 
 class Interrupted(Exception):

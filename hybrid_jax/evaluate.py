@@ -35,8 +35,9 @@ from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.command_line import Parser, parse, step_of
-from hybrid_jax.runtime.files import file_name, unwritable, write_atomic
+from hybrid_jax.runtime.command_line import Parser, parse, path_of, step_of
+from hybrid_jax.runtime.decode import listed
+from hybrid_jax.runtime.files import expanded, file_name, unwritable, write_atomic
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import pretrained
@@ -81,9 +82,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
     model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
     valid = datasets.validation_set(model.experiment)
-    wanted = [
-        datasets.parse(text, validation=valid) for text in options.datasets.split(",") if text
-    ]
+    wanted = [datasets.parse(text, validation=valid) for text in listed(options.datasets)]
     if not wanted:
         raise UserError("--datasets names no data set: for example --datasets=wikitext,lambada.")
     bound = model.experiment.bound(model.tokenizer.vocab_size)
@@ -128,7 +127,7 @@ def _row(found: perplexity.Measurement) -> str:
 
 def _score_files(options: argparse.Namespace) -> None:
     protocol = protocols.protocol(options.protocol)
-    files = [Path(name) for name in options.texts.split(",") if name]
+    files = [expanded(name) for name in listed(options.texts)]
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
     made = [requests.read(file) for file in files]  # all, before anything slow
@@ -156,7 +155,7 @@ def _sweep(options: argparse.Namespace) -> None:
     protocol = protocols.protocol(options.protocol)
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
-    labels = [label for label in (options.rules or "").split(",") if label]
+    labels = listed(options.rules or "")
     if not labels:
         labels, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
@@ -226,7 +225,7 @@ def _references(
 
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",") if part]
+        return [float(part) for part in listed(text)]
     except ValueError as error:
         raise UserError(f"--rho={text} is no list of numbers, such as 4,2,1.") from error
 
@@ -245,8 +244,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hybrid_jax.evaluate",
         description="Perplexity of a trained model on named texts, or quality of its own texts.",
     )
+    # Lists: see `runtime.decode.listed`.
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of a run")
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of a run")
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
     add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")

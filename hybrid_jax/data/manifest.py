@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import from_values
+from hybrid_jax.runtime.files import expanded
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -92,7 +93,8 @@ class Manifest:
         Raises:
           UserError: if there is none, it is damaged, or another version of hybrid_jax wrote it.
         """
-        path = find(Path(folder)) or Path(folder) / MANIFEST
+        folder = expanded(folder)
+        path = find(folder) or folder / MANIFEST
         try:
             values = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:

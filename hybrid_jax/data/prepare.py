@@ -28,7 +28,8 @@ from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.runtime.command_line import Parser, parse
+from hybrid_jax.runtime.command_line import Parser, parse, path_of
+from hybrid_jax.runtime.files import expanded
 
 VALID_EVERY = 20
 SHARD_RECORDS = 1 << 16
@@ -71,7 +72,7 @@ def prepare(
     for name, value in least.items():
         if settings[name] < value:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
-    out = Path(out)
+    out = expanded(out)
     if manifest := _existing(out, settings):
         return manifest
     makes_parent = not out.parent.exists()
@@ -248,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens of a record (default: %(default)s)")  # fmt: skip
     add("--shard_records", type=int, default=SHARD_RECORDS, metavar="R",
         help="records of a file (default: %(default)s)")  # fmt: skip
-    add("--out", required=True, metavar="DIR", help="folder to make")
+    add("--out", required=True, type=path_of, metavar="DIR", help="folder to make")
     return parser
 
 

@@ -19,9 +19,9 @@ from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.figures import canvas, gif, hyperschedules, masks, noise, page
 from hybrid_jax.generation import frames, requests
 from hybrid_jax.generation.frames import Recording
-from hybrid_jax.runtime.command_line import Parser, parse
+from hybrid_jax.runtime.command_line import Parser, parse, path_of
 from hybrid_jax.runtime.decode import nearest
-from hybrid_jax.runtime.files import one_line, write_atomic
+from hybrid_jax.runtime.files import expanded, one_line, write_atomic
 from hybrid_jax.training import pretrained
 
 PICTURES: Mapping[str, Callable[[], bytes]] = {
@@ -73,7 +73,7 @@ def record_run(workdir: str | Path, *, prompt: str = "", seed: int = 0) -> Recor
         sampling.build(),
         requests.beginning(prompt, model.tokenizer, stop=spec.schedule.length),
         seed=seed,
-        title=Path(workdir).resolve().name,
+        title=expanded(workdir).resolve().name,
         settings=f"{spec.schedule.name}, {spec.kernel.name}, {sampling.rule}",
     )
 
@@ -106,8 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     add("names", nargs="*", metavar="NAME",
         help=f"pictures: {', '.join(PICTURES)}, {ANIMATION} (default: all, the last of them "
         "with --workdir)")  # fmt: skip
-    add("--out", default="figures", metavar="DIR", help="folder to write to (default: %(default)s)")
-    add("--workdir", action="append", default=[], metavar="DIR",
+    add("--out", default="figures", type=path_of, metavar="DIR",
+        help="folder to write to (default: %(default)s)")  # fmt: skip
+    add("--workdir", action="append", default=[], type=path_of, metavar="DIR",
         help="trained run to animate; may be repeated, for runs side by side")  # fmt: skip
     add("--prompt", default="", metavar="TEXT", help="beginning of the animated texts")
     add("--seed", type=int, default=0, help="of the animated texts")

@@ -16,7 +16,7 @@ import numpy as np
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.files import expanded, write_atomic
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
@@ -160,7 +160,7 @@ def read(path: str | Path) -> Samples:
         settings.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = expanded(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The texts in {path} cannot be read: {error}.") from error
     texts: list[dict[str, Any]] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -31,6 +33,9 @@ def from_values(cls: Any, values: Any, path: str) -> Any:
     """
     if not isinstance(values, typing.Mapping):
         raise UserError(f"{path} is a section, not a value.")
+    for name in values:
+        if not isinstance(name, str):
+            raise UserError(f"{path}.{name!r} is not a setting: names are strings.")
     arguments = {
         name: checked(value, _hint(cls, name, path), f"{path}.{name}")
         for name, value in values.items()
@@ -112,6 +117,23 @@ def from_text(text: str, hint: Any, where: str) -> Any:
     return checked(value, hint, where)
 
 
+def listed(text: str) -> list[str]:
+    """The parts of a list on a command line or in a source, without empty ones.
+
+    Args:
+      text: parts separated by commas, "a.txt,b.txt", or a JSON list of strings where a part has a
+        comma in it, '["a,b.txt", "c.txt"]'.
+    """
+    if text.lstrip().startswith("["):
+        try:
+            parts = json.loads(text)
+        except (ValueError, RecursionError):  # [ab]*.txt is a pattern
+            parts = None
+        if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+            return [part for part in parts if part]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _hint(cls: Any, name: str, path: str) -> Any:
     """The type of a field. Raises UserError with the nearest name if there is none."""
     hints = _hints(cls)
@@ -165,7 +187,8 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where}={value!r} is not one of {', '.join(map(str, known))}.")
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):  # such a number is refused as it is
+            value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         also = " (or none)" if optional else ""
         raise UserError(f"{where}={value!r} should be of type {kind.__name__}{also}.")
