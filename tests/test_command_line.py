@@ -118,7 +118,7 @@ def test_command_line_mistakes_end_in_one_sentence(
         ("def get_config(): return {3: 4}", "config.3 is not a setting: names are strings."),
         ("def get_config(): return {'preset': 3}", "config.preset is a section, not a value."),
         ("def get_config(): return {'noise': {'gamma': 10**400}}", "should be of type float"),
-        ("def get_config(): return {'train': {'steps': 2**31}}", "train.steps must be below 2³¹"),
+        ("def get_config(): return {'train': {'steps': 2**31}}", "train.steps must be at most"),
         ("def get_config(): return {}", "The experiment has no name: give it one"),
     ],
 )

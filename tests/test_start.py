@@ -95,8 +95,8 @@ def test_a_refused_start_leaves_the_workdir_as_it_was(
 @pytest.mark.parametrize(
     ("section", "settings", "message"),
     [
-        ("train", {"seed": -1}, "train.seed must lie in"),
-        ("train", {"seed": 2**32}, "train.seed must lie in"),
+        ("train", {"seed": -1}, "train.seed must be a whole number in 0 … 4294967295"),
+        ("train", {"seed": 2**32}, "train.seed must be a whole number in 0 … 4294967295"),
         ("train", {"batch_size": 3}, "train.batch_size=3 does not divide among 2 devices"),
         (
             "mesh",

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_text
+from hybrid_jax.runtime.decode import parse_json
 from hybrid_jax.runtime.files import expanded, write_atomic
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.settings import SamplingConfig
@@ -60,6 +61,7 @@ class Text:
 
 def beginning(text: str, tokenizer: Tokenizer, *, stop: int) -> Request:
     """A text of `stop` tokens that begins with this one."""
+    check_text(text, "The prompt")
     return Request(prompt=text, ids=[int(i) for i in tokenizer.encode(text)], stop=stop)
 
 
@@ -69,6 +71,7 @@ def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> Request:
     Raises:
       UserError: if there is none, or one is longer than `length`, the tokens that the model writes.
     """
+    check_text(text, "The text with gaps")
     parts = re.split(r"\{\{([0-9]+)\}\}", text)
     if len(parts) == 1:
         shown = text if len(text) <= 40 else f"{text[:40]}…"
@@ -170,7 +173,7 @@ def read(path: str | Path) -> Samples:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             text = {field.name: values.pop(field.name) for field in dataclasses.fields(Text)}
             tokens.append(np.array(text["tokens"], np.int32).reshape(-1))
             counts.append((float(text["nfe"]), float(text["corrections"])))

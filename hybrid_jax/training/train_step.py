@@ -97,11 +97,8 @@ class TrainSetup:
         )
 
     def check(self, mesh: Mesh) -> None:
-        """Raises UserError for what cannot be trained: a seed that no key has, or a batch or heads
-        that do not divide among the devices."""
+        """Raises UserError if batch or heads do not divide among the devices."""
         config = self.experiment.train
-        if not 0 <= config.seed < 2**32:  # a key takes 32 bits, and drops others
-            raise UserError(f"train.seed must lie in 0 … {2**32 - 1}, but is {config.seed}.")
         shards = sharding.batch_shards(mesh)
         round_ = config.batch_size // config.accumulation
         if round_ % shards:
