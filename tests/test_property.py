@@ -69,31 +69,10 @@ def one_sentence():
 
 NUMBERS = st.one_of(
     st.integers(-3, 70).map(str),
-    st.sampled_from(
-        [
-            "0",
-            "-1",
-            "2147483648",
-            "4294967296",
-            "18446744073709551616",
-            "1e3",
-            "1e400",
-            "-0.0",
-            "0.5",
-            "1e-9",
-            "nan",
-            "inf",
-            "1_000",
-            "٣",
-            "²",
-            "0x10",
-            "1.",
-            " 1 ",
-            "9" * 5000,
-        ]
-    ),
     st.floats().map(str),
-)
+    st.sampled_from(["2147483648", "4294967296", "18446744073709551616", "1e3", "1e400", "-0.0",
+                     "1_000", "٣", "²", "0x10", "1.", " 1 ", "9" * 5000]),
+)  # fmt: skip
 WORDS = st.one_of(
     st.sampled_from(["", "none", "None", "true", "False", "~", "~nobody/x", "a,b", "[", "[[1]]",
                      "-", "--", "=", "{{3}}", "\x00", "a\nb", "\x1b[31m", "\udce9", "\ud800", "γ",
@@ -173,46 +152,34 @@ def test_settings_of_config_files(settings, other):
 
 @st.composite
 def damaged(draw: st.DrawFn, text: bytes) -> bytes:
-    """A file, or what is left of it."""
-    kind = draw(
-        st.sampled_from(["as it is", "cut", "byte", "junk", "json", "value", "twice", "deep"])
+    """A file, or what is left of it: whole, cut, changed, something else."""
+    place = draw(st.integers(0, len(text) - 1))
+    return draw(
+        st.one_of(
+            st.sampled_from([text, text + text, text[:place], b"[" * 100_000]),
+            st.integers(0, 255).map(lambda byte: text[:place] + bytes([byte]) + text[place + 1 :]),
+            st.binary(max_size=30),
+            JSON.map(lambda value: json.dumps(value).encode()),
+            other_value(text),
+            other_value(text),
+        )
     )
-    if kind == "cut":
-        return text[: draw(st.integers(0, len(text)))]
-    if kind == "byte":
-        place = draw(st.integers(0, len(text) - 1))
-        return text[:place] + bytes([draw(st.integers(0, 255))]) + text[place + 1 :]
-    if kind == "junk":
-        return draw(st.binary(max_size=30))
-    if kind == "json":
-        return json.dumps(draw(JSON)).encode()
-    if kind == "twice":
-        return text + text
-    if kind == "deep":
-        return b"[" * 100_000
-    if kind == "value":
-        lines = text.split(b"\n")
-        try:
-            values = json.loads(text)
-            whole = True
-        except ValueError:
-            values = json.loads(lines[0])
-            whole = False
-        place = values
-        while isinstance(place, dict) and place:
-            name = draw(st.sampled_from(sorted(place)))
-            if isinstance(place[name], dict) and draw(st.booleans()):
-                place = place[name]
-                continue
-            if draw(st.booleans()):
-                del place[name]
-            else:
-                place[name] = draw(JSON)
-            break
-        if whole:
-            return json.dumps(values).encode()
-        return b"\n".join([json.dumps(values).encode(), *lines[1:]])
-    return text
+
+
+@st.composite
+def other_value(draw: st.DrawFn, text: bytes) -> bytes:
+    """A JSON file, or the first of JSON lines, with a value that is another or missing."""
+    first, *rest = [text] if text.startswith(b"{\n") else text.split(b"\n")
+    values = place = json.loads(first)
+    name = draw(st.sampled_from(sorted(place)))
+    while isinstance(place[name], dict) and place[name] and draw(st.booleans()):
+        place = place[name]
+        name = draw(st.sampled_from(sorted(place)))
+    if draw(st.booleans()):
+        del place[name]
+    else:
+        place[name] = draw(JSON)
+    return b"\n".join([json.dumps(values).encode(), *rest])
 
 
 @pytest.fixture(scope="module")

@@ -82,9 +82,10 @@ class MeshConfig:
             # Without what has its default, which the user may never have heard of.
             given = [f"mesh.{n}={s}" for n, s in chosen.items() if s != getattr(MeshConfig, n)]
             verb = "do" if len(given) > 1 else "does"
+            count = f"{devices} device{'s' if devices > 1 else ''}"
             raise UserError(
-                f"{' and '.join(given)} {verb} not fit {devices} devices: choose sizes whose "
-                f"product is {devices}, or -1 for one of them."
+                f"{' and '.join(given)} {verb} not fit {count}: choose sizes whose product is "
+                f"{devices}, or -1 for one of them."
             )
         return sizes["data"], sizes["fsdp"], sizes["tensor"]
 
