@@ -9,9 +9,7 @@ the others.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
@@ -29,12 +27,14 @@ from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.models.transformer import ModelConfig, Transformer
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime import boards
-from hybrid_jax.runtime.decode import from_values, overridden, without_void
+from hybrid_jax.runtime.decode import from_values, overridden, parse_json, without_void
+from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
 
 FORMAT = 2  # of `Experiment.to_json`
+_LONGEST = 2**20  # tokens of a record, each of which a schedule has a number for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "data.", vocab_size=1, length=1)
+        if self.length > _LONGEST:
+            raise UserError(f"data.length must be at most {_LONGEST}, but is {self.length}.")
         if self.tokenizer.partition(":")[0] not in ("sentencepiece", "byte", "gpt2"):
             raise UserError(
                 f"data.tokenizer must be sentencepiece, byte or gpt2:FOLDER, but is "
@@ -311,14 +313,21 @@ class Experiment:
           UserError: for an unknown name (with the nearest one), a wrong type, a bad value, or a
             setting without effect.
         """
-        if isinstance(values, ml_collections.ConfigDict):
-            values = values.to_dict()
-        values = _with_prepared(values, settings or {})
-        if isinstance(preset := values.get("preset"), Mapping):  # of `presets.sized`
+        values = {
+            name: value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+            for name, value in values.items()
+        }
+        preset = None
+        if "preset" in values:  # of `presets.sized`
+            preset = from_values(cls, values.pop("preset"), "config.preset")
+        values = _with_prepared(values, settings or {}, preset)
+        if preset:
             values = without_void(
                 cls,
-                {name: value for name, value in values.items() if name != "preset"},
-                lambda section, name: preset[section].get(name) == values[section][name],
+                values,
+                lambda section, name: (
+                    getattr(getattr(preset, section), name) == values[section][name]
+                ),
             )
         experiment: Experiment = from_values(cls, values, "config")
         if settings:
@@ -327,14 +336,14 @@ class Experiment:
         return experiment
 
     @classmethod
-    def from_json(cls, text: str) -> Experiment:
+    def from_json(cls, text: str | bytes) -> Experiment:
         """From the text of `to_json`, of this version of hybrid_jax or an earlier one.
 
         Raises:
           ValueError: if it is not the JSON of an object.
           UserError: if it is of a later version, or as `from_config`.
         """
-        values = json.loads(text)
+        values = parse_json(text)
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
         version = values.pop("format", 1)
@@ -346,15 +355,19 @@ class Experiment:
         return cls.from_config(_upgraded(values) if version == 1 else values)
 
 
-def _with_prepared(values: Mapping[str, Any], settings: Mapping[str, str]) -> Mapping[str, Any]:
+def _with_prepared(
+    values: dict[str, Any], settings: Mapping[str, str], preset: Experiment | None
+) -> dict[str, Any]:
     """Settings in which those of `data` that nobody chose are the ones of the records there are."""
-    preset, data = (dict(part.get("data") or {}) for part in (values.get("preset") or {}, values))
-    folder = Path(settings.get("data.dir", data.get("dir", ""))).expanduser()
-    if folder == Path() or not manifests.find(folder):
+    data = values.get("data", {})
+    folder = settings.get("data.dir", data.get("dir")) if isinstance(data, Mapping) else None
+    if not (folder and isinstance(folder, str) and manifests.find(expanded(folder))):
         return values
     found = Manifest.load(folder)
+    natural = dataclasses.asdict(preset.data) if preset else {}
+    data = dict(data)
     for name in ("source", "valid_source", "tokenizer", "length", "vocab_size"):
-        chosen = f"data.{name}" in settings or (name in data and data[name] != preset.get(name))
+        chosen = f"data.{name}" in settings or (name in data and data[name] != natural.get(name))
         if not chosen:
             has_effect = name != "vocab_size" or found.tokenizer == "sentencepiece"
             data[name] = getattr(found, name) if has_effect else None

@@ -5,19 +5,28 @@ checks of settings that raise it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+MOST_WHOLE = 2**31 - 1  # of int32, which arrays count in
+MOST_SEED = 2**32 - 1  # JAX would cut longer seeds to their last 32 bits
+MOST_FLOAT = 3.4028234663852886e38  # of float32
+
 
 class UserError(Exception):
     """Bad input or configuration.
 
     The message is one clear sentence: what was wrong and what to do. Command-line
-    programs print it without a traceback and exit with status 2.
+    programs print it without a traceback and exit with status 2. It stays one line that every
+    terminal can show: what is not printable in it, such as a newline in a name, is escaped.
     """
+
+    def __init__(self, sentence: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence))
 
 
 class Interrupted(Exception):
@@ -72,6 +81,17 @@ def require(module: str, extra: str) -> Any:
         ) from error
 
 
+def hints_of(section: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    return _type_hints(section)
+
+
+@functools.cache
+def _type_hints(section: Any) -> dict[str, Any]:
+    every = typing.get_type_hints(section)
+    return {field.name: every[field.name] for field in dataclasses.fields(section)}
+
+
 def check_literals(section: Any, prefix: str = "") -> None:
     """Checks the fields of a dataclass whose type is a `Literal`.
 
@@ -79,7 +99,7 @@ def check_literals(section: Any, prefix: str = "") -> None:
       UserError: naming the first field (after `prefix`) with another value, and the values it may
         have.
     """
-    for name, hint in typing.get_type_hints(type(section)).items():
+    for name, hint in hints_of(type(section)).items():
         known = typing.get_args(hint)
         value = getattr(section, name)
         if typing.get_origin(hint) is typing.Literal and value not in known:
@@ -149,7 +169,7 @@ def resolved(section: Any) -> Any:
 
 
 def check_settings(section: Any, prefix: str = "", **least: float) -> None:
-    """Checks a section's values: literals, settings without effect, and smallest values.
+    """Checks a section's values: literals, settings without effect, and ranges of numbers.
 
     Args:
       prefix: of the names in sentences, such as "noise.".
@@ -165,3 +185,35 @@ def check_settings(section: Any, prefix: str = "", **least: float) -> None:
         value = getattr(section, name)
         if value is not None and not value >= smallest:
             raise UserError(f"{prefix}{name} must be at least {smallest}, but is {value}.")
+    for name, value in vars(section).items():
+        if name == "seed":
+            check_seed(value, f"{prefix}seed")
+        else:
+            check_number(value, f"{prefix}{name}")
+
+
+def check_number(value: Any, name: str) -> None:
+    """Raises UserError for an int or a float that arrays of 32 bits cannot hold."""
+    most = MOST_WHOLE if isinstance(value, int) else MOST_FLOAT
+    if isinstance(value, int | float) and abs(value) > most:
+        raise UserError(f"{name} must be at most {most}, but is {value}.")
+
+
+def check_text(text: Any, name: str = "The text") -> None:
+    """Raises UserError for what is no text, or holds what UTF-8 cannot write."""
+    if not isinstance(text, str):
+        raise UserError(f"{name} must be a str, but is a {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name} is not UTF-8: it holds half a character (a lone surrogate) at character "
+            f"{error.start + 1}."
+        ) from error
+
+
+def check_seed(seed: Any, name: str = "seed") -> int:
+    """The seed. Raises UserError for one that JAX does not have, but would take for another."""
+    if not (hasattr(seed, "__index__") and 0 <= int(seed) <= MOST_SEED):
+        raise UserError(f"{name} must be a whole number in 0 … {MOST_SEED}, but is {seed!r}.")
+    return int(seed)

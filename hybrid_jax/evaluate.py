@@ -38,8 +38,9 @@ from hybrid_jax.eval.scorers.base import fingerprint
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, step_of
-from hybrid_jax.runtime.files import labels, unwritable, write_atomic
+from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, path_of, step_of
+from hybrid_jax.runtime.decode import listed
+from hybrid_jax.runtime.files import expanded, labels, unwritable, write_atomic
 from hybrid_jax.runtime.json_text import file_name, write_json
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
@@ -88,9 +89,7 @@ def _measure_sets(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
     model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
     valid = datasets.validation_set(model.experiment)
-    wanted = [
-        datasets.parse(text, validation=valid) for text in options.datasets.split(",") if text
-    ]
+    wanted = [datasets.parse(text, validation=valid) for text in listed(options.datasets)]
     if not wanted:
         raise UserError("--datasets names no data set: for example --datasets=wikitext,lambada.")
     distinct("--datasets", [dataset.name for dataset in wanted])
@@ -137,7 +136,7 @@ def _row(found: perplexity.Measurement) -> str:
 
 def _score_files(options: argparse.Namespace) -> None:
     protocol = protocols.protocol(options.protocol)
-    files = [Path(name) for name in options.texts.split(",") if name]
+    files = [expanded(name) for name in listed(options.texts)]
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
     distinct("--texts", [file.resolve() for file in files])
@@ -176,7 +175,7 @@ def _sweep(options: argparse.Namespace) -> None:
     protocol = protocols.protocol(options.protocol)
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
-    rules = [rule for rule in (options.rules or "").split(",") if rule]
+    rules = listed(options.rules or "")
     if not rules:
         rules, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
@@ -250,7 +249,7 @@ def _human_texts(
 
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",") if part]
+        return [float(part) for part in listed(text)]
     except ValueError as error:
         raise UserError(f"--rho={text} is no list of numbers, such as 4,2,1.") from error
 
@@ -276,8 +275,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hybrid_jax.evaluate",
         description="Perplexity of a trained model on named texts, or quality of its own texts.",
     )
+    # Lists: see `runtime.decode.listed`.
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of a run")
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of a run")
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
     add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")

@@ -25,7 +25,7 @@ from hybrid_jax.generation import requests as writing
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import Watch, require_terminal
-from hybrid_jax.runtime.command_line import Parser, parse, step_of
+from hybrid_jax.runtime.command_line import Parser, parse, path_of, step_of
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.prompts import GAP
@@ -143,11 +143,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hybrid_jax.generate", description="Generates text with a trained model."
     )
     add = parser.add_argument
-    add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
     add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
-    add("--prompt_file", metavar="FILE", help="prompts, one a line (.jsonl: in the field text); "
-        "- for standard input")  # fmt: skip
+    add("--prompt_file", type=path_of, metavar="FILE",
+        help="prompts, one a line (.jsonl: in the field text); - for standard input")  # fmt: skip
     add("--infill", action="append", metavar="TEXT",
         help="text with gaps, {{5}} for 5 tokens; may be repeated")  # fmt: skip
     add("--num_samples", type=int, default=1, metavar="K", help="texts for each prompt")
@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=setting.kind, help=rules.describe(name))
     add("--eos", choices=("continue", "stop"), help="at an end-of-document token")
     add("--seed", type=int, default=0)
-    add("--out", metavar="FILE", help="JSON lines with tokens, settings and counts")
+    add("--out", type=path_of, metavar="FILE", help="JSON lines with tokens, settings and counts")
     add("--watch", type=float, nargs="?", const=0.05, metavar="SECONDS",
         help="show the first text of each batch while it is generated")  # fmt: skip
     return parser

@@ -241,7 +241,11 @@ def test_axes_without_meaning_are_errors():
     ("mesh", "settings", "message"),
     [
         (MeshConfig(tensor=8, fsdp=1), {}, "model.heads=2 do not divide among mesh.tensor=8"),
-        (MeshConfig(), {"accumulation": 8}, "examples do not divide among mesh.data × mesh.fsdp"),
+        (
+            MeshConfig(),
+            {"accumulation": 8},
+            r"batch_size=\d+ in train\.accumulation=8 rounds does not divide",
+        ),
     ],
 )
 def test_what_does_not_divide_is_refused(mesh, settings, message):
@@ -261,8 +265,16 @@ def test_sizes_of_the_mesh():
         (MeshConfig(data=3), 8),
         (MeshConfig(data=1, fsdp=4), 8),
     ):
-        with pytest.raises(UserError, match=f"do not fit {devices} devices"):
+        with pytest.raises(UserError, match=f"(do|does) not fit {devices} devices"):
             config.shape(devices)
+    # Sizes that nobody chose are not named.
+    for config, said in (
+        (MeshConfig(data=16), "mesh.data=16 does not fit 8 devices"),
+        (MeshConfig(data=1, fsdp=4), "mesh.data=1 and mesh.fsdp=4 do not fit 8 devices"),
+        (MeshConfig(tensor=3), "mesh.tensor=3 does not fit 8 devices"),
+    ):
+        with pytest.raises(UserError, match=f"^{said}: "):
+            config.shape(8)
     with pytest.raises(UserError, match="must be at least 1, or -1"):
         MeshConfig(tensor=0)
     with pytest.raises(UserError, match="Only one of"):

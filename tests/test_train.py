@@ -73,7 +73,6 @@ def opened(experiment: Experiment) -> train.Run:
 
 def trained(experiment: Experiment, folder, **options) -> TrainState:
     run = opened(experiment)
-    workdir.claim(folder, experiment, run.tokenizer)
     return train.train(run, folder, Signals(), **{"say": lambda _: None, **options})
 
 

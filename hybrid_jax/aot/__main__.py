@@ -21,7 +21,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.runtime.command_line import SETTINGS, Parser, check_mode, parse, read_config
+from hybrid_jax.runtime.command_line import (
+    SETTINGS,
+    Parser,
+    check_mode,
+    parse,
+    path_of,
+    read_config,
+)
 from hybrid_jax.runtime.json_text import write_json
 
 # Read by JAX and libtpu when they are imported.
@@ -121,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sample_batch", type=int, default=8, metavar="N",
         help="texts that a device samples at a time (default: 8)")  # fmt: skip
     add("--fit", action="store_true", help="look for the largest batch that fits")
-    add("--json", default="", metavar="FILE", help="file for the same numbers")
+    add("--json", default="", type=path_of, metavar="FILE", help="file for the same numbers")
     return parser
 
 

@@ -19,6 +19,7 @@ import zstandard
 
 from hybrid_jax.data import content
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.decode import listed
 
 _READ = 1 << 16  # compressed bytes read at a time
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError)
@@ -73,7 +74,8 @@ def documents(patterns: str) -> Iterator[str]:
     A file is read once, however many names and links lead to it.
 
     Args:
-      patterns: file names or globs ("**" descends into folders), separated by commas.
+      patterns: file names or globs ("**" descends into folders), separated by commas, or a
+        JSON list of them where one has a comma in it.
 
     Raises:
       UserError: if a pattern matches no file or a file of another kind; while iterating, if a file
@@ -129,7 +131,7 @@ def lines(path: Path) -> Iterator[str]:
 
 def _matching(patterns: str) -> list[Path]:
     names: list[str] = []
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+    for pattern in listed(patterns):
         pattern = os.path.expanduser(pattern)
         # The name of an existing file is no pattern, even with brackets in it.
         found = [pattern] if os.path.exists(pattern) else sorted(_glob(pattern))

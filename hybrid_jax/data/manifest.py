@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.decode import from_values
+from hybrid_jax.runtime.decode import from_values, parse_json
+from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.json_text import digest, write_json
 
 FORMAT = 1
@@ -127,9 +127,10 @@ class Manifest:
         Raises:
           UserError: if there is none, it is damaged, or another version of hybrid_jax wrote it.
         """
-        path = find(Path(folder)) or Path(folder) / MANIFEST
+        folder = expanded(folder)
+        path = find(folder) or folder / MANIFEST
         try:
-            values = json.loads(path.read_bytes())
+            values = parse_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"{folder} holds no prepared data ({MANIFEST} is missing): run "

@@ -16,6 +16,7 @@ import numpy as np
 from hybrid_jax.data import content
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.files import expanded
 
 Batch = dict[str, np.ndarray]
 _STEPS = 1 << 62  # more than any run takes
@@ -40,7 +41,7 @@ class Records:
     def __init__(self, folder: str | Path, split: str):
         self.manifest = Manifest.load(folder)
         self._split = self.manifest.split(split)
-        self._folder = Path(folder)
+        self._folder = expanded(folder)
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         paths = [self._folder / shard.name for shard in self._split.shards]
         for path, shard in zip(paths, self._split.shards, strict=True):

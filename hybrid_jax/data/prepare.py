@@ -26,7 +26,8 @@ from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.runtime.command_line import Parser, parse
+from hybrid_jax.runtime.command_line import Parser, parse, path_of
+from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.json_text import digest
 from hybrid_jax.runtime.scratch import raise_when_terminated, scratch_folder
 
@@ -76,7 +77,7 @@ def prepare(
     for name, value in least.items():
         if settings[name] is not None and settings[name] < value:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
-    out = Path(out)
+    out = expanded(out)
     if manifest := _existing(out, settings):
         check(manifest)
         return manifest
@@ -290,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens of a record (default: %(default)s)")  # fmt: skip
     add("--shard_records", type=int, default=SHARD_RECORDS, metavar="R",
         help="records of a file (default: %(default)s)")  # fmt: skip
-    add("--out", required=True, metavar="DIR", help="folder to make")
+    add("--out", required=True, type=path_of, metavar="DIR", help="folder to make")
     return parser
 
 

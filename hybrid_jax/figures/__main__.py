@@ -19,7 +19,7 @@ from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.figures import canvas, gif, hyperschedules, masks, noise, page
 from hybrid_jax.generation import frames, requests
 from hybrid_jax.generation.frames import Recording
-from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse
+from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, path_of
 from hybrid_jax.runtime.decode import nearest
 from hybrid_jax.runtime.files import labels, one_line, write_atomic
 from hybrid_jax.training import pretrained
@@ -111,8 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     add("names", nargs="*", metavar="NAME",
         help=f"pictures: {', '.join(PICTURES)}, {ANIMATION} (default: all, the last of them "
         "with --workdir)")  # fmt: skip
-    add("--out", default="figures", metavar="DIR", help="folder to write to (default: %(default)s)")
-    add("--workdir", action="append", default=[], metavar="DIR",
+    add("--out", default="figures", type=path_of, metavar="DIR",
+        help="folder to write to (default: %(default)s)")  # fmt: skip
+    add("--workdir", action="append", default=[], type=path_of, metavar="DIR",
         help="trained run to animate; may be repeated, for runs side by side")  # fmt: skip
     add("--prompt", default="", metavar="TEXT", help="beginning of the animated texts")
     add("--seed", type=int, default=0, help="of the animated texts")

@@ -6,7 +6,6 @@ A file of texts has a JSON object a line: the fields of `Text` and all settings 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy as np
 
 from hybrid_jax.data import files
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_text
+from hybrid_jax.runtime.decode import parse_json
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.sampling.prompts import GAP
@@ -62,6 +62,7 @@ class Text:
 
 def beginning(text: str, tokenizer: Tokenizer, *, stop: int) -> Request:
     """A text of `stop` tokens that begins with this one."""
+    check_text(text, "The prompt")
     return Request(prompt=text, ids=[int(i) for i in tokenizer.encode(text)], stop=stop)
 
 
@@ -71,6 +72,7 @@ def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> Request:
     Raises:
       UserError: if there is none, or one is longer than `length`, the tokens that the model writes.
     """
+    check_text(text, "The text with gaps")
     parts = re.split(r"\{\{([0-9]+)\}\}", text)
     if len(parts) == 1:
         shown = text if len(text) <= 40 else f"{text[:40]}…"
@@ -170,7 +172,7 @@ def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             text = {field.name: values.pop(field.name) for field in dataclasses.fields(Text)}
             tokens.append(np.array(text["tokens"], np.int32).reshape(-1))
             counts.append((float(text["nfe"]), float(text["corrections"])))

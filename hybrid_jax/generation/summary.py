@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from hybrid_jax import optim
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.runtime import sharding
@@ -29,6 +30,13 @@ def introduction(run: train.Run, workdir: Path) -> str:
     held = sharding.bytes_per_device(state) / 2**20
     mesh = " × ".join(f"{name} {number}" for name, number in run.mesh.shape.items() if number > 1)
     splits = run.manifest.train, run.manifest.valid
+    steps, warmup_steps = run.experiment.train.steps, run.experiment.optimizer.warmup_steps
+    shortened = (
+        f"\nwarm-up: shortened from optimizer.warmup_steps={warmup_steps} to the {steps} steps of "
+        "the training"
+        if optim.warmup(run.experiment.optimizer, steps) < warmup_steps
+        else ""
+    )
     tokens = " + ".join(f"{split.records * run.manifest.length:,}" for split in splits)
     changes = (
         f"the text has changed since ({run.changes}); the run goes on with the records it began "
@@ -43,6 +51,7 @@ def introduction(run: train.Run, workdir: Path) -> str:
         f"{run.manifest.vocab_size} kinds in records of {run.manifest.length}\n{changes}"
         f"devices: {run.mesh.size} × {jax.devices()[0].device_kind}{f' ({mesh})' if mesh else ''}, "
         f"{held:,.0f} MiB of state on each; processes: {jax.process_count()}; workdir: {workdir}"
+        f"{shortened}"
     )
 
 

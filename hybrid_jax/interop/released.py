@@ -32,7 +32,7 @@ from hybrid_jax.interop.released_config import Kind, read_config, write_config
 from hybrid_jax.interop.weights import CONFIG, WEIGHTS
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
-from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.files import expanded, unwritable, write_atomic
 from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.training.pretrained import Pretrained
 
@@ -117,7 +117,7 @@ def export_released(model: Released | Pretrained, folder: str | Path) -> None:
       UserError: if the released code has no such model, the folder is not empty, or it cannot be
         written.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     config = write_config(model.experiment, model.network)
     safetensors = require("safetensors.numpy", "eval")
     head = model.network.width // model.network.heads

@@ -20,7 +20,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.interop.released import Released, load_released, require_empty
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.runtime.files import expanded, unwritable
 from hybrid_jax.runtime.scratch import scratch_folder
 from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
@@ -53,7 +53,7 @@ def workdir_from_released(
       UserError: as `load_released`; if the tokenizer has another number of tokens, the experiment
         asks for another network or reads its output in another way, or `workdir` is not empty.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     require_empty(workdir)  # before much is read
     spec, found = named_tokenizer(tokenizer)
     released = source if isinstance(source, Released) else load_released(source)
@@ -94,7 +94,7 @@ def start_from(
       UserError: if `source` has no model, it has another shape, alignment, tokenizer or meaning of
         the output than `experiment` asks for, or `workdir` is not empty.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     require_empty(workdir)
     model = pretrained.load(source, step=step)
     grows = bool(experiment.model.condition) and not model.network.condition
@@ -157,8 +157,8 @@ def named_tokenizer(given: str | Tokenizer) -> tuple[str, Tokenizer]:
     """A tokenizer, and the `data.tokenizer` that prepares data with it."""
     if not isinstance(given, str):
         return given.name, given
-    if (Path(given).expanduser() / DESCRIPTOR).exists():
-        found = tokenizers.load_tokenizer(Path(given).expanduser())
+    if (expanded(given) / DESCRIPTOR).exists():
+        found = tokenizers.load_tokenizer(expanded(given))
         return (f"gpt2:{given}" if found.name == "gpt2" else found.name), found
     if given == "sentencepiece":
         raise UserError(

@@ -32,7 +32,7 @@ from etils import epath  # a dependency of Orbax, in whose interface it is
 from jax.experimental import multihost_utils
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.files import one_line, unwritable
+from hybrid_jax.runtime.files import expanded, one_line, unwritable
 from hybrid_jax.runtime.json_text import json_text
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Checkpointer:
         """
         if keep < 1:
             raise UserError(f"keep = {keep} keeps no checkpoint; set it to 1 or more.")
-        self.directory = Path(directory).absolute()  # Orbax refuses relative paths
+        self.directory = expanded(directory).absolute()  # Orbax refuses relative paths
         self._config = config
         self._read_only = read_only
         if not read_only:

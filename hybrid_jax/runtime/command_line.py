@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -19,7 +21,7 @@ import ml_collections
 import hybrid_jax
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import nearest
-from hybrid_jax.runtime.files import one_line
+from hybrid_jax.runtime.files import expanded, one_line
 
 SETTINGS = (
     "--config is the name of a config of the package or a file FILE.py, with :SIZE where it has "
@@ -109,6 +111,14 @@ def step_of(text: str) -> int | Literal["best"]:
     return "best" if text == "best" else int(text)
 
 
+def path_of(text: str) -> str:
+    """A path of the command line: "~" is the home folder, also behind "=", where shells leave it.
+
+    For `type` of flags.
+    """
+    return str(expanded(text)) if text else ""
+
+
 def read_config(value: str) -> Mapping[str, Any]:
     """The settings of a config, for `--config=FILE.py[:SIZE]` or `--config=NAME[:SIZE]`.
 
@@ -123,16 +133,18 @@ def read_config(value: str) -> Mapping[str, Any]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
-        values: Any = get_config(*size) if get_config else None
+        if not callable(get_config):
+            raise UserError(f"The config file {path} has no function get_config: define one.")
+        _check_size(get_config, size, path)
+        values: Any = get_config(*size)
+        if isinstance(values, ml_collections.ConfigDict):
+            values = values.to_dict()
     except UserError:
         raise
-    except Exception as error:  # a config file is a program, which may raise anything
+    # A config file is a program, which may raise anything, or exit.
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(".")
         raise UserError(f"The config file {path} fails with {reason}: correct it.") from error
-    if get_config is None:
-        raise UserError(f"The config file {path} has no function get_config: define one.")
-    if isinstance(values, ml_collections.ConfigDict):
-        values = values.to_dict()
     if not isinstance(values, Mapping):
         raise UserError(
             f"get_config of {path} returns {type(values).__name__}: return a ConfigDict or a dict."
@@ -140,18 +152,38 @@ def read_config(value: str) -> Mapping[str, Any]:
     return values
 
 
+def _check_size(get_config: Callable[..., Any], size: list[str], path: Path) -> None:
+    """Raises UserError if a size is given that the config does not have, or needed and not given.
+
+    Errors of the function itself are told apart from these.
+    """
+    try:
+        inspect.signature(get_config).bind(*size)
+    except TypeError as error:
+        advice = (
+            f"leave out :{size[0]}" if size else f"write --config={path}:SIZE, as get_config asks"
+        )
+        raise UserError(
+            f"The config file {path} has {'no sizes' if size else 'no default size'}: {advice}."
+        ) from error
+
+
 def _find(value: str) -> tuple[Path, list[str]]:
     """The config file that a value of `--config` means, and its size if one is given."""
-    if file := re.fullmatch(r"(.*\.py)(?::(.*))?", value):
-        path, size = Path(file[1]), file[2]
-        if not path.is_file():
+    if file := re.fullmatch(r"(.*\.py)(?::(.*))?", value, re.DOTALL):
+        path, size = expanded(file[1]), file[2]
+        if path.is_dir():
+            raise UserError(f"--config={value} is a folder: name a file in it.")
+        if not os.path.isfile(path):
             raise UserError(f"There is no config file {value!r}: see the folder configs/.")
     else:
         name, colon, rest = value.partition(":")
         size = rest if colon else None
         package = Path(hybrid_jax.__file__).parent
         folder = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
-        known = sorted(file.stem for file in folder.glob("[a-z]*.py"))
+        known = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+        if name not in known and os.path.exists(expanded(value)):
+            raise UserError(f"--config={value} is no Python file: name a FILE.py with get_config.")
         if name not in known:
             raise UserError(f"There is no config {name!r}: {nearest(name, known)}")
         path = folder / f"{name}.py"

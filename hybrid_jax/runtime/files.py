@@ -11,6 +11,24 @@ from pathlib import Path
 from hybrid_jax.errors import UserError
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder in place of a leading "~", as shells write it.
+
+    Raises `UserError` where nothing can be, so that it is enough to look for files afterwards: a
+    name that is too long, or a folder that may not be entered.
+    """
+    text = os.path.expanduser(path)
+    try:
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{text} cannot be a path here ({one_line(error)}): name another."
+        ) from error
+    return Path(text)
+
+
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a file (text as UTF-8) so that readers see the old content or the new, never a part.
 
@@ -18,7 +36,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
 
     Raises `UserError` if the file cannot be written, naming the path and the cause.
     """
-    path = Path(path)
+    path = expanded(path)
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file() and not path.is_dir():
         try:

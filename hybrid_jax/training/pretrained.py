@@ -16,6 +16,7 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.runtime.files import expanded
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.workdir import RunData
 
@@ -52,7 +53,7 @@ def load(
     Raises:
       UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     experiment = workdirs.load(workdir)
     tokenizer, data = workdirs.load_tokenizer(workdir), workdirs.load_data(workdir)
     network = experiment.network(tokenizer.vocab_size)

@@ -98,9 +98,11 @@ class TrainSetup:
         shards = sharding.batch_shards(mesh)
         round_ = config.batch_size // config.accumulation
         if round_ % shards:
+            rounds = config.accumulation
+            part = f" in train.accumulation={rounds} rounds" if rounds > 1 else ""
             raise UserError(
-                f"train.batch_size / train.accumulation = {round_} examples do not divide among "
-                f"mesh.data × mesh.fsdp = {shards} devices: choose a multiple of {shards}."
+                f"train.batch_size={config.batch_size}{part} does not divide among {shards} "
+                f"devices: choose a multiple of {rounds * shards}."
             )
         if self.network.heads % mesh.shape["tensor"]:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +10,8 @@ from hybrid_jax.data.tokenizers import gpt2, sentencepiece
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.decode import parse_json
+from hybrid_jax.runtime.files import expanded
 
 
 def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -32,7 +33,7 @@ def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Token
             "gpt2:FOLDER."
         )
     if kind == "gpt2":
-        return gpt2.load(Path(folder).expanduser())
+        return gpt2.load(expanded(folder))
     if name == "sentencepiece":
         return sentencepiece.train(texts, vocab_size=vocab_size)
     if name == "byte":
@@ -52,9 +53,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
       UserError: if there is none, or its files are damaged.
     """
-    path = Path(folder) / DESCRIPTOR
+    folder = expanded(folder)
+    path = folder / DESCRIPTOR
     try:
-        descriptor = json.loads(path.read_bytes())
+        descriptor = parse_json(path.read_bytes())
         name, fingerprint = descriptor["name"], descriptor["fingerprint"]
     except OSError as error:
         raise UserError(
@@ -67,9 +69,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         "gpt2": gpt2.load,
         "sentencepiece": sentencepiece.load,
     }
-    if name not in loaders:
+    if not isinstance(name, str) or name not in loaders:
         raise UserError(f"{path} names an unknown tokenizer, {name!r}: prepare the data again.")
-    tokenizer = loaders[name](Path(folder))
+    tokenizer = loaders[name](folder)
     if tokenizer.fingerprint != fingerprint:
         raise UserError(
             f"The tokenizer's files in {folder} are not those that {DESCRIPTOR} describes: restore "

@@ -19,6 +19,7 @@ from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.scorers import base as scoring
 from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime.files import expanded
 from hybrid_jax.training import pretrained
 
 
@@ -69,6 +70,7 @@ def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> R
     Raises:
       UserError: if it cannot be read, or its run is not autoregressive with shifted rows.
     """
+    workdir = expanded(workdir)
     model = pretrained.load(workdir, step=step)
     if not model.spec.layout.plain(model.spec.schedule):
         raise UserError(
