@@ -205,6 +205,21 @@ def test_missing_and_cut_files_are_found_when_opening(copied):
     Records(copied, "valid").verify()
 
 
+def test_what_the_system_refuses_is_no_damage(copied):
+    class Refused:
+        def __getitems__(self, numbers):
+            raise RuntimeError("open() failed: Too many open files; opening some.array_record")
+
+    records = Records(copied, "train")
+    records._source = Refused()
+    with pytest.raises(UserError) as caught:
+        records.read([0])
+    assert str(caught.value) == (
+        f"The prepared data in {copied} cannot be read (Too many open files): change that on this "
+        "machine, the data need not be damaged."
+    )
+
+
 def test_files_that_contradict_the_card_are_found(copied):
     manifest = json.loads((copied / "manifest.json").read_text(encoding="utf-8"))
     for changes, message in [

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,7 +55,7 @@ class Records:
             self._source = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
             found = len(self._source)
         except RuntimeError as error:
-            raise self._damaged("a file is no ArrayRecord") from error
+            raise self._damaged("a file is no ArrayRecord", error) from error
         if found != self._split.records:
             raise self._damaged(f"there are {found} records, but the manifest says {len(self)}")
         shards = tuple(
@@ -80,7 +81,7 @@ class Records:
         try:
             data = self._source.__getitems__([int(number) for number in numbers])
         except RuntimeError as error:
-            raise self._damaged("a record cannot be read") from error
+            raise self._damaged("a record cannot be read", error) from error
         if any(len(record) != length * self._dtype.itemsize for record in data):
             raise self._damaged(f"a record has not {length} tokens")
         tokens = np.frombuffer(b"".join(data), self._dtype).reshape(len(data), length)
@@ -95,7 +96,13 @@ class Records:
         if digest.hexdigest() != self._split.sha256:
             raise self._damaged("the records are not those of the manifest")
 
-    def _damaged(self, what: str) -> UserError:
+    def _damaged(self, what: str, cause: RuntimeError | None = None) -> UserError:
+        # As ArrayRecord tells errors of the system, such as too many open files.
+        if failed := re.search(r"\w+\(\) failed: ([^;]+)", str(cause)):
+            return UserError(
+                f"The prepared data in {self._folder} cannot be read ({failed[1]}): change that on "
+                "this machine, the data need not be damaged."
+            )
         return UserError(
             f"The prepared data in {self._folder} are damaged ({what}): delete the folder and "
             "prepare them again."
