@@ -191,7 +191,7 @@ def test_the_home_folder_in_settings_and_the_api(ar, monkeypatch):
     assert folder == ar.parent / "data"
     assert Manifest.load("~/data") == manifest
     assert len(Records("~/data", "valid")) == manifest.valid.records
-    assert scorers.load("run:~/run")[0].name.startswith("run, step")
+    assert scorers.load("run:~/run")[0].name.endswith("/run, step 8")
     write_atomic("~/file", "text")
     assert (ar.parent / "file").read_text(encoding="utf-8") == "text"
 

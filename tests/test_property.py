@@ -229,7 +229,7 @@ def test_damaged_files_of_runs_and_data(gamma, samples, folder, data):
                 (read_manifest, (gamma.parent / "data" / MANIFEST).read_bytes()),
                 (read_tokenizer, (gamma / "tokenizer" / DESCRIPTOR).read_bytes()),
                 (read_metrics, (gamma / "metrics.jsonl").read_bytes()),
-                (requests.read, samples),
+                (lambda file: requests.read(file, ByteTokenizer()), samples),
                 (read_weights, b'{"model": {"type": "dit"}, "noise": {"type": "gamma"}}'),
             ]
         )
