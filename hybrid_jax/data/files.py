@@ -149,8 +149,9 @@ def _json_lines(path: Path, file: BinaryIO) -> Iterator[str]:
             continue
         try:
             value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not valid JSON ({error.msg}): fix or drop it.") from error
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", error)
+            raise UserError(f"{where} is not valid JSON ({reason}): fix or drop it.") from error
         document = value.get("text") if isinstance(value, dict) else None
         if not isinstance(document, str):
             raise UserError(f'{where} has no field "text" with a string: add it or drop the line.')

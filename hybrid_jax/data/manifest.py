@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.decode import from_values
+from hybrid_jax.runtime.decode import from_values, parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -94,7 +94,7 @@ class Manifest:
         """
         path = find(Path(folder)) or Path(folder) / MANIFEST
         try:
-            values = json.loads(path.read_bytes())
+            values = parse_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"{folder} holds no prepared data ({MANIFEST} is missing): run "

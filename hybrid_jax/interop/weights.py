@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_jax.errors import UserError, require
+from hybrid_jax.runtime.decode import parse_json
 from hybrid_jax.runtime.files import one_line
 
 CONFIG, WEIGHTS, TORCH_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -54,7 +54,7 @@ def find(source: str | Path, *, others: Sequence[str] = ()) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a model. Raises UserError if it is missing or damaged."""
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({one_line(error)}): name a folder with {CONFIG} and {WEIGHTS}."

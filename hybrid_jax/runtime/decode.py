@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -18,6 +19,27 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, UTF-8 where it is bytes.
+
+    Raises:
+      ValueError: if it is none, strictly: NaN is no number, and half a surrogate pair no text; or
+        if it is nested too deeply to be read.
+    """
+    try:
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_no_number)
+        if "\\u" in text:  # which can spell half of a pair
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def from_values(cls: Any, values: Any, path: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.boards import Board
+from hybrid_jax.runtime.decode import checked, parse_json
 from hybrid_jax.runtime.files import write_atomic
 
 
@@ -104,9 +105,10 @@ def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
         if number == len(lines) and not line.endswith("\n"):
             break  # cut off by a kill; a whole line ends in a newline
         try:
-            values = json.loads(line)
-            line_step, kind = values["step"], values["kind"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            values = parse_json(line)
+            line_step = checked(values["step"], int, "step")
+            kind = checked(values["kind"], str, "kind")
+        except (ValueError, KeyError, TypeError, UserError) as error:
             raise UserError(
                 f"Line {number} of {path} is not a line of metrics; fix it, or move the file away."
             ) from error

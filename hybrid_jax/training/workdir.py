@@ -57,11 +57,13 @@ def load(workdir: Path) -> Experiment:
     """The experiment of a workdir. Raises UserError if there is none, or of a later version."""
     path = workdir / _FILE
     try:
-        return Experiment.from_json(path.read_text(encoding="utf-8"))
+        return Experiment.from_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{workdir} holds no run: there is no config.json in it.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
+    except UserError as error:
+        raise UserError(f"{path} describes no run that can be opened: {error}") from error
 
 
 def load_tokenizer(workdir: Path) -> Tokenizer:

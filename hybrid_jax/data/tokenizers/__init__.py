@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from hybrid_jax.data.tokenizers import gpt2, sentencepiece
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.decode import parse_json
 
 
 def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -47,7 +47,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     path = Path(folder) / DESCRIPTOR
     try:
-        descriptor = json.loads(path.read_bytes())
+        descriptor = parse_json(path.read_bytes())
         name, fingerprint = descriptor["name"], descriptor["fingerprint"]
     except OSError as error:
         raise UserError(
@@ -60,7 +60,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         "gpt2": gpt2.load,
         "sentencepiece": sentencepiece.load,
     }
-    if name not in loaders:
+    if not isinstance(name, str) or name not in loaders:
         raise UserError(f"{path} names an unknown tokenizer, {name!r}: prepare the data again.")
     tokenizer = loaders[name](Path(folder))
     if tokenizer.fingerprint != fingerprint:

@@ -112,7 +112,9 @@ def load(folder: Path) -> GPT2Tokenizer:
             ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
                 vocab_bpe_file=str(folder / names[1]), encoder_json_file=str(folder / names[0])
             )
-    except (AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        AssertionError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         raise UserError(
             f"{names[0]} and {names[1]} in {folder} are damaged or do not belong together: fetch "
             "them again."
