@@ -16,16 +16,17 @@ import json
 import sys
 from pathlib import Path
 
+import command
 import device
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax.errors import UserError
 from hybrid_jax.eval import perplexity
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method import noising
 from hybrid_jax.method.objective import Bound
+from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.training import pretrained
 from hybrid_jax.training.pretrained import Pretrained
@@ -99,33 +100,29 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Nats per token of a bound at masked, right and wrong positions."
-    )
+    parser = Parser(description="Nats per token of a bound at masked, right and wrong positions.")
     add = parser.add_argument
     add("--workdir", action="append", required=True, help="of a run; may be given more than once")
     add("--records", type=int, default=512, help="validation records (default: %(default)s)")
     add("--draws", type=int, default=8, help="of noise for each record (default: %(default)s)")
     add("--batch", type=int, default=32)
     add("--out", help="Markdown file for the table")
-    options = parser.parse_args()
+    return command.run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
     rows = []
-    try:
-        for workdir in options.workdir:
-            model = pretrained.load(workdir)
-            records = perplexity.held_out(model, options.records).tokens
-            for bound in bounds_of(model):
-                row = measure(model, bound, records, draws=options.draws, batch=options.batch)
-                rows.append({"model": Path(workdir).name, "step": model.step, **row})
-                print(json.dumps(rows[-1], ensure_ascii=False), file=sys.stderr, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for workdir in options.workdir:
+        model = pretrained.load(workdir)
+        records = perplexity.held_out(model, options.records).tokens
+        for bound in bounds_of(model):
+            row = measure(model, bound, records, draws=options.draws, batch=options.batch)
+            rows.append({"model": Path(workdir).name, "step": model.step, **row})
+            print(json.dumps(rows[-1], ensure_ascii=False), file=sys.stderr, flush=True)
+    print(as_markdown(rows))
     if options.out:
         size = f"{rows[0]['records']} validation records, {options.draws} draws"
         write_atomic(options.out, f"{size}, on {device.origin()}\n{as_markdown(rows)}\n")
-    print(as_markdown(rows))
-    return 0
 
 
 if __name__ == "__main__":

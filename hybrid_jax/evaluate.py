@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.errors import UserError, check_number, check_seed, exit_status
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
@@ -36,7 +36,7 @@ from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.command_line import Parser, parse, step_of
-from hybrid_jax.runtime.files import file_name, unwritable, write_atomic
+from hybrid_jax.runtime.files import check_writable, file_name, unwritable, write_atomic
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import pretrained
@@ -55,6 +55,9 @@ def _run(options: argparse.Namespace) -> None:
     for name, value in least.items():
         if getattr(options, name) < value:
             raise UserError(f"--{name} must be at least {value}, but is {getattr(options, name)}.")
+        if name != "seed":
+            check_number(getattr(options, name), f"--{name}")
+    check_seed(options.seed + options.seeds - 1, "The last of the seeds from --seed on")
     if options.pareto and options.texts:
         raise UserError("--pareto generates its own texts: leave out --texts, or --pareto.")
     scoring = options.pareto or options.texts is not None
@@ -107,8 +110,8 @@ def _measure_sets(options: argparse.Namespace) -> None:
                 progress=functools.partial(bar.update, values={}),
             )
         file = folder / f"{file_name(dataset.name)}.json"
+        print(_row(found), flush=True)  # first: the disk may be full
         write_atomic(file, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
-        print(_row(found), flush=True)
     print(f"protocol {found.protocol.name}, stored in {folder}")
 
 
@@ -233,6 +236,7 @@ def _numbers(text: str) -> list[float]:
 
 def _folder(options: argparse.Namespace) -> Path:
     folder = Path(options.workdir) / "evaluation"
+    check_writable(folder, folder=True)
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

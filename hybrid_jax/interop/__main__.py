@@ -61,10 +61,11 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from hybrid_jax.interop.released import export_released
+    from hybrid_jax.interop.released import export_released, require_empty
     from hybrid_jax.runtime.files import unwritable
     from hybrid_jax.training import pretrained
 
+    require_empty(Path(options.out))
     model = pretrained.load(options.workdir, step=options.step)
     export_released(model, options.out)
     folder = Path(options.out) / "tokenizer"
