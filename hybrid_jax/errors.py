@@ -4,12 +4,22 @@ checks of settings that raise it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
+import os
+import select
+import stat
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TextIO
+
+MOST_WHOLE = 2**31 - 1  # of int32, which arrays count in
+MOST_SEED = 2**32 - 1  # JAX would cut longer seeds to their last 32 bits
+MOST_FLOAT = 3.4028234663852886e38  # of float32
+_PIPE_CLOSED = 141  # as shells report a program that SIGPIPE ended
 
 
 class UserError(Exception):
@@ -35,22 +45,67 @@ class Interrupted(Exception):
 def exit_status(command: Callable[[], object], *, interrupted: str) -> int:
     """Runs a command.
 
+    What it prints and the terminal cannot show is shown as escapes, such as \\u03b3.
+
     Returns:
-      0; 2 after a `UserError`, whose sentence is printed; the status of an `Interrupted`, or 130
-      after Ctrl-C, both with the sentence `interrupted`.
+      0; 2 after a `UserError`, whose sentence is printed, or when standard output is full or
+      closed; the status of an `Interrupted`, or 130 after Ctrl-C, both with the sentence
+      `interrupted`; 141, quietly, when the reader of its output has gone.
+    """
+    if sys.stderr is None:  # closed, and `print` would take standard output in its place
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    said, status = "", 0
+    try:
+        if sys.stdout is None:
+            raise UserError("Standard output is closed: send it to a file, or to /dev/null.")
+        try:
+            command()
+        finally:
+            sys.stdout.flush()  # what is left fails here, or Python complains of it at its end
+    except UserError as error:
+        said, status = f"error: {error}", 2
+    except Interrupted as stop:
+        said, status = f"{stop}; {interrupted}", stop.status
+    except KeyboardInterrupt:
+        said, status = f"interrupted; {interrupted}", 130
+    except OSError as error:
+        if not (_fails(sys.stdout) or _fails(sys.stderr)):
+            raise
+        if isinstance(error, BrokenPipeError):
+            return _PIPE_CLOSED
+        said, status = f"error: Standard output cannot be written: {error.strerror or error}.", 2
+    if said:
+        with contextlib.suppress(OSError):
+            print(said, file=sys.stderr, flush=True)
+    return status
+
+
+def _fails(stream: TextIO) -> bool:
+    """Whether a stream cannot be written; what waits in it is thrown away then.
+
+    A stream that has failed forgets what it did not write, so it has to be tried: a pipe is asked
+    for its reader, and anything else gets an empty line.
     """
     try:
-        command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(f"{stop}; {interrupted}", file=sys.stderr)
-        return stop.status
-    except KeyboardInterrupt:
-        print(f"interrupted; {interrupted}", file=sys.stderr)
-        return 130
-    return 0
+        stream.flush()
+        poll = select.poll()
+        poll.register(stream, 0)
+        kind = os.fstat(stream.fileno()).st_mode
+        if poll.poll(0):
+            raise BrokenPipeError
+        if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+            stream.write("\n")
+            stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
+        return True
+    return False
 
 
 def require(module: str, extra: str) -> Any:
@@ -149,7 +204,7 @@ def resolved(section: Any) -> Any:
 
 
 def check_settings(section: Any, prefix: str = "", **least: float) -> None:
-    """Checks a section's values: literals, settings without effect, and smallest values.
+    """Checks a section's values: literals, settings without effect, and ranges of numbers.
 
     Args:
       prefix: of the names in sentences, such as "noise.".
@@ -165,3 +220,35 @@ def check_settings(section: Any, prefix: str = "", **least: float) -> None:
         value = getattr(section, name)
         if value is not None and not value >= smallest:
             raise UserError(f"{prefix}{name} must be at least {smallest}, but is {value}.")
+    for name, value in vars(section).items():
+        if name == "seed":
+            check_seed(value, f"{prefix}seed")
+        else:
+            check_number(value, f"{prefix}{name}")
+
+
+def check_number(value: Any, name: str) -> None:
+    """Raises UserError for an int or a float that arrays of 32 bits cannot hold."""
+    most = MOST_WHOLE if isinstance(value, int) else MOST_FLOAT
+    if isinstance(value, int | float) and abs(value) > most:
+        raise UserError(f"{name} must be at most {most}, but is {value}.")
+
+
+def check_text(text: Any, name: str = "The text") -> None:
+    """Raises UserError for what is no text, or holds what UTF-8 cannot write."""
+    if not isinstance(text, str):
+        raise UserError(f"{name} must be a str, but is a {type(text).__name__}.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name} is not UTF-8: it holds half a character (a lone surrogate) at character "
+            f"{error.start + 1}."
+        ) from error
+
+
+def check_seed(seed: Any, name: str = "seed") -> int:
+    """The seed. Raises UserError for one that JAX does not have, but would take for another."""
+    if not (hasattr(seed, "__index__") and 0 <= int(seed) <= MOST_SEED):
+        raise UserError(f"{name} must be a whole number in 0 … {MOST_SEED}, but is {seed!r}.")
+    return int(seed)
