@@ -26,11 +26,12 @@ from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.models.transformer import ModelConfig, Transformer
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime import boards
-from hybrid_jax.runtime.decode import from_values, overridden, without_void
+from hybrid_jax.runtime.decode import from_values, overridden, parse_json, without_void
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
 
 FORMAT = 2  # of `Experiment.to_json`
+_LONGEST = 2**20  # tokens of a record, each of which a schedule has a number for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "data.", vocab_size=1, length=1)
+        if self.length > _LONGEST:
+            raise UserError(f"data.length must be at most {_LONGEST}, but is {self.length}.")
         if self.tokenizer.partition(":")[0] not in ("sentencepiece", "byte", "gpt2"):
             raise UserError(
                 f"data.tokenizer must be sentencepiece, byte or gpt2:FOLDER, but is "
@@ -315,14 +318,14 @@ class Experiment:
         return experiment
 
     @classmethod
-    def from_json(cls, text: str) -> Experiment:
+    def from_json(cls, text: str | bytes) -> Experiment:
         """From the text of `to_json`, of this version of hybrid_jax or an earlier one.
 
         Raises:
           ValueError: if it is not the JSON of an object.
           UserError: if it is of a later version, or as `from_config`.
         """
-        values = json.loads(text)
+        values = parse_json(text)
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
         version = values.pop("format", 1)

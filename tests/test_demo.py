@@ -515,8 +515,10 @@ def page(browser, server):
     page.on("pageerror", lambda error: troubles.append(error))
     # A refused request is logged, too; it is expected.
     page.on("console", lambda m: troubles.append(m.text) if "Failed to load" not in m.text else 0)
-    page.on("request", lambda r: None if r.url.startswith(server.url) else troubles.append(r.url))
-    page.goto(server.url)
+    page.on(
+        "request", lambda r: None if r.url.startswith(server.urls[0]) else troubles.append(r.url)
+    )
+    page.goto(server.urls[0])
     page.locator("#write:enabled").wait_for()
     yield page
     page.close()

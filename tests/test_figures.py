@@ -229,7 +229,7 @@ def recordings(epsilon):
         "remdm": rules.make("remdm", eta=0.5),
     }.items():
         recording = frames.record(model, sampler, rule, request, seed=4, title=f"<{name}>")
-        (wanted,), _ = generate.generate(model, sampler, rule, [request], seed=4, batch_size=1)
+        (wanted,) = driver.run(model, sampler, rule, [request], seed=4, batch_size=1)
         found.append((recording, wanted))
     return found
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_text
+from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.settings import SamplingConfig
@@ -53,13 +54,14 @@ class Text:
     number: int
     prompt: str
     text: str
-    tokens: list[int]
+    tokens: tuple[int, ...]
     nfe: int
     corrections: int
 
 
 def beginning(text: str, tokenizer: Tokenizer, *, stop: int) -> Request:
-    """A text of `stop` tokens that begins with this one."""
+    """A text of `stop` tokens that begins with this one. Raises UserError if it is no text."""
+    check_text(text, "The prompt")
     return Request(prompt=text, ids=[int(i) for i in tokenizer.encode(text)], stop=stop)
 
 
@@ -67,8 +69,10 @@ def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> Request:
     """This text, in which ``{{n}}`` stands for n tokens to fill.
 
     Raises:
-      UserError: if there is none, or one is longer than `length`, the tokens that the model writes.
+      UserError: if it is no text, there is no gap, or one is longer than `length`, the tokens that
+        the model writes.
     """
+    check_text(text, "The text with gaps")
     parts = re.split(r"\{\{([0-9]+)\}\}", text)
     if len(parts) == 1:
         shown = text if len(text) <= 40 else f"{text[:40]}…"
@@ -130,10 +134,13 @@ def settings_of(
 
 def write(file: str | Path, texts: Sequence[Text], settings: Mapping[str, Any]) -> None:
     """Writes texts with their settings, for `read`."""
-    lines = [
-        json.dumps({**dataclasses.asdict(text), **settings}, ensure_ascii=False) for text in texts
-    ]
-    write_atomic(file, "\n".join(lines) + "\n")
+    write_atomic(file, as_lines(texts, settings))
+
+
+def as_lines(texts: Sequence[Text], settings: Mapping[str, Any]) -> str:
+    """Texts with their settings, a JSON object a line."""
+    rows = ({**dataclasses.asdict(text), **settings} for text in texts)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,18 +170,18 @@ def read(path: str | Path) -> Samples:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The texts in {path} cannot be read: {error}.") from error
-    texts: list[dict[str, Any]] = []
-    tokens, counts = [], []
+    texts: list[Text] = []
+    tokens = []
     settings: dict[str, Any] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
-            text = {field.name: values.pop(field.name) for field in dataclasses.fields(Text)}
-            tokens.append(np.array(text["tokens"], np.int32).reshape(-1))
-            counts.append((float(text["nfe"]), float(text["corrections"])))
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            values = parse_json(line)
+            own = {field.name: values.pop(field.name) for field in dataclasses.fields(Text)}
+            text: Text = from_values(Text, own, "text")
+            tokens.append(np.array(text.tokens, np.int32))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, UserError) as error:
             raise UserError(
                 f"Line {number} of {path} is no text that this version of hybrid_jax.generate "
                 "writes: generate it anew."
@@ -185,14 +192,13 @@ def read(path: str | Path) -> Samples:
         settings = values
     if not texts:
         raise UserError(f"There are no texts in {path}.")
-    nfe, corrections = np.mean(counts, axis=0)
     return Samples(
-        texts=tuple(str(text["text"]) for text in texts),
+        texts=tuple(text.text for text in texts),
         tokens=tuple(tokens),
         settings={
             **settings,
-            "nfe": float(nfe),
-            "corrections": float(corrections),
-            "prompted": sum(bool(text["prompt"]) for text in texts),
+            "nfe": float(np.mean([text.nfe for text in texts])),
+            "corrections": float(np.mean([text.corrections for text in texts])),
+            "prompted": sum(bool(text.prompt) for text in texts),
         },
     )

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, Int32
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_number
 
 Steps = Int[ArrayLike, "..."]
 """Steps or positions: int32 arrays, or numbers, that broadcast."""
@@ -118,6 +118,7 @@ class Ramp:
                 f"{self.name}: the steps at which positions start must begin at 0 and never fall, "
                 f"but are {str(self.starts[:8])[1:-1]}, …"
             )
+        check_number(self.steps, f"The number of steps of {self.name}")
 
     @property
     def length(self) -> int:
@@ -129,9 +130,9 @@ class Ramp:
 
     @functools.cached_property
     def width(self) -> int:
-        starts = np.asarray(self.starts)
-        settled = np.searchsorted(starts, np.arange(self.steps) - self.levels, side="right")
-        frontier = np.searchsorted(starts, np.arange(self.steps), side="right")
+        starts = np.asarray(self.starts)  # the steps at which a window gains positions
+        settled = np.searchsorted(starts, starts - self.levels, side="right")
+        frontier = np.searchsorted(starts, starts, side="right")
         return int((frontier - settled).max())
 
     @property
