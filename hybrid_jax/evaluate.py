@@ -32,6 +32,7 @@ from hybrid_jax.errors import UserError, check_number, check_seed, exit_status
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
+from hybrid_jax.figures import canvas
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
@@ -144,18 +145,22 @@ def _score_files(options: argparse.Namespace) -> None:
     )  # fmt: skip
     folder = _folder(options)
     rows = []
-    for file, texts in zip(files, made, strict=True):
-        quality = scored(texts.tokens, settings=texts.settings)
-        rows.append(Row(label=file.name, qualities=(quality,)))
-        write_atomic(folder / f"quality-{file_name(file.stem)}.json", quality.to_json() + "\n")
-    if len(rows) > 1:
-        every = tuple(quality for row in rows for quality in row.qualities)
-        rows.append(Row(label="all", qualities=every))
-    print(quality_table.as_markdown(rows))
+    try:
+        for file, texts in zip(files, made, strict=True):
+            quality = scored(texts.tokens, settings=texts.settings)
+            rows.append(Row(label=file.name, qualities=(quality,)))
+            write_atomic(folder / f"quality-{file_name(file.stem)}.json", quality.to_json() + "\n")
+        if len(rows) > 1:
+            every = tuple(quality for row in rows for quality in row.qualities)
+            rows.append(Row(label="all", qualities=every))
+    finally:  # also when the disk is full
+        if rows:
+            print(quality_table.as_markdown(rows))
     print(f"scorer {scorer.name}, protocol {protocol.name}-{protocol.version}, stored in {folder}")
 
 
 def _sweep(options: argparse.Namespace) -> None:
+    canvas.module("matplotlib")  # before any work
     protocol = protocols.protocol(options.protocol)
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
@@ -198,10 +203,10 @@ def _sweep(options: argparse.Namespace) -> None:
         f"{model.experiment.name}, step {model.step}: {options.count} texts for each point, "
         f"read by {scorer.name}"
     )
+    print(table)  # first: the disk may be full
     write_atomic(folder / "pareto.json", values + "\n")
     write_atomic(folder / "pareto.md", table + "\n")
     pareto_plot.draw(rows, folder / "pareto.png", title=title)
-    print(table)
     print(f"stored in {folder}: pareto.md, pareto.json, pareto.png")
 
 

@@ -453,7 +453,7 @@ def test_the_command_animates_a_run(epsilon, tmp_path):
     assert generate.main(command) == 0
     wanted = json.loads(out.read_text(encoding="utf-8"))
     recording = figures.record_run(epsilon, prompt="7 ", seed=3)
-    assert recording.text.tokens == wanted["tokens"]
+    assert list(recording.text.tokens) == wanted["tokens"]
     assert run == json.loads(json.dumps(page.values_of(recording)))
 
 
@@ -465,8 +465,10 @@ def test_the_command_animates_a_run(epsilon, tmp_path):
         (["noise", "--workdir=runs/a"], "--workdir is for the picture animation: name it too"),
         (["--seed=1"], "--prompt and --seed are for the animation, which needs --workdir=DIR."),
         (["animation", "--workdir=/nonexistent"], "/nonexistent holds no run"),
-        (["--out={file}"], "file is not a folder"),
-        (["--out={file}/below/this"], "file is not a folder"),
+        (["--seed=4294967296", "animation", "--workdir=/nonexistent"], "is not a whole number"),
+        (["--out={file}"], "(it is no folder)"),
+        (["--out={file}/below/this"], "(Not a directory)"),
+        (["animation", "--workdir=/nonexistent", "--out=/proc/no"], "Cannot write /proc/no"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, message):

@@ -48,9 +48,8 @@ def test_devices_and_pipes_are_written_to_and_not_replaced(tmp_path):
     assert os.read(reader, 10) == "ε".encode()
     os.close(reader)
     assert pipe.is_fifo()
-    with pytest.raises(UserError, match=r"Cannot write /dev/full \(No space"):  # noqa: SIM117
-        with GrowingFile("/dev/full") as file:
-            file.append("x")
+    with GrowingFile("/dev/full") as file, pytest.raises(UserError, match=r"full \(No space"):
+        file.append("x")
 
 
 @pytest.mark.parametrize(
@@ -96,24 +95,29 @@ def test_a_growing_file_has_its_name_when_it_is_whole(tmp_path):
 def test_what_a_growing_file_has_is_kept(tmp_path, capsys):
     path = tmp_path / "texts.jsonl"
     path.write_text("old", encoding="utf-8")
-    with full_disk(40), pytest.raises(UserError) as caught:  # noqa: SIM117
+
+    def write(*pieces, then=None):
         with GrowingFile(path) as file:
-            file.append("a" * 29 + "\n")
-            file.append("b" * 29 + "\n")
+            for piece in pieces:
+                file.append(piece)
+            if then:
+                raise then
+
+    with full_disk(40), pytest.raises(UserError) as caught:
+        write("a" * 29 + "\n", "b" * 29 + "\n")
     (part,) = tmp_path.glob("*.part")
     assert str(caught.value) == (
         f"Cannot write {path} (File too large): what was made before is kept in {part}."
     )
     assert part.read_text(encoding="utf-8") == "a" * 29 + "\n"  # and no half of the next
     part.unlink()
-    with pytest.raises(KeyboardInterrupt), GrowingFile(path) as file:
-        file.append("a")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write("a", then=KeyboardInterrupt)
     (part,) = tmp_path.glob("*.part")
     assert part.read_text(encoding="utf-8") == "a"
     assert capsys.readouterr().err == f"what was made so far is kept in {part}\n"
     part.unlink()
-    with pytest.raises(KeyboardInterrupt), GrowingFile(path):
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write(then=KeyboardInterrupt)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_text(encoding="utf-8") == "old"

@@ -58,7 +58,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # A burst of clicks waits, and is not turned away.
-        return socket.create_server(address[:2], family=family, backlog=64)
+        both = address[0] == "::" and socket.has_dualstack_ipv6()  # everywhere means IPv4 too
+        return socket.create_server(address[:2], family=family, backlog=64, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise UserError(f"Port {port} of {host} is taken: choose another --port.") from error

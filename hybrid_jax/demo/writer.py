@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from hybrid_jax.errors import UserError, check_seed, check_text
+from hybrid_jax.errors import UserError, check_seed
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.generation.frames import GLYPHS, MEANINGS, Frame, Recorder
 from hybrid_jax.generation.player import changes
@@ -53,7 +53,6 @@ class PageRequest(RuleOptions):
                 f"The text has {len(self.text)} characters, of which at most {MOST_CHARACTERS} are "
                 "read: shorten it."
             )
-        check_text(self.text)
         check_seed(self.seed)
         for name, value in given(self).items():
             if not isinstance(value, str) and abs(value) > _HIGHEST:

@@ -60,8 +60,14 @@ class Text:
 
 
 def beginning(text: str, tokenizer: Tokenizer, *, stop: int) -> Request:
-    """A text of `stop` tokens that begins with this one. Raises UserError if it is no text."""
+    """A text of `stop` tokens that begins with this one.
+
+    Raises:
+      UserError: if it is no text, or `stop` is no whole number.
+    """
     check_text(text, "The prompt")
+    if not hasattr(stop, "__index__"):
+        raise UserError(f"A text has a whole number of tokens, and not {stop!r}.")
     return Request(prompt=text, ids=[int(i) for i in tokenizer.encode(text)], stop=stop)
 
 

@@ -54,9 +54,7 @@ def build(
     batch = len(rows)
     if not batch:
         raise UserError("There are no prompts: give at least one, which may be empty.")
-    stops = np.broadcast_to(length if stop is None else np.asarray(stop), batch)
-    if not np.issubdtype(stops.dtype, np.integer):
-        raise UserError(f"Texts have whole numbers of tokens, and not {stop}.")
+    stops = np.broadcast_to(length if stop is None else np.asarray(stop), batch).astype(np.int32)
     given = np.zeros((batch, length), np.int32)
     frozen = np.zeros((batch, length), bool)
     for number, (row, wanted) in enumerate(zip(rows, stops, strict=True)):
@@ -84,4 +82,4 @@ def build(
             )
         given[number, : len(ids)] = np.where(ids == GAP, 0, ids)
         frozen[number, : len(ids)] = ids != GAP
-    return Prompts(given, frozen, stops.astype(np.int32))
+    return Prompts(given, frozen, stops)
