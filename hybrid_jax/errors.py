@@ -71,6 +71,12 @@ def exit_status(command: Callable[[], object], *, interrupted: str) -> int:
         said, status = f"{stop}; {interrupted}", stop.status
     except KeyboardInterrupt:
         said, status = f"interrupted; {interrupted}", 130
+    except UnicodeEncodeError as error:
+        if error.encoding == "utf-8":
+            raise
+        name, encoding = error.object, error.encoding
+        said = f"error: The locale knows no name {name!a} ({encoding}): set PYTHONUTF8=1."
+        status = 2
     except OSError as error:
         if not (_fails(sys.stdout) or _fails(sys.stderr)):
             raise
@@ -89,22 +95,24 @@ def _fails(stream: TextIO) -> bool:
     A stream that has failed forgets what it did not write, so it has to be tried: a pipe is asked
     for its reader, and anything else gets an empty line.
     """
-    try:
-        stream.flush()
+    with contextlib.suppress(io.UnsupportedOperation):  # it is no file
+        descriptor = stream.fileno()
+        kind = os.fstat(descriptor).st_mode
         poll = select.poll()
-        poll.register(stream, 0)
-        kind = os.fstat(stream.fileno()).st_mode
-        if poll.poll(0):
-            raise BrokenPipeError
-        if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
-            stream.write("\n")
+        poll.register(descriptor, 0)
+        try:
             stream.flush()
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-        stream.flush()
-        return True
+            if poll.poll(0):
+                raise BrokenPipeError
+            if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+                stream.write("\n")
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+            stream.flush()
+            return True
     return False
 
 

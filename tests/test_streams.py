@@ -73,6 +73,14 @@ def test_characters_that_a_terminal_does_not_know_are_escaped():
     assert process.returncode == 2
 
 
+def test_names_that_the_locale_does_not_know_are_one_sentence():
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    with child("open(chr(947))", stdout=subprocess.DEVNULL, env=environment) as process:
+        _, said = process.communicate()
+    assert said == "error: The locale knows no name '\\u03b3' (ascii): set PYTHONUTF8=1.\n"
+    assert process.returncode == 2
+
+
 def test_other_failures_are_not_taken_for_that_of_a_stream():
     with child("open('/nowhere/at/all')", stdout=subprocess.DEVNULL) as process:
         _, said = process.communicate()

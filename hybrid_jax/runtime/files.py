@@ -111,6 +111,7 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
     Raises `UserError` if it cannot be written.
     """
     path = Path(path)
+    os.fsencode(path)  # names that the locale does not know fail here, and not where they are made
     try:
         if path.is_dir() and not folder:
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
