@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 
+import command
 import in_turn
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.mask_blocks import Pattern
 from hybrid_jax.models import attention
+from hybrid_jax.runtime.command_line import Parser
 
 
 def cases(length: int) -> dict[str, tuple[hyperschedule.Hyperschedule, Layout]]:
@@ -95,8 +98,8 @@ def as_markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Times attention, forward and backward.")
+def main() -> int:
+    parser = Parser(description="Times attention, forward and backward.")
     add = parser.add_argument
     add("--length", type=int, default=1024)
     add("--batch", type=int, default=1)
@@ -105,7 +108,10 @@ def main() -> None:
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--repeats", type=int, default=7)
     add("--out", default="benchmarks/results", metavar="DIR")
-    options = parser.parse_args()
+    return command.run(parser, _run, folder=True)
+
+
+def _run(options: argparse.Namespace) -> None:
     rows: list[dict] = []
     shape = {k: getattr(options, k) for k in ("length", "batch", "heads", "head", "dtype")}
     for name, (schedule, layout) in cases(options.length).items():
@@ -117,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

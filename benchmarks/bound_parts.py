@@ -14,16 +14,17 @@ import argparse
 import functools
 import sys
 
+import command
 import device
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax.errors import UserError
 from hybrid_jax.eval import perplexity
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method import noising
 from hybrid_jax.method.objective import Bound
+from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import labels, write_atomic
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.training import pretrained
@@ -96,33 +97,29 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Nats per token of a bound at masked, right and wrong positions."
-    )
+    parser = Parser(description="Nats per token of a bound at masked, right and wrong positions.")
     add = parser.add_argument
     add("--workdir", action="append", required=True, help="of a run; may be given more than once")
     add("--records", type=int, default=512, help="validation records (default: %(default)s)")
     add("--draws", type=int, default=8, help="of noise for each record (default: %(default)s)")
     add("--batch", type=int, default=32)
     add("--out", help="Markdown file for the table")
-    options = parser.parse_args()
+    return command.run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
     rows = []
-    try:
-        for workdir, label in zip(options.workdir, labels(options.workdir), strict=True):
-            model = pretrained.load(workdir)
-            records = perplexity.held_out(model, options.records).tokens
-            for bound in bounds_of(model):
-                row = measure(model, bound, records, draws=options.draws, batch=options.batch)
-                rows.append({"model": label, "step": model.step, **row})
-                print(json_text(rows[-1]), file=sys.stderr, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for workdir, label in zip(options.workdir, labels(options.workdir), strict=True):
+        model = pretrained.load(workdir)
+        records = perplexity.held_out(model, options.records).tokens
+        for bound in bounds_of(model):
+            row = measure(model, bound, records, draws=options.draws, batch=options.batch)
+            rows.append({"model": label, "step": model.step, **row})
+            print(json_text(rows[-1]), file=sys.stderr, flush=True)
+    print(as_markdown(rows))
     if options.out:
         size = f"{rows[0]['records']} validation records, {options.draws} draws"
         write_atomic(options.out, f"{size}, on {device.origin()}\n{as_markdown(rows)}\n")
-    print(as_markdown(rows))
-    return 0
 
 
 if __name__ == "__main__":

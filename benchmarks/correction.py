@@ -19,13 +19,14 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import command
 import device
 import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.data.pipeline import Records
-from hybrid_jax.errors import UserError
 from hybrid_jax.generation import driver
+from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.sampling import loop, prompts
@@ -127,30 +128,28 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measures what correcting rules achieve.")
+    parser = Parser(description="Measures what correcting rules achieve.")
     add = parser.add_argument
     add("--workdir", required=True, help="run of a hybrid model")
     add("--data", required=True, help="prepared folder whose validation records are used")
     add("--windows", type=int, default=1024, help="spoiled windows")
     add("--batch_size", type=int, default=64)
     add("--out", required=True, help="Markdown file for the table")
-    options = parser.parse_args()
-    try:
-        model = pretrained.load(options.workdir)
-        held_out = Records(options.data, "valid")
-        count = min(len(held_out), options.windows)
-        records = held_out.read(range(count // options.batch_size * options.batch_size))
-        table = as_markdown(repair(model, records, batch=options.batch_size))
-        what = (
-            f"{Path(options.workdir).name}, step {model.step}: {model.spec.schedule.name}, "
-            f"{model.spec.kernel.name}; {len(records)} windows"
-        )
-        write_atomic(options.out, f"{what}, on {device.origin()}\n{table}\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    model = pretrained.load(options.workdir)
+    held_out = Records(options.data, "valid")
+    count = min(len(held_out), options.windows)
+    records = held_out.read(range(count // options.batch_size * options.batch_size))
+    table = as_markdown(repair(model, records, batch=options.batch_size))
+    what = (
+        f"{Path(options.workdir).name}, step {model.step}: {model.spec.schedule.name}, "
+        f"{model.spec.kernel.name}; {len(records)} windows"
+    )
     print(table)
-    return 0
+    write_atomic(options.out, f"{what}, on {device.origin()}\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import command
+
 from hybrid_jax.errors import UserError
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import INK
+from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import write_atomic
 
 
@@ -49,23 +52,21 @@ def draw(rows: list[dict[str, Any]]) -> bytes:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Draws training losses of benchmarks/table1.py.")
+    parser = Parser(description="Draws training losses of benchmarks/table1.py.")
     parser.add_argument("--table", required=True, help="JSON file of benchmarks/table1.py")
     parser.add_argument("--out", required=True, help="PNG file")
-    options = parser.parse_args()
+    return command.run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
     try:
-        try:
-            stored = json.loads(Path(options.table).read_text(encoding="utf-8"))
-            rows = [{key: row[key] for key in ("name", "seed", "flat", "losses")} for row in stored]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{options.table} is no table that benchmarks/table1.py wrote ({error})."
-            ) from error
-        write_atomic(options.out, draw(rows))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        stored = json.loads(Path(options.table).read_text(encoding="utf-8"))
+        rows = [{key: row[key] for key in ("name", "seed", "flat", "losses")} for row in stored]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{options.table} is no table that benchmarks/table1.py wrote ({error})."
+        ) from error
+    write_atomic(options.out, draw(rows))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import statistics
+import sys
 import time
 
+import command
 import in_turn
 import jax
 
@@ -27,6 +29,7 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.presets import sized
+from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.rules import ACS
 from hybrid_jax.sampling.state import Sampler
@@ -173,15 +176,18 @@ def as_markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Times sampling with and without the cache.")
+def main() -> int:
+    parser = Parser(description="Times sampling with and without the cache.")
     add = parser.add_argument
     add("--size", default="small", choices=["tiny", "small", "base"], help="of the network")
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--cases", type=int, default=len(CASES), help="only the first ones (default: all)")
     add("--repeats", type=int, default=5)
     add("--out", default="benchmarks/results", metavar="DIR")
-    options = parser.parse_args()
+    return command.run(parser, _run, folder=True)
+
+
+def _run(options: argparse.Namespace) -> None:
     network = network_of(options.size, options.dtype)
     params = jax.jit(network.init)(jax.random.key(0))
     shape = {"size": options.size, "dtype": options.dtype, "rule": "ACS η=0.25"}
@@ -197,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

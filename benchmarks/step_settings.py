@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import Any
 
+import command
 import in_turn
 from train_step import LAYOUTS, Steps, experiment_of
+
+from hybrid_jax.runtime.command_line import Parser
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -50,8 +54,8 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Times a step with single settings changed.")
+def main() -> int:
+    parser = Parser(description="Times a step with single settings changed.")
     add = parser.add_argument
     add("--size", default="small", choices=["tiny", "small", "base"])
     add("--layout", default="block", choices=list(LAYOUTS))
@@ -61,7 +65,10 @@ def main() -> None:
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--repeats", type=int, default=3)
     add("--out", default="benchmarks/results", metavar="DIR")
-    options = parser.parse_args()
+    return command.run(parser, _run, folder=True)
+
+
+def _run(options: argparse.Namespace) -> None:
     variants = {}
     for name, changes in VARIANTS.items():
         variants[name] = steps_of(changes, options)
@@ -85,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

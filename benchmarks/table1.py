@@ -22,9 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import command
 import device
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.progress import format_seconds
@@ -262,9 +264,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Trains and evaluates the rows of the paper's table at one budget."
-    )
+    parser = Parser(description="Trains and evaluates the rows of the paper's table at one budget.")
     add = parser.add_argument
     add("--data", required=True, help="folder with gutenberg, wikitext2 and lambada")
     add("--workdir", default="runs/table1", help="folder of the runs (default: %(default)s)")
@@ -276,35 +276,30 @@ def main() -> int:
     add("--steps", type=int, default=0, help="another budget than the size's")
     add("--records", type=int, default=1024, help="of each data set")
     add("--draws", type=int, default=4, help="of noise for each record")
-    options = parser.parse_args()
-    try:
-        todo = jobs(options)
-        begun = time.monotonic()
-        rows = []
-        for number, job in enumerate(todo):
-            run(job, options)
-            rows.append(measured(job))
-            spent = time.monotonic() - begun
-            left = spent / (number + 1) * (len(todo) - number - 1)
-            print(
-                f"{number + 1}/{len(todo)} {job.name}, seed {job.seed}: "
-                f"{math.exp(rows[-1]['gutenberg']):.2f} on gutenberg; "
-                f"elapsed {format_seconds(spent)}, ETA {format_seconds(left)}",
-                file=sys.stderr,
-                flush=True,
-            )
-            write_atomic(options.out, as_json(rows))
-            report = f"{device.origin()}\n{as_markdown(rows)}\n\nSHA-256 of the texts:\n\n"
-            report += "".join(f"- {name}: {evaluation(job, name)['sha256']}\n" for name in SOURCES)
-            write_atomic(Path(options.out).with_suffix(".md"), report)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    return command.run(parser, _run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    todo = jobs(options)
+    begun = time.monotonic()
+    rows = []
+    for number, job in enumerate(todo):
+        run(job, options)
+        rows.append(measured(job))
+        spent = time.monotonic() - begun
+        left = spent / (number + 1) * (len(todo) - number - 1)
+        print(
+            f"{number + 1}/{len(todo)} {job.name}, seed {job.seed}: "
+            f"{math.exp(rows[-1]['gutenberg']):.2f} on gutenberg; "
+            f"elapsed {format_seconds(spent)}, ETA {format_seconds(left)}",
+            file=sys.stderr,
+            flush=True,
+        )
+        write_atomic(options.out, as_json(rows))
+        report = f"{device.origin()}\n{as_markdown(rows)}\n\nSHA-256 of the texts:\n\n"
+        report += "".join(f"- {name}: {evaluation(job, name)['sha256']}\n" for name in SOURCES)
+        write_atomic(Path(options.out).with_suffix(".md"), report)
     print(as_markdown(rows))
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ import argparse
 import dataclasses
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import command
 import in_turn
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,7 @@ import numpy as np
 from hybrid_jax.config import Experiment
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.command_line import read_config
+from hybrid_jax.runtime.command_line import Parser, read_config
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import flops
 from hybrid_jax.training.train_step import TrainSetup
@@ -176,8 +178,8 @@ def as_markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Times a whole training step.")
+def main() -> int:
+    parser = Parser(description="Times a whole training step.")
     add = parser.add_argument
     add("--size", default="small", choices=["tiny", "small", "base"])
     add("--layouts", default="AR,flat,block", help=f"of {','.join(LAYOUTS)}")
@@ -188,7 +190,10 @@ def main() -> None:
     add("--repeats", type=int, default=5)
     add("--parts", action=argparse.BooleanOptionalAction, default=True, help="time them as well")
     add("--out", default="benchmarks/results", metavar="DIR")
-    options = parser.parse_args()
+    return command.run(parser, _run, folder=True)
+
+
+def _run(options: argparse.Namespace) -> None:
     on_cpu = jax.default_backend() == "cpu"
     peak = measured_peak() if on_cpu else flops.peak_flops(jax.devices()[0])
     rows: list[dict] = []
@@ -203,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 
+import command
 import in_turn
 import jax
 import jax.numpy as jnp
 
 from hybrid_jax.method import chunked_loss, noising
 from hybrid_jax.method.objective import Draw, Objective
+from hybrid_jax.runtime.command_line import Parser
 
 CASES = {
     "cross-entropy (absorbing)": ("absorbing", Objective(time="continuous")),
@@ -101,8 +104,8 @@ def as_markdown(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Times losses over a large vocabulary.")
+def main() -> int:
+    parser = Parser(description="Times losses over a large vocabulary.")
     add = parser.add_argument
     add("--tokens", type=int, default=50_257)
     add("--length", type=int, default=1024)
@@ -111,7 +114,10 @@ def main() -> None:
     add("--chunk", type=int, default=128)
     add("--repeats", type=int, default=5)
     add("--out", default="benchmarks/results", metavar="DIR")
-    options = parser.parse_args()
+    return command.run(parser, _run, folder=True)
+
+
+def _run(options: argparse.Namespace) -> None:
     rows: list[dict] = []
     shape = {k: getattr(options, k) for k in ("tokens", "length", "batch", "width", "chunk")}
     for name in CASES:
@@ -122,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,13 +4,23 @@ checks of settings that raise it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
+import io
+import os
+import select
+import stat
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TextIO
+
+MOST_WHOLE = 2**31 - 1  # of int32, which arrays count in
+MOST_SEED = 2**32 - 1  # JAX would cut longer seeds to their last 32 bits
+MOST_FLOAT = 3.4028234663852886e38  # of float32
+_PIPE_CLOSED = 141  # as shells report a program that SIGPIPE ended
 
 MOST_WHOLE = 2**31 - 1  # of int32, which arrays count in
 MOST_SEED = 2**32 - 1  # JAX would cut longer seeds to their last 32 bits
@@ -44,22 +54,75 @@ class Interrupted(Exception):
 def exit_status(command: Callable[[], object], *, interrupted: str) -> int:
     """Runs a command.
 
+    What it prints and the terminal cannot show is shown as escapes, such as \\u03b3.
+
     Returns:
-      0; 2 after a `UserError`, whose sentence is printed; the status of an `Interrupted`, or 130
-      after Ctrl-C, both with the sentence `interrupted`.
+      0; 2 after a `UserError`, whose sentence is printed, or when standard output is full or
+      closed; the status of an `Interrupted`, or 130 after Ctrl-C, both with the sentence
+      `interrupted`; 141, quietly, when the reader of its output has gone.
     """
+    if sys.stderr is None:  # closed, and `print` would take standard output in its place
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    said, status = "", 0
     try:
-        command()
+        if sys.stdout is None:
+            raise UserError("Standard output is closed: send it to a file, or to /dev/null.")
+        try:
+            command()
+        finally:
+            sys.stdout.flush()  # what is left fails here, or Python complains of it at its end
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        said, status = f"error: {error}", 2
     except Interrupted as stop:
-        print(f"{stop}; {interrupted}", file=sys.stderr)
-        return stop.status
+        said, status = f"{stop}; {interrupted}", stop.status
     except KeyboardInterrupt:
-        print(f"interrupted; {interrupted}", file=sys.stderr)
-        return 130
-    return 0
+        said, status = f"interrupted; {interrupted}", 130
+    except UnicodeEncodeError as error:
+        if error.encoding == "utf-8":
+            raise
+        name, encoding = error.object, error.encoding
+        said = f"error: The locale knows no name {name!a} ({encoding}): set PYTHONUTF8=1."
+        status = 2
+    except OSError as error:
+        if not (_fails(sys.stdout) or _fails(sys.stderr)):
+            raise
+        if isinstance(error, BrokenPipeError):
+            return _PIPE_CLOSED
+        said, status = f"error: Standard output cannot be written: {error.strerror or error}.", 2
+    if said:
+        with contextlib.suppress(OSError):
+            print(said, file=sys.stderr, flush=True)
+    return status
+
+
+def _fails(stream: TextIO) -> bool:
+    """Whether a stream cannot be written; what waits in it is thrown away then.
+
+    A stream that has failed forgets what it did not write, so it has to be tried: a pipe is asked
+    for its reader, and anything else gets an empty line.
+    """
+    with contextlib.suppress(io.UnsupportedOperation):  # it is no file
+        descriptor = stream.fileno()
+        kind = os.fstat(descriptor).st_mode
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        try:
+            stream.flush()
+            if poll.poll(0):
+                raise BrokenPipeError
+            if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+                stream.write("\n")
+                stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+            stream.flush()
+            return True
+    return False
 
 
 def require(module: str, extra: str) -> Any:

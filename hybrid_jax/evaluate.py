@@ -30,17 +30,18 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.errors import UserError, check_number, check_seed, exit_status
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.eval.scorers.base import fingerprint
+from hybrid_jax.figures import canvas
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, path_of, step_of
 from hybrid_jax.runtime.decode import listed
-from hybrid_jax.runtime.files import expanded, labels, unwritable, write_atomic
+from hybrid_jax.runtime.files import check_writable, expanded, labels, unwritable, write_atomic
 from hybrid_jax.runtime.json_text import file_name, write_json
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
@@ -73,6 +74,9 @@ def _run(options: argparse.Namespace) -> None:
     for name, value in least.items():
         if getattr(options, name) < value:
             raise UserError(f"--{name} must be at least {value}, but is {getattr(options, name)}.")
+        if name != "seed":
+            check_number(getattr(options, name), f"--{name}")
+    check_seed(options.seed + options.seeds - 1, "The last of the seeds from --seed on")
     if mode != "--datasets" and options.scorer is None:
         raise UserError(
             "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive "
@@ -114,8 +118,8 @@ def _measure_sets(options: argparse.Namespace) -> None:
                 mesh=mesh,
                 progress=functools.partial(bar.update, values={}),
             )
+        print(_row(found), flush=True)  # first: the disk may be full
         files.append(_store(folder, dataset.name, found.to_dict()))
-        print(_row(found), flush=True)
     print(f"protocol {found.protocol.name}, stored in {folder}: {', '.join(files)}")
 
 
@@ -154,17 +158,20 @@ def _score_files(options: argparse.Namespace) -> None:
     )  # fmt: skip
     folder = _folder(options)
     rows, stored = [], []
-    for label, texts in zip(labels(files), made, strict=True):
-        quality = scored(texts.tokens, settings=texts.settings)
-        rows.append(Row(label=label, qualities=(quality,)))
-        stored.append(_store(folder, f"quality-{label.removesuffix('.jsonl')}", quality))
-    every = tuple(quality for row in rows for quality in row.qualities)
-    if requests.of_one_sampler([texts.settings for texts in made]):
-        rows.append(Row(label="all", qualities=every))
-    elif len(rows) > 1:
-        print("no line for all: the files are not of one sampler and different seeds",
-              file=sys.stderr)  # fmt: skip
-    print(quality_table.as_markdown(rows))
+    try:
+        for label, texts in zip(labels(files), made, strict=True):
+            quality = scored(texts.tokens, settings=texts.settings)
+            rows.append(Row(label=label, qualities=(quality,)))
+            stored.append(_store(folder, f"quality-{label.removesuffix('.jsonl')}", quality))
+        every = tuple(quality for row in rows for quality in row.qualities)
+        if requests.of_one_sampler([texts.settings for texts in made]):
+            rows.append(Row(label="all", qualities=every))
+        elif len(rows) > 1:
+            print("no line for all: the files are not of one sampler and different seeds",
+                  file=sys.stderr)  # fmt: skip
+    finally:  # also when the disk is full
+        if rows:
+            print(quality_table.as_markdown(rows))
     print(
         f"scorer {scorer.name}, protocol {protocol.name}-{protocol.version}, stored in {folder}: "
         f"{', '.join(stored)}"
@@ -172,6 +179,7 @@ def _score_files(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
+    canvas.module("matplotlib")  # before any work
     protocol = protocols.protocol(options.protocol)
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
@@ -217,10 +225,10 @@ def _sweep(options: argparse.Namespace) -> None:
         f"{model.experiment.name}, step {model.step}: {options.count} texts for each point, "
         f"read by {scorer.name}"
     )
+    print(table)  # first: the disk may be full
     file = folder / _store(folder, "pareto", rows)
     write_atomic(file.with_suffix(".md"), table + "\n")
     pareto_plot.draw(rows, file.with_suffix(".png"), title=title)
-    print(table)
     print(
         f"stored in {folder}: {', '.join(f'{file.stem}.{kind}' for kind in ('json', 'md', 'png'))}"
     )
@@ -256,6 +264,7 @@ def _numbers(text: str) -> list[float]:
 
 def _folder(options: argparse.Namespace) -> Path:
     folder = Path(options.workdir) / "evaluation"
+    check_writable(folder, folder=True)
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

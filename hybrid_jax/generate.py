@@ -10,10 +10,10 @@ A text depends on the seed, its number and its prompt; not on the batch it is ge
 from __future__ import annotations
 
 import argparse
-import functools
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from hybrid_jax.generation import driver
 from hybrid_jax.generation import requests as writing
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.requests import Request, Text
-from hybrid_jax.generation.terminal import Watch, require_terminal
-from hybrid_jax.runtime.command_line import Parser, parse, path_of, step_of
+from hybrid_jax.generation.terminal import Watch, require_terminal, shown
+from hybrid_jax.runtime.command_line import Parser, parse, path_of, seed_of, step_of, within
+from hybrid_jax.runtime.files import GrowingFile, check_writable
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.prompts import GAP
@@ -35,6 +36,7 @@ from hybrid_jax.training import pretrained
 from hybrid_jax.training.pretrained import Pretrained
 
 _PIECES = 100  # that a batch is run in, for the progress bar
+_MOST_TEXTS = 1_000_000
 
 
 def generate(
@@ -45,25 +47,33 @@ def generate(
     *,
     seed: int,
     batch_size: int,
+    keep: Callable[[tuple[Text, ...]], None],
     watch: float | None = None,
-) -> tuple[list[Text], float]:
+) -> float:
     """Generates all requests and shows progress on standard error.
 
     Args:
+      keep: gets the texts of each batch when they are done.
       watch: show the first text of each batch in the terminal, with so many seconds a frame.
 
     Returns:
-      the texts, and the seconds that they took without compilation.
+      the seconds that they took without compilation.
     """
     steps = sampler.spec.schedule.steps
     driver.compile_rounds(model, sampler, rule, requests, batch_size=batch_size)
-    run = functools.partial(
-        driver.run, model, sampler, rule, requests, seed=seed, batch_size=batch_size
-    )
     begun = time.monotonic()
+
+    def run(show: Callable[[Round], None], every: int) -> None:
+        for round_ in driver.rounds(
+            model, sampler, rule, requests, seed=seed, batch_size=batch_size, every=every
+        ):
+            show(round_)
+            if round_.texts:
+                keep(round_.texts)
+
     if watch is not None:
         with Watch(model, sampler, delay=watch) as screen:
-            texts = run(on_round=screen.on_round, every=1)
+            run(screen.on_round, every=1)
     else:
         batches = -(-len(requests) // batch_size)
         with Progress(total=batches * steps, interval=5.0) as progress:
@@ -73,14 +83,16 @@ def generate(
                 done = round_.first // batch_size * steps + step
                 progress.update(done, {"texts": round_.first + len(round_.texts)})
 
-            texts = run(on_round=show, every=max(1, steps // _PIECES))
-    return texts, time.monotonic() - begun
+            run(show, every=max(1, steps // _PIECES))
+    return time.monotonic() - begun
 
 
 def read_requests(
     options: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler
 ) -> list[Request]:
     """The texts to generate. Raises UserError for prompts that cannot be read or do not fit."""
+    if options.infill and options.length is not None:
+        raise UserError("--infill makes texts as long as their gaps do: leave out --length.")
     length = sampler.spec.schedule.length
     wanted = length if options.length is None else options.length
     if not 1 <= wanted <= length:
@@ -93,16 +105,20 @@ def read_requests(
     if not requests:
         requests = [writing.beginning("", tokenizer, stop=wanted)]
     driver.build_prompts(sampler, requests)  # checks all at once, before anything is compiled
+    if len(requests) * options.num_samples > _MOST_TEXTS:
+        raise UserError(
+            f"--num_samples={options.num_samples} makes {len(requests) * options.num_samples} "
+            f"texts, and a command holds at most {_MOST_TEXTS}: run several, with other seeds."
+        )
     return [request for request in requests for _ in range(options.num_samples)]
 
 
 def run(options: argparse.Namespace) -> None:
     """Generates the texts of the options, prints them and writes the record."""
-    for name in ("num_samples", "batch_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be at least 1, but is {getattr(options, name)}.")
     if options.watch is not None:
         require_terminal()  # before the model is loaded
+    if options.out:
+        check_writable(options.out)
     model = pretrained.load(options.workdir, step=options.step)
     settings = {name: getattr(options, name) for name in (*rules.OPTIONS, "eos")}
     sampling = writing.choose_sampling(model.experiment.sampling, options.rule, settings)
@@ -110,21 +126,29 @@ def run(options: argparse.Namespace) -> None:
     sampler = writing.build_sampler(model, sampling, options.levels)
     loop.check(sampler, rule)
     requests = read_requests(options, model.tokenizer, sampler)
-    texts, seconds = generate(
-        model,
-        sampler,
-        rule,
-        requests,
-        seed=options.seed,
-        batch_size=min(options.batch_size, len(requests)),
-        watch=options.watch,
-    )
-    if options.out:
-        record = writing.settings_of(options.workdir, model, sampler, sampling, options.seed)
-        writing.write(options.out, texts, record)
-    for text in texts:
-        print(f"--- text {text.number + 1} of {len(texts)} ---")
-        print(text.text)
+    record = writing.settings_of(options.workdir, model, sampler, sampling, options.seed)
+    texts: list[Text] = []
+    try:
+        with GrowingFile(options.out or os.devnull) as file:
+
+            def keep(batch: Sequence[Text]) -> None:
+                texts.extend(batch)
+                file.append(writing.as_lines(batch, record))
+
+            seconds = generate(
+                model,
+                sampler,
+                rule,
+                requests,
+                seed=options.seed,
+                batch_size=min(options.batch_size, len(requests)),
+                keep=keep,
+                watch=options.watch,
+            )
+    finally:  # what was made is not lost when something goes wrong
+        for text in texts:
+            print(f"--- text {text.number + 1} of {len(requests)} ---")
+            print(shown(text.text))
     made = sum(
         len(text.tokens) - sum(i != GAP for i in request.ids)
         for text, request in zip(texts, requests, strict=True)
@@ -150,8 +174,8 @@ def _parser() -> argparse.ArgumentParser:
         help="prompts, one a line (.jsonl: in the field text); - for standard input")  # fmt: skip
     add("--infill", action="append", metavar="TEXT",
         help="text with gaps, {{5}} for 5 tokens; may be repeated")  # fmt: skip
-    add("--num_samples", type=int, default=1, metavar="K", help="texts for each prompt")
-    add("--batch_size", type=int, default=8, metavar="B", help="texts at a time")
+    add("--num_samples", type=within(1), default=1, metavar="K", help="texts for each prompt")
+    add("--batch_size", type=within(1), default=8, metavar="B", help="texts at a time")
     add("--length", type=int, metavar="N",
         help="tokens of a text, the prompt included (default: the model's)")  # fmt: skip
     add("--levels", type=int, metavar="T", help="steps of a window (default: as trained)")
@@ -159,16 +183,18 @@ def _parser() -> argparse.ArgumentParser:
     for name, setting in rules.OPTIONS.items():
         add(f"--{name}", type=setting.kind, help=rules.describe(name))
     add("--eos", choices=("continue", "stop"), help="at an end-of-document token")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed_of, default=0)
     add("--out", type=path_of, metavar="FILE", help="JSON lines with tokens, settings and counts")
-    add("--watch", type=float, nargs="?", const=0.05, metavar="SECONDS",
+    add("--watch", type=within(0, 60, float), nargs="?", const=0.05, metavar="SECONDS",
         help="show the first text of each batch while it is generated")  # fmt: skip
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return exit_status(lambda: run(parse(_parser(), argv)), interrupted="nothing was written")
+    return exit_status(
+        lambda: run(parse(_parser(), argv)), interrupted="texts that were done are printed"
+    )
 
 
 if __name__ == "__main__":

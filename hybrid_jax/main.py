@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, path_of, read_config
-from hybrid_jax.runtime.files import expanded
+from hybrid_jax.runtime.files import check_writable, expanded
 
 if TYPE_CHECKING:
     from hybrid_jax.config import Experiment
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_experiment(options: argparse.Namespace) -> None:
     """Runs the experiment that the options describe, from text to samples."""
     experiment = read_experiment(options)
+    if options.profile:
+        check_writable(options.profile, folder=True)
     # JAX and friends start slowly, so they are imported after the flags have been checked.
     from hybrid_jax.generation import summary
     from hybrid_jax.runtime import processes as distributed

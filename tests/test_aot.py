@@ -347,7 +347,9 @@ def mistake(done: subprocess.CompletedProcess) -> str:
     [
         ([], "error: The following arguments are required: --topology (see --help)."),
         (["--topology=v5e:4x4", "--step=none"], "error: Argument --step: invalid choice: 'none'"),
-        (["--topology=v5e:4x4", "--sample_batch=0"], "error: --sample_batch must be at least 1"),
+        (["--topology=v5e:4x4", "--sample_batch=0"], "error: Argument --sample_batch: '0' is"),
+        (["--topology=v5e:4x4", "--sample_batch=4"], "error: --sample_batch has no effect"),
+        (["--topology=v5e:4x4", "--json=/proc/no/x.json"], "error: Cannot write /proc/no/x.json"),
         (
             ["--topology=v5e:4x4", "--config.mesh.fdsp=2"],
             "error: config.mesh.fdsp is not a setting: did",

@@ -16,6 +16,7 @@ import tiny
 import hybrid_jax as hj
 from hybrid_jax import evaluate, generate
 from hybrid_jax.api import model as api
+from hybrid_jax.config import TrainConfig
 from hybrid_jax.eval.score import score
 from hybrid_jax.generation import requests
 from hybrid_jax.method import hyperschedule
@@ -62,6 +63,45 @@ def test_generate_gives_the_texts_of_the_command(epsilon, tmp_path):
         model.generate("", rule="best")
     with pytest.raises(hj.UserError, match="does not fit a text of 3"):
         model.generate("1 plus 1", length=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(seed=2**32), "seed must be a whole number in 0 … 4294967295, but is 4294967296"),
+        (dict(seed=-1), "seed must be a whole number in 0"),
+        (dict(seed=1.5), "but is 1.5"),
+        (dict(seed="3"), "but is '3'"),
+        (dict(batch_size=0), "batch_size must be at least 1"),
+        (dict(batch_size=-3), "batch_size must be at least 1"),
+        (dict(length=2.5), "a whole number of tokens, and not 2.5"),
+        (dict(prompts=b"12"), "The prompt must be a str, but is a int"),
+        (dict(prompts=["1", None]), "The prompt must be a str, but is a NoneType"),
+        (dict(prompts="caf\udce9"), "The prompt is not UTF-8"),
+        (dict(rule="acs:top_k=99999999999"), "top_k must be at most 2147483647"),
+        (dict(rule="acs:eta=0:guidance=confidence"), "guidance is of corrections"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(epsilon, arguments, message):
+    with pytest.raises(hj.UserError, match=re.escape(message)):
+        hj.load(epsilon).generate(**arguments)
+
+
+def test_seeds_are_whole_numbers_of_32_bits_everywhere(epsilon):
+    model = hj.load(epsilon)
+    highest = model.generate("", seed=2**32 - 1)
+    assert highest == model.generate("", seed=np.uint32(2**32 - 1)) != model.generate("", seed=0)
+    for seed in (-1, 2**32, 2**64):
+        for call in (
+            lambda seed=seed: model.score("a text", seed=seed),
+            lambda seed=seed: model.perplexity("valid", records=2, seed=seed),
+            lambda seed=seed: TrainConfig(seed=seed),
+        ):
+            with pytest.raises(hj.UserError, match="seed must be a whole number in 0"):
+                call()
+    assert evaluate.main([f"--workdir={epsilon}", f"--seed={2**32 - 1}", "--seeds=2"]) == 2
+    with pytest.raises(hj.UserError, match="Text 1 is not UTF-8"):
+        model.score(["a", "\ud800"])
 
 
 def test_the_score_of_an_autoregressive_model_is_the_likelihood(ar):

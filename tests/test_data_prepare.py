@@ -552,6 +552,11 @@ def test_too_little_text(tmp_path):
         ({"length": 0}, "length must be at least 1, but is 0."),
         ({"shard_records": 0}, "shard_records must be at least 1, but is 0."),
         ({"valid_every": 1}, "valid_every must be at least 2, but is 1."),
+        ({"length": 2**31}, "length must be at most 2147483647, but is 2147483648."),
+        (
+            {"tokenizer": "sentencepiece", "vocab_size": 10**11},
+            "vocab_size must be at most 2147483647",
+        ),
         ({"source": "web:x"}, "Unknown source 'web:x': choose one of files, hf, pydocs, tfds."),
         ({"tokenizer": "words"}, "Unknown tokenizer 'words'"),
         ({"tokenizer": "sentencepiece", "vocab_size": 9}, "vocab_size=9 is too small"),

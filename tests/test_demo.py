@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -25,7 +26,7 @@ from hybrid_jax.demo import __main__ as command_line
 from hybrid_jax.demo import server as demo
 from hybrid_jax.demo.writer import MOST_CHARACTERS, Writer
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import frames
+from hybrid_jax.generation import frames, terminal
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling import loop, rules
@@ -79,9 +80,9 @@ class Watched(demo.Server):
 
 
 @contextlib.contextmanager
-def serving(folder):
-    listener = demo.listen("127.0.0.1", 0)
-    server = Watched(listener, Writer(pretrained.load(folder), str(folder)), host="127.0.0.1")
+def serving(folder, host="127.0.0.1"):
+    listener = demo.listen(host, 0)
+    server = Watched(listener, Writer(pretrained.load(folder), str(folder)), host=host)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
@@ -182,7 +183,7 @@ def test_a_text_is_that_of_the_command_line(which, values, request, tmp_path):
     film = played(events)
     # A byte that is no character is a cell of its own, and several may be one sign of a text.
     assert re.sub("\ufffd+", "\ufffd", shown(film[-1])) == re.sub(
-        "\ufffd+", "\ufffd", record["text"]
+        "\ufffd+", "\ufffd", terminal.escaped(record["text"])
     )
     # A frame for the beginning and for each round.
     assert [nfe for _, _, (_, _, nfe, _) in film] == list(range(record["nfe"] + 1))
@@ -289,7 +290,7 @@ BAD = [
     ('{"eta": NaN}', "not a JSON object that can be read"),
     ('{"eta": 1e999}', "request.eta=inf should be a finite number"),
     ('{"temperature": 1e300}', "no number to calculate with"),
-    ('{"text": "\\ud800"}', "half a character"),
+    ('{"text": "\\ud800"}', "not a JSON object that can be read"),
     ({"txt": ""}, "request.txt is not a setting: did you mean text?"),
     ({"text": 7}, "request.text=7 should be of type str"),
     ({"text": None}, "request.text=None should be of type str"),
@@ -297,8 +298,8 @@ BAD = [
     ({"eta": "much"}, "request.eta='much' should be of type float"),
     ({"eta": {"a": ["b"] * 5000}}, "request.eta={'a'"),
     ({"seed": 1.5}, "request.seed=1.5 should be of type int"),
-    ({"seed": -1}, "seed must lie in 0"),
-    ({"seed": 2**32}, "seed must lie in 0"),
+    ({"seed": -1}, "seed must be a whole number in 0"),
+    ({"seed": 2**32}, "seed must be a whole number in 0"),
     ({"rule": "guess"}, "There is no rule 'guess': choose one of ancestral"),
     ({"rule": "x" * 5000}, "There is no rule 'xxx"),
     ({"rule": "greedy", "temperature": 1.0}, "Rule greedy fixes temperature at 0"),
@@ -366,6 +367,23 @@ def test_only_this_machine_and_this_page_are_answered(server, method, headers, s
     assert answer[0] == status
     if status != 200:
         complaint(answer)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_page_for_everybody_has_the_names_of_the_machine(block, host):
+    if host == "::" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with serving(block, host) as server:
+        assert server.urls[0] == f"http://localhost:{server.server_address[1]}/"
+        assert not any(f"//{host}:" in url or f"[{host}]" in url for url in server.urls)
+        for url in server.urls:
+            with urllib.request.urlopen(url, timeout=60) as page:
+                assert page.status == 200
+        name = socket.gethostname()
+        for known in (name, name.upper(), f"{name}.", f"{name}.local:90", "192.0.2.7", "[::1]:80"):
+            assert ask(server, "GET", "/model", Host=known)[0] == 200, known
+        for other in ("rebound.example", f"{name}.rebound.example", f"x{name}", "192.0.2.7.nip.io"):
+            assert ask(server, "GET", "/model", Host=other)[0] == 403, other
 
 
 def test_the_page_loads_nothing_from_elsewhere(server):
@@ -515,8 +533,10 @@ def page(browser, server):
     page.on("pageerror", lambda error: troubles.append(error))
     # A refused request is logged, too; it is expected.
     page.on("console", lambda m: troubles.append(m.text) if "Failed to load" not in m.text else 0)
-    page.on("request", lambda r: None if r.url.startswith(server.url) else troubles.append(r.url))
-    page.goto(server.url)
+    page.on(
+        "request", lambda r: None if r.url.startswith(server.urls[0]) else troubles.append(r.url)
+    )
+    page.goto(server.urls[0])
     page.locator("#write:enabled").wait_for()
     yield page
     page.close()
@@ -532,7 +552,9 @@ def test_the_page_writes_and_shows_what_the_server_says(page, server):
     page.get_by_text("Done: ").wait_for()
     done = write(server, text=prompt, seed=4)[-1]["done"]
     output = page.get_by_label("The text while it is written")
-    assert output.text_content().replace("\ufffd", "") == done["text"].replace("\ufffd", "")
+    assert output.text_content().replace("\ufffd", "") == terminal.escaped(done["text"]).replace(
+        "\ufffd", ""
+    )
     assert output.locator(".given").text_content() == prompt
     counts = page.locator("#counts")
     assert counts.text_content().endswith(f"NFE {done['nfe']}, corrections {done['corrections']}")

@@ -88,7 +88,8 @@ def test_rules_by_name():
     warp = Warp(temperature=0.5)
     assert rules.make("acs", eta=0.5, sweeps=None, temperature=0.5) == ACS(eta=0.5, warp=warp)
     assert rules.make("greedy") == Threshold(threshold=1.0, warp=Warp(temperature=0.0))
-    assert rules.make("greedy", top_k=3).warp == Warp(temperature=0.0, top_k=3)
+    with pytest.raises(UserError, match="Rule greedy has no top_k"):
+        rules.make("greedy", top_k=3)
     with pytest.raises(UserError, match="There is no rule 'gibbs': choose one of ancestral, acs"):
         rules.make("gibbs")
     with pytest.raises(UserError, match="Rule acs has no threshold: it belongs to threshold"):

@@ -229,7 +229,7 @@ def recordings(epsilon):
         "remdm": rules.make("remdm", eta=0.5),
     }.items():
         recording = frames.record(model, sampler, rule, request, seed=4, title=f"<{name}>")
-        (wanted,), _ = generate.generate(model, sampler, rule, [request], seed=4, batch_size=1)
+        (wanted,) = driver.run(model, sampler, rule, [request], seed=4, batch_size=1)
         found.append((recording, wanted))
     return found
 
@@ -453,7 +453,7 @@ def test_the_command_animates_a_run(epsilon, tmp_path):
     assert generate.main(command) == 0
     wanted = json.loads(out.read_text(encoding="utf-8"))
     recording = figures.record_run(epsilon, title=epsilon.name, prompt="7 ", seed=3)
-    assert recording.text.tokens == wanted["tokens"]
+    assert list(recording.text.tokens) == wanted["tokens"]
     assert run == json.loads(json.dumps(page.values_of(recording)))
 
 
@@ -471,8 +471,10 @@ def test_the_command_animates_a_run(epsilon, tmp_path):
             "--seed has no effect with the other pictures: leave it out, or choose anim",
         ),
         (["animation", "--workdir=/nonexistent"], "/nonexistent holds no run"),
-        (["--out={file}"], "file is not a folder"),
-        (["--out={file}/below/this"], "file is not a folder"),
+        (["--seed=4294967296", "animation", "--workdir=/nonexistent"], "is not a whole number"),
+        (["--out={file}"], "(it is no folder)"),
+        (["--out={file}/below/this"], "(Not a directory)"),
+        (["animation", "--workdir=/nonexistent", "--out=/proc/no"], "Cannot write /proc/no"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, capsys, arguments, message):

@@ -21,7 +21,7 @@ from hybrid_jax import generate
 from hybrid_jax.config import EvaluationConfig, Experiment, NoiseConfig, ScheduleConfig, TrainConfig
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import driver, frames, requests, terminal
+from hybrid_jax.generation import driver, frames, player, requests, terminal
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method.layout import Layout
@@ -167,7 +167,35 @@ def test_prompts_come_from_a_file(folder, tmp_path):
         (["--rule=ancestral", "--eta=0.5"], "Rule ancestral has no eta: it belongs to acs and rem"),
         (["--rule=greedy", "--temperature=0.5"], "Rule greedy fixes temperature at 0: leave tempe"),
         (["--guidance=doubt"], "guidance must be one of uniform, confidence"),
-        (["--num_samples=0"], "--num_samples must be at least 1"),
+        (["--num_samples=0"], "--num_samples: '0' is not a whole number in 1 …"),
+        (["--num_samples=99999999"], "and a command holds at most 1000000"),
+        (["--batch_size=99999999999"], "--batch_size: '99999999999' is not a whole number in 1 …"),
+        (["--seed=4294967296"], "--seed: '4294967296' is not a whole number in 0 … 4294967295"),
+        (["--seed=18446744073709551616"], "is not a whole number in 0 … 4294967295"),
+        (["--seed=-1"], "--seed: '-1' is not a whole number in 0 … 4294967295"),
+        (["--seed=1e3"], "--seed: '1e3' is not a whole number"),
+        (["--top_k=99999999999"], "top_k must be at most 2147483647, but is 99999999999"),
+        (["--sweeps=4294967296"], "sweeps must be at most 2147483647"),
+        (["--temperature=1e39"], "temperature must be at most 3.4"),
+        (["--temperature=nan"], "temperature must be 0 or more, but is nan"),
+        (["--levels=99999999999"], "levels must be at most 2147483647"),
+        (["--levels=2147483647"], "The number of steps of block(ω=4, T=2147483647) must be"),
+        (["--watch=nan"], "--watch: 'nan' is not a number in 0 … 60"),
+        (["--watch=-1"], "--watch: '-1' is not a number in 0 … 60"),
+        (["--infill=a{{3}}b", "--length=9"], "leave out --length"),
+        (["--prompt=x", "--infill=a{{3}}b", "--length=9"], "leave out --length"),
+        (["--temperature=0", "--top_k=3"], "top_k has no effect at temperature 0"),
+        (["--temperature=0", "--top_p=0.5"], "top_p has no effect at temperature 0"),
+        (["--rule=greedy", "--top_k=3"], "Rule greedy has no top_k"),
+        (["--eta=0", "--sweeps=2"], "sweeps is of corrections, which eta=0 has none of"),
+        (["--eta=0", "--guidance=confidence"], "guidance is of corrections"),
+        (["--rule=remdm", "--eta=0", "--strategy=rescale"], "strategy is of remasking"),
+        (["--prompt=caf\udce9"], "The argument '--prompt=caf\\udce9' is not UTF-8: convert it"),
+        (["--infill=\udce9 {{3}}"], "is not UTF-8: convert it"),
+        (["--out=/proc/none/x.jsonl"], "Cannot write /proc/none/x.jsonl (No such file"),
+        (["--out=/"], "Cannot write / (it is a folder)"),
+        (["--out=/dev/null/x"], "Cannot write /dev/null/x (Not a directory)"),
+        (["--out=" + "x" * 300], "(File name too long)"),
         (["--levels=0"], "levels must be at least 1"),
         (["--step=77"], "There is no checkpoint"),
         (["--watch"], "--watch needs a terminal"),
@@ -175,6 +203,71 @@ def test_prompts_come_from_a_file(folder, tmp_path):
 )
 def test_bad_input_is_one_sentence(folder, capsys, arguments, message):
     assert message in complaint(capsys, f"--workdir={folder}", *arguments)
+
+
+def test_outputs_are_checked_before_the_model_is_opened(tmp_path, capsys):
+    said = complaint(capsys, f"--workdir={tmp_path}/nothing", "--out=/proc/none/x.jsonl")
+    assert said.startswith("error: Cannot write /proc/none/x.jsonl")
+
+
+def test_folders_of_outputs_are_made(folder, tmp_path):
+    out = tmp_path / "not" / "there.jsonl"
+    assert generate.main([f"--workdir={folder}", f"--out={out}", "--rule=greedy"]) == 0
+    assert len(requests.read(out).texts) == 1
+    assert [place.name for place in out.parent.iterdir()] == ["there.jsonl"]
+
+
+def test_texts_that_were_made_are_kept(folder, tmp_path, capsys, monkeypatch):
+    whole = records(folder, tmp_path, "--num_samples=3", "--batch_size=1")
+    (tmp_path / "out.jsonl").unlink()
+    rounds = driver.rounds
+
+    def interrupted(*arguments, **settings):
+        for round_ in rounds(*arguments, **settings):
+            if round_.first == 2:
+                raise KeyboardInterrupt
+            yield round_
+
+    monkeypatch.setattr(driver, "rounds", interrupted)
+    capsys.readouterr()
+    command = [f"--workdir={folder}", f"--out={tmp_path}/out.jsonl", "--num_samples=3"]
+    assert generate.main([*command, "--batch_size=1"]) == 130
+    said = capsys.readouterr()
+    assert said.out.count("--- text") == 2
+    (part,) = tmp_path.iterdir()
+    assert f"kept in {part}\ninterrupted; texts that were done are printed\n" in said.err
+    kept = [json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()]
+    assert kept == whole[:2]
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_a_full_output_is_one_sentence_and_the_file_is_whole(
+    folder, tmp_path, capsys, monkeypatch, out
+):
+    command = [f"--workdir={folder}", "--rule=greedy", *[f"--out={tmp_path}/o.jsonl"][:out]]
+    with io.TextIOWrapper(open("/dev/full", "wb"), encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert generate.main(command) == 2
+    said = [x for x in capsys.readouterr().err.splitlines() if not x.startswith(("step", "24 "))]
+    assert said == ["error: Standard output cannot be written: No space left on device."]
+    assert len(list(tmp_path.iterdir())) == out
+
+
+def test_controls_of_a_text_are_escaped_on_terminals_and_pages(monkeypatch):
+    text = "a\x1b]0;x\x07\x9b2J\r\u202eb\u2066\x7f\u200f\n\tγ\u200d"
+    wanted = r"a\x1b]0;x\x07\x9b2J\r\u202eb\u2066\x7f\u200f" + "\n\tγ\u200d"
+    assert terminal.shown(text) == text  # not a terminal
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert terminal.shown(text) == wanted
+    frame = frames.Frame(
+        cells=(text,), states=("active",), step=1, steps=1, nfe=1, corrections=0
+    )  # fmt: skip
+    assert player.changes(frame, None)[1] == [0, wanted]
+    console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100)
+    console.print(terminal.painted(frame))
+    painted = console.file.getvalue()
+    assert r"\x1b]0;x\x07\x9b2J\r\u202eb" in painted
+    assert not {"\x07", "\x9b", "\r", "\u202e", "\u2066", "\x7f", "\u200f"} & set(painted)
 
 
 def test_folders_that_cannot_serve(folder, tmp_path, capsys):

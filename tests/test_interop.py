@@ -657,5 +657,8 @@ def test_the_import_and_export_commands_refuse_in_one_sentence(tmp_path, ar, cap
     blocked = tmp_path / "blocked"
     blocked.touch()
     assert "Cannot write" in said(capsys, "export", f"--workdir={ar}", f"--out={blocked}/out")
+    for command in (["export", "--workdir=none"], ["import", *byte[1:2], "--tokenizer=byte"]):
+        place = "--out" if command[0] == "export" else "--workdir"
+        assert "Cannot write" in said(capsys, *command, f"{place}=/proc/none/at/all")
     assert list(blocked.parent.glob(".*")) == []
     shutil.rmtree(released)

@@ -28,7 +28,9 @@ from hybrid_jax.runtime.command_line import (
     parse,
     path_of,
     read_config,
+    within,
 )
+from hybrid_jax.runtime.files import check_writable
 from hybrid_jax.runtime.json_text import write_json
 
 # Read by JAX and libtpu when they are imported.
@@ -58,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Compiles what the options ask for, prints what was found and writes it."""
-    if options.sample_batch < 1:
-        raise UserError(f"--sample_batch must be at least 1, but is {options.sample_batch}.")
     check_mode(options, "--fit" if options.fit else f"--step={options.step}", MODES)
+    if options.json:
+        check_writable(options.json)
     os.environ.update(_ENVIRONMENT)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     values = read_config(options.config)
@@ -97,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
             found[f"{step}_fit"] = tried
         else:
             try:
-                program = programs.build(experiment, mesh, step, texts=options.sample_batch)
+                program = programs.build(experiment, mesh, step, texts=options.sample_batch or 8)
             except programs.DoesNotFit as error:
                 raise UserError(f"{error} --fit looks for the largest batch that does.") from error
         print(report(program, step, devices), flush=True)
@@ -125,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--step", default="train", choices=["train", "sample", "both"],
         help="training, sampling or both (default: train)")  # fmt: skip
-    add("--sample_batch", type=int, default=8, metavar="N",
+    add("--sample_batch", type=within(1), metavar="N",
         help="texts that a device samples at a time (default: 8)")  # fmt: skip
     add("--fit", action="store_true", help="look for the largest batch that fits")
     add("--json", default="", type=path_of, metavar="FILE", help="file for the same numbers")

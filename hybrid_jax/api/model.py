@@ -55,7 +55,8 @@ class Model(Pretrained):
           the texts, prompts included.
 
         Raises:
-          UserError: if a prompt does not fit, or the rule does not go with the model.
+          UserError: if a prompt is no text or does not fit, the rule does not go with the model, or
+            a number is out of range.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         sampling = self.experiment.sampling
@@ -65,7 +66,7 @@ class Model(Pretrained):
         sampler = requests.build_sampler(self, sampling, None)
         stop = self.spec.schedule.length if length is None else length
         asked = [requests.beginning(text, self.tokenizer, stop=stop) for text in given]
-        size = max(1, min(batch_size, len(asked)))
+        size = min(batch_size, max(1, len(asked)))
         texts = driver.run(self, sampler, chosen, asked, seed=seed, batch_size=size)
         return [text.text for text in texts]
 

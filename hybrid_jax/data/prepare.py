@@ -25,7 +25,7 @@ from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.errors import UserError, check_number, exit_status
 from hybrid_jax.runtime.command_line import Parser, parse, path_of
 from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.json_text import digest
@@ -77,6 +77,8 @@ def prepare(
     for name, value in least.items():
         if settings[name] is not None and settings[name] < value:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
+    for name, value in settings.items():
+        check_number(value, name)
     out = expanded(out)
     if manifest := _existing(out, settings):
         check(manifest)

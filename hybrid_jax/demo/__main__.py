@@ -30,7 +30,8 @@ def _run(options: argparse.Namespace) -> None:
         serving = threading.Thread(target=server.serve_forever, daemon=True)
         serving.start()
         try:
-            print(f"{model.experiment.name}, step {model.step}, writes at {server.url}", flush=True)
+            places = " and ".join(server.urls)
+            print(f"{model.experiment.name}, step {model.step}, writes at {places}", flush=True)
             if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
                 print("warning: others can reach this address, and may use it", file=sys.stderr)
             serving.join()

@@ -11,9 +11,10 @@ origin is refused.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.server
-import json
+import ipaddress
 import socket
 import socketserver
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 from hybrid_jax.demo.writer import Writer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import player
+from hybrid_jax.runtime.decode import parse_json
 from hybrid_jax.runtime.json_text import json_text
 
 PLACES = 4
@@ -56,11 +58,29 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # A burst of clicks waits, and is not turned away.
-        return socket.create_server(address[:2], family=family, backlog=64)
+        both = address[0] == "::" and socket.has_dualstack_ipv6()  # everywhere means IPv4 too
+        return socket.create_server(address[:2], family=family, backlog=64, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise UserError(f"Port {port} of {host} is taken: choose another --port.") from error
         raise UserError(f"{host} port {port} cannot be listened on: {error}.") from error
+
+
+def _own_names(family: int) -> list[str]:
+    """The names of this machine in a network, and the address that it has there."""
+    full = socket.gethostname()
+    names = [full, full.partition(".")[0], socket.getfqdn(full), f"{full}.local"]
+    elsewhere = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((elsewhere, 9))  # sends nothing, and chooses the address to send from
+        names.append(probe.getsockname()[0])
+    return list(dict.fromkeys(name.lower() for name in names))
+
+
+def _answers(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
@@ -74,6 +94,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.socket.close()
         self.socket = listener
         self.host, self.writer = host, writer
+        loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+        self.names = [] if loopback else _own_names(listener.family)
         self.places = threading.Semaphore(PLACES)
         self.stopping = threading.Event()
         self.files = {
@@ -82,10 +104,23 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         }
 
     @property
-    def url(self) -> str:
-        """Address of the page."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.socket.getsockname()[1]}/"
+    def urls(self) -> list[str]:
+        """Addresses of the page; those of them that answer here, where it listens everywhere."""
+        address, port = self.socket.getsockname()[:2]
+        hosts = [self.host]
+        if ipaddress.ip_address(address).is_unspecified:
+            known = dict.fromkeys(["localhost", *self.names])
+            hosts = [host for host in known if _answers(host, port)]
+        bracketed = (f"[{host}]" if ":" in host else host for host in hosts)
+        return [f"http://{host}:{port}/" for host in bracketed]
+
+    def is_own(self, host: str | None) -> bool:
+        """Whether a name in a request means this machine. An address does: only names can be
+        rebound to it."""
+        host = (host or "").rstrip(".")
+        with contextlib.suppress(ValueError):
+            return bool(ipaddress.ip_address(host))
+        return host in {"localhost", self.host.lower(), *self.names}
 
     def finish(self) -> None:
         """Ends serving and the texts that are being written, and waits until they have ended."""
@@ -174,9 +209,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except ValueError:
             name = None
         # Not the port: a tunnel to this machine may have another.
-        here = {"localhost", self.server.host.lower(), self.connection.getsockname()[0]}
-        if name not in here:
-            self._refuse(403, "The request is for another host: open the address that was printed.")
+        if not self.server.is_own(name):
+            self._refuse(403, "The request is for another host: open an address that was printed.")
             return False
         origin = self.headers.get("Origin")
         if origin is not None and origin != f"http://{host}":
@@ -210,22 +244,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def _values(body: bytes) -> dict[str, Any]:
     """The JSON object of a request. Raises UserError if there is none."""
     try:
-        values = json.loads(body, parse_constant=_no_number, parse_int=_whole)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(body)
+    except ValueError as error:
         raise UserError("The request is not a JSON object that can be read.") from error
     if not isinstance(values, dict):
         raise UserError("The request is not a JSON object.")
     return values
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > 16:
-        raise ValueError("a number of too many digits")
-    return int(digits)
 
 
 def _json(values: Any) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_seed
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.generation.frames import GLYPHS, MEANINGS, Frame, Recorder
 from hybrid_jax.generation.player import changes
@@ -53,12 +53,7 @@ class PageRequest(RuleOptions):
                 f"The text has {len(self.text)} characters, of which at most {MOST_CHARACTERS} are "
                 "read: shorten it."
             )
-        try:
-            self.text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError("The text holds half a character (a lone surrogate).") from error
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"The seed must lie in 0 … {2**32 - 1}, but is {self.seed}.")
+        check_seed(self.seed)
         for name, value in given(self).items():
             if not isinstance(value, str) and abs(value) > _HIGHEST:
                 raise UserError(f"{name} is {value}, which is no number to calculate with.")

@@ -16,7 +16,7 @@ from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data import pipeline, prepare, sources
 from hybrid_jax.data.splits import pieces
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_seed
 from hybrid_jax.eval.datasets import EvaluationSet, validation_set
 from hybrid_jax.eval.detokenize import detokenizer
 from hybrid_jax.method.objective import Bound
@@ -242,7 +242,7 @@ def measure(
         model.params,
         batches(),
         bound,
-        key=jax.random.key(seed),
+        key=jax.random.key(check_seed(seed)),
         draws=draws,
         bytes_per_token=packed.bytes_per_token,
         mesh=mesh,

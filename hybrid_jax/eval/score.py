@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_seed, check_text
 from hybrid_jax.eval.perplexity import is_exact
 from hybrid_jax.method import hyperschedule, loss
 from hybrid_jax.method.loss import Network, Spec
@@ -56,17 +56,18 @@ def score(model: Pretrained, texts: Sequence[str], *, draws: int = 8, seed: int 
       seed: of the draws; the same draws for equal numbers of tokens, so that texts compare.
 
     Raises:
-      UserError: for an empty text, or fewer than 2 draws.
+      UserError: for an empty text or none, a seed out of range, or fewer than 2 draws.
     """
     if draws < 2:
         raise UserError(f"A standard error needs at least 2 draws, but draws is {draws}.")
+    key = jax.random.key(check_seed(seed))
     for number, text in enumerate(texts):
+        check_text(text, f"Text {number}")
         if not text:
             raise UserError(f"Text {number} is empty: there is nothing to score.")
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     exact = is_exact(model, bound)
     spec = model.spec.for_bound(bound)
-    key = jax.random.key(seed)
 
     def one(text: str, ids: np.ndarray) -> Score:
         length = spec.schedule.length

@@ -19,9 +19,9 @@ from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.figures import canvas, gif, hyperschedules, masks, noise, page
 from hybrid_jax.generation import frames, requests
 from hybrid_jax.generation.frames import Recording
-from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, path_of
+from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, path_of, seed_of
 from hybrid_jax.runtime.decode import nearest
-from hybrid_jax.runtime.files import labels, one_line, write_atomic
+from hybrid_jax.runtime.files import check_writable, labels, write_atomic
 from hybrid_jax.training import pretrained
 
 PICTURES: Mapping[str, Callable[[], bytes]] = {
@@ -87,16 +87,10 @@ def run(options: argparse.Namespace) -> None:
     """Draws the pictures of the options one after the other, and prints their files."""
     names = names_of(options)
     folder = Path(options.out)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise UserError(f"--out={folder} cannot be a folder, because {there} is not a folder.")
+    check_writable(folder, folder=True)
     canvas.module("matplotlib")  # before any work
     for name in names:
         files = files_of(name, options)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"The folder {folder} cannot be made: {one_line(error)}.") from error
         for file, content in files.items():
             write_atomic(folder / file, content)
             print(folder / file)
@@ -116,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", action="append", default=[], type=path_of, metavar="DIR",
         help="trained run to animate; may be repeated, for runs side by side")  # fmt: skip
     add("--prompt", default="", metavar="TEXT", help="beginning of the animated texts")
-    add("--seed", type=int, default=0, help="of the animated texts")
+    add("--seed", type=seed_of, default=0, help="of the animated texts")
     return parser
 
 

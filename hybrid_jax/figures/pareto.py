@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from hybrid_jax.errors import require
 from hybrid_jax.eval.quality_table import Row
+from hybrid_jax.runtime.files import write_atomic
 
 
 def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
-    """Writes the picture, as the file's ending says. Raises UserError without matplotlib."""
+    """Writes the picture, in the format of the file's ending.
+
+    Raises:
+      UserError: if matplotlib is missing, or the file cannot be written.
+    """
     figures, ticker = (require(f"matplotlib.{name}", "eval") for name in ("figure", "ticker"))
     figure = figures.Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
     by_calls, by_entropy = figure.subplots(1, 2)
@@ -53,7 +59,9 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
         axes.set_ylabel("perplexity under the scorer; less is better")
         axes.grid(visible=True, which="both", alpha=0.25)
     by_entropy.legend(fontsize=7, loc="best")
-    figure.savefig(file, dpi=130)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format=file.suffix[1:])
+    write_atomic(file, picture.getvalue())
 
 
 def _calls(row: Row) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hybrid_jax.errors import UserError, check_seed
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.runtime import sharding
 from hybrid_jax.sampling import loop, prompts
@@ -59,7 +60,8 @@ def run(
       every: see `rounds`.
 
     Raises:
-      UserError: if rule, noise and settings do not go together, or a prompt does not fit.
+      UserError: if rule, noise and settings do not go together, a prompt does not fit, or seed or
+        batch size is out of range.
     """
     texts: list[Text] = []
     for round_ in rounds(
@@ -88,6 +90,8 @@ def rounds(
         yields it only when it is done.
     """
     loop.check(sampler, rule)
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
     for first in range(0, len(requests), batch_size):
         batch = requests[first : first + batch_size]
         given = build_prompts(sampler, batch, batch_size)
@@ -137,12 +141,13 @@ def build_prompts(
 
 
 def keys_of(seed: int, numbers: np.ndarray) -> jax.Array:
-    """One key for each text, from the seed and the text's number."""
-    return jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(numbers)
+    """One key for each text, from the seed and the text's number. Raises UserError for no seed."""
+    key = jax.random.key(check_seed(seed))
+    return jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers)
 
 
 def _text(model: Pretrained, request: Request, result: Generated, row: int, number: int) -> Text:
-    ids = [int(i) for i in result.tokens[row, : result.length[row]]]
+    ids = tuple(int(i) for i in result.tokens[row, : result.length[row]])
     return Text(
         number=number,
         prompt=request.prompt,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 
 from hybrid_jax.generation.frames import STATES, Frame
+from hybrid_jax.generation.terminal import escaped
 
 assert len({state[0] for state in STATES}) == len(STATES)  # a first letter stands for its state
 
@@ -25,5 +26,5 @@ def changes(frame: Frame, before: Frame | None) -> list[object]:
     cells: list[int | str] = []
     for i, (was, text) in enumerate(zip(old, frame.cells, strict=True)):
         if before is None or was != text:
-            cells += [i, text]
+            cells += [i, escaped(text)]
     return ["".join(state[0] for state in frame.states), cells, frame.counts]

@@ -16,7 +16,7 @@ import numpy as np
 from hybrid_jax.data import files
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_text
-from hybrid_jax.runtime.decode import parse_json
+from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.sampling.prompts import GAP
@@ -55,14 +55,20 @@ class Text:
     number: int
     prompt: str
     text: str
-    tokens: list[int]
+    tokens: tuple[int, ...]
     nfe: int
     corrections: int
 
 
 def beginning(text: str, tokenizer: Tokenizer, *, stop: int) -> Request:
-    """A text of `stop` tokens that begins with this one."""
+    """A text of `stop` tokens that begins with this one.
+
+    Raises:
+      UserError: if it is no text, or `stop` is no whole number.
+    """
     check_text(text, "The prompt")
+    if not hasattr(stop, "__index__"):
+        raise UserError(f"A text has a whole number of tokens, and not {stop!r}.")
     return Request(prompt=text, ids=[int(i) for i in tokenizer.encode(text)], stop=stop)
 
 
@@ -70,7 +76,8 @@ def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> Request:
     """This text, in which ``{{n}}`` stands for n tokens to fill.
 
     Raises:
-      UserError: if there is none, or one is longer than `length`, the tokens that the model writes.
+      UserError: if it is no text, there is no gap, or one is longer than `length`, the tokens that
+        the model writes.
     """
     check_text(text, "The text with gaps")
     parts = re.split(r"\{\{([0-9]+)\}\}", text)
@@ -135,8 +142,13 @@ def settings_of(
 
 def write(file: str | Path, texts: Sequence[Text], settings: Mapping[str, Any]) -> None:
     """Writes texts with their settings, for `read`."""
-    lines = [json_text({**dataclasses.asdict(text), **settings}) for text in texts]
-    write_atomic(file, "\n".join(lines) + "\n")
+    write_atomic(file, as_lines(texts, settings))
+
+
+def as_lines(texts: Sequence[Text], settings: Mapping[str, Any]) -> str:
+    """Texts with their settings, a JSON object a line."""
+    rows = ({**dataclasses.asdict(text), **settings} for text in texts)
+    return "".join(json_text(row) + "\n" for row in rows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,25 +177,18 @@ def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
       UserError: if it cannot be read, is no such file, is empty, or holds texts of different
         settings or of another tokenizer.
     """
-    texts: list[dict[str, Any]] = []
-    tokens, counts = [], []
+    texts: list[Text] = []
+    tokens = []
     settings: dict[str, Any] = {}
     for number, line in enumerate(files.lines(Path(path)), start=1):
         if not line.strip():
             continue
         try:
             values = parse_json(line)
-            text = {field.name: values.pop(field.name) for field in dataclasses.fields(Text)}
-            tokens.append(np.array(text["tokens"], np.int32).reshape(-1))
-            counts.append((float(text["nfe"]), float(text["corrections"])))
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+            own = {field.name: values.pop(field.name) for field in dataclasses.fields(Text)}
+            text: Text = from_values(Text, own, "text")
+            tokens.append(np.array(text.tokens, np.int32))
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, UserError) as error:
             raise UserError(
                 f"Line {number} of {path} is no text that this version of hybrid_jax.generate "
                 "writes: generate it anew, or score texts of other programs in Python with "
@@ -202,15 +207,14 @@ def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
             f"The texts in {path} are of another tokenizer than that of --workdir: name the run "
             f"that wrote them, {settings.get('workdir', 'which they do not say')}."
         )
-    nfe, corrections = np.mean(counts, axis=0)
     return Samples(
-        texts=tuple(str(text["text"]) for text in texts),
+        texts=tuple(text.text for text in texts),
         tokens=tuple(tokens),
         settings={
             **settings,
-            "nfe": float(nfe),
-            "corrections": float(corrections),
-            "prompted": sum(bool(text["prompt"]) for text in texts),
+            "nfe": float(np.mean([text.nfe for text in texts])),
+            "corrections": float(np.mean([text.corrections for text in texts])),
+            "prompted": sum(bool(text.prompt) for text in texts),
         },
     )
 
@@ -223,9 +227,9 @@ def of_one_sampler(settings: Sequence[Mapping[str, Any]]) -> bool:
     return all(each == samplers[0] for each in samplers) and len(seeds) == len(settings) > 1
 
 
-def _decodes(tokenizer: Tokenizer, text: Mapping[str, Any]) -> bool:
-    """Whether the tokens of a `Text` are its text under a tokenizer."""
+def _decodes(tokenizer: Tokenizer, text: Text) -> bool:
+    """Whether the tokens of a text are its text under a tokenizer."""
     try:
-        return bool(tokenizer.decode(text["tokens"]) == text["text"])
+        return bool(tokenizer.decode(text.tokens) == text.text)
     except UserError:  # an id that it does not have
         return False

@@ -12,6 +12,7 @@ import jax
 from hybrid_jax import optim
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.generation.requests import Request, Text
+from hybrid_jax.generation.terminal import shown
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.files import unwritable
 from hybrid_jax.runtime.json_text import file_name, write_json
@@ -20,6 +21,8 @@ from hybrid_jax.training import loop as train
 from hybrid_jax.training.likelihood import BoundEstimate
 from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.train_step import TrainState
+
+_BATCH = 32  # texts at a time
 
 
 def introduction(run: train.Run, workdir: Path) -> str:
@@ -72,6 +75,17 @@ def _publish(
     texts: Sequence[Text],
     settings: Mapping[str, Any],
 ) -> None:
+    for text in texts:
+        print(f"\nsample {text.number + 1}:")
+        print(textwrap.indent(shown(text.text), "  | ", lambda _: True))
+    print(f"\nvalidation {estimate}")
+    ratio = estimate.perplexity / estimate.unigram_perplexity
+    print(
+        f"unigram perplexity of the same tokens: {estimate.unigram_perplexity:.2f} "
+        f"(the model's bound is {ratio:.2f} of it)"
+    )
+
+    # Now that they have been seen.
     if texts:
         folder = workdir / "samples"
         try:
@@ -84,16 +98,6 @@ def _publish(
     values = {"step": step, "bound": estimate.bound, "records": estimate.records,
               "draws": estimate.draws, **estimate.values()}  # fmt: skip
     write_json(workdir / "result.json", values)
-
-    for text in texts:
-        print(f"\nsample {text.number + 1}:")
-        print(textwrap.indent(text.text, "  | ", lambda _: True))
-    print(f"\nvalidation {estimate}")
-    ratio = estimate.perplexity / estimate.unigram_perplexity
-    print(
-        f"unigram perplexity of the same tokens: {estimate.unigram_perplexity:.2f} "
-        f"(the model's bound is {ratio:.2f} of it)"
-    )
 
 
 def sample_texts(
@@ -117,6 +121,11 @@ def sample_texts(
     wanted = [Request(prompt="", ids=[], stop=setup.spec.schedule.length)] * sampling.count
     with sharding.use(run.mesh):
         texts = driver.run(
-            model, sampler, sampling.build(), wanted, seed=seed, batch_size=max(1, sampling.count)
+            model,
+            sampler,
+            sampling.build(),
+            wanted,
+            seed=seed,
+            batch_size=max(1, min(sampling.count, _BATCH)),
         )
     return texts, requests.settings_of(workdir, model, sampler, sampling, seed)

@@ -23,6 +23,22 @@ STYLES: dict[TokenState, str] = {
 }
 
 
+# Terminals obey C0 and C1 controls, and marks of direction make text seem another.
+_HIDDEN = (*range(9), *range(11, 32), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F,
+           *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # fmt: skip
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in _HIDDEN}
+
+
+def escaped(text: str) -> str:
+    """A text whose controls are escapes, such as \\x1b; newlines and tabs stay."""
+    return text.translate(_ESCAPES)
+
+
+def shown(text: str) -> str:
+    """A text to print: `escaped` where standard output is a terminal, else as it is."""
+    return escaped(text) if sys.stdout.isatty() else text
+
+
 def require_terminal() -> None:
     """Raises UserError if standard output is no terminal, or cannot be painted on."""
     if not sys.stdout.isatty():
@@ -71,7 +87,7 @@ def painted(frame: Frame) -> Any:
     """A frame with its legend and its counts, as a `rich.text.Text`."""
     text = require("rich.text", "watch").Text(overflow="fold")
     for state, run in frame.runs():
-        text.append(run, style=STYLES[state])
+        text.append(escaped(run), style=STYLES[state])
     text.append("\n\n")
     for state, style in STYLES.items():
         text.append(state, style=style)

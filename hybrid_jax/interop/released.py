@@ -32,7 +32,7 @@ from hybrid_jax.interop.released_config import Kind, read_config, write_config
 from hybrid_jax.interop.weights import CONFIG, WEIGHTS
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
-from hybrid_jax.runtime.files import expanded, unwritable, write_atomic
+from hybrid_jax.runtime.files import check_writable, expanded, write_atomic
 from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.training.pretrained import Pretrained
 
@@ -118,25 +118,22 @@ def export_released(model: Released | Pretrained, folder: str | Path) -> None:
         written.
     """
     folder = expanded(folder)
+    require_empty(folder)
     config = write_config(model.experiment, model.network)
     safetensors = require("safetensors.numpy", "eval")
     head = model.network.width // model.network.heads
     found = tensors(model.network, model.params) | {_FREQUENCIES: _frequencies(head)}
     arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
-    try:
-        require_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
     # The metadata that Hugging Face's loaders ask for.
     write_atomic(folder / WEIGHTS, safetensors.save(arrays, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config)
 
 
 def require_empty(folder: Path) -> None:
-    """Raises UserError if `folder` exists and is not an empty folder."""
+    """Raises UserError if `folder` exists and is not an empty folder, or could not be written."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose another.")
+    check_writable(folder, folder=True)
 
 
 # ---------------------------------------------------------------------------------------------

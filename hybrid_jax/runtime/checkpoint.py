@@ -102,7 +102,13 @@ class Checkpointer:
             # What a killed save left behind; a reader must not remove a save in progress.
             cleanup_tmp_directories=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except Exception as error:  # damaged JSON of any step raises whatever Orbax meets in it
+            raise UserError(
+                f"The checkpoints in {self.directory} cannot be listed ({one_line(error)}): move "
+                "the damaged one away."
+            ) from error
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -295,8 +301,10 @@ class Checkpointer:
         self._manager.reload()
 
 
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
+def _score(metrics: Any) -> float:
+    """The score in the metrics of a step; infinity, as for none, where they are damaged."""
+    score = metrics.get("score") if isinstance(metrics, dict) else None
+    return float(score) if isinstance(score, int | float) else math.inf
 
 
 def latest_step(directory: str | os.PathLike[str]) -> int | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 import ml_collections
 
 import hybrid_jax
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import MOST_SEED, MOST_WHOLE, UserError
 from hybrid_jax.runtime.decode import nearest
 from hybrid_jax.runtime.files import expanded, one_line
 
@@ -56,7 +56,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
       UserError: for a mistake, a word that the parser does not know, or a flag given twice that
         does not add up.
     """
-    given = sys.argv[1:] if argv is None else argv
+    given = [_text(word) for word in (sys.argv[1:] if argv is None else argv)]
     flags = Counter(word.partition("=")[0] for word in given if word.startswith("--"))
     options, rest = parser.parse_known_args(given)
     options.given = frozenset(flag.removeprefix("--") for flag in flags)
@@ -104,6 +104,37 @@ def distinct(flag: str, values: Sequence[Any]) -> None:
     for value, times in Counter(values).items():
         if times > 1:
             raise UserError(f"{flag} names {value} {times} times: leave out all but one.")
+
+
+def _text(word: str) -> str:
+    """A word of the command line, UTF-8 whatever the locale. Raises UserError if it is none."""
+    try:
+        word.encode("utf-8")
+        return word
+    except UnicodeEncodeError:  # Python keeps bytes that it cannot read as half characters
+        try:
+            return os.fsencode(word).decode("utf-8")
+        except UnicodeError as error:
+            raise UserError(f"The argument {word!a} is not UTF-8: convert it.") from error
+
+
+def within(least: float, most: float = MOST_WHOLE, kind: type = int) -> Callable[[str], Any]:
+    """A reader of numbers in a range, both ends included. For `type` of flags."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted} in {least} … {most}")
+        return value
+
+    return read
+
+
+seed_of = within(0, MOST_SEED)
 
 
 def step_of(text: str) -> int | Literal["best"]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +48,9 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
             raise unwritable(path, error) from error
         return
     # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{_short(path)}.{uuid.uuid4().hex}")
     try:
+        _make_parents(path)
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
@@ -59,11 +63,104 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
             temporary.unlink()
 
 
+class GrowingFile:
+    """A file that is written piece by piece. A context manager.
+
+    It has its name once the block has ended without an error. Until then, and for good if the block
+    ends otherwise, the pieces stand in ``NAME.XXXXXXXX.part`` beside it. A device or a pipe, such
+    as /dev/null, is written to at once.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Raises `UserError` if the file could not be written."""
+        self.path = Path(path)
+        check_writable(self.path)
+        self._own = not self.path.exists() or self.path.is_file()
+        unique = f"{_short(self.path)}.{uuid.uuid4().hex[:8]}.part"
+        self._part = self.path.with_name(unique) if self._own else self.path
+        self._size, self._told = 0, False
+
+    def append(self, text: str) -> None:
+        """Writes a piece whole. Raises `UserError`, which says where the others are."""
+        data = left = text.encode()
+        try:
+            _make_parents(self.path)
+            with open(self._part, "ab", buffering=0) as file:
+                while left:
+                    left = left[file.write(left) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self._part, self._size)
+            raise self._failure(error) from error
+        self._size += len(data)
+
+    def __enter__(self) -> GrowingFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._own and self._size and kind is None:
+            try:
+                with open(self._part, "ab") as file:
+                    os.fsync(file.fileno())
+                os.replace(self._part, self.path)
+            except OSError as error:
+                raise self._failure(error) from error
+        elif self._own and self._size and not self._told:
+            print(f"what was made so far is kept in {self._part}", file=sys.stderr)
+        elif self._own and not self._size:
+            with contextlib.suppress(OSError):
+                self._part.unlink()
+
+    def _failure(self, error: OSError) -> UserError:
+        if not (self._own and self._size):
+            return unwritable(self.path, error)
+        self._told = True
+        return UserError(
+            f"Cannot write {self.path} ({one_line(error)}): what was made before is kept in "
+            f"{self._part}."
+        )
+
+
+def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Checks before any work that a file can be written, or files in a folder.
+
+    Folders that are missing are not made here, so that a command that refuses leaves nothing.
+
+    Raises `UserError` if it cannot be written.
+    """
+    path = Path(path)
+    os.fsencode(path)  # names that the locale does not know fail here, and not where they are made
+    try:
+        if path.is_dir() and not folder:
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if folder and path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is no folder")
+        if path.exists() and not path.is_dir() and not path.is_file():
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        places = (path, *path.absolute().parents) if folder else path.absolute().parents
+        with tempfile.TemporaryFile(dir=next(place for place in places if place.exists())):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _make_parents(path: Path) -> None:
+    if not path.parent.exists():  # if it is a file, opening says so better
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _short(path: Path) -> str:
+    """A part of a file's name, so that a longer name is not too long for a file system."""
+    return path.name[:50]
+
+
 def unwritable(path: Path, error: Exception) -> UserError:
     """The error to raise when `path` could not be written."""
     return UserError(
         f"Cannot write {path} ({one_line(error)}); "
-        "make it writable, free space there, or name another working directory."
+        "make it writable, free space there, or name another place."
     )
 
 

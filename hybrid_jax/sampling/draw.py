@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Int32, Key
 
+from hybrid_jax.errors import UserError
 from hybrid_jax.sampling.setting import check_ranges, setting
 
 
@@ -63,6 +64,13 @@ class Warp:
     def check(self) -> None:
         """Raises UserError for values without meaning."""
         check_ranges(self)
+        if isinstance(self.temperature, int | float) and self.temperature == 0:
+            for name in ("top_k", "top_p"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"{name} has no effect at temperature 0, which always draws the likeliest "
+                        "token: leave it out."
+                    )
 
     @property
     def idle(self) -> bool:

@@ -108,8 +108,9 @@ class ACS(Rule):
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         super().check(kernel, objective)
-        if self.sweeps and self.eta == 0:
-            raise UserError("Closing sweeps correct with probability eta, which is 0: raise eta.")
+        if self.eta == 0 and (self.sweeps or self.guidance != "uniform"):
+            name = "sweeps" if self.sweeps else "guidance"
+            raise UserError(f"{name} is of corrections, which eta=0 has none of: leave it out.")
         if self.eta > 0 and not kernel.replaces:
             raise UserError(
                 f"Rule acs corrects shown tokens, which a model of {kernel.name} noise has never "
@@ -149,6 +150,11 @@ class ReMDM(Rule):
         Literal["cap", "rescale", "confidence"], "cap", "how η sets the chance of remasking",
         static=True,
     )  # fmt: skip
+
+    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
+        super().check(kernel, objective)
+        if self.eta == 0 and self.strategy != "cap":
+            raise UserError("strategy is of remasking, which eta=0 has none of: leave it out.")
 
     def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
         key_reveal, key_mask = jax.random.split(key)
@@ -251,7 +257,8 @@ class NamedRule:
     def settings(self) -> dict[str, Setting]:
         """Its settings and those of its warp, without the fixed ones."""
         every = {**settings_of(self.kind), **settings_of(Warp)}
-        return {name: known for name, known in every.items() if name not in self.fixed}
+        fixed = {*self.fixed, *(("top_k", "top_p") if self.fixed.get("temperature") == 0 else ())}
+        return {name: known for name, known in every.items() if name not in fixed}
 
 
 NAMED = {

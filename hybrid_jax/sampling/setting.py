@@ -10,7 +10,7 @@ import math
 import typing
 from typing import Any
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Setting:
 
     def check(self, value: Any) -> None:
         """Raises UserError for a value that it may not have."""
+        check_number(value, self.name)
         if self.choices:
             fits = value in self.choices
         else:

@@ -9,6 +9,8 @@ from hybrid_jax.errors import UserError, check_literals, only
 from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.update_rule import Rule
 
+_MOST_SHOWN = 1000  # samples at the end of a run
+
 if TYPE_CHECKING:
 
     class RuleOptions:
@@ -52,8 +54,8 @@ class SamplingConfig(RuleOptions):
     eos: Literal["continue", "stop"] = "continue"
 
     def __post_init__(self) -> None:
-        if self.count < 0:
-            raise UserError(f"sampling.count must be 0 or more, but is {self.count}.")
+        if not 0 <= self.count <= _MOST_SHOWN:
+            raise UserError(f"sampling.count must lie in 0 … {_MOST_SHOWN}, but is {self.count}.")
         check_literals(self, "sampling.")
 
     @classmethod
