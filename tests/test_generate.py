@@ -213,7 +213,7 @@ def test_outputs_are_checked_before_the_model_is_opened(tmp_path, capsys):
 def test_folders_of_outputs_are_made(folder, tmp_path):
     out = tmp_path / "not" / "there.jsonl"
     assert generate.main([f"--workdir={folder}", f"--out={out}", "--rule=greedy"]) == 0
-    assert len(requests.read(out).texts) == 1
+    assert len(requests.read(out, pretrained.load(folder).tokenizer).texts) == 1
     assert [place.name for place in out.parent.iterdir()] == ["there.jsonl"]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hybrid_jax.data import tokenizers
 from hybrid_jax.data.manifest import Manifest
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import requests
 from hybrid_jax.interop import weights
@@ -69,7 +70,7 @@ READERS = {
     "manifest.json": Manifest.load,
     "tokenizer/tokenizer.json": lambda run: tokenizers.load_tokenizer(run / "tokenizer"),
     "metrics.jsonl": lambda run: MetricsWriter(run, resume_step=5).close(),
-    "texts.jsonl": lambda run: requests.read(run / "texts.jsonl"),
+    "texts.jsonl": lambda run: requests.read(run / "texts.jsonl", ByteTokenizer()),
     "model.json": lambda run: weights.read_json(run / "model.json"),
 }
 
