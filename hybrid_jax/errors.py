@@ -22,10 +22,6 @@ MOST_SEED = 2**32 - 1  # JAX would cut longer seeds to their last 32 bits
 MOST_FLOAT = 3.4028234663852886e38  # of float32
 _PIPE_CLOSED = 141  # as shells report a program that SIGPIPE ended
 
-MOST_WHOLE = 2**31 - 1  # of int32, which arrays count in
-MOST_SEED = 2**32 - 1  # JAX would cut longer seeds to their last 32 bits
-MOST_FLOAT = 3.4028234663852886e38  # of float32
-
 
 class UserError(Exception):
     """Bad input or configuration.

@@ -157,7 +157,8 @@ def _score_files(options: argparse.Namespace) -> None:
         tokenizer=model.tokenizer, reference=reference, batch_size=options.batch_size,
     )  # fmt: skip
     folder = _folder(options)
-    rows, stored = [], []
+    rows: list[Row] = []
+    stored = []
     try:
         for label, texts in zip(labels(files), made, strict=True):
             quality = scored(texts.tokens, settings=texts.settings)

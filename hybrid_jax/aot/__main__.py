@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
             found[f"{step}_fit"] = tried
         else:
             try:
-                program = programs.build(experiment, mesh, step, texts=options.sample_batch or 8)
+                program = programs.build(experiment, mesh, step, texts=options.sample_batch)
             except programs.DoesNotFit as error:
                 raise UserError(f"{error} --fit looks for the largest batch that does.") from error
         print(report(program, step, devices), flush=True)
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--step", default="train", choices=["train", "sample", "both"],
         help="training, sampling or both (default: train)")  # fmt: skip
-    add("--sample_batch", type=within(1), metavar="N",
+    add("--sample_batch", type=within(1), default=8, metavar="N",
         help="texts that a device samples at a time (default: 8)")  # fmt: skip
     add("--fit", action="store_true", help="look for the largest batch that fits")
     add("--json", default="", type=path_of, metavar="FILE", help="file for the same numbers")

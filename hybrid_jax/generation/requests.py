@@ -147,8 +147,7 @@ def write(file: str | Path, texts: Sequence[Text], settings: Mapping[str, Any]) 
 
 def as_lines(texts: Sequence[Text], settings: Mapping[str, Any]) -> str:
     """Texts with their settings, a JSON object a line."""
-    rows = ({**dataclasses.asdict(text), **settings} for text in texts)
-    return "".join(json_text(row) + "\n" for row in rows)
+    return "".join(json_text({**dataclasses.asdict(t), **settings}) + "\n" for t in texts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +227,7 @@ def of_one_sampler(settings: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _decodes(tokenizer: Tokenizer, text: Text) -> bool:
-    """Whether the tokens of a text are its text under a tokenizer."""
+    """Whether the tokens of a `Text` are its text under a tokenizer."""
     try:
         return bool(tokenizer.decode(text.tokens) == text.text)
     except UserError:  # an id that it does not have

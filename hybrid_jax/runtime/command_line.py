@@ -79,33 +79,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return options
 
 
-def check_mode(
-    options: argparse.Namespace, mode: str, modes: Mapping[str, Collection[str]]
-) -> None:
-    """Refuses flags without an effect.
-
-    Args:
-      options: of `parse`.
-      mode: in which the command runs.
-      modes: by the name of a mode, the flags that it reads besides those that no mode names, which
-        all read.
-
-    Raises:
-      UserError: for the first flag that was given and that `mode` does not read.
-    """
-    for name in sorted(options.given - set(modes[mode])):
-        if homes := [home for home, flags in modes.items() if name in flags]:
-            choose = "" if f"--{name}" in homes else f", or choose {' or '.join(homes)}"
-            raise UserError(f"--{name} has no effect with {mode}: leave it out{choose}.")
-
-
-def distinct(flag: str, values: Sequence[Any]) -> None:
-    """Raises UserError if a flag names something twice."""
-    for value, times in Counter(values).items():
-        if times > 1:
-            raise UserError(f"{flag} names {value} {times} times: leave out all but one.")
-
-
 def _text(word: str) -> str:
     """A word of the command line, UTF-8 whatever the locale. Raises UserError if it is none."""
     try:
@@ -135,6 +108,33 @@ def within(least: float, most: float = MOST_WHOLE, kind: type = int) -> Callable
 
 
 seed_of = within(0, MOST_SEED)
+
+
+def check_mode(
+    options: argparse.Namespace, mode: str, modes: Mapping[str, Collection[str]]
+) -> None:
+    """Refuses flags without an effect.
+
+    Args:
+      options: of `parse`.
+      mode: in which the command runs.
+      modes: by the name of a mode, the flags that it reads besides those that no mode names, which
+        all read.
+
+    Raises:
+      UserError: for the first flag that was given and that `mode` does not read.
+    """
+    for name in sorted(options.given - set(modes[mode])):
+        if homes := [home for home, flags in modes.items() if name in flags]:
+            choose = "" if f"--{name}" in homes else f", or choose {' or '.join(homes)}"
+            raise UserError(f"--{name} has no effect with {mode}: leave it out{choose}.")
+
+
+def distinct(flag: str, values: Sequence[Any]) -> None:
+    """Raises UserError if a flag names something twice."""
+    for value, times in Counter(values).items():
+        if times > 1:
+            raise UserError(f"{flag} names {value} {times} times: leave out all but one.")
 
 
 def step_of(text: str) -> int | Literal["best"]:

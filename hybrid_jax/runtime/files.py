@@ -73,7 +73,7 @@ class GrowingFile:
 
     def __init__(self, path: str | os.PathLike[str]):
         """Raises `UserError` if the file could not be written."""
-        self.path = Path(path)
+        self.path = expanded(path)
         check_writable(self.path)
         self._own = not self.path.exists() or self.path.is_file()
         unique = f"{_short(self.path)}.{uuid.uuid4().hex[:8]}.part"
@@ -128,7 +128,7 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
 
     Raises `UserError` if it cannot be written.
     """
-    path = Path(path)
+    path = expanded(path)
     os.fsencode(path)  # names that the locale does not know fail here, and not where they are made
     try:
         if path.is_dir() and not folder:
