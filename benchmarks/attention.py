@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.mask_blocks import Pattern, training_pattern
+from hybrid_jax.method.mask_blocks import Pattern
 from hybrid_jax.models import attention
 from hybrid_jax.runtime.command_line import Parser
 
@@ -45,7 +45,7 @@ def cases(length: int) -> dict[str, tuple[hyperschedule.Hyperschedule, Layout]]:
 def pattern_of(schedule: hyperschedule.Hyperschedule, layout: Layout) -> Pattern:
     phase = jnp.zeros(schedule.phase_groups, jnp.int32)
     rows = layouts.training_rows(layout, schedule, phase)
-    return training_pattern(layout, schedule, jax.tree.map(lambda x: x[None], rows))
+    return Pattern(layout, schedule, jax.tree.map(lambda x: x[None], rows))
 
 
 def measure(name: str, pattern: Pattern, options: argparse.Namespace) -> dict:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
-from pathlib import Path
 
 import command
 import device
@@ -27,7 +25,8 @@ from hybrid_jax.method import loss as estimator
 from hybrid_jax.method import noising
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.runtime.command_line import Parser
-from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.files import labels, write_atomic
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.training import pretrained
 from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.statistics import mean_and_standard_error
@@ -47,18 +46,16 @@ def bounds_of(model: Pretrained) -> list[Bound]:
     return bounds
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def parts_of_batch(spec, network, time, count, params, tokens, key):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def parts_of_batch(spec, network, count, params, tokens, key):
     """Nats of each record in each part [parts, B], and the wrong and all shown tokens, two ints."""
-    index = jnp.arange(count, dtype=jnp.int32)
-    states, phase, where = estimator.corrupt_batch(spec, tokens, index, key, count=count, time=time)
-    terms = estimator.drawn_terms(
-        spec, network, params, tokens, states, phase, where, time=time, loss=False
-    )
-    masked = states == spec.kernel.mask
-    right = states == tokens
+    places = jnp.arange(count, dtype=jnp.int32)
+    noised = estimator.corrupt_batch(spec, estimator.Batch(tokens, places, key, count))
+    terms = estimator.drawn_terms(spec, network, params, noised)
+    masked = noised.noisy == spec.kernel.mask
+    right = noised.noisy == tokens
     kinds = jnp.stack([masked, right, ~masked & ~right])
-    shown = where.active & ~masked
+    shown = noised.draw.active & ~masked
     return jnp.sum(terms * kinds, axis=2), jnp.sum(shown & ~right), jnp.sum(shown)
 
 
@@ -73,7 +70,7 @@ def measure(
         for draw in range(draws):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), start), draw)
             parts, batch_wrong, batch_shown = parts_of_batch(
-                spec, model.network, bound.time, len(tokens), model.params, tokens, key
+                spec, model.network, len(tokens), model.params, tokens, key
             )
             total = total + np.asarray(parts) / draws / tokens.shape[1]
             wrong, shown = wrong + int(batch_wrong), shown + int(batch_shown)
@@ -112,13 +109,13 @@ def main() -> int:
 
 def _run(options: argparse.Namespace) -> None:
     rows = []
-    for workdir in options.workdir:
+    for workdir, label in zip(options.workdir, labels(options.workdir), strict=True):
         model = pretrained.load(workdir)
         records = perplexity.held_out(model, options.records).tokens
         for bound in bounds_of(model):
             row = measure(model, bound, records, draws=options.draws, batch=options.batch)
-            rows.append({"model": Path(workdir).name, "step": model.step, **row})
-            print(json.dumps(rows[-1], ensure_ascii=False), file=sys.stderr, flush=True)
+            rows.append({"model": label, "step": model.step, **row})
+            print(json_text(rows[-1]), file=sys.stderr, flush=True)
     print(as_markdown(rows))
     if options.out:
         size = f"{rows[0]['records']} validation records, {options.draws} draws"

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from hybrid_jax.data.pipeline import Records
 from hybrid_jax.generation import driver
 from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.rules import ACS, Ancestral, ReMDM
 from hybrid_jax.sampling.state import Sampler
@@ -109,7 +109,7 @@ def repair(model, records: np.ndarray, *, batch: int, wrong: int = 2) -> list[di
             share = (mask & hits).sum(1) / mask.sum(1)
             row[what], row[f"{what}_error"] = mean_and_standard_error(share)
         rows.append(row)
-        print(json.dumps(row, ensure_ascii=False), file=sys.stderr, flush=True)
+        print(json_text(row), file=sys.stderr, flush=True)
     return rows
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every benchmark on one GPU, in at most eight minutes: attention, vocabulary, training steps at the
 # shape of the paper, sampling with and without the cache. Results go to benchmarks/results, named by
-# device and date, after every row: a part whose time runs out is named, and keeps what it has.
+# device, date and command, after every row: a part whose time runs out is named, and keeps what it has.
 #
 #   PYTHON=.venv/bin/python benchmarks/gpu_all.sh
 #   TRIAL=1 benchmarks/gpu_all.sh      # the same parts, small enough for a processor

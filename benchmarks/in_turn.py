@@ -18,6 +18,7 @@ import device
 import jax
 
 from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.json_text import file_name
 
 
 def milliseconds(
@@ -54,7 +55,8 @@ def compiled(function: Callable, *arguments: Any) -> tuple[Callable[[], Any], fl
 
 
 def store(kind: str, out: str, table: str, **shape: Any) -> str:
-    """Writes a table, with what it depends on, named by kind, device and date; returns it.
+    """Writes a table, with what it depends on, named by kind, device, date and a digest of what it
+    depends on; returns it.
 
     To be called after every row: what was measured stays when the time for the rest runs out.
     """
@@ -63,7 +65,8 @@ def store(kind: str, out: str, table: str, **shape: Any) -> str:
     today = datetime.date.today().isoformat()
     settings = ", ".join(f"{name} {value}" for name, value in shape.items())
     report = f"{kind} ({settings}) on {device.origin()}\n{table}\n"
-    write_atomic(folder / f"{kind}-{device.short_name()}-{today}.md", report)
+    name = file_name(f"{kind}-{device.short_name()}-{today}", [kind, device.origin(), shape])
+    write_atomic(folder / f"{name}.md", report)
     return report
 
 

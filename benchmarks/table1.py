@@ -28,6 +28,7 @@ import device
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.progress import format_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,9 +173,7 @@ def run(job: Job, options: argparse.Namespace) -> None:
     if not result.exists() or json.loads(result.read_text())["step"] != job.steps:
         _call("hybrid_jax.main", f"--workdir={workdir}", *job.flags, log=job.workdir)
     wanted = {
-        name: source
-        for name, source in SOURCES.items()
-        if not (job.workdir / "evaluation" / f"{name}.json").exists()
+        name: source for name, source in SOURCES.items() if not is_evaluated(job, name, options)
     }
     if wanted:
         data = Path(options.data).resolve()
@@ -210,7 +209,20 @@ def is_flat(row: Row) -> bool:
 
 
 def evaluation(job: Job, dataset: str) -> dict[str, Any]:
-    return json.loads((job.workdir / "evaluation" / f"{dataset}.json").read_text())
+    """The newest measurement of a run on a data set; {} without one."""
+    files = (job.workdir / "evaluation").glob(f"{dataset}-*.json")
+    newest = max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+    return {} if newest is None else json.loads(newest.read_text(encoding="utf-8"))
+
+
+def is_evaluated(job: Job, dataset: str, options: argparse.Namespace) -> bool:
+    """Whether the newest measurement is what the options ask for."""
+    found = evaluation(job, dataset)
+    if not found or found["step"] != job.steps:
+        return False
+    exact = found["protocol"]["bound"] == "exact likelihood"
+    asked = {"records": options.records, "draws": 1 if exact else options.draws}
+    return all(found["protocol"][name] == value for name, value in asked.items())
 
 
 def measured(job: Job) -> dict[str, Any]:
@@ -218,7 +230,8 @@ def measured(job: Job) -> dict[str, Any]:
     row: dict[str, Any] = {"name": job.name, "seed": job.seed, "flat": is_flat(job.row)}
     for dataset in SOURCES:
         values = evaluation(job, dataset)["values"]
-        row[dataset], row[f"{dataset}_error"] = values["nll"], values["nll_se"]
+        error = values["nll_se"]  # null for one record
+        row[dataset], row[f"{dataset}_error"] = values["nll"], math.nan if error is None else error
     lines = map(json.loads, (job.workdir / "metrics.jsonl").read_text().splitlines())
     row["losses"] = {line["step"]: line["loss"] for line in lines if "tokens_per_second" in line}
     return row
@@ -226,7 +239,7 @@ def measured(job: Job) -> dict[str, Any]:
 
 def as_json(rows: list[dict[str, Any]]) -> str:
     """A run a line; its bounds in nats."""
-    return "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n"
+    return "[\n" + ",\n".join(map(json_text, rows)) + "\n]\n"
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:

@@ -92,27 +92,19 @@ class Steps:
     def parts(self) -> dict[str, Callable[[], Any]]:
         """What a step is made of, each part with all before it."""
         setup, spec = self.setup, self.setup.spec
-        key, count = jax.random.key(0), len(self.index)
+        batch = estimator.Batch(self.tokens, self.index, jax.random.key(0), len(self.index))
 
         @jax.jit
         def loss(params):
-            return estimator.batch_loss(
-                spec, setup.network, params, self.tokens, self.index, key, count=count
-            )
+            return estimator.batch_loss(spec, setup.network, params, batch)
 
         @jax.jit
         def forward(params):
-            terms = estimator.batch_terms(
-                spec, setup.network, params, self.tokens, self.index, key,
-                count=count, time=spec.objective.time, loss=True,
-            )  # fmt: skip
-            return terms.sum()
+            return estimator.batch_terms(spec, setup.network, params, batch).sum()
 
         @jax.jit
         def corrupt():
-            return estimator.corrupt_batch(
-                spec, self.tokens, self.index, key, count=count, time=spec.objective.time
-            )
+            return estimator.corrupt_batch(spec, batch)
 
         gradient = jax.jit(jax.grad(loss))
         return {

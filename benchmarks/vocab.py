@@ -10,6 +10,7 @@ differentiation. "Recomputed" streams over chunks and computes logits again in t
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 
 import command
@@ -47,21 +48,19 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     def to_logits(head, features):
         return features @ head["kernel"]
 
+    term = functools.partial(objective.term, kernel)
+
     def plain(head, features):
-        terms = chunked_loss.position_terms(
-            objective, kernel, lambda f: to_logits(head, f), features, tokens, noisy, draw,
-            time=objective.time, loss=True, chunk=options.length,
-        )  # fmt: skip
-        return terms.sum()
+        return chunked_loss.position_terms(
+            term, to_logits, head, features, tokens, noisy, draw, chunk=options.length
+        ).sum()
 
     def recomputed(head, features):
         @jax.checkpoint
         def of_chunk(inputs):
-            feature, *rest = inputs
             return chunked_loss.position_terms(
-                objective, kernel, lambda f: to_logits(head, f), feature, *rest,
-                time=objective.time, loss=True, chunk=options.chunk,
-            ).sum()  # fmt: skip
+                term, to_logits, head, *inputs, chunk=options.chunk
+            ).sum()
 
         def cut(x):
             x = x.reshape(options.batch, -1, options.chunk, *x.shape[2:])
@@ -71,9 +70,8 @@ def measure(name: str, options: argparse.Namespace) -> dict:
 
     def streamed(head, features):
         return chunked_loss.summed_terms(
-            objective, kernel, to_logits, head, features, tokens, noisy, draw,
-            time=objective.time, loss=True, chunk=options.chunk,
-        )  # fmt: skip
+            term, to_logits, head, features, tokens, noisy, draw, chunk=options.chunk
+        )
 
     programs, megabytes = {}, {}
     for variant, function in (

@@ -9,12 +9,13 @@ the others.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import ml_collections
 
+from hybrid_jax.data import manifest as manifests
+from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError, check_settings, free, only, resolved
 from hybrid_jax.method import hyperschedule, noising
@@ -27,6 +28,8 @@ from hybrid_jax.models.transformer import ModelConfig, Transformer
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime import boards
 from hybrid_jax.runtime.decode import from_values, overridden, parse_json, without_void
+from hybrid_jax.runtime.files import expanded
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
 
@@ -63,6 +66,12 @@ class DataConfig:
                 f"data.tokenizer must be sentencepiece, byte or gpt2:FOLDER, but is "
                 f"{self.tokenizer!r}."
             )
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """The settings by the names of `prepare.prepare`."""
+        values = dataclasses.asdict(self) | {"vocab_size": self.expected_vocab_size}
+        return {name: value for name, value in values.items() if name != "dir"}
 
     @property
     def expected_vocab_size(self) -> int:
@@ -286,7 +295,7 @@ class Experiment:
     def to_json(self) -> str:
         """As JSON text, the content of a workdir's config.json: no value depends on defaults."""
         values = {"format": FORMAT, **dataclasses.asdict(self.resolved())}
-        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        return json_text(values, indent=1) + "\n"
 
     @classmethod
     def from_config(
@@ -296,20 +305,29 @@ class Experiment:
 
         Args:
           values: ConfigDict or dict. A value that is still that of its "preset" is dropped where
-            other values leave it without effect.
+            other values leave it without effect. Where `data.dir` names records that exist, their
+            settings take the place of such values and of missing ones.
           settings: of a command line that replace some, as text by name ("noise.gamma").
 
         Raises:
           UserError: for an unknown name (with the nearest one), a wrong type, a bad value, or a
             setting without effect.
         """
-        if isinstance(values, ml_collections.ConfigDict):
-            values = values.to_dict()
-        if isinstance(preset := values.get("preset"), Mapping):  # of `presets.sized`
+        values = {
+            name: value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
+            for name, value in values.items()
+        }
+        preset = None
+        if "preset" in values:  # of `presets.sized`
+            preset = from_values(cls, values.pop("preset"), "config.preset")
+        values = _with_prepared(values, settings or {}, preset)
+        if preset:
             values = without_void(
                 cls,
-                {name: value for name, value in values.items() if name != "preset"},
-                lambda section, name: preset[section].get(name) == values[section][name],
+                values,
+                lambda section, name: (
+                    getattr(getattr(preset, section), name) == values[section][name]
+                ),
             )
         experiment: Experiment = from_values(cls, values, "config")
         if settings:
@@ -335,6 +353,25 @@ class Experiment:
                 f"formats up to {FORMAT}: install the version that wrote them."
             )
         return cls.from_config(_upgraded(values) if version == 1 else values)
+
+
+def _with_prepared(
+    values: dict[str, Any], settings: Mapping[str, str], preset: Experiment | None
+) -> dict[str, Any]:
+    """Settings in which those of `data` that nobody chose are the ones of the records there are."""
+    data = values.get("data", {})
+    folder = settings.get("data.dir", data.get("dir")) if isinstance(data, Mapping) else None
+    if not (folder and isinstance(folder, str) and manifests.find(expanded(folder))):
+        return values
+    found = Manifest.load(folder)
+    natural = dataclasses.asdict(preset.data) if preset else {}
+    data = dict(data)
+    for name in ("source", "valid_source", "tokenizer", "length", "vocab_size"):
+        chosen = f"data.{name}" in settings or (name in data and data[name] != natural.get(name))
+        if not chosen:
+            has_effect = name != "vocab_size" or found.tokenizer == "sentencepiece"
+            data[name] = getattr(found, name) if has_effect else None
+    return {**values, "data": data}
 
 
 def effective_layout(layout: Layout, schedule: Hyperschedule) -> Layout:

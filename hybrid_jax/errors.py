@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import os
@@ -26,8 +27,12 @@ class UserError(Exception):
     """Bad input or configuration.
 
     The message is one clear sentence: what was wrong and what to do. Command-line
-    programs print it without a traceback and exit with status 2.
+    programs print it without a traceback and exit with status 2. It stays one line that every
+    terminal can show: what is not printable in it, such as a newline in a name, is escaped.
     """
+
+    def __init__(self, sentence: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence))
 
 
 class Interrupted(Exception):
@@ -135,6 +140,17 @@ def require(module: str, extra: str) -> Any:
         ) from error
 
 
+def hints_of(section: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, by name."""
+    return _type_hints(section)
+
+
+@functools.cache
+def _type_hints(section: Any) -> dict[str, Any]:
+    every = typing.get_type_hints(section)
+    return {field.name: every[field.name] for field in dataclasses.fields(section)}
+
+
 def check_literals(section: Any, prefix: str = "") -> None:
     """Checks the fields of a dataclass whose type is a `Literal`.
 
@@ -142,7 +158,7 @@ def check_literals(section: Any, prefix: str = "") -> None:
       UserError: naming the first field (after `prefix`) with another value, and the values it may
         have.
     """
-    for name, hint in typing.get_type_hints(type(section)).items():
+    for name, hint in hints_of(type(section)).items():
         known = typing.get_args(hint)
         value = getattr(section, name)
         if typing.get_origin(hint) is typing.Literal and value not in known:

@@ -15,16 +15,18 @@ or texts of many update rules at several numbers of tokens per NFE, for a table 
 
     python -m hybrid_jax.evaluate --workdir=runs/epsilon_hybrid --pareto --scorer=run:runs/ar
 
-Each number is stored in the workdir, under evaluation/, with everything that it depends on.
+Each number is stored in the workdir, under evaluation/, with everything that it depends on, in a
+file of its own: its name ends in a digest of its content. Numbers that are not finite, such as the
+standard error of one record, are null there.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,16 +34,28 @@ from hybrid_jax.errors import UserError, check_number, check_seed, exit_status
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
+from hybrid_jax.eval.scorers.base import fingerprint
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.command_line import Parser, parse, step_of
-from hybrid_jax.runtime.files import check_writable, file_name, unwritable, write_atomic
+from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, path_of, step_of
+from hybrid_jax.runtime.decode import listed
+from hybrid_jax.runtime.files import check_writable, expanded, labels, unwritable, write_atomic
+from hybrid_jax.runtime.json_text import file_name, write_json
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import pretrained
+from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.pretrained import Pretrained
+
+# What each way to use the command reads besides the flags that all read.
+_GENERATED = ("scorer", "protocol", "reference")
+MODES = {
+    "--datasets": ("datasets", "records", "draws", "seed", "step"),
+    "--texts": ("texts", *_GENERATED),
+    "--pareto": ("pareto", "rules", "rho", "count", "seeds", "seed", "step", *_GENERATED),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,6 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    mode = (
+        "--pareto" if options.pareto else "--texts" if options.texts is not None else "--datasets"
+    )
+    check_mode(options, mode, MODES)
     least = {"records": 0, "draws": 1, "batch_size": 1, "seed": 0, "count": 2, "seeds": 1}
     for name, value in least.items():
         if getattr(options, name) < value:
@@ -59,22 +77,12 @@ def _run(options: argparse.Namespace) -> None:
         if name != "seed":
             check_number(getattr(options, name), f"--{name}")
     check_seed(options.seed + options.seeds - 1, "The last of the seeds from --seed on")
-    if options.pareto and options.texts:
-        raise UserError("--pareto generates its own texts: leave out --texts, or --pareto.")
-    scoring = options.pareto or options.texts is not None
-    if scoring and options.scorer is None:
+    if mode != "--datasets" and options.scorer is None:
         raise UserError(
             "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive "
             "run, or --scorer=gpt2:gpt2-large."
         )
-    if options.scorer is not None and not scoring:
-        raise UserError("--scorer reads generated texts: name them with --texts, or add --pareto.")
-    if options.pareto:
-        _sweep(options)
-    elif scoring:
-        _score_files(options)
-    else:
-        _measure_sets(options)
+    {"--datasets": _measure_sets, "--texts": _score_files, "--pareto": _sweep}[mode](options)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -85,13 +93,13 @@ def _measure_sets(options: argparse.Namespace) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
     model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
     valid = datasets.validation_set(model.experiment)
-    wanted = [
-        datasets.parse(text, validation=valid) for text in options.datasets.split(",") if text
-    ]
+    wanted = [datasets.parse(text, validation=valid) for text in listed(options.datasets)]
     if not wanted:
         raise UserError("--datasets names no data set: for example --datasets=wikitext,lambada.")
+    distinct("--datasets", [dataset.name for dataset in wanted])
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     folder = _folder(options)
+    files = []
 
     print(f"{model.experiment.name}, step {model.step}: {bound.label}")
     print(f"{'data set':24}{'perplexity':>22}{'bits/byte':>11}{'records':>9}{'draws':>7}")
@@ -110,16 +118,16 @@ def _measure_sets(options: argparse.Namespace) -> None:
                 mesh=mesh,
                 progress=functools.partial(bar.update, values={}),
             )
-        file = folder / f"{file_name(dataset.name)}.json"
         print(_row(found), flush=True)  # first: the disk may be full
-        write_atomic(file, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
-    print(f"protocol {found.protocol.name}, stored in {folder}")
+        files.append(_store(folder, dataset.name, found.to_dict()))
+    print(f"protocol {found.protocol.name}, stored in {folder}: {', '.join(files)}")
 
 
 def _row(found: perplexity.Measurement) -> str:
     estimate = found.estimate
     sign = "=" if found.protocol.bound == "exact likelihood" else "≤"
-    value = f"{sign} {estimate.perplexity:.2f} ± {estimate.perplexity_se:.2f}"
+    error = "" if estimate.records == 1 else f" ± {estimate.perplexity_se:.2f}"
+    value = f"{sign} {estimate.perplexity:.2f}{error}"
     return (
         f"{found.dataset.name:24}{value:>22}{estimate.bits_per_byte:>11.3f}"
         f"{estimate.records:>9,}{estimate.draws:>7}"
@@ -132,31 +140,43 @@ def _row(found: perplexity.Measurement) -> str:
 
 def _score_files(options: argparse.Namespace) -> None:
     protocol = protocols.protocol(options.protocol)
-    files = [Path(name) for name in options.texts.split(",") if name]
+    files = [expanded(name) for name in listed(options.texts)]
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
-    made = [requests.read(file) for file in files]  # all, before anything slow
+    distinct("--texts", [file.resolve() for file in files])
+    tokenizer = workdirs.load_tokenizer(Path(options.workdir))
+    made = [requests.read(file, tokenizer) for file in files]  # all, before anything slow
+    most = max(len(texts.texts) for texts in made)
+    if most == 1 and options.reference is not None:
+        raise UserError("--reference is for MAUVE, which one text does not have: leave it out.")
     scorer, scorer_tokenizer = scorers.load(options.scorer)
-    model = pretrained.load(options.workdir, step=options.step)
-    reference, _ = _references(model, options, max(len(texts.texts) for texts in made))
+    model = pretrained.load(options.workdir)
+    reference = _human_texts(model, options, most, least=2) if most > 1 else None
     scored = functools.partial(
         text_quality.evaluate, scorer, scorer_tokenizer, protocol=protocol,
         tokenizer=model.tokenizer, reference=reference, batch_size=options.batch_size,
     )  # fmt: skip
     folder = _folder(options)
-    rows = []
+    rows: list[Row] = []
+    stored = []
     try:
-        for file, texts in zip(files, made, strict=True):
+        for label, texts in zip(labels(files), made, strict=True):
             quality = scored(texts.tokens, settings=texts.settings)
-            rows.append(Row(label=file.name, qualities=(quality,)))
-            write_atomic(folder / f"quality-{file_name(file.stem)}.json", quality.to_json() + "\n")
-        if len(rows) > 1:
-            every = tuple(quality for row in rows for quality in row.qualities)
+            rows.append(Row(label=label, qualities=(quality,)))
+            stored.append(_store(folder, f"quality-{label.removesuffix('.jsonl')}", quality))
+        every = tuple(quality for row in rows for quality in row.qualities)
+        if requests.of_one_sampler([texts.settings for texts in made]):
             rows.append(Row(label="all", qualities=every))
+        elif len(rows) > 1:
+            print("no line for all: the files are not of one sampler and different seeds",
+                  file=sys.stderr)  # fmt: skip
     finally:  # also when the disk is full
         if rows:
             print(quality_table.as_markdown(rows))
-    print(f"scorer {scorer.name}, protocol {protocol.name}-{protocol.version}, stored in {folder}")
+    print(
+        f"scorer {scorer.name}, protocol {protocol.name}-{protocol.version}, stored in {folder}: "
+        f"{', '.join(stored)}"
+    )
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -164,15 +184,19 @@ def _sweep(options: argparse.Namespace) -> None:
     protocol = protocols.protocol(options.protocol)
     scorer, scorer_tokenizer = scorers.load(options.scorer)
     model = pretrained.load(options.workdir, step=options.step)
-    labels = [label for label in (options.rules or "").split(",") if label]
-    if not labels:
-        labels, reasons = pareto.fitting(model, pareto.RULES)
+    rules = listed(options.rules or "")
+    if not rules:
+        rules, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
             print(f"left out: {reason}", file=sys.stderr)
     rhos = pareto.tokens_per_nfe(model) if options.rho is None else _numbers(options.rho)
-    points = pareto.grid(model, labels, rhos)
-    reference, held_out = _references(model, options, options.count)
+    distinct("--rules", rules)
+    distinct("--rho", rhos)
+    points = pareto.grid(model, rules, rhos)
+    human = _human_texts(model, options, 2 * options.count, least=4)
+    reference, held_out = human[: len(human) // 2], human[len(human) // 2 :]
     folder = _folder(options)
+    network = fingerprint(model.network, model.params)
     texts = folder / "pareto"
     texts.mkdir(exist_ok=True)
     seeds = range(options.seed, options.seed + options.seeds)
@@ -187,7 +211,7 @@ def _sweep(options: argparse.Namespace) -> None:
             made = [
                 pareto.texts_of(
                     model, point, texts,
-                    workdir=options.workdir, seed=seed, count=options.count,
+                    workdir=options.workdir, fingerprint=network, seed=seed, count=options.count,
                     batch_size=min(options.batch_size, options.count),
                     progress=functools.partial(
                         _from, bar, options.count * (points.index(point) * len(seeds) + number)
@@ -198,43 +222,43 @@ def _sweep(options: argparse.Namespace) -> None:
             qualities = tuple(scored(one.tokens, settings=one.settings) for one in made)
             rows.append(Row(label=point.label, rho=point.rho, qualities=qualities))
     table = quality_table.as_markdown(rows)
-    values = json.dumps(quality_table.as_json(rows), indent=1, ensure_ascii=False)
     title = (
         f"{model.experiment.name}, step {model.step}: {options.count} texts for each point, "
         f"read by {scorer.name}"
     )
     print(table)  # first: the disk may be full
-    write_atomic(folder / "pareto.json", values + "\n")
-    write_atomic(folder / "pareto.md", table + "\n")
-    pareto_plot.draw(rows, folder / "pareto.png", title=title)
-    print(f"stored in {folder}: pareto.md, pareto.json, pareto.png")
+    file = folder / _store(folder, "pareto", rows)
+    write_atomic(file.with_suffix(".md"), table + "\n")
+    pareto_plot.draw(rows, file.with_suffix(".png"), title=title)
+    print(
+        f"stored in {folder}: {', '.join(f'{file.stem}.{kind}' for kind in ('json', 'md', 'png'))}"
+    )
 
 
 def _from(bar: Progress, before: int, done: int) -> None:
     bar.update(before + done, {})
 
 
-def _references(
-    model: Pretrained, options: argparse.Namespace, count: int
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Human texts for MAUVE, and others to score beside the generated ones, each of a record."""
+def _human_texts(
+    model: Pretrained, options: argparse.Namespace, count: int, *, least: int
+) -> list[np.ndarray]:
+    """Human texts for MAUVE and to score beside the generated ones, each of a record."""
     valid = datasets.validation_set(model.experiment)
     dataset = valid
     if options.reference is not None:
         dataset = datasets.parse(options.reference, validation=valid)
-    records = list(perplexity.records_of(model, dataset, 2 * count).tokens)
-    if len(records) < 4:
+    records = list(perplexity.records_of(model, dataset, count).tokens)
+    if len(records) < least:
         raise UserError(
             f"{dataset.name} has {len(records)} records of text, too few to compare with: name "
             "more with --reference."
         )
-    half = len(records) // 2
-    return records[:half], records[half:]
+    return records
 
 
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",") if part]
+        return [float(part) for part in listed(text)]
     except ValueError as error:
         raise UserError(f"--rho={text} is no list of numbers, such as 4,2,1.") from error
 
@@ -249,13 +273,21 @@ def _folder(options: argparse.Namespace) -> Path:
     return folder
 
 
+def _store(folder: Path, label: str, found: Any) -> str:
+    """Writes a measurement to a file that no other has, and returns its name."""
+    name = f"{file_name(label, found)}.json"
+    write_json(folder / name, found)
+    return name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m hybrid_jax.evaluate",
         description="Perplexity of a trained model on named texts, or quality of its own texts.",
     )
+    # Lists: see `runtime.decode.listed`.
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of a run")
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of a run")
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
     add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")

@@ -14,10 +14,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from hybrid_jax.data import files
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.generation import driver
@@ -25,7 +25,7 @@ from hybrid_jax.generation import requests as writing
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import Watch, require_terminal, shown
-from hybrid_jax.runtime.command_line import Parser, parse, seed_of, step_of, within
+from hybrid_jax.runtime.command_line import Parser, parse, path_of, seed_of, step_of, within
 from hybrid_jax.runtime.files import GrowingFile, check_writable
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.sampling import loop, rules
@@ -99,7 +99,7 @@ def read_requests(
         raise UserError(f"--length={wanted} is outside 1 … {length}, what this model writes.")
     texts = list(options.prompt or [])
     if options.prompt_file:
-        texts += _lines(options.prompt_file)
+        texts += files.prompts(options.prompt_file)
     requests = [writing.beginning(text, tokenizer, stop=wanted) for text in texts]
     requests += [writing.with_gaps(text, tokenizer, length) for text in options.infill or []]
     if not requests:
@@ -111,17 +111,6 @@ def read_requests(
             f"texts, and a command holds at most {_MOST_TEXTS}: run several, with other seeds."
         )
     return [request for request in requests for _ in range(options.num_samples)]
-
-
-def _lines(file: str) -> list[str]:
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The prompts in {file} cannot be read: {error}.") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"There are no prompts in {file}: write one a line.")
-    return lines
 
 
 def run(options: argparse.Namespace) -> None:
@@ -178,10 +167,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hybrid_jax.generate", description="Generates text with a trained model."
     )
     add = parser.add_argument
-    add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
     add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
-    add("--prompt_file", metavar="FILE", help="prompts, one a line; - for standard input")
+    add("--prompt_file", type=path_of, metavar="FILE",
+        help="prompts, one a line (.jsonl: in the field text); - for standard input")  # fmt: skip
     add("--infill", action="append", metavar="TEXT",
         help="text with gaps, {{5}} for 5 tokens; may be repeated")  # fmt: skip
     add("--num_samples", type=within(1), default=1, metavar="K", help="texts for each prompt")
@@ -194,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=setting.kind, help=rules.describe(name))
     add("--eos", choices=("continue", "stop"), help="at an end-of-document token")
     add("--seed", type=seed_of, default=0)
-    add("--out", metavar="FILE", help="JSON lines with tokens, settings and counts")
+    add("--out", type=path_of, metavar="FILE", help="JSON lines with tokens, settings and counts")
     add("--watch", type=within(0, 60, float), nargs="?", const=0.05, metavar="SECONDS",
         help="show the first text of each batch while it is generated")  # fmt: skip
     return parser

@@ -12,15 +12,16 @@ the exit status is 75 after SIGTERM and 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, read_config
-from hybrid_jax.runtime.files import check_writable
+from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, path_of, read_config
+from hybrid_jax.runtime.files import check_writable, expanded
 
 if TYPE_CHECKING:
     from hybrid_jax.config import Experiment
@@ -47,7 +48,7 @@ def run_experiment(options: argparse.Namespace) -> None:
     from hybrid_jax.runtime.quiet import quieten_orbax
     from hybrid_jax.training import loop, workdir
 
-    folder = Path(options.workdir or f"runs/{experiment.name}")
+    folder = expanded(options.workdir or f"runs/{experiment.name}")
     quieten_orbax()
     distributed.start(options.coordinator, options.processes, options.process)
     distributed.assert_same("configuration", experiment.to_json(), difference=workdir.difference)
@@ -57,14 +58,15 @@ def run_experiment(options: argparse.Namespace) -> None:
         if lead:
             print(text, flush=True)
 
-    with Signals() as signals:
+    with Signals() as signals, contextlib.ExitStack() as stack:
         distributed.raise_on_all(lambda: workdir.check(folder, experiment))
-        run = loop.open_run(experiment)
-        claim = functools.partial(workdir.claim, folder, experiment, run.tokenizer)
-        distributed.raise_on_all(lambda: claim() if lead else None)
+        known = distributed.raise_on_all(lambda: workdir.load_data(folder))
+        hold = functools.partial(stack.enter_context, workdir.held(folder))
+        distributed.raise_on_all(lambda: hold() if lead else None)
         distributed.check_shared(folder)
+        run = loop.open_run(experiment, known=known)
         say(summary.introduction(run, folder))
-        profile = Path(options.profile) if options.profile else None
+        profile = expanded(options.profile) if options.profile else None
         state = loop.train(run, folder, signals, say=say, profile=profile)
         summary.finish(run, folder, state)
 
@@ -77,13 +79,13 @@ def read_experiment(options: argparse.Namespace) -> Experiment:
     """
     if options.config:
         values = read_config(options.config)
-    elif not (options.workdir and (Path(options.workdir) / "config.json").is_file()):
+    elif not (options.workdir and os.path.isfile(expanded(options.workdir) / "config.json")):
         raise UserError("Say what to train, for example --config=configs/gamma_hybrid.py.")
     from hybrid_jax.config import Experiment
     from hybrid_jax.training import workdir
 
     if not options.config:
-        values = workdir.load(Path(options.workdir)).to_config()
+        values = workdir.load(expanded(options.workdir)).to_config()
     return Experiment.from_config(values, options.settings)
 
 
@@ -95,9 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", default="", metavar="FILE.py[:SIZE]", help="what to train (see below)")
-    add("--workdir", default="", metavar="DIR", help="folder of the run (default: runs/NAME); "
+    add("--workdir", default="", type=path_of, metavar="DIR",
+        help="folder of the run (default: runs/NAME); "
         "without --config, the run to continue")  # fmt: skip
-    add("--profile", default="", metavar="DIR", help="folder for a trace of a few training steps")
+    add("--profile", default="", type=path_of, metavar="DIR",
+        help="folder for a trace of a few training steps")  # fmt: skip
     group = parser.add_argument_group("not needed on one machine, on TPU pods and under SLURM")
     add = group.add_argument
     add("--coordinator", default="", metavar="HOST:PORT", help="address of process 0")

@@ -29,7 +29,8 @@ class OptimizerConfig:
     Attributes:
       name: "adamw", or "muon" for the layers' weight matrices with AdamW for the rest.
       learning_rate: peak learning rate, > 0.
-      warmup_steps: steps from learning rate 0 to the peak.
+      warmup_steps: steps from learning rate 0 to the peak; a training of fewer steps warms up
+        until its end (see `warmup`).
       schedule: of the learning rate after the warm-up.
       final_fraction: learning rate at the last step as a fraction of the peak, in [0, 1], of
         "cosine" and "linear"; 0.1 for None.
@@ -70,13 +71,19 @@ class OptimizerConfig:
 def learning_rate_at(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """The learning rate as a function of the number of updates made so far, float32 scalar.
 
-    0 at step 0 (if there is a warm-up), the peak at ``warmup_steps``, the final value from
+    0 at step 0 (if there is a warm-up), the peak at the end of the warm-up, the final value from
     ``total_steps`` on.
 
     Raises:
-      UserError: if ``total_steps`` < 1, or the warm-up is longer than the training.
+      UserError: if ``total_steps`` < 1.
     """
     return _schedule(config, config.learning_rate, total_steps)
+
+
+def warmup(config: OptimizerConfig, total_steps: int) -> int:
+    """Steps of the warm-up in a training of ``total_steps``, so that a short trial needs no other
+    config."""
+    return min(config.warmup_steps, total_steps)
 
 
 def make_optimizer(
@@ -155,12 +162,8 @@ def ema_update(ema: Any, params: Any, decay: float, step: jax.Array | int) -> An
 def _schedule(config: OptimizerConfig, peak: float, total_steps: int) -> optax.Schedule:
     if total_steps < 1:
         raise UserError(f"train.steps must be at least 1, but is {total_steps}.")
-    if config.warmup_steps > total_steps:
-        raise UserError(
-            f"optimizer.warmup_steps={config.warmup_steps} exceeds the {total_steps} steps of "
-            "the training; shorten the warm-up or train for longer."
-        )
-    decay_steps = max(1, total_steps - config.warmup_steps)
+    warmup_steps = warmup(config, total_steps)
+    decay_steps = max(1, total_steps - warmup_steps)
     final_fraction = resolved(config).final_fraction
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, decay_steps, alpha=final_fraction)
@@ -168,10 +171,10 @@ def _schedule(config: OptimizerConfig, peak: float, total_steps: int) -> optax.S
         after = optax.linear_schedule(peak, peak * final_fraction, decay_steps)
     else:
         after = optax.constant_schedule(peak)
-    if config.warmup_steps == 0:
+    if warmup_steps == 0:
         return after
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    rising = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([rising, after], [warmup_steps])
 
 
 def _with_muon(

@@ -18,34 +18,25 @@ from hybrid_jax.models.transformer import ModelConfig
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.decode import nearest
 
-_MUON = OptimizerConfig(name="muon", schedule="cosine", final_fraction=0.05, beta2=0.95)
+_MUON = OptimizerConfig(name="muon", final_fraction=0.05, beta2=0.95)
+# Left out is what has its default.
 _SIZES: dict[str, Experiment] = {
     "tiny": Experiment(
-        name="",
         data=DataConfig(source="pydocs", tokenizer="sentencepiece", vocab_size=512, length=64),
         schedule=ScheduleConfig(family="block", width=8),
         model=ModelConfig(layers=4, width=128, heads=2, activation="relu2", qk_norm=True, unroll=4),
         optimizer=dataclasses.replace(_MUON, learning_rate=0.01, warmup_steps=20),
         train=TrainConfig(
-            steps=500,
-            batch_size=32,
-            ema_decay=0.98,
-            log_every=50,
-            eval_every=250,
-            checkpoint_every=250,
-            loss_chunk=64,
+            steps=500, ema_decay=0.98, eval_every=250, checkpoint_every=250, loss_chunk=64
         ),
-        evaluation=EvaluationConfig(records=128, final_records=512, draws=4, batch_size=32),
+        evaluation=EvaluationConfig(records=128, final_records=512, batch_size=32),
     ),
     "small": Experiment(
-        name="",
         data=DataConfig(
             source="files:data/text/*.txt", tokenizer="sentencepiece", vocab_size=16_384, length=512
         ),
         schedule=ScheduleConfig(family="block", width=16),
-        model=ModelConfig(
-            layers=8, width=512, heads=8, qk_norm=True, dtype="bfloat16", remat=False
-        ),
+        model=ModelConfig(layers=8, width=512, heads=8, qk_norm=True, dtype="bfloat16"),
         optimizer=dataclasses.replace(_MUON, learning_rate=3e-3, warmup_steps=500),
         train=TrainConfig(
             steps=20_000,
@@ -55,10 +46,9 @@ _SIZES: dict[str, Experiment] = {
             eval_every=2_000,
             checkpoint_every=2_000,
         ),
-        evaluation=EvaluationConfig(records=512, draws=4, batch_size=64),
+        evaluation=EvaluationConfig(records=512),
     ),
     "base": Experiment(
-        name="",
         data=DataConfig(
             source="files:data/openwebtext/*.jsonl.zst", tokenizer="gpt2:data/gpt2", length=1024
         ),
@@ -67,13 +57,7 @@ _SIZES: dict[str, Experiment] = {
             layers=12, width=768, heads=12, dropout=0.1, dtype="bfloat16", remat=True
         ),
         optimizer=OptimizerConfig(
-            name="adamw",
-            learning_rate=3e-4,
-            warmup_steps=10_000,
-            schedule="cosine",
-            final_fraction=0.13,
-            beta2=0.95,
-            weight_decay=0.1,
+            warmup_steps=10_000, final_fraction=0.13, beta2=0.95, weight_decay=0.1
         ),
         train=TrainConfig(
             steps=1_000_000,
@@ -83,17 +67,13 @@ _SIZES: dict[str, Experiment] = {
             eval_every=10_000,
             checkpoint_every=5_000,
         ),
-        evaluation=EvaluationConfig(records=1024, draws=1, batch_size=64),
+        evaluation=EvaluationConfig(records=1024, draws=1),
     ),
 }
 
 
 def sized(name: str, size: str) -> ml_collections.ConfigDict:
-    """The common settings of a size (tiny, small, base) for a method to build on.
-
-    Raises:
-      UserError: for an unknown size.
-    """
+    """The settings of a size for a method to build on. Raises UserError for an unknown size."""
     if size not in _SIZES:
         raise UserError(f"{name} has no size {size!r}: {nearest(size, _SIZES)}")
     suffix = "" if size == "tiny" else f"-{size}"

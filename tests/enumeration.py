@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from hybrid_jax.method import hyperschedule, layout, noising, objective
+from hybrid_jax.method import hyperschedule, layout, noising
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.mask_blocks import Pattern
@@ -214,7 +214,7 @@ def sampler_distribution(spec, network, params):
         level = schedule.level(step, POSITIONS) / schedule.levels
         after = schedule.level(step + 1, POSITIONS) / schedule.levels
         active = level != after
-        one = functools.partial(objective.reverse_step, spec.objective, kernel)
+        one = functools.partial(spec.objective.reverse_step, kernel)
         log_next = jax.vmap(jax.vmap(one), (0, 0, None, None))(
             logits,
             jnp.asarray(states),

@@ -1,7 +1,6 @@
 """The public interface: what README shows, without cost until it is used."""
 
 import doctest
-import json
 import math
 import re
 import subprocess
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 import hybrid_jax as hj
 from hybrid_jax import evaluate, generate
@@ -54,11 +54,11 @@ def test_generate_gives_the_texts_of_the_command(epsilon, tmp_path):
     model = hj.load(epsilon)
     for rule in ("acs:eta=0.25", hj.rules.ACS(eta=0.25)):
         texts = model.generate(["1 plus", "2"], length=14, rule=rule, seed=3, batch_size=1)
-        assert tuple(texts) == requests.read(out).texts
+        assert tuple(texts) == requests.read(out, model.tokenizer).texts
     ended = model.generate("", rule="ancestral:eos=stop", seed=1)
     command = [f"--workdir={epsilon}", "--rule=ancestral", "--eos=stop", "--seed=1"]
     assert generate.main([*command, f"--out={out}"]) == 0
-    assert tuple(ended) == requests.read(out).texts
+    assert tuple(ended) == requests.read(out, model.tokenizer).texts
     with pytest.raises(hj.UserError, match="There is no rule 'best'"):
         model.generate("", rule="best")
     with pytest.raises(hj.UserError, match="does not fit a text of 3"):
@@ -166,11 +166,11 @@ def test_the_beginning_of_a_hyperschedule_has_its_levels(schedule, length):
     assert not whole[len(table) - 1 :].any()
 
 
-def test_perplexity_is_that_of_the_command(epsilon):
+def test_perplexity_is_that_of_the_command(epsilon, capsys):
     model = hj.load(epsilon)
     few = model.perplexity("valid", records=6, draws=2)
     assert evaluate.main([f"--workdir={epsilon}", "--records=6", "--draws=2"]) == 0
-    stored = json.loads((epsilon / "evaluation" / "valid.json").read_text(encoding="utf-8"))
+    (stored,) = tiny.stored(capsys.readouterr().out)
     assert (few.records, few.draws) == (6, 2)
     assert few.nll == pytest.approx(stored["estimate"]["nll"], rel=1e-6)
     assert few.nll_se == pytest.approx(stored["estimate"]["nll_se"], rel=1e-5)

@@ -13,7 +13,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.mask_blocks import spans, training_pattern
+from hybrid_jax.method.mask_blocks import Pattern, spans
 from hybrid_jax.models import attention
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
@@ -54,7 +54,7 @@ def pattern_of(schedule, how, batch=3):
     rng = np.random.default_rng(0)
     phases = jnp.asarray(rng.integers(0, schedule.phases, (batch, schedule.phase_groups)))
     rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phases)
-    return training_pattern(layout, schedule, rows)
+    return Pattern(layout, schedule, rows)
 
 
 def inputs(rows, batch=3, heads=2, head=4):
@@ -84,7 +84,7 @@ def test_spans_of_blocks_are_as_small_as_they_can_be():
     """Half of the prefixes, and nothing of other windows."""
     schedule = hyperschedule.block(length=256, width=16, levels=4)
     rows = layouts.training_rows(Layout(), schedule, jnp.zeros(16, jnp.int32))
-    pattern = training_pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
+    pattern = Pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
     pairs = sum(
         (s.queries.stop - s.queries.start) * sum(k.stop - k.start for k in s.keys)
         for s in spans(pattern.layout, pattern.regions, 16)
@@ -150,7 +150,7 @@ def test_splash_is_dense_in_values_and_gradients(schedule, how):
 def test_splash_takes_several_blocks_of_the_kernel():
     schedule = hyperschedule.block(length=300, width=10, levels=2)
     rows = layouts.training_rows(Layout(), schedule, jnp.zeros(schedule.phase_groups, jnp.int32))
-    pattern = training_pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
+    pattern = Pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
     query, key, value, _ = inputs(pattern.regions.rows, batch=1, heads=1, head=8)
     assert pattern.regions.rows == 590
     found = attention.attend(query, key, value, pattern, backend="splash")
@@ -197,7 +197,7 @@ def test_no_score_matrix_of_all_rows():
     """The compiled program holds no array of 2L × 2L, forward or backward."""
     schedule = hyperschedule.block(length=512, width=16, levels=4)
     rows = layouts.training_rows(Layout(), schedule, jnp.zeros(32, jnp.int32))
-    pattern = training_pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
+    pattern = Pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
     shapes = [jax.ShapeDtypeStruct((1, pattern.regions.rows, 1, 8), jnp.float32)] * 3
 
     def loss(query, key, value):

@@ -27,7 +27,7 @@ def write(kind, workdir, values, resume_step=0):
     workdir.mkdir(exist_ok=True)
     config = {"train": {"steps": 7}}
     board = boards.open_board(kind, workdir, resume_step=resume_step, config=config)
-    with MetricsWriter(workdir, resume_step=resume_step, board=board) as writer:
+    with MetricsWriter(workdir, resume_step=resume_step, board=lambda: board) as writer:
         for step, name, numbers in values:
             writer.write(step, name, numbers)
 
@@ -123,6 +123,7 @@ def test_wandb_without_an_account_is_refused(tmp_path, monkeypatch):
 
 def test_new_runs_have_new_ids(tmp_path):
     first = boards._run_id(tmp_path, 0)
+    (tmp_path / boards._ID).write_text(first, encoding="utf-8")
     assert boards._run_id(tmp_path, 5) == first
     assert boards._run_id(tmp_path, 0) != first
 

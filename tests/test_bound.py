@@ -55,20 +55,14 @@ def enumerated_bound(spec, network, params, data):
         step, _ = schedule.tile(phase)
         level = schedule.level(step, POSITIONS) / schedule.levels
         after = schedule.level(step + 1, POSITIONS) / schedule.levels
-        terms = estimator.drawn_terms(
-            spec,
-            network,
-            params,
-            jnp.broadcast_to(tokens, (n, LENGTH)),
-            jnp.asarray(states),
-            jnp.broadcast_to(phase, (n, schedule.phase_groups)),
-            jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (n, LENGTH)),
-                Draw(level, after, level - after, level != after),
-            ),
-            time="discrete",
-            loss=False,
-        ).sum(1)
+        draw = Draw(level, after, level - after, level != after)
+        noised = estimator.Noised(
+            tokens=jnp.broadcast_to(tokens, (n, LENGTH)),
+            noisy=jnp.asarray(states),
+            phase=jnp.broadcast_to(phase, (n, schedule.phase_groups)),
+            draw=jax.tree.map(lambda x: jnp.broadcast_to(x, (n, LENGTH)), draw),
+        )
+        terms = estimator.drawn_terms(spec, network, params, noised).sum(1)
         log_q = jax.vmap(lambda x, t: noising.marginal(kernel, x, t))(tokens, level)
         weight = jnp.exp(log_q[POSITIONS, states].sum(1))
         return jnp.sum(jnp.where(weight > 0, weight * terms, 0.0))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -204,6 +205,21 @@ def test_missing_and_cut_files_are_found_when_opening(copied):
     Records(copied, "valid").verify()
 
 
+def test_what_the_system_refuses_is_no_damage(copied):
+    class Refused:
+        def __getitems__(self, numbers):
+            raise RuntimeError("open() failed: Too many open files; opening some.array_record")
+
+    records = Records(copied, "train")
+    records._source = Refused()
+    with pytest.raises(UserError) as caught:
+        records.read([0])
+    assert str(caught.value) == (
+        f"The prepared data in {copied} cannot be read (Too many open files): change that on this "
+        "machine, the data need not be damaged."
+    )
+
+
 def test_files_that_contradict_the_card_are_found(copied):
     manifest = json.loads((copied / "manifest.json").read_text(encoding="utf-8"))
     for changes, message in [
@@ -223,13 +239,30 @@ def test_files_that_contradict_the_card_are_found(copied):
         assert message in str(caught.value)
 
 
+def test_copied_files_are_read_once_and_others_refused(copied, tmp_path, monkeypatch):
+    Records(copied, "train")
+    monkeypatch.setattr(Records, "verify", lambda self: pytest.fail("everything is read again"))
+    Records(copied, "train")
+    monkeypatch.undo()
+    # Other text of the same length: names, sizes and numbers of records are the same.
+    lines = "".join(json.dumps({"text": f"{n:03d} other      "}) + "\n" for n in range(37))
+    (tmp_path / "other.jsonl").write_text(lines, encoding="utf-8")
+    prepare.prepare(
+        source=f"files:{tmp_path}/other.jsonl", valid_source=f"files:{tmp_path}/other.jsonl",
+        tokenizer="byte", vocab_size=0, length=LENGTH, shard_records=10, out=tmp_path / "other",
+    )  # fmt: skip
+    shutil.copy2(tmp_path / "other" / FIRST, copied / FIRST)
+    with pytest.raises(UserError, match="the records are not those of the manifest"):
+        Records(copied, "train")
+
+
 def test_damage_inside_a_file_surfaces_while_training(copied):
+    records = Records(copied, "train")
     path = copied / FIRST
     content = bytearray(path.read_bytes())
     place = content.index(b"t\0r\0a\0i\0n\0")  # the text of some record, two bytes a token
     content[place] ^= 1
     path.write_bytes(content)
-    records = Records(copied, "train")
     with pytest.raises(UserError, match="a record cannot be read"):
         records.verify()
     stream = Stream(records, batch_size=37, seed=0)

@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
-from hybrid_jax.data import pipeline, prepare, splits, tokenizers
+from hybrid_jax.data import inputs, pipeline, prepare, pydocs, splits, tokenizers
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.errors import UserError
@@ -83,7 +87,8 @@ def test_long_documents_are_encoded_in_pieces_but_stay_one(tmp_path):
     text = "".join(f"sentence {n} of a long tale\n" for n in range(3000))
     story = write_story(tmp_path / "a.jsonl", [text, "another tale"])
     out = tmp_path / "out"
-    manifest = prepare.prepare(**settings(story, valid_source=story), out=out)
+    other = write_story(tmp_path / "b.jsonl", ["a third tale, longer than a record"])
+    manifest = prepare.prepare(**settings(story, valid_source=other), out=out)
     assert manifest.train.documents == 2
     expected = [*text.encode(), 257, *b"another tale", 257]
     tokens = stored(out, "train")
@@ -125,12 +130,17 @@ def test_equal_settings_give_equal_data(story, tmp_path):
 
 
 def test_the_tokenizer_sees_no_held_out_text(tmp_path):
-    marked = [f"{text} {'㊙' * 40 if n % 20 == 10 else ''}" for n, text in enumerate(STORY)]
-    story = write_story(tmp_path / "a.jsonl", marked)
-    wanted = settings(story, tokenizer="sentencepiece", vocab_size=320)
+    letters = [chr(0x4E00 + n) for n in range(len(STORY))]
+    story = write_story(
+        tmp_path / "a.jsonl", [text + c * 40 for text, c in zip(STORY, letters, strict=True)]
+    )
+    wanted = settings(story, tokenizer="sentencepiece", vocab_size=440)
     prepare.prepare(**wanted, out=tmp_path / "out")
-    ids = tokenizers.load_tokenizer(tmp_path / "out").encode("㊙")
-    assert len(ids) == 3  # bytes: not a character that it knows
+    tokenizer = tokenizers.load_tokenizer(tmp_path / "out")
+    valid = tokenizer.decode(stored(tmp_path / "out", "valid"))
+    sizes = {c: len(tokenizer.encode(c)) for c in letters}
+    assert {sizes[c] for c in letters if c in valid} == {3}  # bytes: no character that it knows
+    assert {sizes[c] for c in letters if c not in valid} == {1}
 
 
 def test_types_of_tokens_leave_room_for_mask():
@@ -183,8 +193,186 @@ def test_other_data_are_not_overwritten(story, tmp_path, change, message):
     with pytest.raises(UserError) as caught:
         prepare.prepare(**settings(story, **change), out=out)
     assert str(caught.value) == (
-        f"{out} was prepared with {message}: choose another folder, or delete this one."
+        f"{out} was prepared with {message}: choose another folder, or that value."
     )
+
+
+@pytest.fixture
+def books(tmp_path):
+    """A folder with the text of two files, and settings that prepare it."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.txt").write_text(
+            "".join(f"hare {name} ran {n} miles\n" for n in range(30)), encoding="utf-8"
+        )
+    return folder, settings(f"files:{folder}/*.*", length=16)
+
+
+def rewrite(path):
+    """Other text of the same length."""
+    path.write_text(path.read_text(encoding="utf-8").replace("hare", "cony"), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda books: rewrite(books / "a.txt"), "{0}/a.txt has changed"),
+        (lambda books: (books / "b.txt").unlink(), "{0}/b.txt is gone"),
+        (lambda books: shutil.copy(books / "a.txt", books / "c.txt"), "{0}/c.txt is new"),
+        (
+            lambda books: (books / "a.txt").rename(books / "z.txt"),
+            "{0}/a.txt is gone, {0}/z.txt is new",
+        ),
+        (
+            lambda books: [shutil.copy(books / "a.txt", books / f"{n}.txt") for n in range(5)],
+            "{0}/0.txt is new, {0}/1.txt is new, {0}/2.txt is new and 2 more",
+        ),
+    ],
+)
+@pytest.mark.parametrize("role", ["source", "valid_source"])
+def test_records_of_other_text_are_refused(story, books, tmp_path, change, message, role):
+    folder, wanted = books
+    if role == "valid_source":
+        wanted = settings(story, valid_source=wanted["source"], length=16)
+    out = tmp_path / "out"
+    prepare.prepare(**wanted, out=out)
+    change(folder)
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(**wanted, out=out)
+    assert str(caught.value) == (
+        f"{out} was prepared from other text ({message.format(folder)}): choose another folder, or "
+        "delete this one if no run needs it."
+    )
+
+
+def test_records_of_a_pattern_that_lost_its_files_are_refused(books, tmp_path):
+    folder, wanted = books
+    wanted["source"] = f"files:{folder}/a.txt,{folder}/b.txt"
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    (folder / "b.txt").unlink()
+    with pytest.raises(UserError, match=r"b\.txt is gone"):
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    (folder / "a.txt").unlink()  # prepared elsewhere: nothing to compare with
+    prepare.prepare(**wanted, out=tmp_path / "out")
+
+
+def test_equal_text_with_other_times_and_names_is_read_once(books, tmp_path, monkeypatch):
+    folder, wanted = books
+    out = tmp_path / "out"
+    manifest = prepare.prepare(**wanted, out=out)
+    (folder / "a.txt").rename(folder / "0.txt")
+    os.utime(folder / "b.txt", ns=(1, 1))
+    again = prepare.prepare(**wanted, out=out)
+    assert again.identity == manifest.identity
+
+    def unread(path):
+        raise AssertionError(f"{path} is read")
+
+    monkeypatch.setattr("hybrid_jax.data.content._hash", unread)
+    prepare.prepare(**wanted, out=out)
+    os.utime(folder / "b.txt", ns=(2, 2))
+    with pytest.raises(AssertionError, match=r"b\.txt is read"):
+        prepare.prepare(**wanted, out=out)
+
+
+def test_text_that_changes_while_it_is_read_is_refused(books, tmp_path, monkeypatch):
+    folder, wanted = books
+
+    def changing(*arguments, **more):
+        rewrite(folder / "a.txt")
+        return tokenizers.make_tokenizer(*arguments, **more)
+
+    monkeypatch.setattr(prepare, "make_tokenizer", changing)
+    with pytest.raises(UserError, match=r"changed while it was read \(.*a.txt has changed\)"):
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_of_other_tokenizer_files_are_refused(story, tmp_path):
+    """As if GPT-2's tokenizer had made them: the files are only compared."""
+    out, tokenizer = tmp_path / "out", f"gpt2:{tmp_path}"
+    for name in ("encoder.json", "vocab.bpe"):
+        (tmp_path / name).write_text("a hare", encoding="utf-8")
+    manifest = prepare.prepare(**settings(story), out=out)
+    found = (*manifest.inputs, *inputs.read(tokenizer))
+    dataclasses.replace(manifest, tokenizer=tokenizer, inputs=found).save(out)
+    prepare.prepare(**settings(story, tokenizer=tokenizer), out=out)
+    rewrite(tmp_path / "vocab.bpe")
+    with pytest.raises(UserError, match=r"other text \(.*vocab.bpe has changed\)"):
+        prepare.prepare(**settings(story, tokenizer=tokenizer), out=out)
+
+
+def test_records_of_another_python_are_refused(story, tmp_path, monkeypatch):
+    wanted = settings(story, valid_source="pydocs")
+    monkeypatch.setattr(pydocs, "_corpus", lambda: ("All the documentation of one Python.",))
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    monkeypatch.setattr(sys, "version", "another build")
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    monkeypatch.setattr(sys, "version", "4.0")
+    monkeypatch.setattr(pydocs, "_corpus", lambda: ("All the documentation of another Python.",))
+    with pytest.raises(UserError, match=r"\(Python's documentation has changed\)"):
+        prepare.prepare(**wanted, out=tmp_path / "out")
+
+
+def test_records_of_another_version_of_a_public_set_are_refused(story, tmp_path, monkeypatch):
+    """With a stand-in for the package datasets; without it, the records are used."""
+    hub = types.SimpleNamespace(
+        commit="abc",
+        text="of the hub",
+        exceptions=types.SimpleNamespace(DatasetsError=ConnectionError),
+        load_dataset=lambda name, config, split: [{"text": f"{hub.text}, {split}"}] * 9,
+        load_dataset_builder=lambda name, config: types.SimpleNamespace(cache_dir=hub.commit),
+    )
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    wanted = settings(story, valid_source="hf:owner/name:test", length=16)
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    hub.commit = "def"
+    prepare.prepare(**wanted, out=tmp_path / "out")
+    hub.commit, hub.text = "123", "of today's hub"
+    with pytest.raises(UserError, match=r"\(hf:owner/name:test has changed\)"):
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    prepare.prepare(**wanted, out=tmp_path / "out")
+
+
+def test_only_what_is_given_is_compared(story, tmp_path):
+    out = tmp_path / "out"
+    manifest = prepare.prepare(**settings(story), valid_every=7, shard_records=100, out=out)
+    assert (manifest.valid_every, manifest.shard_records) == (7, 100)
+    assert prepare.prepare(**settings(story), out=out) == manifest
+
+
+def test_unwanted_records_are_not_kept(story, tmp_path):
+    def refuse(manifest):
+        raise UserError(f"not {manifest.length}")
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="not 32"):
+            prepare.prepare(**settings(story), out=tmp_path / "new" / "out", check=refuse)
+        assert not (tmp_path / "new").exists()
+    kept = prepare.prepare(**settings(story), out=tmp_path / "out")
+    with pytest.raises(UserError, match="not 32"):
+        prepare.prepare(**settings(story), out=tmp_path / "out", check=refuse)
+    assert Manifest.load(tmp_path / "out") == kept
+
+
+def test_identity_is_that_of_the_records(story, tmp_path):
+    """Neither names nor shards matter; each setting that changes a token does."""
+
+    def identity(name, **wanted):
+        return prepare.prepare(**{**settings(story), **wanted}, out=tmp_path / name).identity
+
+    same = write_story(tmp_path / "same.jsonl", STORY)
+    assert identity("a") == identity("b", source=same, shard_records=100)
+    others = [
+        identity("c", length=16),
+        identity("d", valid_every=7),
+        identity("e", valid_source=write_story(tmp_path / "valid.jsonl", STORY[:9])),
+        identity("f", source=write_story(tmp_path / "less.jsonl", STORY[1:])),
+        identity("g", tokenizer="sentencepiece", vocab_size=320),
+    ]
+    assert len({identity("a"), *others}) == 6
 
 
 def test_foreign_folders_are_not_touched(story, tmp_path):
@@ -216,27 +404,58 @@ def test_a_failure_leaves_nothing(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "good.jsonl"}
 
 
-def test_an_interruption_leaves_nothing(story, tmp_path):
-    """SIGINT while the text comes from a pipe that stalls: certain to strike in the middle."""
-    fifo = tmp_path / "slow.txt"
+# A test run in the background of a shell ignores these signals, and so would its children.
+LISTENING = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "runpy.run_module('hybrid_jax.data.prepare', run_name='__main__', alter_sys=True)"
+)
+
+
+@contextlib.contextmanager
+def stalled(story, folder):
+    """A process that prepares `folder`/out and waits for text from a pipe."""
+    fifo = folder / "slow.txt"
     os.mkfifo(fifo)
-    # A test run in the background of a shell ignores SIGINT, and so would its children.
-    listening = (
-        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "runpy.run_module('hybrid_jax.data.prepare', run_name='__main__', alter_sys=True)"
-    )
     process = subprocess.Popen(
-        [sys.executable, "-c", listening, f"--source={story}", f"--valid_source=files:{fifo}",
-         "--tokenizer=byte", "--length=32", f"--out={tmp_path}/out"],
+        [sys.executable, "-c", LISTENING, f"--source={story}", f"--valid_source=files:{fifo}",
+         "--tokenizer=byte", "--length=32", f"--out={folder}/out"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with process, open(fifo, "w", encoding="utf-8") as pipe:  # opens when the other side reads
-        assert any(path.name.startswith(".out-") for path in tmp_path.iterdir())
-        process.send_signal(2)
-        assert process.wait(60) == 130
-        assert process.stderr.read() == "interrupted; nothing was written\n"
-        pipe.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["slow.txt"]
+    with process, open(fifo, "w", encoding="utf-8"):  # opens when the other side reads
+        assert any(path.name.startswith(".out-") for path in folder.iterdir())
+        yield process
+    fifo.unlink()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "message"),
+    [
+        (signal.SIGINT, 130, "interrupted; nothing was written\n"),
+        (signal.SIGTERM, 143, "terminated; nothing was written\n"),
+        (signal.SIGHUP, 129, "terminated; nothing was written\n"),
+    ],
+)
+def test_an_interruption_leaves_nothing(story, tmp_path, number, status, message):
+    with stalled(story, tmp_path) as process:
+        process.send_signal(number)
+        assert process.wait(60) == status
+        assert process.stderr.read() == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_run_removes_what_a_killed_one_left_and_nothing_else(story, tmp_path):
+    (tmp_path / ".out-notes").mkdir()
+    with stalled(story, tmp_path) as process:
+        inside = set(tmp_path.glob(".out-*/*"))
+        prepare.prepare(**settings(story), out=tmp_path / "out")
+        assert set(tmp_path.glob(".out-*/*")) == inside  # it is in use
+        (tmp_path / "out").rename(tmp_path / "first")
+        process.kill()
+        process.wait(60)
+        assert set(tmp_path.glob(".out-*/*")) == inside
+        prepare.prepare(**settings(story), out=tmp_path / "out")
+        assert [path.name for path in tmp_path.glob(".*")] == [".out-notes"]
 
 
 def test_a_full_disk_is_one_sentence(story, tmp_path):
@@ -252,25 +471,52 @@ def test_a_full_disk_is_one_sentence(story, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_two_at_once_the_first_wins(story, tmp_path):
-    """A second run finishes while the first one reads; both return the same manifest."""
-    out, fifo = tmp_path / "out", tmp_path / "slow.jsonl"
-    os.mkfifo(fifo)
-    arguments = [f"--source={story}", f"--valid_source=files:{fifo}", "--tokenizer=byte",
-                 "--length=32", f"--out={out}"]  # fmt: skip
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True)
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in STORY[:9])
-    with process, open(fifo, "w", encoding="utf-8") as pipe:
-        other = write_story(tmp_path / "valid.jsonl", STORY[:9])
-        manifest = prepare.prepare(**settings(story, valid_source=other), out=tmp_path / "twin")
-        same = dataclasses.replace(manifest, valid_source=f"files:{fifo}")
-        (tmp_path / "twin").rename(out)
-        same.save(out)
-        pipe.write(lines)
-        pipe.close()
-        assert process.wait(60) == 0
-    assert Manifest.load(out) == same
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+def test_of_two_at_once_the_first_wins(story, tmp_path, monkeypatch):
+    """A second run finishes while the first one writes; both return the same manifest."""
+    out, build = tmp_path / "out", prepare._build
+    first = prepare.prepare(**settings(story), out=tmp_path / "first")
+
+    def late(*arguments) -> Manifest:
+        manifest = build(*arguments)
+        (tmp_path / "first").rename(out)
+        return manifest
+
+    monkeypatch.setattr(prepare, "_build", late)
+    before = (tmp_path / "first" / "manifest.json").stat().st_ino
+    assert prepare.prepare(**settings(story), out=out) == first
+    assert (out / "manifest.json").stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# Validation text -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["b.txt", "link.txt", "hard.txt", "sub/../b.txt", "copy.jsonl.gz"])
+def test_validation_text_inside_the_training_pattern_is_not_trained_on(tmp_path, caplog, name):
+    """Also under another path, and as a copy; and it is said."""
+    for letter in "abc":
+        (tmp_path / f"{letter}.txt").write_text(letter * 40, encoding="utf-8")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.txt").symlink_to("b.txt")
+    (tmp_path / "hard.txt").hardlink_to(tmp_path / "b.txt")
+    copy = json.dumps({"text": "b" * 40}).encode()
+    (tmp_path / "copy.jsonl.gz").write_bytes(gzip.compress(copy))
+    wanted = settings(f"files:{tmp_path}/*.txt", valid_source=f"files:{tmp_path}/{name}")
+    manifest = prepare.prepare(**wanted, out=tmp_path / "out")
+    assert (manifest.train.documents, manifest.valid.documents) == (2, 1)
+    assert not (stored(tmp_path / "out", "train") == ord("b")).any()
+    assert caplog.messages == [
+        "40 bytes of the source are validation text too: left out of training."
+    ]
+
+
+def test_text_that_is_all_validation_text(story, tmp_path):
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(**settings(story, valid_source=story), out=tmp_path / "out")
+    assert str(caught.value) == (
+        "The train split has 0 tokens without the validation text, too few for one record of 32: "
+        "use more text, a smaller length or another valid_source."
+    )
 
 
 # Mistakes ------------------------------------------------------------------------------------
@@ -278,6 +524,7 @@ def test_of_two_at_once_the_first_wins(story, tmp_path):
 
 def test_too_little_text(tmp_path):
     story = write_story(tmp_path / "a.jsonl", ["a short text", "b"])
+    other = write_story(tmp_path / "b.jsonl", ["c"])
     with pytest.raises(UserError) as caught:
         prepare.prepare(**settings(story, length=13), out=tmp_path / "out")
     assert str(caught.value) == (
@@ -285,10 +532,16 @@ def test_too_little_text(tmp_path):
         "length or a valid_source."
     )
     with pytest.raises(UserError) as caught:
-        prepare.prepare(**settings(story, length=16, valid_source=story), out=tmp_path / "out")
+        prepare.prepare(**settings(other, length=16, valid_source=story), out=tmp_path / "out")
     assert str(caught.value) == (
-        "The train split has 15 tokens, too few for one record of 16: use more text, a smaller "
-        "length."
+        "The train split has 2 tokens without the validation text, too few for one record of 16: "
+        "use more text, a smaller length or another valid_source."
+    )
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(**settings(other, length=1), out=tmp_path / "out")
+    assert str(caught.value) == (
+        f"{other} is a single piece of text, alone or repeated, and a lone piece is held out "
+        "whole, which leaves nothing to train on: use more text or a valid_source."
     )
     assert not (tmp_path / "out").exists()
 
@@ -335,6 +588,26 @@ def test_folders_of_older_versions_are_read(story, tmp_path):
     assert Manifest.load(out) == manifest
     assert prepare.prepare(**settings(story), out=out) == manifest
     assert not (out / "manifest.json").exists()
+
+
+def test_text_newer_than_records_of_older_versions_is_refused(books, tmp_path):
+    """Their manifests do not tell what they were made from."""
+    folder, wanted = books
+    out = tmp_path / "out"
+    prepare.prepare(**wanted, out=out)
+    values = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    del values["inputs"]
+    for split in ("train", "valid"):
+        for shard in values[split]["shards"]:
+            del shard["stamp"]
+    (out / "manifest.json").write_text(json.dumps(values), encoding="utf-8")
+    manifest = prepare.prepare(**wanted, out=out)
+    assert manifest.inputs == ()
+    pipeline.Records(out, "train").verify()
+    later = (out / "manifest.json").stat().st_mtime_ns + 1
+    os.utime(folder / "b.txt", ns=(later, later))
+    with pytest.raises(UserError, match=r"\(.*b.txt is newer than the records\)"):
+        prepare.prepare(**wanted, out=out)
 
 
 def test_damaged_manifests_are_refused(story, tmp_path):

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 
 import numpy as np
 import pytest
@@ -153,32 +151,96 @@ def test_gpt2_ids_are_the_published_ones(shared_data):
     assert known.encode("I've  seen 3 <|endoftext|>").tolist()[:5] == [40, 1053, 220, 1775, 513]
 
 
-def test_gpt2_leaves_no_cache(shared_data, tmp_path, monkeypatch):
-    """A copy of tiktoken's would be found by the files' paths, whatever they hold by then."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(tmp_path))
-    monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
-    before = dict(os.environ)
-    make(f"gpt2:{shared_data / 'gpt2'}").encode("text")
-    assert list(tmp_path.iterdir()) == []
-    assert dict(os.environ) == before
+MERGES = "Ġ t\nh e\nĠt he\n# #\n"
 
 
-def test_gpt2_needs_both_files(shared_data, tmp_path):
-    shutil.copy(shared_data / "gpt2" / "encoder.json", tmp_path)
+def write_bpe(folder, *, first=(), last=("<|endoftext|>",), merges=f"#version: 0.2\n{MERGES}"):
+    """A small byte-level BPE with special tokens, as Hugging Face names the files."""
+    seen = [chr(b) for b in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    unseen = [chr(256 + n) for n in range(256 - len(seen))]
+    made = [line.replace(" ", "") for line in MERGES.splitlines()]
+    ids = {token: i for i, token in enumerate([*first, *seen, *unseen, *made, *last])}
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    (folder / "merges.txt").write_text(merges, encoding="utf-8", newline="")
+    return f"gpt2:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "size", "bos", "eos"),
+    [
+        ([], ["<|endoftext|>"], 261, 260, 260),
+        ([], ["<|endoftext|>", "<pad>", "[SEP]"], 263, 260, 260),
+        (["<s>", "<pad>", "</s>", "<unk>"], ["<mask>"], 265, 0, 2),
+        (["[PAD]", "<|endoftext|>"], [], 262, 1, 1),
+        ([], [], 261, 260, 260),  # an end that the files leave out
+    ],
+)
+def test_gpt2_files_may_have_special_tokens(tmp_path, first, last, size, bos, eos):
+    bpe = make(write_bpe(tmp_path, first=first, last=last))
+    assert (bpe.vocab_size, bpe.bos, bpe.eos) == (size, bos, eos)
+    the, hashes = 258 + len(first), 259 + len(first)
+    text = "the <pad> the##\x00é"
+    ids = bpe.encode(text)
+    assert [the, hashes] == [i for i in ids if i >= the]
+    assert bpe.decode([bpe.bos, *ids, *range(len(first)), bpe.vocab_size, *ids], mask_text="_") == (
+        f"{text}_{text}"
+    )
+    assert bpe.token_bytes.shape == (size,)
+    assert bpe.token_bytes[ids].sum() == len(text.encode())
+    assert np.flatnonzero(bpe.token_bytes == 0).size == size - 260
+    bpe.save(tmp_path)
+    assert tokenizers.load_tokenizer(tmp_path).encode(text).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(
+    "merges", [MERGES, f"#version: 0.2\n{MERGES}\n\n", f"#version: 0.2\n{MERGES}".strip()]
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_merges_of_gpt2_with_another_beginning_or_end(tmp_path, merges, end):
+    bpe = make(write_bpe(tmp_path, merges=merges.replace("\n", end)))
+    assert bpe.encode(" the##").tolist() == [258, 259]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"last": ["<|endoftext|>", "word"]},
+            "do not belong together: only one of them has 'word'",
+        ),
+        ({"merges": MERGES[:-4]}, "do not belong together: only one of them has '##'"),
+        ({"merges": f"{MERGES}a b\n"}, "do not belong together: only one of them has 'ab'"),
+        ({"merges": "a b c\n"}, "are damaged at the merge 'a b c'"),
+        ({"merges": "日 b\n"}, "are damaged at the merge '日 b'"),
+        ({"merges": "h e\nĠ t\nĠt he\n# #\n"}, "differ in the order of their tokens"),
+        ({"last": ["a"]}, "do not give each token an id from 0 on"),
+    ],
+)
+def test_gpt2_files_that_are_no_bpe(tmp_path, change, message):
+    with pytest.raises(UserError) as caught:
+        make(write_bpe(tmp_path, **change))
+    assert f"vocab.json and merges.txt in {tmp_path} {message}" in str(caught.value)
+
+
+def test_gpt2_needs_both_files(tmp_path):
+    write_bpe(tmp_path)
+    (tmp_path / "merges.txt").unlink()
     with pytest.raises(UserError) as caught:
         make(f"gpt2:{tmp_path}")
     assert str(caught.value) == (
-        f"The GPT-2 tokenizer needs the files encoder.json and vocab.bpe in {tmp_path}: "
-        f"{tmp_path}/vocab.bpe: No such file or directory."
+        f"The GPT-2 tokenizer needs the files vocab.json and merges.txt in {tmp_path}: "
+        f"{tmp_path}/merges.txt: No such file or directory."
     )
-    merges = (shared_data / "gpt2" / "vocab.bpe").read_text(encoding="utf-8").splitlines()
-    (tmp_path / "vocab.bpe").write_text("\n".join(merges[:-1]) + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="damaged or do not belong together"):
-        make(f"gpt2:{tmp_path}")
-    (tmp_path / "encoder.json").write_text("[1, 2]", encoding="utf-8")
-    with pytest.raises(UserError, match="damaged or do not belong together"):
-        make(f"gpt2:{tmp_path}")
+    write_bpe(tmp_path)
+    for content, message in [
+        (b"[1, 2]", "do not give each token"),
+        (b'{"a": ', "are damaged"),
+        (b"[" * 100_000, "are damaged"),
+        (b'{"\xff": 0}', "are damaged"),
+    ]:
+        (tmp_path / "vocab.json").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            make(f"gpt2:{tmp_path}")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hybrid_jax.eval.scorers.gpt2 import GPT2Config, GPT2Scorer
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, repetition
 from hybrid_jax.eval.text_quality import evaluate
 from hybrid_jax.generation import requests
+from hybrid_jax.runtime.json_text import json_text
 
 BYTES = ByteTokenizer()
 END = "<|endoftext|>"
@@ -307,14 +308,14 @@ def lines(*texts, **settings):
 
 def test_what_generation_wrote_is_read_and_its_settings_carried_along(scorer, tmp_path):
     path = tmp_path / "texts.jsonl"
-    path.write_text(lines("one", "three"))
-    samples = requests.read(path)
+    path.write_text(lines("one", "three").replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    samples = requests.read(path, BYTES)
     assert samples.texts == ("one", "three")
     assert [list(row) for row in samples.tokens] == [list(b"one"), list(b"three")]
     quality = evaluate(
         scorer, BYTES, samples.tokens, PROTOCOLS["hdlm"], tokenizer=BYTES, settings=samples.settings
     )
-    written = json.loads(quality.to_json())
+    written = json.loads(json_text(quality))
     assert written["settings"] == {
         "seed": 7, "sampling": {"rule": "acs", "eta": 0.5}, "nfe": 4.5,
         "corrections": 0.0, "prompted": 0
@@ -323,7 +324,7 @@ def test_what_generation_wrote_is_read_and_its_settings_carried_along(scorer, tm
     assert written["protocol"]["version"] == 1
     assert written["scorer_fingerprint"] == scorer.fingerprint
     assert written["perplexity"] == dataclasses.asdict(quality.perplexity)
-    assert written["distinct"]["4"] == {"value": 1.0, "error": "nan", "texts": 1}
+    assert written["distinct"]["4"] == {"value": 1.0, "error": None, "texts": 1}
     assert written["mauve"] is None
     assert set(written["versions"]) > {"jax", "numpy", "hybrid_jax"}
     assert "protocol hdlm-1; 2 texts" in str(quality)
@@ -342,9 +343,9 @@ def test_files_that_generation_did_not_write_are_refused(tmp_path, content, said
     path = tmp_path / "texts.jsonl"
     path.write_text(content)
     with pytest.raises(UserError, match=said):
-        requests.read(path)
+        requests.read(path, BYTES)
     with pytest.raises(UserError, match="cannot be read"):
-        requests.read(tmp_path / "nowhere")
+        requests.read(tmp_path / "nowhere", BYTES)
 
 
 @pytest.mark.parametrize(

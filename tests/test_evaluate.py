@@ -1,6 +1,5 @@
 """Perplexities on named texts: exact where they can be, honest where not."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from tiny import LENGTH
 
 from hybrid_jax import evaluate
@@ -89,18 +89,17 @@ def test_command_line_prints_and_stores(gamma, text, capsys):
                  "--draws=2", "--batch_size=16"]  # fmt: skip
     assert evaluate.main(arguments) == 0
     shown = capsys.readouterr().out
-    for name in ("valid", "lambada", "books"):
-        stored = json.loads((gamma / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
+    valid, lambada, books = tiny.stored(shown)
+    for stored in (valid, lambada, books):
         assert stored["protocol"]["name"] == "packed-1"
         assert stored["protocol"]["draws"] == 2
         assert len(stored["sha256"]) == 64
         assert stored["versions"]["jax"] == jax.__version__
+        name = stored["dataset"]["name"]
         line = next(line for line in shown.splitlines() if line.startswith(name))
         assert f"≤ {stored['values']['perplexity']:.2f} ± " in line
-    detokenized = json.loads((gamma / "evaluation" / "lambada.json").read_text(encoding="utf-8"))
-    assert detokenized["dataset"]["detokenizer"] == "lambada"
+    assert lambada["dataset"]["detokenizer"] == "lambada"
     # The held-out records of the run, as the run itself evaluates them.
-    valid = json.loads((gamma / "evaluation" / "valid.json").read_text(encoding="utf-8"))
     assert valid["estimate"]["records"] == Manifest.load(gamma.parent / "data").valid.records
 
 
@@ -151,6 +150,8 @@ def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
         subprocess.run([sys.executable, str(file), str(tmp_path)], check=True, capture_output=True)
     command = (
         "import sys; from hybrid_jax import evaluate; status = evaluate.main(sys.argv[1:]); "
+        "from hybrid_jax.data import inputs; found = inputs.read('tfds:lambada:test'); "
+        "assert [len(file.sha256) for file in found] == [64] and 'lambada-test' in found[0].name; "
         "assert 'tensorflow' not in sys.modules; sys.exit(status)"
     )
     done = subprocess.run(
@@ -160,9 +161,8 @@ def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
         env={**os.environ, "TFDS_DATA_DIR": str(tmp_path), "JAX_NUM_CPU_DEVICES": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for name in ("lambada", "arxiv", "pubmed"):
-        assert f"\n{name} " in done.stdout
-        stored = json.loads((gamma / "evaluation" / f"{name}.json").read_text(encoding="utf-8"))
+    for stored in tiny.stored(done.stdout):
+        assert f"\n{stored['dataset']['name']} " in done.stdout
         assert stored["dataset"]["source"].startswith("tfds:")
         assert stored["estimate"]["records"] == 20
 
@@ -172,6 +172,7 @@ def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
     [
         (["--datasets=lambda"], "There is no data set 'lambda': did you mean lambada?"),
         (["--datasets="], "names no data set"),
+        (["--datasets=a=files:x,a=files:y"], "--datasets names a 2 times: leave out all but one"),
         (["--datasets=lm1b"], "lm1b is not prepared in {folder}: run  tfds build lm1b --file_fo"),
         (["--datasets=a=tfds:lambada"], "is not tfds:NAME[/CONFIG]:SPLIT[:FIELD]"),
         (["--datasets=a=tfds:nonesuch:test"], "TFDS knows no data set 'nonesuch'"),

@@ -109,7 +109,7 @@ def test_the_score_entropy_of_the_kernel_integrates_to_the_entropy_of_the_data(m
         log_q = jax.vmap(lambda x: noising.marginal(steady, x, level))(ids[:4])  # [x, z]
         joint = jnp.exp(log_q) * jnp.asarray(data, jnp.float32)[:, None]
         logits = jnp.log(joint / joint.sum(0)).T
-        term = functools.partial(objective.continuous_term, objective.Objective(), steady)
+        term = functools.partial(objective.Objective().continuous_term, steady)
         of_tokens = jax.vmap(term, (None, 0, None, None))
         terms = jax.vmap(of_tokens, (0, None, 0, None))(logits, ids[:4], ids, level)  # [z, x]
         return jnp.sum(joint * terms.T)

@@ -207,7 +207,7 @@ def test_processes_that_do_not_come(process):
         (["--coordinator=host:1"], "belong together"),
         (["--coordinator=host", "--processes=2", "--process=0"], "is not HOST:PORT"),
         (["--coordinator=host:1", "--processes=2", "--process=2"], "is not one of 0 … 1"),
-        (["--config.mesh.fsdp=3"], "do not fit 1 devices"),
+        (["--config.mesh.fsdp=3"], "mesh.fsdp=3 does not fit 1 device:"),
         (["--config.mesh.fsdp=-1"], "Only one of mesh.data, mesh.fsdp and mesh.tensor may be -1"),
     ],
 )

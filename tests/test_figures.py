@@ -452,7 +452,7 @@ def test_the_command_animates_a_run(epsilon, tmp_path):
     command = [f"--workdir={epsilon}", "--prompt=7 ", "--seed=3", f"--out={out}"]
     assert generate.main(command) == 0
     wanted = json.loads(out.read_text(encoding="utf-8"))
-    recording = figures.record_run(epsilon, prompt="7 ", seed=3)
+    recording = figures.record_run(epsilon, title=epsilon.name, prompt="7 ", seed=3)
     assert list(recording.text.tokens) == wanted["tokens"]
     assert run == json.loads(json.dumps(page.values_of(recording)))
 
@@ -462,8 +462,14 @@ def test_the_command_animates_a_run(epsilon, tmp_path):
     [
         (["nois"], "There is no picture 'nois': did you mean noise?"),
         (["animation"], "The animation shows trained runs: say which with --workdir=DIR."),
-        (["noise", "--workdir=runs/a"], "--workdir is for the picture animation: name it too"),
-        (["--seed=1"], "--prompt and --seed are for the animation, which needs --workdir=DIR."),
+        (
+            ["noise", "--workdir=runs/a"],
+            "--workdir has no effect with the other pictures: leave it out, or choose",
+        ),
+        (
+            ["--seed=0"],
+            "--seed has no effect with the other pictures: leave it out, or choose anim",
+        ),
         (["animation", "--workdir=/nonexistent"], "/nonexistent holds no run"),
         (["--seed=4294967296", "animation", "--workdir=/nonexistent"], "is not a whole number"),
         (["--out={file}"], "(it is no folder)"),

@@ -60,7 +60,7 @@ def records(folder, tmp_path, *arguments):
     out = tmp_path / "out.jsonl"
     command = [f"--workdir={folder}", f"--out={out}", *arguments]
     assert generate.main(command) == 0
-    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in out.read_bytes().splitlines()]
 
 
 def complaint(capsys, *arguments):
@@ -145,13 +145,10 @@ def test_other_rules_steps_and_lengths(folder, tmp_path):
     assert row["sampling"]["eta"] is None
 
 
-def test_prompts_come_from_a_file_or_standard_input(folder, tmp_path, monkeypatch):
-    (tmp_path / "prompts.txt").write_text("one\n\ntwo\n", encoding="utf-8")
+def test_prompts_come_from_a_file(folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("one\u2028\x0c1\r\n\ntwo\n", encoding="utf-8-sig")
     rows = records(folder, tmp_path, f"--prompt_file={tmp_path}/prompts.txt", "--rule=greedy")
-    assert [row["prompt"] for row in rows] == ["one", "two"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("three\n"))
-    (row,) = records(folder, tmp_path, "--prompt_file=-", "--rule=greedy")
-    assert row["prompt"] == "three"
+    assert [row["prompt"] for row in rows] == ["one\u2028\x0c1", "two"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +160,7 @@ def test_prompts_come_from_a_file_or_standard_input(folder, tmp_path, monkeypatc
         (["--infill=nothing missing"], "has no gap"),
         (["--infill=a{{20}}b{{20}}"], "asks for a text of 42 tokens, but the model writes 1 to 24"),
         (["--infill=a{{9999999999}}b"], "The gap {{9999999999}} is longer than the 24 tokens"),
-        (["--prompt_file=/nonexistent"], "The prompts in /nonexistent cannot be read"),
+        (["--prompt_file=/nonexistent"], "/nonexistent cannot be read: No such file"),
         (["--eta=1.5"], "eta must lie in [0, 1], but is 1.5"),
         (["--top_p=0"], "top_p must lie in (0, 1], but is 0.0"),
         (["--sweeps=-1"], "sweeps must be 0 or more, but is -1"),
@@ -216,7 +213,7 @@ def test_outputs_are_checked_before_the_model_is_opened(tmp_path, capsys):
 def test_folders_of_outputs_are_made(folder, tmp_path):
     out = tmp_path / "not" / "there.jsonl"
     assert generate.main([f"--workdir={folder}", f"--out={out}", "--rule=greedy"]) == 0
-    assert len(requests.read(out).texts) == 1
+    assert len(requests.read(out, ByteTokenizer()).texts) == 1
     assert [place.name for place in out.parent.iterdir()] == ["there.jsonl"]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hybrid_jax.data import tokenizers
 from hybrid_jax.data.manifest import Manifest
+from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import requests
 from hybrid_jax.interop import weights
@@ -49,7 +50,7 @@ def variants(text):
 def run(ar, tmp_path):
     shutil.copytree(ar, tmp_path / "run")
     shutil.copy(ar.parent / "data" / "manifest.json", tmp_path / "run" / "manifest.json")
-    texts = {"number": 0, "prompt": "", "text": "a", "tokens": [1], "nfe": 1, "corrections": 0}
+    texts = {"number": 0, "prompt": "", "text": "a", "tokens": [97], "nfe": 1, "corrections": 0}
     (tmp_path / "run" / "texts.jsonl").write_text(json.dumps(texts) + "\n", encoding="utf-8")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n')
     return tmp_path / "run"
@@ -69,7 +70,7 @@ READERS = {
     "manifest.json": Manifest.load,
     "tokenizer/tokenizer.json": lambda run: tokenizers.load_tokenizer(run / "tokenizer"),
     "metrics.jsonl": lambda run: MetricsWriter(run, resume_step=5).close(),
-    "texts.jsonl": lambda run: requests.read(run / "texts.jsonl"),
+    "texts.jsonl": lambda run: requests.read(run / "texts.jsonl", ByteTokenizer()),
     "model.json": lambda run: weights.read_json(run / "model.json"),
 }
 

@@ -367,8 +367,8 @@ def test_released_full_generation_masks(reference, settled, active):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (Layout(alignment="centred"), "alignment must be aligned or shifted"),
-        (Layout(context="full"), "context must be causal or block_causal"),
+        (Layout(alignment="centred"), "alignment must be one of aligned, shifted"),
+        (Layout(context="full"), "context must be one of causal, block_causal"),
         (Layout(context="block_causal"), "windows that settle whole"),
     ],
 )

@@ -34,8 +34,7 @@ def test_values_that_are_not_finite(tmp_path):
         writer.write(1, "train", {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.0})
     text = (tmp_path / "metrics.jsonl").read_text()
     line = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert line == {"step": 1, "kind": "train", "a": "nan", "b": "inf", "c": "-inf", "d": 1.0}
-    assert float(line["c"]) == -math.inf
+    assert line == {"step": 1, "kind": "train", "a": None, "b": None, "c": None, "d": 1.0}
 
 
 def test_resuming_drops_what_will_be_logged_again(tmp_path):

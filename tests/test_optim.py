@@ -217,9 +217,14 @@ def test_mistakes_are_named(field, value):
         OptimizerConfig(**{"name": name, field: value})
 
 
+def test_a_training_shorter_than_its_warm_up_warms_up_until_its_end():
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=20)
+    short = learning_rate_at(config, 10)
+    assert [float(short(step)) for step in (0, 5, 10)] == [0.0, 1.0, 2.0]
+    assert float(learning_rate_at(config, 20)(10)) == 1.0  # one that is as long is as it was
+
+
 def test_mistakes_in_the_number_of_steps_and_the_parameters():
-    with pytest.raises(UserError, match="warmup_steps=20 exceeds the 10 steps"):
-        learning_rate_at(OptimizerConfig(warmup_steps=20), 10)
     with pytest.raises(UserError, match=r"train\.steps must be at least 1"):
         make_optimizer(OptimizerConfig(), 0, make_params())
     with pytest.raises(UserError, match="muon found no weight matrix"):

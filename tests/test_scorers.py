@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from gpt2_files import random_tensors, write
 from tiny import LENGTH, TEXT
 
@@ -97,18 +98,17 @@ def test_files_of_several_seeds_are_scored_in_one_table(ar, epsilon, tmp_path, c
     capsys.readouterr()
     command = [f"--workdir={epsilon}", f"--texts={files[0]},{files[1]}", f"--scorer=run:{ar}"]
     assert evaluate.main(command) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| seed0.jsonl", "| seed1.jsonl",
                                                              "| all"]  # fmt: skip
     assert "protocol standard-1" in lines[5]
 
     scorer, tokenizer = scorers.load(f"run:{ar}")
     model = pretrained.load(epsilon)
-    stored = [
-        json.loads((epsilon / f"evaluation/quality-seed{seed}.json").read_text()) for seed in (0, 1)
-    ]
+    stored = tiny.stored(printed)
     for file, found in zip(files, stored, strict=True):
-        made = requests.read(file)
+        made = requests.read(file, model.tokenizer)
         wanted = scored(scorer, tokenizer, made.tokens, PROTOCOLS["standard"],
                         tokenizer=model.tokenizer)  # fmt: skip
         assert found["perplexity"]["value"] == pytest.approx(wanted.perplexity.value, rel=1e-5)
@@ -118,50 +118,184 @@ def test_files_of_several_seeds_are_scored_in_one_table(ar, epsilon, tmp_path, c
     assert f"| {mean:.2f} ± " in lines[4]
 
 
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A run with another tokenizer than the other tiny runs."""
+    place = tmp_path_factory.mktemp("words")
+    text = "".join(f"{n} plus {n} makes {2 * n}: Größe γ, naïve ε.\n" for n in range(2000))
+    (place / "text.txt").write_text(text, encoding="utf-8")
+    return tiny.run(place, place / "text.txt", tokenizer="sentencepiece", **tiny.RUNS["gamma"])
+
+
+def made_by(workdir, file, *flags):
+    file.parent.mkdir(exist_ok=True)
+    flags = flags or ("--num_samples=2",)
+    assert generate.main([f"--workdir={workdir}", f"--out={file}", *flags]) == 0
+    return file
+
+
+def test_files_of_one_name_are_told_apart_and_only_seeds_are_pooled(
+    ar, epsilon, gamma, tmp_path, capsys
+):
+    files = [
+        made_by(run, tmp_path / name / "seed0.jsonl")
+        for name, run in (("a", gamma), ("b", epsilon))
+    ]
+    capsys.readouterr()
+    command = [f"--workdir={epsilon}", f"--scorer=run:{ar}"]
+    assert evaluate.main([*command, f"--texts={files[0]},{files[1]}"]) == 0
+    printed, said = capsys.readouterr()
+    found = tiny.stored(printed)
+    assert [quality["settings"]["workdir"] for quality in found] == [str(gamma), str(epsilon)]
+    assert [line.split(" | ")[0] for line in printed.splitlines()[2:-1]] == [
+        "| a/seed0.jsonl", "| b/seed0.jsonl"
+    ]  # fmt: skip
+    assert "no line for all" in said
+    (tmp_path / "link.jsonl").symlink_to(files[0])
+    for twice in (files[0], tmp_path / "link.jsonl", tmp_path / "a" / ".." / "a" / "seed0.jsonl"):
+        assert evaluate.main([*command, f"--texts={files[0]},{twice}"]) == 2
+        assert "seed0.jsonl 2 times: leave out all but one" in capsys.readouterr().err
+
+
+def test_a_measurement_never_takes_the_file_of_another(ar, epsilon, tmp_path, capsys):
+    """And the same one takes the same file."""
+    file = made_by(epsilon, tmp_path / "x.jsonl")
+    texts, sweep = f"--texts={file}", ("--pareto", "--count=2", "--rho=4")
+    scorer = f"--scorer=run:{ar}"
+    other = tmp_path / "b.txt"
+    other.write_text(TEXT[::-1], encoding="utf-8")
+    asked = [
+        ("--records=4", "--draws=2"), ("--records=4", "--draws=3"), ("--records=4", "--seed=1"),
+        ("--records=5", "--draws=2"), ("--records=4", "--draws=2", "--batch_size=2"),
+        (f"--datasets=valid=files:{other}", "--records=4"),
+        (texts, scorer), (texts, scorer, f"--reference=valid=files:{other}"),
+        (*sweep, scorer, "--rules=acs:temperature=1e-1"),
+        (*sweep, scorer, "--rules=acs:temperature=1e+1"),
+        (*sweep, scorer, "--rules=acs:temperature=1e+1", "--seeds=2"),
+    ]  # fmt: skip
+
+    def stored(flags):
+        capsys.readouterr()
+        assert evaluate.main([f"--workdir={epsilon}", *flags]) == 0
+        names = capsys.readouterr().out.splitlines()[-1].rpartition(": ")[2]
+        return set(names.split(", "))
+
+    files = [stored(flags) for flags in asked]
+    assert len(set().union(*files)) == sum(map(len, files))
+    assert stored(asked[0]) == files[0]
+    assert stored(asked[6]) == files[6]
+    kept = {path.name for path in (epsilon / "evaluation" / "pareto").glob("acs-temperature*")}
+    assert len(kept) == 3  # the last sweep has one seed of the one before
+
+
+def test_one_text_has_all_numbers_but_mauve(ar, epsilon, tmp_path, capsys):
+    file = made_by(epsilon, tmp_path / "one.jsonl", "--num_samples=1")
+    capsys.readouterr()
+    command = [f"--workdir={epsilon}", f"--texts={file}", f"--scorer=run:{ar}"]
+    assert evaluate.main(command) == 0
+    (found,) = tiny.stored(capsys.readouterr().out)
+    scorer, tokenizer = scorers.load(f"run:{ar}")
+    made = requests.read(file, tokenizer)
+    row = np.concatenate([[tokenizer.bos], made.tokens[0]]).astype(np.int32)
+    nats = scoring.score(scorer, row[None], np.array([len(row)])).nats[0]
+    assert found["nats"] == {"value": pytest.approx(nats.mean(), rel=1e-5), "error": None,
+                             "texts": 1}  # fmt: skip
+    assert found["mauve"] is None
+    assert evaluate.main([*command, "--reference=valid"]) == 2
+    assert "--reference is for MAUVE, which one text does not have" in capsys.readouterr().err
+    # Beside a file of several texts, and with few human ones, which are all read.
+    more, few = made_by(epsilon, tmp_path / "more.jsonl", "--num_samples=4"), tmp_path / "few.txt"
+    few.write_text(TEXT[: 3 * LENGTH], encoding="utf-8")
+    capsys.readouterr()
+    command = [f"--workdir={epsilon}", f"--texts={file},{more}", f"--scorer=run:{ar}"]
+    assert evaluate.main([*command, f"--reference=few=files:{few}"]) == 0
+    alone, several = tiny.stored(capsys.readouterr().out)
+    assert alone["mauve"] is None
+    assert several["mauve"]["reference"] == 3
+    few.write_text(TEXT[:LENGTH], encoding="utf-8")
+    assert evaluate.main([*command, f"--reference=few=files:{few}"]) == 2
+    assert "few has 1 records of text, too few to compare with" in capsys.readouterr().err
+
+
+def test_texts_of_another_tokenizer_are_refused(ar, epsilon, gamma, words, tmp_path, capsys):
+    file, own = made_by(words, tmp_path / "words.jsonl"), made_by(gamma, tmp_path / "own.jsonl")
+
+    def said(*flags):
+        capsys.readouterr()
+        status = evaluate.main([*flags, f"--scorer=run:{ar}"])
+        return status, capsys.readouterr().err
+
+    def without_fingerprint(file):
+        """As earlier versions wrote them."""
+        values = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        old = file.with_name(f"old-{file.name}")
+        lines = [json.dumps({k: v for k, v in one.items() if k != "tokenizer"}) for one in values]
+        old.write_text("\n".join(lines), encoding="utf-8")
+        return old
+
+    for texts in (file, without_fingerprint(file)):
+        status, message = said(f"--workdir={epsilon}", f"--texts={texts}")
+        assert (status, message.count("\n")) == (2, 1)
+        assert f"{texts} are of another tokenizer than that of --workdir" in message
+        assert f"the run that wrote them, {words}." in message
+        assert said(f"--workdir={words}", f"--texts={texts}")[0] == 0
+    # Tokens of bytes are no pieces of words; another run's texts of the same tokenizer are fine.
+    assert said(f"--workdir={words}", f"--texts={own}")[0] == 2
+    assert said(f"--workdir={words}", f"--texts={without_fingerprint(own)}")[0] == 2
+    assert said(f"--workdir={epsilon}", f"--texts={own}")[0] == 0
+    assert said(f"--workdir={epsilon}", f"--texts={without_fingerprint(own)}")[0] == 0
+    # Files of other programs hold no tokens.
+    own.write_text('{"text": "some text"}\n', encoding="utf-8")
+    assert "score texts of other programs in Python" in said(
+        f"--workdir={epsilon}", f"--texts={own}"
+    )[1]  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------
 # Sweeps.
 
 
 def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, epsilon, tmp_path, capsys):
+    corrects = "acs:eta=1:temperature=3"  # hot, so that tokens drawn again are others
     command = [
         f"--workdir={epsilon}", "--pareto", f"--scorer=run:{ar}", "--count=6", "--batch_size=4",
-        "--rho=4,1", "--rules=acs:eta=0,acs:eta=0.5", "--seeds=2",
+        "--rho=4,1", f"--rules=acs:eta=0,{corrects}", "--seeds=2",
     ]  # fmt: skip
     assert evaluate.main(command) == 0
     printed = capsys.readouterr().out
+    (rows,) = tiny.stored(printed)
     folder = epsilon / "evaluation"
-    assert (folder / "pareto.md").read_text() in printed
-    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
-    rows = json.loads((folder / "pareto.json").read_text())
+    table, picture = (folder / name for name in printed.rstrip().split(", ")[-2:])
+    assert table.read_text() in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert [(row["label"], row["rho"]) for row in rows] == [
-        ("held-out text", None), ("acs:eta=0", 4), ("acs:eta=0.5", 4), ("acs:eta=0", 1),
-        ("acs:eta=0.5", 1),
+        ("held-out text", None), ("acs:eta=0", 4), (corrects, 4), ("acs:eta=0", 1), (corrects, 1),
     ]  # fmt: skip
     for row in rows[1:]:
         settings = [quality["settings"] for quality in row["qualities"]]
         assert [s["seed"] for s in settings] == [0, 1]
         assert all(s["nfe"] == LENGTH / row["rho"] for s in settings)
-        corrects = row["label"] == "acs:eta=0.5" and row["rho"] == 1
-        assert any(s["corrections"] > 0 for s in settings) is corrects
+        wanted = (row["label"], row["rho"]) == (corrects, 1)
+        assert any(s["corrections"] > 0 for s in settings) is wanted
 
     # A text is that of its seed and number, as `generate` makes it.
-    made = requests.read(folder / "pareto" / "acs-eta-0.5-rho1-seed1.jsonl")
+    (file,) = (folder / "pareto").glob("acs-eta-1-temperature-3-rho1-seed1-*.jsonl")
+    made = requests.read(file, pretrained.load(epsilon).tokenizer)
     assert len(made.texts) == 6
     alone = [
-        f"--workdir={epsilon}", "--rule=acs", "--eta=0.5", "--num_samples=6", "--seed=1",
-        "--batch_size=6",
+        f"--workdir={epsilon}", "--rule=acs", "--eta=1", "--temperature=3", "--num_samples=6",
+        "--seed=1", "--batch_size=6",
     ]  # fmt: skip
     assert generate.main(alone) == 0
     assert made.texts[5] in capsys.readouterr().out
 
-    # Again: texts are read, except where they are others than are asked for.
+    # Again: texts are read, except for those that are not there.
     times = {file: file.stat().st_mtime_ns for file in (folder / "pareto").iterdir()}
-    changed = folder / "pareto" / "acs-eta-0-rho4-seed0.jsonl"
-    changed.write_text("".join(changed.read_text().splitlines(keepends=True)[:5]))
+    file.unlink()
     assert evaluate.main(command) == 0
     assert capsys.readouterr().out == printed
     after = {file: file.stat().st_mtime_ns for file in (folder / "pareto").iterdir()}
-    assert {file for file in times if times[file] != after[file]} == {changed}
+    assert {file for file in times if times[file] != after[file]} == {file}
 
 
 def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, epsilon):
@@ -181,14 +315,16 @@ def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, epsilon):
     [
         (["--pareto"], "need a scorer"),
         (["--texts=a.jsonl"], "need a scorer"),
-        (["--scorer=run:{ar}"], "name them with --texts"),
+        (["--scorer=run:{ar}"], "or choose --texts or --pareto"),
         (["--scorer=run:{ar}", "--texts=,"], "names no file"),
         (["--scorer=run:{ar}", "--texts=nowhere"], "cannot be read"),
-        (["--scorer=run:{ar}", "--texts=a", "--pareto"], "leave out --texts"),
+        (["--scorer=run:{ar}", "--texts=a", "--pareto"], "--texts has no effect with --pareto"),
         (["--scorer=run:{ar}", "--pareto", "--rho=3"], "rho=3 does not divide the window of 4"),
         (["--scorer=run:{ar}", "--pareto", "--rho=0"], "rho=0 does not divide"),
         (["--scorer=run:{ar}", "--pareto", "--rho=x"], "no list of numbers"),
         (["--scorer=run:{ar}", "--pareto", "--rules=best"], "There is no rule 'best'"),
+        (["--scorer=run:{ar}", "--pareto", "--rules=acs,acs"], "--rules names acs 2 times"),
+        (["--scorer=run:{ar}", "--pareto", "--rho=4,4.0"], "--rho names 4.0 2 times"),
         (["--scorer=run:{ar}", "--pareto", "--count=1"], "--count must be at least 2"),
         (["--scorer=run:{ar}", "--pareto", "--protocol=best"], "Unknown protocol"),
     ],

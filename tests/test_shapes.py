@@ -8,7 +8,7 @@ from enumeration import Reader
 
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.loss import Spec, batch_loss
+from hybrid_jax.method.loss import Batch, Spec, batch_loss
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.attention import dense
 from hybrid_jax.sampling import prompts
@@ -65,9 +65,9 @@ def test_calls_with_a_wrong_shape_or_dtype_fail(call):
     ],
 )
 def test_batches_of_a_wrong_shape_are_named(tokens, index, message):
-    arguments = (jnp.zeros(tokens, jnp.int32), jnp.zeros(index, jnp.int32), KEY)
+    batch = Batch(jnp.zeros(tokens, jnp.int32), jnp.zeros(index, jnp.int32), KEY, size=3)
     with pytest.raises(AssertionError, match=message):
-        batch_loss(SPEC, NETWORK, NETWORK.init(0), *arguments, count=3)
+        batch_loss(SPEC, NETWORK, NETWORK.init(0), batch)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -112,19 +112,20 @@ def test_same_curve_with_conditioning_and_adamw():
 def test_corruption_is_identical(name):
     """The noisy tokens that the network sees, one by one."""
     spec = setup().spec
-    corrupt = jax.jit(
-        lambda tokens, index: estimator.corrupt_batch(
-            spec, tokens, index, jax.random.key(3), count=BATCH, time="continuous"
-        )
-    )
+    key = jax.random.key(3)
+
+    @jax.jit
+    def corrupt(tokens, places):
+        return estimator.corrupt_batch(spec, estimator.Batch(tokens, places, key, BATCH))
+
     mesh = sharding.make_mesh(MESHES[name])
     rows = sharding.local_rows(mesh, BATCH)
     whole = corrupt(data(0), np.arange(BATCH))
     with sharding.use(mesh):
         batch = (data(0)[rows], rows)
         cut = corrupt(*(sharding.place_rows(mesh, x, rows, BATCH) for x in batch))
-    assert not cut[0].sharding.is_fully_replicated
-    assert np.any(whole[0] != data(0))
+    assert not cut.noisy.sharding.is_fully_replicated
+    assert np.any(whole.noisy != data(0))
     for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -240,7 +241,11 @@ def test_axes_without_meaning_are_errors():
     ("mesh", "settings", "message"),
     [
         (MeshConfig(tensor=8, fsdp=1), {}, "model.heads=2 do not divide among mesh.tensor=8"),
-        (MeshConfig(), {"accumulation": 8}, "examples do not divide among mesh.data × mesh.fsdp"),
+        (
+            MeshConfig(),
+            {"accumulation": 8},
+            r"batch_size=\d+ in train\.accumulation=8 rounds does not divide",
+        ),
     ],
 )
 def test_what_does_not_divide_is_refused(mesh, settings, message):
@@ -260,8 +265,16 @@ def test_sizes_of_the_mesh():
         (MeshConfig(data=3), 8),
         (MeshConfig(data=1, fsdp=4), 8),
     ):
-        with pytest.raises(UserError, match=f"do not fit {devices} devices"):
+        with pytest.raises(UserError, match=f"(do|does) not fit {devices} devices"):
             config.shape(devices)
+    # Sizes that nobody chose are not named.
+    for config, said in (
+        (MeshConfig(data=16), "mesh.data=16 does not fit 8 devices"),
+        (MeshConfig(data=1, fsdp=4), "mesh.data=1 and mesh.fsdp=4 do not fit 8 devices"),
+        (MeshConfig(tensor=3), "mesh.tensor=3 does not fit 8 devices"),
+    ):
+        with pytest.raises(UserError, match=f"^{said}: "):
+            config.shape(8)
     with pytest.raises(UserError, match="must be at least 1, or -1"):
         MeshConfig(tensor=0)
     with pytest.raises(UserError, match="Only one of"):

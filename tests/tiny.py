@@ -1,6 +1,7 @@
 """Trained runs so small that tests share them: a few steps on sums, bytes as tokens."""
 
 import io
+import json
 from pathlib import Path
 
 import jax
@@ -72,9 +73,21 @@ def run(folder: Path, text: Path, *, length: int = LENGTH, tokenizer: str = "byt
         **settings,
     )
     opened = loop.open_run(experiment, jax.devices()[:1])
-    workdir.claim(folder / "run", experiment, opened.tokenizer)
+    records = opened.data_dir, opened.manifest
+    workdir.claim(folder / "run", experiment, opened.tokenizer, records)
     loop.train(opened, folder / "run", Signals(), say=lambda _: None)
     return folder / "run"
+
+
+def stored(printed: str) -> list[dict]:
+    """The measurements that `hybrid_jax.evaluate` says it stored, strict JSON all of them."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    folder, _, names = printed.strip().splitlines()[-1].partition("stored in ")[2].partition(": ")
+    files = [Path(folder) / name for name in names.split(", ") if name.endswith(".json")]
+    return [json.loads(f.read_text(encoding="utf-8"), parse_constant=refuse) for f in files]
 
 
 def tiny_tokenizer() -> SentencePieceTokenizer:

@@ -15,15 +15,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, read_config, within
-from hybrid_jax.runtime.files import check_writable, write_atomic
+from hybrid_jax.runtime.command_line import (
+    SETTINGS,
+    Parser,
+    check_mode,
+    parse,
+    path_of,
+    read_config,
+    within,
+)
+from hybrid_jax.runtime.files import check_writable
+from hybrid_jax.runtime.json_text import write_json
 
 # Read by JAX and libtpu when they are imported.
 _ENVIRONMENT = {
@@ -36,6 +44,13 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "TPU_LOG_DIR": "disabled",
 }
+# What each way to use the command reads besides the flags that all read.
+MODES = {
+    "--step=train": (),
+    "--step=sample": ("sample_batch",),
+    "--step=both": ("sample_batch",),
+    "--fit": (),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Compiles what the options ask for, prints what was found and writes it."""
-    if options.sample_batch is not None and (options.fit or options.step == "train"):
-        reason = "--fit looks for it" if options.fit else "--step=train samples nothing"
-        raise UserError(f"--sample_batch has no effect, because {reason}: leave it out.")
+    check_mode(options, "--fit" if options.fit else f"--step={options.step}", MODES)
     if options.json:
         check_writable(options.json)
     os.environ.update(_ENVIRONMENT)
@@ -69,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     begin = f"{experiment.name} on {options.topology}: {len(devices)} × {kind}, {shape}; {compiler}"
     print(begin, flush=True)
     found: dict[str, Any] = {
-        "experiment": dataclasses.asdict(experiment.resolved()),
+        "experiment": experiment.resolved(),
         "topology": options.topology,
         "devices": len(devices),
         "device_kind": kind,
@@ -86,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
             found[f"{step}_fit"] = tried
         else:
             try:
-                program = programs.build(experiment, mesh, step, texts=options.sample_batch or 8)
+                program = programs.build(experiment, mesh, step, texts=options.sample_batch)
             except programs.DoesNotFit as error:
                 raise UserError(f"{error} --fit looks for the largest batch that does.") from error
         print(report(program, step, devices), flush=True)
@@ -95,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
             "fits": capacity is None or program.memory.peak <= capacity,
         }
     if options.json:
-        write_atomic(options.json, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_json(options.json, found)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,10 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--step", default="train", choices=["train", "sample", "both"],
         help="training, sampling or both (default: train)")  # fmt: skip
-    add("--sample_batch", type=within(1), metavar="N",
+    add("--sample_batch", type=within(1), default=8, metavar="N",
         help="texts that a device samples at a time (default: 8)")  # fmt: skip
     add("--fit", action="store_true", help="look for the largest batch that fits")
-    add("--json", default="", metavar="FILE", help="file for the same numbers")
+    add("--json", default="", type=path_of, metavar="FILE", help="file for the same numbers")
     return parser
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,16 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
+from hybrid_jax.data import content
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.decode import listed
 
 _READ = 1 << 16  # compressed bytes read at a time
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError)
+# Words of libraries that cannot do what whole files ask for.
+_LIMITS = re.compile(r"unsupported|memory|dictionary", re.IGNORECASE)
+_WINDOW = 1 << zstandard.WINDOWLOG_MAX  # of `zstd --long=31`; the library's default is 1 << 27
+_STDIN = Path("-")  # for standard input
 
 
 class _ZstdFile(io.RawIOBase):
@@ -42,7 +49,7 @@ class _ZstdFile(io.RawIOBase):
             if not chunk:
                 return 0
             if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW).decompressobj()
             self._ready = self._frame.decompress(chunk)
             self._compressed = b""
             if self._frame.eof:
@@ -64,8 +71,11 @@ _DECOMPRESSORS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
 def documents(patterns: str) -> Iterator[str]:
     """The documents of all files that match, in the order of the patterns and then of names.
 
+    A file is read once, however many names and links lead to it.
+
     Args:
-      patterns: file names or globs ("**" descends into folders), separated by commas.
+      patterns: file names or globs ("**" descends into folders), separated by commas, or a
+        JSON list of them where one has a comma in it.
 
     Raises:
       UserError: if a pattern matches no file or a file of another kind; while iterating, if a file
@@ -80,12 +90,51 @@ def documents(patterns: str) -> Iterator[str]:
     )
 
 
+def contents(patterns: str) -> dict[str, content.Content]:
+    """The content of each file of `documents`. Raises UserError as it does."""
+    return {str(path): content.of_file(path) for path in _matching(patterns) if path.is_file()}
+
+
+def prompts(file: str) -> list[str]:
+    """The lines of a text file, or the documents of a .jsonl file, that are not blank.
+
+    Args:
+      file: its path, or "-" for standard input.
+
+    Raises:
+      UserError: if there are none, or as `documents`.
+    """
+    path = Path(file).expanduser()
+    read = _json_lines if _kind(path) == ".jsonl" else lines
+    found = [text for text in read(path) if text.strip()]
+    if not found:
+        raise UserError(f"There are no prompts in {file}: write one a line.")
+    return found
+
+
+def lines(path: Path) -> Iterator[str]:
+    r"""The lines of a file, which end in "\n" or "\r\n", without these ends.
+
+    Raises:
+      UserError: if the file cannot be read, is damaged or not UTF-8.
+    """
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"Line {number} of {path} is not UTF-8 at its byte {error.start}: convert it."
+                ) from error
+            yield text.removesuffix("\n").removesuffix("\r")
+
+
 def _matching(patterns: str) -> list[Path]:
     names: list[str] = []
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+    for pattern in listed(patterns):
         pattern = os.path.expanduser(pattern)
         # The name of an existing file is no pattern, even with brackets in it.
-        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        found = [pattern] if os.path.exists(pattern) else sorted(_glob(pattern))
         if not found:
             raise UserError(f"No file matches {pattern!r}: check the path or pattern.")
         if os.path.isdir(pattern):
@@ -93,65 +142,110 @@ def _matching(patterns: str) -> list[Path]:
         names += [name for name in found if not os.path.isdir(name)]
     if not names:
         raise UserError(f"The source files:{patterns} names no file: write files:PATTERN.")
-    return [Path(name) for name in dict.fromkeys(names)]
+    first: dict[Any, str] = {}
+    for name in names:
+        first.setdefault(_identity(name), name)
+    return [Path(name) for name in first.values()]
 
 
-def _reader(path: Path) -> Callable[[Path, BinaryIO], Iterator[str]]:
-    kind = path.with_suffix("").suffix if path.suffix in _DECOMPRESSORS else path.suffix
+def _glob(pattern: str) -> Iterator[str]:
+    """The paths of `glob.glob`, but "**" enters a folder once, whatever links lead to it."""
+    parts = pattern.split("/")
+    if "**" not in parts:
+        yield from glob.glob(pattern)
+        return
+    at = parts.index("**")
+    rest = "/".join(parts[at + 1 :]) or "*"
+    # Ends in a slash, so that it may be the root, or empty for the current folder.
+    folders = glob.glob("/".join([*parts[:at], ""])) if at else [""]
+    entered = set()
+    for folder in folders:  # which grows, level by level: a folder has its shortest path
+        if (identity := _identity(folder or ".")) not in entered:
+            entered.add(identity)
+            yield from _glob(glob.escape(folder) + rest)
+            folders += sorted(glob.glob(f"{glob.escape(folder)}*/"))
+
+
+def _identity(name: str) -> tuple[int, int] | str:
+    """Equal for all paths and links to a file; the name itself if that leads nowhere."""
+    try:
+        status = os.stat(name)
+    except OSError:
+        return name  # reading it gives the error
+    return status.st_dev, status.st_ino
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says what is in a file, apart from compression."""
+    name = path.with_suffix("") if path.suffix.lower() in _DECOMPRESSORS else path
+    return name.suffix.lower()
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[str]]:
     readers = {".txt": _whole_file, ".jsonl": _json_lines}
-    if kind not in readers:
+    if _kind(path) not in readers:
         raise UserError(
             f"{path} is of an unknown kind: files must end in .txt or .jsonl, and may be "
             f"compressed ({', '.join(_DECOMPRESSORS)})."
         )
-    return readers[kind]
+    return readers[_kind(path)]
 
 
-def _nonempty(path: Path, reader: Callable[[Path, BinaryIO], Iterator[str]]) -> Iterator[str]:
-    decompressor = _DECOMPRESSORS.get(path.suffix, contextlib.nullcontext)
+def _nonempty(path: Path, reader: Callable[[Path], Iterator[str]]) -> Iterator[str]:
     empty = True
-    try:
-        with open(path, "rb") as raw, decompressor(raw) as file:
-            for text in reader(path, file):
-                if text:
-                    empty = False
-                    yield text
-    except _DAMAGED as error:
-        raise UserError(f"{path} is damaged ({error}): fetch or compress it again.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    for text in reader(path):
+        if text.strip():
+            empty = False
+            yield text
     if empty:
         raise UserError(f"{path} has no text in it: remove it from the source.")
 
 
-def _whole_file(path: Path, file: BinaryIO) -> Iterator[str]:
-    content = file.read()
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file, decompressed. Raises UserError for what goes wrong while it is read."""
+    decompressor = _DECOMPRESSORS.get(path.suffix.lower(), contextlib.nullcontext)
     try:
-        text = content.decode("utf-8-sig")
+        source, ours = (0, False) if path == _STDIN else (path, True)
+        with open(source, "rb", closefd=ours) as raw, decompressor(raw) as file:
+            yield file
+    except (*_DAMAGED, MemoryError) as error:
+        reason = str(error) or "out of memory"
+        if isinstance(error, MemoryError) or _LIMITS.search(reason):
+            raise UserError(
+                f"{path} cannot be read here ({reason}): divide it, or compress it again with "
+                "default settings."
+            ) from error
+        raise UserError(f"{path} is damaged ({reason}): fetch or compress it again.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _whole_file(path: Path) -> Iterator[str]:
+    with _opened(path) as file:
+        content = file.read()
+    try:
+        yield content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{path} is not UTF-8 at byte {error.start} (line {line}): convert it to UTF-8."
         ) from error
-    yield text if text.strip() else ""
 
 
-def _json_lines(path: Path, file: BinaryIO) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
+def _json_lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines(path), start=1):
         where = f"Line {number} of {path}"
-        try:
-            text = line.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where} is not UTF-8 at its byte {error.start}: convert it."
-            ) from error
-        if not text.strip():
+        line = line.lstrip("\ufeff")  # files with a byte order mark may have been joined
+        if not line.strip():
             continue
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", error)
-            raise UserError(f"{where} is not valid JSON ({reason}): fix or drop it.") from error
+            # Numbers are not needed, and Python refuses to read very long ones as int.
+            value = json.loads(line, parse_int=float)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is not valid JSON ({error.msg}): fix or drop it.") from error
+        except RecursionError as error:
+            raise UserError(f"{where} is nested too deeply to be read: drop it.") from error
         document = value.get("text") if isinstance(value, dict) else None
         if not isinstance(document, str):
             raise UserError(f'{where} has no field "text" with a string: add it or drop the line.')

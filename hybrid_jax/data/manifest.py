@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import from_values, parse_json
+from hybrid_jax.runtime.files import expanded
+from hybrid_jax.runtime.json_text import digest, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -16,11 +17,36 @@ _OLD_NAME = "card.json"  # of the same content
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One ArrayRecord file: its name in the folder, its number of records and its size in bytes."""
+    """One ArrayRecord file.
+
+    Attributes:
+      name: in the folder.
+      records: their number.
+      bytes: size of the file.
+      stamp: see `content.stamp`; "" if an older version wrote it. No part of what a shard is.
+    """
 
     name: str
     records: int
     bytes: int
+    stamp: str = dataclasses.field(default="", compare=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Input:
+    """A file that records were made from, or a text as a whole.
+
+    Attributes:
+      part: the source or the tokenizer that it belongs to.
+      name: of the file, as the source finds it, or of the text.
+      sha256: of the file's bytes, or of the text's documents.
+      stamp: see `content.Content`. No part of what an input is.
+    """
+
+    part: str
+    name: str
+    sha256: str
+    stamp: str = dataclasses.field(compare=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +93,7 @@ class Manifest:
       tokenizer_name, fingerprint, vocab_size, bos, eos: of the tokenizer saved beside the manifest.
       dtype: of the tokens in the records, little-endian, "uint16" or "uint32".
       train, valid: the splits.
+      inputs: what the records were made from; empty if an older version made them.
     """
 
     format: int
@@ -84,6 +111,14 @@ class Manifest:
     dtype: str
     train: Split
     valid: Split
+    inputs: tuple[Input, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """A hash of what the records are: tokens of both splits, and the tokenizer they are of."""
+        splits = self.train.sha256, self.valid.sha256
+        parts = (*splits, self.fingerprint, self.length, self.dtype)
+        return digest(parts)
 
     @classmethod
     def load(cls, folder: str | Path) -> Manifest:
@@ -92,7 +127,8 @@ class Manifest:
         Raises:
           UserError: if there is none, it is damaged, or another version of hybrid_jax wrote it.
         """
-        path = find(Path(folder)) or Path(folder) / MANIFEST
+        folder = expanded(folder)
+        path = find(folder) or folder / MANIFEST
         try:
             values = parse_json(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -119,9 +155,8 @@ class Manifest:
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Writes the manifest into an existing folder."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        """Writes the manifest into an existing folder. Raises UserError if that is not possible."""
+        write_json(folder / MANIFEST, self)
 
     def split(self, name: str) -> Split:
         """The split "train" or "valid". Raises ValueError for another name."""

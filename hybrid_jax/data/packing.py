@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from array_record.python import array_record_module
 
+from hybrid_jax.data import content
 from hybrid_jax.data.manifest import Shard, Split
 
 _FLUSH = 1 << 20  # tokens gathered before records are cut from them
@@ -98,10 +99,15 @@ class RecordWriter:
             kept_bytes=self._kept_bytes,
             sha256=self._digest.hexdigest(),
             shards=tuple(
-                Shard(name=name, records=records, bytes=(self._folder / name).stat().st_size)
+                self._shard(name, records)
                 for name, records in zip(names, self._records, strict=True)
             ),
         )
+
+    def _shard(self, name: str, records: int) -> Shard:
+        path = self._folder / name
+        size, stamp = path.stat().st_size, content.stamp(path)
+        return Shard(name=name, records=records, bytes=size, stamp=stamp)
 
     def _flush(self) -> None:
         tokens = np.concatenate([np.zeros(0, self._dtype), *self._pending])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 
+from hybrid_jax.data import content
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.files import expanded
 
 Batch = dict[str, np.ndarray]
 _STEPS = 1 << 62  # more than any run takes
@@ -21,6 +25,8 @@ _STEPS = 1 << 62  # more than any run takes
 
 class Records:
     """One split of a prepared folder, opened and compared with its manifest.
+
+    Files that have changed since they were written, or were copied, are read once as a whole.
 
     Attributes:
       manifest: of the folder.
@@ -36,9 +42,9 @@ class Records:
     def __init__(self, folder: str | Path, split: str):
         self.manifest = Manifest.load(folder)
         self._split = self.manifest.split(split)
-        self._folder = folder
+        self._folder = expanded(folder)
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
-        paths = [Path(folder) / shard.name for shard in self._split.shards]
+        paths = [self._folder / shard.name for shard in self._split.shards]
         for path, shard in zip(paths, self._split.shards, strict=True):
             if not path.is_file():
                 raise self._damaged(f"{path.name} is missing")
@@ -49,9 +55,18 @@ class Records:
             self._source = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
             found = len(self._source)
         except RuntimeError as error:
-            raise self._damaged("a file is no ArrayRecord") from error
+            raise self._damaged("a file is no ArrayRecord", error) from error
         if found != self._split.records:
             raise self._damaged(f"there are {found} records, but the manifest says {len(self)}")
+        shards = tuple(
+            dataclasses.replace(shard, stamp=content.stamp(path) if shard.stamp else "")
+            for path, shard in zip(paths, self._split.shards, strict=True)
+        )
+        if [shard.stamp for shard in shards] != [shard.stamp for shard in self._split.shards]:
+            self.verify()
+            renewed: Any = {split: dataclasses.replace(self._split, shards=shards)}
+            with contextlib.suppress(UserError):  # nobody need be able to write there
+                dataclasses.replace(self.manifest, **renewed).save(self._folder)
 
     def __len__(self) -> int:
         return self._split.records
@@ -66,7 +81,7 @@ class Records:
         try:
             data = self._source.__getitems__([int(number) for number in numbers])
         except RuntimeError as error:
-            raise self._damaged("a record cannot be read") from error
+            raise self._damaged("a record cannot be read", error) from error
         if any(len(record) != length * self._dtype.itemsize for record in data):
             raise self._damaged(f"a record has not {length} tokens")
         tokens = np.frombuffer(b"".join(data), self._dtype).reshape(len(data), length)
@@ -81,7 +96,13 @@ class Records:
         if digest.hexdigest() != self._split.sha256:
             raise self._damaged("the records are not those of the manifest")
 
-    def _damaged(self, what: str) -> UserError:
+    def _damaged(self, what: str, cause: RuntimeError | None = None) -> UserError:
+        # As ArrayRecord tells errors of the system, such as too many open files.
+        if failed := re.search(r"\w+\(\) failed: ([^;]+)", str(cause)):
+            return UserError(
+                f"The prepared data in {self._folder} cannot be read ({failed[1]}): change that on "
+                "this machine, the data need not be damaged."
+            )
         return UserError(
             f"The prepared data in {self._folder} are damaged ({what}): delete the folder and "
             "prepare them again."

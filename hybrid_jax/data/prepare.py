@@ -10,29 +10,31 @@ of both splits, the tokenizer, and `manifest.json`. It appears whole or not at a
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
+import logging
 import re
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from hybrid_jax.data import inputs, splits
 from hybrid_jax.data import manifest as manifests
-from hybrid_jax.data import splits
 from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_number, exit_status
-from hybrid_jax.runtime.command_line import Parser, parse
+from hybrid_jax.runtime.command_line import Parser, parse, path_of
+from hybrid_jax.runtime.files import expanded
+from hybrid_jax.runtime.json_text import digest
+from hybrid_jax.runtime.scratch import raise_when_terminated, scratch_folder
 
 VALID_EVERY = 20
 SHARD_RECORDS = 1 << 16
 _BATCH_CHARACTERS = 1 << 20
+_logger = logging.getLogger(__name__)
 
 
 def prepare(
@@ -43,13 +45,14 @@ def prepare(
     length: int,
     out: str | Path,
     valid_source: str = "",
-    valid_every: int = VALID_EVERY,
-    shard_records: int = SHARD_RECORDS,
+    valid_every: int | None = None,
+    shard_records: int | None = None,
+    check: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Manifest:
-    """Prepares the folder `out`, or returns its manifest if it was prepared with these settings.
+    """Prepares the folder `out`, or returns its manifest if it was prepared from the same.
 
-    Equal settings and texts give equal files. A run that fails leaves no folder behind, and
-    concurrent runs do not harm each other.
+    Equal settings and texts give equal records. A run that fails leaves no folder behind, what a
+    killed one left is removed by the next, and concurrent runs do not harm each other.
 
     Args:
       source: text, see `sources.documents`.
@@ -57,37 +60,43 @@ def prepare(
       vocab_size: N of a "sentencepiece" tokenizer; ignored by the others.
       length: L, tokens of a record.
       out: folder to make.
-      valid_source: text to validate on; if empty, every `valid_every`-th piece of `source`.
-      valid_every: see `splits.held_out`; ignored if there is a `valid_source`.
-      shard_records: records of a file.
+      valid_source: text to validate on, and not to train on where `source` has it too; if empty,
+        one `valid_every`-th of `source`.
+      valid_every: see `splits.held_out`; ignored if there is a `valid_source`. None for that of
+        `out`, or `VALID_EVERY`.
+      shard_records: records of a file. None for those of `out`, or `SHARD_RECORDS`.
+      check: raises UserError for records that are not wanted. Nothing is kept of new ones.
 
     Raises:
-      UserError: for bad settings or text, too little text for one record in both splits, or an
-        `out` that holds something else or cannot be written.
+      UserError: for bad settings or text, too little text for one record in both splits, an `out`
+        that holds something else, was prepared from other text or cannot be written, or as `check`.
     """
     settings = _settings(source, tokenizer, vocab_size, length, valid_source, valid_every)
     settings["shard_records"] = shard_records
     least = {"length": 1, "shard_records": 1} | ({} if valid_source else {"valid_every": 2})
     for name, value in least.items():
-        if settings[name] < value:
+        if settings[name] is not None and settings[name] < value:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
     for name, value in settings.items():
         check_number(value, name)
-    out = Path(out)
+    out = expanded(out)
     if manifest := _existing(out, settings):
+        check(manifest)
         return manifest
+    natural = {"valid_every": VALID_EVERY, "shard_records": SHARD_RECORDS}
+    settings |= {name: value for name, value in natural.items() if settings[name] is None}
     makes_parent = not out.parent.exists()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-            folder = Path(temporary) / "data"
-            folder.mkdir()
+        with scratch_folder(out) as folder:
             manifest = _build(folder, settings, vocab_size)
+            check(manifest)
             try:
                 folder.rename(out)
             except OSError:
                 # Another process may have been faster.
                 if there := _existing(out, settings):
+                    check(there)
                     return there
                 raise
     except OSError as error:
@@ -104,9 +113,8 @@ def default_dir(
 ) -> Path:
     """A relative folder, data/NAME, that differs for settings that prepare different data."""
     settings = _settings(source, tokenizer, vocab_size, length, valid_source, VALID_EVERY)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     words = re.sub(r"[^A-Za-z0-9]+", "-", f"{source}-{tokenizer}")[:40].strip("-")
-    return Path("data") / f"{words}-{length}-{digest}"
+    return Path("data") / f"{words}-{length}-{digest(settings)[:8]}"
 
 
 def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
@@ -120,7 +128,12 @@ def check_tokenizer(manifest: Manifest, tokenizer: Tokenizer) -> None:
 
 
 def _settings(
-    source: str, tokenizer: str, vocab_size: int, length: int, valid_source: str, valid_every: int
+    source: str,
+    tokenizer: str,
+    vocab_size: int,
+    length: int,
+    valid_source: str,
+    valid_every: int | None,
 ) -> dict[str, Any]:
     """The settings that matter, under their names in the manifest."""
     settings = {
@@ -141,19 +154,29 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
         raise UserError(f"{out} exists but holds no prepared data: choose another folder.")
     manifest = Manifest.load(out)
     for name, value in settings.items():
-        if getattr(manifest, name) != value:
+        if value is not None and getattr(manifest, name) != value:
             raise UserError(
                 f"{out} was prepared with {name}={getattr(manifest, name)!r}, not {value!r}: "
-                "choose another folder, or delete this one."
+                "choose another folder, or that value."
             )
+    if changes := inputs.changes(manifest, out):
+        raise UserError(
+            f"{out} was prepared from other text ({changes}): choose another folder, or delete "
+            "this one if no run needs it."
+        )
     return manifest
 
 
 def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manifest:
     source, valid_source = settings["source"], settings["valid_source"]
-    held_out: frozenset[bytes] = frozenset()
-    if not valid_source:
-        held_out = splits.held_out(source, every=settings["valid_every"])
+    parts = dict.fromkeys((source, valid_source, settings["tokenizer"]))
+    found = tuple(one for part in parts for one in inputs.read(part))
+    if valid_source:
+        held_out = splits.digests(valid_source)
+    else:
+        # Enough for a record: a byte token has a byte, others several.
+        least = settings["length"] * (2 if settings["tokenizer"] == "byte" else 8)
+        held_out = splits.held_out(source, every=settings["valid_every"], least=least)
     training = (
         piece
         for is_held_out, pieces in splits.passages(source, held_out=held_out)
@@ -174,17 +197,13 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
         )
 
     with writer("train") as train, writer("valid") as valid:
-        _write(splits.passages(source, held_out=held_out), tokenizer, train, valid)
+        passages = splits.passages(source, held_out=held_out)
         if valid_source:
-            _write(splits.passages(valid_source), tokenizer, valid, valid)
-        parts = {"train": train.finish(), "valid": valid.finish()}
-    for name, split in parts.items():
-        if not split.records:
-            advice = "" if valid_source else " or a valid_source"
-            raise UserError(
-                f"The {name} split has {split.tokens} tokens, too few for one record of "
-                f"{settings['length']}: use more text, a smaller length{advice}."
-            )
+            _write(_not_held_out(passages), tokenizer, train, valid)
+            passages = splits.passages(valid_source)
+            passages = ((True, pieces) for _, pieces in passages)
+        _write(passages, tokenizer, train, valid)
+        written = {"train": train.finish(), "valid": valid.finish()}
     values: dict[str, Any] = {
         **settings,
         "format": FORMAT,
@@ -195,9 +214,33 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
         "eos": tokenizer.eos,
         "dtype": token_dtype(tokenizer.vocab_size).name,
     }
-    manifest = Manifest(**values, train=parts["train"], valid=parts["valid"])
+    manifest = Manifest(**values, train=written["train"], valid=written["valid"], inputs=found)
     manifest.save(folder)
+    if changes := inputs.changes(manifest, folder):
+        raise UserError(f"The text changed while it was read ({changes}): prepare it again.")
+    for name, split in written.items():
+        if not split.records:
+            without = " without the validation text" if valid_source and name == "train" else ""
+            other = "another" if valid_source else "a"
+            raise UserError(
+                f"The {name} split has {split.tokens} tokens{without}, too few for one record of "
+                f"{settings['length']}: use more text, a smaller length or {other} valid_source."
+            )
     return manifest
+
+
+def _not_held_out(passages: Iterator[tuple[bool, list[str]]]) -> Iterator[tuple[bool, list[str]]]:
+    """The passages to train on; says how much else there is, which is validation text."""
+    size = 0
+    for is_held_out, pieces in passages:
+        if is_held_out:
+            size += sum(len(piece.encode("utf-8")) for piece in pieces)
+        else:
+            yield is_held_out, pieces
+    if size:
+        _logger.warning(
+            "%s bytes of the source are validation text too: left out of training.", f"{size:,}"
+        )
 
 
 def _write(
@@ -241,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
         "plain or .gz, .xz, .zst), tfds:NAME:SPLIT[:FIELD] or hf:NAME:SPLIT[:FIELD]")  # fmt: skip
     add("--valid_source", default="", help="text to validate on (default: a part of the source)")
     add("--valid_every", type=int, default=VALID_EVERY, metavar="K",
-        help="else hold out every K-th piece (default: %(default)s)")  # fmt: skip
+        help="else hold out one K-th of the source (default: %(default)s)")  # fmt: skip
     add("--tokenizer", default="sentencepiece", help="sentencepiece (trained on the source), byte, "
         "or gpt2:FOLDER (default: %(default)s)")  # fmt: skip
     add("--vocab_size", type=int, default=8192, metavar="N",
@@ -250,17 +293,19 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens of a record (default: %(default)s)")  # fmt: skip
     add("--shard_records", type=int, default=SHARD_RECORDS, metavar="R",
         help="records of a file (default: %(default)s)")  # fmt: skip
-    add("--out", required=True, metavar="DIR", help="folder to make")
+    add("--out", required=True, type=path_of, metavar="DIR", help="folder to make")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return exit_status(lambda: _run(parse(_parser(), argv)), interrupted="nothing was written")
+    with raise_when_terminated():
+        return exit_status(lambda: _run(parse(_parser(), argv)), interrupted="nothing was written")
 
 
 def _run(options: argparse.Namespace) -> None:
-    manifest = prepare(**vars(options))
+    settings = {name: value for name, value in vars(options).items() if name != "given"}
+    manifest = prepare(**settings)
     for name in ("train", "valid"):
         split = manifest.split(name)
         print(

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
+
+from hybrid_jax.data import content
 
 # Tests and copies of other projects, whose docstrings are not documentation.
 _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "_vendor", "_bundled"}
@@ -21,6 +24,11 @@ _SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "_vendor", "_bu
 def documents() -> Iterator[str]:
     """Help topics, then one document a module; equal for equal interpreters, none twice."""
     return iter(_corpus())
+
+
+def contents() -> dict[str, content.Content]:
+    """The content of the corpus, which is another for each version of Python."""
+    return {"Python's documentation": content.of_texts(sys.version, documents)}
 
 
 @functools.cache  # parsing takes seconds, and preparation reads a source more than once

@@ -1,6 +1,7 @@
 """Sources of text: a source is named by a string and yields documents.
 
-A new kind of source is a function from its argument to documents, listed in `_SOURCES`.
+A new kind of source is two functions of its argument, listed in `_SOURCES` and `_CONTENTS`: one to
+its documents, and one to what tells whether they are still the same.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from hybrid_jax.data import files, public, pydocs
+from hybrid_jax.data.content import Content
 from hybrid_jax.errors import UserError
 
 
@@ -23,6 +25,14 @@ _SOURCES: dict[str, Callable[[str], Iterator[str]]] = {
     "pydocs": _pydocs,
     "tfds": public.tfds_documents,
 }
+
+_CONTENTS: dict[str, Callable[[str], dict[str, Content]]] = {
+    "files": files.contents,
+    "hf": public.hub_contents,
+    "pydocs": lambda _: pydocs.contents(),
+    "tfds": public.tfds_contents,
+}
+KINDS = tuple(_SOURCES)
 
 
 def documents(source: str) -> Iterator[str]:
@@ -45,3 +55,12 @@ def documents(source: str) -> Iterator[str]:
     if kind not in _SOURCES:
         raise UserError(f"Unknown source {source!r}: choose one of {', '.join(sorted(_SOURCES))}.")
     return _SOURCES[kind](argument)
+
+
+def contents(source: str) -> dict[str, Content]:
+    """The content of each file of a source, or of the whole, by name.
+
+    A pipe has none: it can be read only once. Raises UserError as `documents`.
+    """
+    kind, _, argument = source.partition(":")
+    return _CONTENTS[kind](argument)

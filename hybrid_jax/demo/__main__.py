@@ -15,7 +15,7 @@ import threading
 from hybrid_jax.demo.server import Server, listen
 from hybrid_jax.demo.writer import Writer
 from hybrid_jax.errors import exit_status
-from hybrid_jax.runtime.command_line import Parser, parse, step_of
+from hybrid_jax.runtime.command_line import Parser, parse, path_of, step_of
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.training import pretrained
 
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serves a page on which one watches a trained model write.",
     )
     add = parser.add_argument
-    add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
     add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, which "
         "only this machine can reach)")  # fmt: skip

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import http.server
 import ipaddress
-import json
 import socket
 import socketserver
 import sys
@@ -27,6 +26,7 @@ from hybrid_jax.demo.writer import Writer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import player
 from hybrid_jax.runtime.decode import parse_json
+from hybrid_jax.runtime.json_text import json_text
 
 PLACES = 4
 """Texts that are written at once; whoever comes then is told to wait."""
@@ -253,4 +253,4 @@ def _values(body: bytes) -> dict[str, Any]:
 
 
 def _json(values: Any) -> bytes:
-    return json.dumps(values, ensure_ascii=False).encode("utf-8")
+    return json_text(values).encode("utf-8")

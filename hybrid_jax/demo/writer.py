@@ -143,11 +143,7 @@ class Writer:
         return {"name": name, "about": named.about, "settings": settings}
 
     def job(self, values: Mapping[str, Any]) -> Job:
-        """The work for a request, given as JSON values.
-
-        Raises:
-          UserError: if there is anything wrong with it.
-        """
+        """The work for a request, given as JSON values. Raises UserError for any fault in it."""
         asked = decode.from_values(PageRequest, values, "request")
         model = self._model
         length, tokenizer = model.spec.schedule.length, model.tokenizer

@@ -2,14 +2,13 @@
 
 A point is a rule with its settings at a ρ, the number of tokens per NFE (ρ = ω/T: the steps T of a
 window change, its width ω stays). For each point and seed texts are generated from nothing and
-scored. The texts stay beside the table, one file a point, as `hybrid_jax.generate` writes them:
-texts that are there already are not generated again.
+scored. The texts stay beside the table, one file a point, as `hybrid_jax.generate` writes them and
+named by all that they depend on: texts that are there already are not generated again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.generation.requests import Request, Samples
-from hybrid_jax.runtime.files import file_name
+from hybrid_jax.runtime.json_text import file_name
 from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
@@ -103,6 +102,7 @@ def texts_of(
     folder: Path,
     *,
     workdir: str | Path,
+    fingerprint: str,
     seed: int,
     count: int,
     batch_size: int,
@@ -111,25 +111,23 @@ def texts_of(
     """Texts of a point, read from the folder or generated into it.
 
     Args:
+      fingerprint: of the network and its parameters.
       progress: called with the number of texts done.
 
     Raises:
       UserError: if they cannot be read or written.
     """
-    file = folder / f"{file_name(point.label)}-rho{point.rho:g}-seed{seed}.jsonl"
     settings = requests.settings_of(workdir, model, point.sampler, point.sampling, seed)
+    # The folder's own place may change, and a step of the same number may be that of a new run.
+    depends = {**settings, "workdir": fingerprint, "count": count}
+    file = folder / f"{file_name(f'{point.label}-rho{point.rho:g}-seed{seed}', depends)}.jsonl"
     if file.exists():
-        found = requests.read(file)
-        kept = {name: found.settings.get(name) for name in settings}
-        # Compared as JSON, where the file has been. The folder's own place may have changed.
-        same = {**kept, "workdir": ""} == {**json.loads(json.dumps(settings)), "workdir": ""}
-        if same and len(found.texts) == count:
-            progress(count)
-            return found
+        progress(count)
+        return requests.read(file, model.tokenizer)
     wanted = [Request(prompt="", ids=[], stop=point.sampler.spec.schedule.length)] * count
     texts = driver.run(
         model, point.sampler, point.sampling.build(), wanted, seed=seed, batch_size=batch_size,
         on_round=lambda round_: progress(round_.first + len(round_.texts)),
     )  # fmt: skip
     requests.write(file, texts, settings)
-    return requests.read(file)
+    return requests.read(file, model.tokenizer)

@@ -12,15 +12,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 import hybrid_jax
+from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data import pipeline, prepare, sources
 from hybrid_jax.data.splits import pieces
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_seed
-from hybrid_jax.eval.datasets import EvaluationSet
+from hybrid_jax.eval.datasets import EvaluationSet, validation_set
 from hybrid_jax.eval.detokenize import detokenizer
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
 from hybrid_jax.training.pretrained import Pretrained
+from hybrid_jax.training.workdir import data_folders
 
 # Characters of text that are encoded at a time.
 _CHARACTERS = 1 << 22
@@ -172,12 +174,24 @@ def is_exact(model: Pretrained, bound: Bound) -> bool:
 def held_out(model: Pretrained, records: int = 0) -> Packed:
     """The validation records that the model's run was prepared with.
 
+    A run that was not trained here yet may have a validation text and no records of it.
+
     Raises:
-      UserError: if they are not where the run had them, or are damaged.
+      UserError: if they are not where the run had them, are others, or are damaged.
     """
-    data = dataclasses.asdict(model.experiment.data)
-    folder = data.pop("dir") or prepare.default_dir(**data)
+    folders = data_folders(model.experiment.data, model.data)
+    folder = next((folder for folder in folders if manifests.find(folder)), None)
+    if folder is None:
+        dataset = validation_set(model.experiment)
+        if dataset.source and model.data is None:
+            return pack(dataset, model.tokenizer, model.spec.schedule.length, records)
+        raise UserError(
+            f"The run's validation records are not in {' or '.join(map(str, folders))}: bring them "
+            "back, start in the folder in which it was trained, or evaluate on other text."
+        )
     found = pipeline.Records(folder, "valid")
+    if model.data:
+        model.data.check(folder, found.manifest)
     prepare.check_tokenizer(found.manifest, model.tokenizer)
     tokens = found.read(range(min(records, len(found)) if records else len(found)))
     return Packed(
@@ -190,7 +204,7 @@ def held_out(model: Pretrained, records: int = 0) -> Packed:
 
 def records_of(model: Pretrained, dataset: EvaluationSet, count: int = 0) -> Packed:
     """Records of a text, at most `count` (0: all). Raises as `held_out` and `pack`."""
-    if not dataset.source:
+    if dataset == validation_set(model.experiment):
         return held_out(model, count)
     return pack(dataset, model.tokenizer, model.spec.schedule.length, count)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -76,15 +74,3 @@ def as_markdown(rows: Sequence[Row]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every quality with everything that it depends on."""
-    return [
-        {
-            "label": row.label,
-            "rho": row.rho,
-            "qualities": [json.loads(quality.to_json()) for quality in row.qualities],
-        }
-        for row in rows
-    ]

@@ -103,15 +103,6 @@ def _draws(
     spec: Spec, network: Network, count: int, params: object, tokens: jax.Array, key: jax.Array
 ) -> jax.Array:
     """Nats of one text under `count` draws, float32 [count]."""
-    terms = loss.batch_terms(
-        spec,
-        network,
-        params,
-        jnp.broadcast_to(tokens, (count, tokens.shape[0])),
-        jnp.arange(count),
-        key,
-        count=count,
-        time=spec.objective.time,
-        loss=False,
-    )
-    return terms.sum(axis=1)
+    copies = jnp.broadcast_to(tokens, (count, tokens.shape[0]))
+    batch = loss.Batch(copies, jnp.arange(count), key, count)
+    return loss.batch_terms(spec, network, params, batch).sum(axis=1)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.metadata
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from hybrid_jax.eval.protocols import GenEvalProtocol
 from hybrid_jax.eval.scorers import base as scoring
 from hybrid_jax.eval.scorers.base import Scorer
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, mean, repetition
+from hybrid_jax.runtime.json_text import digest
 from hybrid_jax.training.statistics import perplexity
 
 END = "<|endoftext|>"  # the end-of-document mark in a text given as a string
@@ -44,6 +44,7 @@ class Quality:
       protocol: defines them.
       scorer, scorer_fingerprint: name and SHA-256 of the scorer.
       tokenizer_fingerprint: of the scorer's tokenizer.
+      sha256, reference_sha256: of the tokens that were read, generated and of reference.
       texts: number of texts, including empty ones.
       tokens: number of scored tokens.
       perplexity: generative perplexity, as the protocol averages it.
@@ -53,7 +54,7 @@ class Quality:
         falls with the number of texts. Its error is that of the jackknife.
       repetition: by n, share of a text's n-grams that repeat an earlier one, 1 − different/all
         (seq-rep of arXiv 1908.04319), mean over texts.
-      mauve: against reference texts, if there were any.
+      mauve: against reference texts, if there were any; a single text has none.
       mauve_tokens: mean tokens of the generated and of the reference texts that MAUVE read.
       settings: of the sampler, as given.
       versions: of packages.
@@ -63,6 +64,8 @@ class Quality:
     scorer: str
     scorer_fingerprint: str
     tokenizer_fingerprint: str
+    sha256: str
+    reference_sha256: str | None
     texts: int
     tokens: int
     perplexity: Estimate
@@ -75,15 +78,11 @@ class Quality:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
 
-    def to_json(self) -> str:
-        """One line of JSON; numbers that are not finite are the strings "nan" and "inf"."""
-        return json.dumps(_json_values(self), ensure_ascii=False, allow_nan=False)
-
     def __str__(self) -> str:
         def text(estimate: Estimate, digits: int) -> str:
             return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
 
-        found = "no MAUVE without reference texts"
+        found = "no MAUVE"
         if self.mauve is not None:
             found = f"MAUVE {self.mauve.value:.3f} ± {self.mauve.spread:.3f} over seeds"
         return (
@@ -92,19 +91,6 @@ class Quality:
             f"({self.scorer}; protocol {self.protocol.name}-{self.protocol.version}; "
             f"{self.texts} texts)"
         )
-
-
-def _json_values(value: Any) -> Any:
-    """A value in the types of JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): _json_values(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_values(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---------------------------------------------------------------------------------------------
@@ -296,11 +282,12 @@ def evaluate(
     parts = _parts(generated, tokenizer)
     rows = _scored_rows(generated, parts, tokenizer, scorer_tokenizer, protocol)
     plain = _without_marks(parts, scorer_tokenizer, protocol)
-    found = None
+    found = human = None
     if reference is not None:
         _check_texts(reference, tokenizer, "reference")
         human = _without_marks(_parts(reference, tokenizer), scorer_tokenizer, protocol)
-        found = _mauve(scorer, plain, human, protocol, seeds, batch_size)
+        if len(plain) > 1:
+            found = _mauve(scorer, plain, human, protocol, seeds, batch_size)
     perplexities, nats, scored = _perplexity(scorer, rows, scorer_tokenizer, protocol, batch_size)
     unit = math.log(2.0) if protocol.entropy_unit == "bits" else 1.0
     return Quality(
@@ -308,6 +295,8 @@ def evaluate(
         scorer=scorer.name,
         scorer_fingerprint=scorer.fingerprint,
         tokenizer_fingerprint=scorer_tokenizer.fingerprint,
+        sha256=_digest(rows),
+        reference_sha256=None if human is None else _digest(human),
         texts=len(generated),
         tokens=scored,
         perplexity=perplexities,
@@ -338,6 +327,10 @@ def _without_marks(
     """Texts that are not empty, without end marks, in the scorer's tokens."""
     rows = scorer_tokenizer.encode_batch(["".join(documents) for documents in parts])
     return [row[: protocol.max_tokens] for row in rows if len(row)]
+
+
+def _digest(rows: Sequence[np.ndarray]) -> str:
+    return digest([row.tolist() for row in rows])
 
 
 def _versions() -> dict[str, str]:

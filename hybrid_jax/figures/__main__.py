@@ -19,9 +19,9 @@ from hybrid_jax.errors import UserError, exit_status
 from hybrid_jax.figures import canvas, gif, hyperschedules, masks, noise, page
 from hybrid_jax.generation import frames, requests
 from hybrid_jax.generation.frames import Recording
-from hybrid_jax.runtime.command_line import Parser, parse, seed_of
+from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, path_of, seed_of
 from hybrid_jax.runtime.decode import nearest
-from hybrid_jax.runtime.files import check_writable, write_atomic
+from hybrid_jax.runtime.files import check_writable, labels, write_atomic
 from hybrid_jax.training import pretrained
 
 PICTURES: Mapping[str, Callable[[], bytes]] = {
@@ -30,22 +30,25 @@ PICTURES: Mapping[str, Callable[[], bytes]] = {
     "training_masks": masks.draw_training,
     "inference_masks": masks.draw_inference,
 }
-ANIMATION = "animation"
+ANIMATION, OTHERS = "animation", "the other pictures"
+MODES = {ANIMATION: ("workdir", "prompt", "seed"), OTHERS: ()}
 
 
 def names_of(options: argparse.Namespace) -> list[str]:
-    """The pictures to draw. Raises UserError for unknown names, or an animation of nothing."""
+    """The pictures to draw.
+
+    Raises:
+      UserError: for unknown names, an animation of nothing, or flags without an effect.
+    """
     known = [*PICTURES, ANIMATION]
     for name in options.names:
         if name not in known:
             raise UserError(f"There is no picture {name!r}: {nearest(name, known)}")
-    if options.workdir and options.names and ANIMATION not in options.names:
-        raise UserError(f"--workdir is for the picture {ANIMATION}: name it too, or name none.")
     if ANIMATION in options.names and not options.workdir:
         raise UserError(f"The {ANIMATION} shows trained runs: say which with --workdir=DIR.")
-    if not options.workdir and (options.prompt or options.seed):
-        raise UserError(f"--prompt and --seed are for the {ANIMATION}, which needs --workdir=DIR.")
     chosen = options.names or [*PICTURES, *([ANIMATION] if options.workdir else [])]
+    check_mode(options, ANIMATION if ANIMATION in chosen else OTHERS, MODES)
+    distinct("--workdir", [Path(workdir).resolve() for workdir in options.workdir])
     return list(dict.fromkeys(chosen))
 
 
@@ -53,13 +56,15 @@ def files_of(name: str, options: argparse.Namespace) -> dict[str, bytes | str]:
     """The files of a picture, by name."""
     if name != ANIMATION:
         return {f"{name}.png": PICTURES[name]()}
+    workdirs = [Path(workdir).resolve() for workdir in options.workdir]
     recordings = [
-        record_run(workdir, prompt=options.prompt, seed=options.seed) for workdir in options.workdir
+        record_run(workdir, title=title, prompt=options.prompt, seed=options.seed)
+        for workdir, title in zip(workdirs, labels(workdirs), strict=True)
     ]
     return {f"{name}.gif": gif.draw(recordings), f"{name}.html": page.draw(recordings)}
 
 
-def record_run(workdir: str | Path, *, prompt: str = "", seed: int = 0) -> Recording:
+def record_run(workdir: str | Path, *, title: str, prompt: str = "", seed: int = 0) -> Recording:
     """A text of a trained run, with the run's own rule.
 
     Raises:
@@ -73,7 +78,7 @@ def record_run(workdir: str | Path, *, prompt: str = "", seed: int = 0) -> Recor
         sampling.build(),
         requests.beginning(prompt, model.tokenizer, stop=spec.schedule.length),
         seed=seed,
-        title=Path(workdir).resolve().name,
+        title=title,
         settings=f"{spec.schedule.name}, {spec.kernel.name}, {sampling.rule}",
     )
 
@@ -100,8 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     add("names", nargs="*", metavar="NAME",
         help=f"pictures: {', '.join(PICTURES)}, {ANIMATION} (default: all, the last of them "
         "with --workdir)")  # fmt: skip
-    add("--out", default="figures", metavar="DIR", help="folder to write to (default: %(default)s)")
-    add("--workdir", action="append", default=[], metavar="DIR",
+    add("--out", default="figures", type=path_of, metavar="DIR",
+        help="folder to write to (default: %(default)s)")  # fmt: skip
+    add("--workdir", action="append", default=[], type=path_of, metavar="DIR",
         help="trained run to animate; may be repeated, for runs side by side")  # fmt: skip
     add("--prompt", default="", metavar="TEXT", help="beginning of the animated texts")
     add("--seed", type=seed_of, default=0, help="of the animated texts")

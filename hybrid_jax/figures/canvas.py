@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hybrid_jax.errors import require
@@ -10,11 +12,7 @@ from hybrid_jax.figures.palette import INK, PAPER
 
 
 def module(name: str) -> Any:
-    """A module of matplotlib or Pillow (which matplotlib brings).
-
-    Raises:
-      UserError: if it is not installed.
-    """
+    """A module of matplotlib or Pillow, which matplotlib brings. Raises UserError without them."""
     return require(name, "eval")
 
 
@@ -28,36 +26,54 @@ def figure(width: float, height: float, title: str) -> Any:
     return made
 
 
-def grid_axes(axes: Any, columns: int, rows: int) -> None:
+def panels(
+    shown: Sequence[Any],
+    draw: Callable[[Any, Any], None],
+    *,
+    size: tuple[float, float],
+    title: str,
+    legend: Mapping[str, Mapping[str, Any]],
+) -> bytes:
+    """A PNG of panels, two in a row.
+
+    Args:
+      draw: (axes, one of `shown`) -> None.
+      size: width and height, inches.
+      legend: under the panels: texts, and how their boxes look.
+    """
+    made = figure(*size, title)
+    places = made.subplots(-(-len(shown) // 2), 2, squeeze=False).reshape(-1)
+    for axes, one in zip(places, shown, strict=False):
+        draw(axes, one)
+    for axes in places[len(shown) :]:
+        axes.set_visible(False)
+    box = functools.partial(module("matplotlib.patches").Patch, edgecolor="#767676", linewidth=0.6)
+    made.legend(
+        handles=[box(**{"label": text, **look}) for text, look in legend.items()],
+        loc="outside lower center", ncols=len(legend), fontsize=9, frameon=False,
+    )  # fmt: skip
+    return png(made)
+
+
+def grid_axes(axes: Any, columns: int, rows: int, title: str) -> None:
     """Turns axes into a table of unit cells, the first row on top, without frame and ticks."""
     axes.set(xlim=(-0.02, columns + 0.02), ylim=(rows + 0.02, -0.02))
     axes.tick_params(length=0, labelsize=8, colors=INK)
+    axes.set_title(title, fontsize=10, color=INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def cell(axes: Any, column: float, row: float, fill: str, *, width: float = 1, **look: Any) -> None:
+def cell(axes: Any, column: float, row: float, fill: str, **look: Any) -> None:
     """Fills a cell of such a table."""
-    box = module("matplotlib.patches").Rectangle(
-        (column, row),
-        width,
-        1,
-        facecolor=fill,
-        **({"edgecolor": "#b5b5b5", "linewidth": 0.5} | look),
-    )
-    axes.add_patch(box)
+    look = {"edgecolor": "#b5b5b5", "linewidth": 0.5} | look
+    box = module("matplotlib.patches").Rectangle
+    axes.add_patch(box((column, row), 1, 1, facecolor=fill, **look))
 
 
-def legend(figure: Any, entries: list[tuple[str, dict[str, Any]]]) -> None:
-    """A legend under the figure: texts, and how their boxes look."""
-    patches = module("matplotlib.patches")
-    handles = [
-        patches.Patch(label=text, **({"edgecolor": "#767676", "linewidth": 0.6} | look))
-        for text, look in entries
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False
-    )
+def label(axes: Any, column: float, row: float, text: str, **look: Any) -> None:
+    """Writes into the middle of a cell."""
+    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", **look)
 
 
 def png(figure: Any) -> bytes:

@@ -42,23 +42,17 @@ def regions(schedule: Hyperschedule) -> np.ndarray:
 def draw(schedules: Sequence[Hyperschedule] | None = None) -> bytes:
     """The picture, a PNG: a panel for each hyperschedule."""
     schedules = shown() if schedules is None else schedules
-    columns = 2
-    rows = -(-len(schedules) // columns)
-    figure = canvas.figure(9, 0.6 + 4.2 * rows, "Hyperschedules: the noise level τ[s, i]")
-    panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-    for axes, schedule in zip(panels, schedules, strict=False):
-        _panel(axes, schedule)
-    for axes in panels[len(schedules) :]:
-        axes.set_visible(False)
-    canvas.legend(
-        figure,
-        [
-            ("settled: clean", {"facecolor": PAPER}),
-            ("active: its level falls at this step (darker: noisier)", {"facecolor": LEVELS[1]}),
-            ("worthless: not shown to the network", {"facecolor": WORTHLESS_FILL, "hatch": "////"}),
-        ],
+    return canvas.panels(
+        schedules,
+        _panel,
+        size=(9, 0.6 + 4.2 * -(-len(schedules) // 2)),
+        title="Hyperschedules: the noise level τ[s, i]",
+        legend={
+            "settled: clean": {"facecolor": PAPER},
+            "active: its level falls at this step (darker: noisier)": {"facecolor": LEVELS[1]},
+            "worthless: not shown to the network": {"facecolor": WORTHLESS_FILL, "hatch": "////"},
+        },
     )
-    return canvas.png(figure)
 
 
 def _panel(axes: Any, schedule: Hyperschedule) -> None:
@@ -66,7 +60,8 @@ def _panel(axes: Any, schedule: Hyperschedule) -> None:
     shade = colours.LinearSegmentedColormap.from_list("levels", LEVELS)
     level = np.asarray(hyperschedule.table(schedule))
     region = regions(schedule)
-    canvas.grid_axes(axes, schedule.length, schedule.steps)
+    title = f"{schedule.name}: {schedule.steps} steps"
+    canvas.grid_axes(axes, schedule.length, schedule.steps, title)
     for step, position in np.ndindex(*region.shape):
         share = level[step, position] / schedule.levels
         look: dict[str, Any] = {}
@@ -78,11 +73,8 @@ def _panel(axes: Any, schedule: Hyperschedule) -> None:
             fill, ink, look = WORTHLESS_FILL, "", {"hatch": "////", "edgecolor": "#b5b5b5"}
         canvas.cell(axes, position, step, fill, **look)
         if ink:
-            axes.text(
-                position + 0.5, step + 0.5, str(level[step, position]),
-                ha="center", va="center", fontsize=7.5, color=ink,
-            )  # fmt: skip
-    axes.set_title(f"{schedule.name}: {schedule.steps} steps", fontsize=10, color=INK)
+            number = str(level[step, position])
+            canvas.label(axes, position, step, number, fontsize=7.5, color=ink)
     axes.set_xlabel("position i", fontsize=9, color=INK)
     axes.set_ylabel("step s", fontsize=9, color=INK)
     axes.set_xticks(np.arange(schedule.length) + 0.5, np.arange(schedule.length))

@@ -75,39 +75,34 @@ def inference(layout: Layout, schedule: Hyperschedule, step: int) -> Picture:
     return Picture(title=title, queries=queries, keys=keys, mask=mask, cached=filled)
 
 
-def training_pictures() -> list[Picture]:
-    """Two windows of a block schedule, three of a sliding one; both alignments."""
-    block = hyperschedule.block(length=6, width=WIDTH, levels=WIDTH)
-    slide = hyperschedule.slide(length=6, width=WIDTH, levels=WIDTH)
+def _shown(length: int) -> list[tuple[Layout, Hyperschedule]]:
+    """Windows of a block schedule and of a sliding one; both alignments."""
     return [
-        training(Layout(alignment=alignment), schedule, 1)
-        for schedule in (block, slide)
+        (Layout(alignment=alignment), make(length=length, width=WIDTH, levels=WIDTH))
+        for make in (hyperschedule.block, hyperschedule.slide)
         for alignment in ("aligned", "shifted")
     ]
+
+
+def training_pictures() -> list[Picture]:
+    """Two windows of the block schedule, three of the sliding one."""
+    return [training(layout, schedule, 1) for layout, schedule in _shown(6)]
 
 
 def inference_pictures() -> list[Picture]:
     """A step at which tokens have just settled, and others are in the cache already."""
-    block = hyperschedule.block(length=9, width=WIDTH, levels=WIDTH)
-    slide = hyperschedule.slide(length=9, width=WIDTH, levels=WIDTH)
-    return [
-        inference(Layout(alignment=alignment), schedule, 2 * WIDTH)
-        for schedule in (block, slide)
-        for alignment in ("aligned", "shifted")
-    ]
+    return [inference(layout, schedule, 2 * WIDTH) for layout, schedule in _shown(9)]
 
 
 def draw_training() -> bytes:
     """The masks while training, a PNG."""
-    title = (
-        f"Attention while training: [noisy rows | clean rows], one pass for all windows\n{_NAMES}"
-    )
+    title = "Attention while training: [noisy rows | clean rows], one pass for all windows"
     return _draw(training_pictures(), title, height=10.4)
 
 
 def draw_inference() -> bytes:
     """The masks at one step of generation, a PNG."""
-    title = f"Attention at one generation step: new rows look at the cache and themselves\n{_NAMES}"
+    title = "Attention at one generation step: new rows look at the cache and themselves"
     return _draw(inference_pictures(), title, height=6.6)
 
 
@@ -164,25 +159,20 @@ def relation(query_noisy: bool, key_noisy: bool) -> str:
 
 
 def _draw(pictures: Sequence[Picture], title: str, height: float) -> bytes:
-    figure = canvas.figure(10, height, title)
-    for axes, picture in zip(figure.subplots(2, 2).reshape(-1), pictures, strict=True):
-        _panel(axes, picture)
-    canvas.legend(
-        figure,
-        [
-            ("noisy → own window", {"facecolor": ATTENTION["window"]}),
-            ("noisy → settled before it", {"facecolor": ATTENTION["context"]}),
-            ("settled → settled", {"facecolor": ATTENTION["clean"]}),
-            ("may not attend", {"facecolor": PAPER}),
-        ],
-    )
-    return canvas.png(figure)
+    legend = {
+        "noisy → own window": {"facecolor": ATTENTION["window"]},
+        "noisy → settled before it": {"facecolor": ATTENTION["context"]},
+        "settled → settled": {"facecolor": ATTENTION["clean"]},
+        "may not attend": {"facecolor": PAPER},
+    }
+    title = f"{title}\n{_NAMES}"
+    return canvas.panels(pictures, _panel, size=(10, height), title=title, legend=legend)
 
 
 def _panel(axes: Any, picture: Picture) -> None:
     queries, keys = picture.queries, picture.keys
     count, across = picture.mask.shape
-    canvas.grid_axes(axes, across, count)
+    canvas.grid_axes(axes, across, count, picture.title)
     axes.set_aspect("equal")
     for (row, column), may in np.ndenumerate(picture.mask):
         kind = relation(bool(queries.noisy[row]), bool(keys.noisy[column]))
@@ -191,7 +181,6 @@ def _panel(axes: Any, picture: Picture) -> None:
         axes.axhline(start, color=INK, linewidth=1.5)
     for _, start, _ in groups(keys, picture.cached)[1:]:
         axes.axvline(start, color=INK, linewidth=1.5)
-    axes.set_title(picture.title, fontsize=10, color=INK)
     axes.xaxis.tick_top()
     axes.set_xticks(np.arange(across) + 0.5, [row_name(keys, i) for i in range(across)])
     axes.set_yticks(np.arange(count) + 0.5, [query_name(queries, i) for i in range(count)])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.figures import canvas
-from hybrid_jax.figures.palette import INK, NOISE
+from hybrid_jax.figures.palette import NOISE
 from hybrid_jax.method import noising
 from hybrid_jax.method.noising import NoiseKernel
 
@@ -60,28 +60,22 @@ def states(kernel: NoiseKernel, tokens: np.ndarray) -> np.ndarray:
 
 def draw() -> bytes:
     """The picture, a PNG: a panel for each kernel."""
-    figure = canvas.figure(
-        11, 5.4, "Noise: one sentence as the level λ grows (one draw under each kernel)"
-    )
-    for axes, kernel in zip(figure.subplots(2, 2).reshape(-1), shown(), strict=True):
-        _panel(axes, kernel)
-    canvas.legend(figure, [(name, {"facecolor": style.fill}) for name, style in NOISE.items()])
-    return canvas.png(figure)
+    title = "Noise: one sentence as the level λ grows (one draw under each kernel)"
+    legend = {name: {"facecolor": style.fill} for name, style in NOISE.items()}
+    return canvas.panels(shown(), _panel, size=(11, 5.4), title=title, legend=legend)
 
 
 def _panel(axes: Any, kernel: NoiseKernel) -> None:
     tokens = corrupted(kernel)
-    canvas.grid_axes(axes, len(SENTENCE), len(LEVELS))
+    canvas.grid_axes(axes, len(SENTENCE), len(LEVELS), kernel.name)
     for (row, column), state in np.ndenumerate(states(kernel, tokens)):
         style = NOISE[state]
         canvas.cell(axes, column, row, style.fill)
         word = "MASK" if state == "masked" else WORDS[tokens[row, column]]
-        axes.text(
-            column + 0.5, row + 0.5, word,
-            ha="center", va="center", fontsize=9, color=style.ink,
+        canvas.label(
+            axes, column, row, word, fontsize=9, color=style.ink,
             fontweight="bold" if style.bold else "normal",
             fontstyle="italic" if style.underlined else "normal",
         )  # fmt: skip
-    axes.set_title(kernel.name, fontsize=10, color=INK)
     axes.set_xticks([])
     axes.set_yticks(np.arange(len(LEVELS)) + 0.5, [f"λ = {level:g}" for level in LEVELS])

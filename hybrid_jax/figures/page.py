@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from hybrid_jax.generation import player
 from hybrid_jax.generation.frames import GLYPHS, MEANINGS, Recording
+from hybrid_jax.runtime.json_text import json_text
 
 
 def draw(recordings: Sequence[Recording]) -> str:
     """The animation of several runs side by side; runs that are done wait for the others."""
     values = {"states": MEANINGS, "glyphs": GLYPHS, "runs": [values_of(r) for r in recordings]}
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    text = json_text(values, separators=(",", ":"))
     page = player.read("animation.html", __package__)
     for mark, kind in (("/*STYLE*/", "css"), ("/*SCRIPT*/", "js")):
         own = player.read(f"animation.{kind}", __package__)

@@ -6,7 +6,6 @@ A file of texts has a JSON object a line: the fields of `Text` and all settings 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from hybrid_jax.data import files
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_text
 from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
@@ -131,6 +132,7 @@ def settings_of(
     return {
         "workdir": str(workdir),
         "step": model.step,
+        "tokenizer": model.tokenizer.fingerprint,
         "seed": seed,
         "schedule": sampler.spec.schedule.name,
         "noise": sampler.spec.kernel.name,
@@ -145,8 +147,7 @@ def write(file: str | Path, texts: Sequence[Text], settings: Mapping[str, Any]) 
 
 def as_lines(texts: Sequence[Text], settings: Mapping[str, Any]) -> str:
     """Texts with their settings, a JSON object a line."""
-    rows = ({**dataclasses.asdict(text), **settings} for text in texts)
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(json_text({**dataclasses.asdict(t), **settings}) + "\n" for t in texts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,21 +166,20 @@ class Samples:
     settings: Mapping[str, Any]
 
 
-def read(path: str | Path) -> Samples:
+def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
     """Texts from a file of `write`.
+
+    Args:
+      tokenizer: that the texts must be of.
 
     Raises:
       UserError: if it cannot be read, is no such file, is empty, or holds texts of different
-        settings.
+        settings or of another tokenizer.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The texts in {path} cannot be read: {error}.") from error
     texts: list[Text] = []
     tokens = []
     settings: dict[str, Any] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(files.lines(Path(path)), start=1):
         if not line.strip():
             continue
         try:
@@ -190,7 +190,8 @@ def read(path: str | Path) -> Samples:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, UserError) as error:
             raise UserError(
                 f"Line {number} of {path} is no text that this version of hybrid_jax.generate "
-                "writes: generate it anew."
+                "writes: generate it anew, or score texts of other programs in Python with "
+                "hybrid_jax.eval.text_quality.evaluate."
             ) from error
         if texts and values != settings:
             raise UserError(f"{path} holds texts of different settings: score one sampler a time.")
@@ -198,6 +199,13 @@ def read(path: str | Path) -> Samples:
         settings = values
     if not texts:
         raise UserError(f"There are no texts in {path}.")
+    # Files of earlier versions do not name the tokenizer: their texts tell.
+    known = settings.get("tokenizer", tokenizer.fingerprint) == tokenizer.fingerprint
+    if not known or not all(_decodes(tokenizer, text) for text in texts):
+        raise UserError(
+            f"The texts in {path} are of another tokenizer than that of --workdir: name the run "
+            f"that wrote them, {settings.get('workdir', 'which they do not say')}."
+        )
     return Samples(
         texts=tuple(text.text for text in texts),
         tokens=tuple(tokens),
@@ -208,3 +216,19 @@ def read(path: str | Path) -> Samples:
             "prompted": sum(bool(text.prompt) for text in texts),
         },
     )
+
+
+def of_one_sampler(settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether `Samples.settings` of several files are those of one sampler and different seeds."""
+    varies = ("seed", "nfe", "corrections")
+    samplers = [{k: v for k, v in each.items() if k not in varies} for each in settings]
+    seeds = {each.get("seed") for each in settings}
+    return all(each == samplers[0] for each in samplers) and len(seeds) == len(settings) > 1
+
+
+def _decodes(tokenizer: Tokenizer, text: Text) -> bool:
+    """Whether the tokens of a `Text` are its text under a tokenizer."""
+    try:
+        return bool(tokenizer.decode(text.tokens) == text.text)
+    except UserError:  # an id that it does not have
+        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any
 
 import jax
 
+from hybrid_jax import optim
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import shown
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.runtime.json_text import file_name, write_json
 from hybrid_jax.runtime.processes import is_process0, raise_on_all
 from hybrid_jax.training import loop as train
 from hybrid_jax.training.likelihood import BoundEstimate
@@ -32,14 +33,28 @@ def introduction(run: train.Run, workdir: Path) -> str:
     held = sharding.bytes_per_device(state) / 2**20
     mesh = " × ".join(f"{name} {number}" for name, number in run.mesh.shape.items() if number > 1)
     splits = run.manifest.train, run.manifest.valid
+    steps, warmup_steps = run.experiment.train.steps, run.experiment.optimizer.warmup_steps
+    shortened = (
+        f"\nwarm-up: shortened from optimizer.warmup_steps={warmup_steps} to the {steps} steps of "
+        "the training"
+        if optim.warmup(run.experiment.optimizer, steps) < warmup_steps
+        else ""
+    )
     tokens = " + ".join(f"{split.records * run.manifest.length:,}" for split in splits)
+    changes = (
+        f"the text has changed since ({run.changes}); the run goes on with the records it began "
+        f"with, in {run.data_dir}\n"
+        if run.changes
+        else ""
+    )
     return (
         f"{run.experiment.name}: {spec.kernel.name} noise on {spec.schedule.name}, "
         f"{spec.layout.alignment} rows, {size:,} parameters\n"
         f"data: {run.manifest.source}, {tokens} tokens (train + valid) of "
-        f"{run.manifest.vocab_size} kinds in records of {run.manifest.length}\n"
+        f"{run.manifest.vocab_size} kinds in records of {run.manifest.length}\n{changes}"
         f"devices: {run.mesh.size} × {jax.devices()[0].device_kind}{f' ({mesh})' if mesh else ''}, "
         f"{held:,.0f} MiB of state on each; processes: {jax.process_count()}; workdir: {workdir}"
+        f"{shortened}"
     )
 
 
@@ -77,10 +92,12 @@ def _publish(
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(folder, error) from error
-        requests.write(folder / f"step-{step}.jsonl", texts, settings)
+        # A finished run may be sampled from again, with another rule.
+        name = file_name(f"step-{step}", {**settings, "workdir": "", "count": len(texts)})
+        requests.write(folder / f"{name}.jsonl", texts, settings)
     values = {"step": step, "bound": estimate.bound, "records": estimate.records,
               "draws": estimate.draws, **estimate.values()}  # fmt: skip
-    write_atomic(workdir / "result.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    write_json(workdir / "result.json", values)
 
 
 def sample_texts(

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_jax.errors import exit_status
-from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, read_config, step_of
+from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, path_of, read_config, step_of
+from hybrid_jax.runtime.scratch import raise_when_terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         quieten_orbax()
         options.run(options)
 
-    return exit_status(command, interrupted="nothing was written")
+    with raise_when_terminated():
+        return exit_status(command, interrupted="nothing was written")
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -43,11 +45,11 @@ def _import(options: argparse.Namespace) -> None:
     from hybrid_jax.interop.workdirs import named_tokenizer, with_tokenizer, workdir_from_released
 
     require_empty(Path(options.workdir))
+    values = read_config(options.config) if options.config else None
     spec, tokenizer = named_tokenizer(options.tokenizer)
     released = load_released(options.source)
-    values = with_tokenizer(released.experiment, spec, tokenizer).to_config()
-    if options.config:
-        values = read_config(options.config)
+    if values is None:
+        values = with_tokenizer(released.experiment, spec, tokenizer).to_config()
     experiment = Experiment.from_config(values, options.settings)
     workdir_from_released(released, options.workdir, tokenizer=tokenizer, experiment=experiment)
     for note in released.notes:
@@ -113,20 +115,21 @@ def _parser() -> argparse.ArgumentParser:
 
     file, step = "FILE.py[:SIZE]", "checkpoint to use, or 'best' on validation (default: newest)"
     add = command("import", _import, "Makes a workdir of a released model.", SETTINGS)
-    add("--from", dest="source", required=True, metavar="FOLDER",
+    add("--from", dest="source", required=True, type=path_of, metavar="FOLDER",
         help="folder with config.json and weights, or a name on the Hugging Face hub")  # fmt: skip
-    add("--workdir", required=True, metavar="DIR", help="folder to make")
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder to make")
     add("--tokenizer", required=True, help="gpt2:FOLDER, byte, or the folder of a saved one")
     add("--config", metavar=file, help="what to train it for (default: as it was released)")
     add = command("export", _export, "Writes a trained model in the released format.")
-    add("--workdir", required=True, metavar="DIR", help="folder of the trained run")
-    add("--out", required=True, metavar="FOLDER", help="folder to make")
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
+    add("--out", required=True, type=path_of, metavar="FOLDER", help="folder to make")
     add("--step", type=step_of, help=step)
     add = command(
         "start", _start, "Makes a workdir that starts from the network of another.", SETTINGS
     )
-    add("--from", dest="source", required=True, metavar="DIR", help="workdir of the other run")
-    add("--workdir", required=True, metavar="DIR", help="folder to make")
+    add("--from", dest="source", required=True, type=path_of, metavar="DIR",
+        help="workdir of the other run")  # fmt: skip
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder to make")
     add("--config", required=True, metavar=file, help="what to train (see below)")
     add("--step", type=step_of, help=step)
     return parser

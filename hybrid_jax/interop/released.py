@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +32,8 @@ from hybrid_jax.interop.released_config import Kind, read_config, write_config
 from hybrid_jax.interop.weights import CONFIG, WEIGHTS
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
-from hybrid_jax.runtime.files import check_writable, write_atomic
+from hybrid_jax.runtime.files import check_writable, expanded, write_atomic
+from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.training.pretrained import Pretrained
 
 _SHARED = {
@@ -117,7 +117,7 @@ def export_released(model: Released | Pretrained, folder: str | Path) -> None:
       UserError: if the released code has no such model, the folder is not empty, or it cannot be
         written.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     require_empty(folder)
     config = write_config(model.experiment, model.network)
     safetensors = require("safetensors.numpy", "eval")
@@ -126,7 +126,7 @@ def export_released(model: Released | Pretrained, folder: str | Path) -> None:
     arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
     # The metadata that Hugging Face's loaders ask for.
     write_atomic(folder / WEIGHTS, safetensors.save(arrays, metadata={"format": "pt"}))
-    write_atomic(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+    write_json(folder / CONFIG, config)
 
 
 def require_empty(folder: Path) -> None:

@@ -8,6 +8,7 @@ note.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -23,22 +24,21 @@ Kind = Literal["epsilon", "gamma"]
 
 _FAMILIES = {"block": "block", "simple": "slide"}
 _MISSING: Any = object()
-# Settings of training: ours, theirs. Where a config lacks one, the preset's holds.
-_TRAINING = {
-    "optimizer": {
-        "learning_rate": "optim.lr",
-        "beta1": "optim.beta1",
-        "beta2": "optim.beta2",
-        "epsilon": "optim.eps",
-        "weight_decay": "optim.weight_decay",
-        "warmup_steps": "optim.warmup",
-        "clip_norm": "optim.grad_clip",
-    },
-    "train": {
-        "steps": "training.n_iters",
-        "batch_size": "training.batch_size",
-        "ema_decay": "training.ema",
-    },
+# Equal settings: ours, theirs. Where a config lacks one of training, the preset's holds.
+_SAME = {
+    "model.layers": "model.n_blocks",
+    "model.width": "model.hidden_size",
+    "model.heads": "model.n_heads",
+    "optimizer.learning_rate": "optim.lr",
+    "optimizer.beta1": "optim.beta1",
+    "optimizer.beta2": "optim.beta2",
+    "optimizer.epsilon": "optim.eps",
+    "optimizer.weight_decay": "optim.weight_decay",
+    "optimizer.warmup_steps": "optim.warmup",
+    "optimizer.clip_norm": "optim.grad_clip",
+    "train.steps": "training.n_iters",
+    "train.batch_size": "training.batch_size",
+    "train.ema_decay": "training.ema",
 }
 
 
@@ -99,17 +99,12 @@ def read_config(
         values["train"] |= {"batch_size": 256}
     size = read("tokenizer.tokens", int, read("tokens", int, 0)) or read("tokenizer.tokens", int)
     values["data"] |= {"length": length}
-    values["model"] |= {
-        "layers": read("model.n_blocks", int),
-        "width": read("model.hidden_size", int),
-        "heads": read("model.n_heads", int),
-        "dropout": read("model.dropout", float, 0.0),
-        "dtype": "float32",
-    }
-    for section, settings in _TRAINING.items():
-        for ours, theirs in settings.items():
-            default = values[section][ours]
-            values[section][ours] = read(theirs, type(default), default)
+    values["model"] |= {"dropout": read("model.dropout", float, 0.0), "dtype": "float32"}
+    for ours, theirs in _SAME.items():
+        section, setting = ours.split(".")
+        preset = values[section][setting]
+        default = _MISSING if section == "model" else preset
+        values[section][setting] = read(theirs, type(preset), default)
     if kind == "gamma":
         gamma = read("graph.gamma", float) if graph == "QGamma" else 0.0
         values["noise"] = _noise("gamma", gamma)
@@ -211,62 +206,58 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
             f"{network.condition} with parameterisation {objective.parameterisation}: it cannot be "
             "exported."
         )
-    schedule, layout, optimizer = experiment.schedule, experiment.layout, experiment.optimizer
+    schedule, layout = experiment.schedule, experiment.layout
     levels = schedule.build(data.length).levels
-    family = "simple" if schedule.family == "slide" else "block"
     width = {"flat": data.length, "quenched_ar": 1}.get(schedule.family, schedule.width)
-    return {
+    same = {theirs: operator.attrgetter(ours)(experiment) for ours, theirs in _SAME.items()}
+    return _nested({
+        **same,
         "model_type": "gamma_hybrid" if score else "epsilon_hybrid",
         "type": layout.alignment,
-        "tokenizer": {"tokens": network.vocab_size, "model": data.tokenizer.partition(":")[0]},
-        "training": {
-            "batch_size": experiment.train.batch_size,
-            "n_iters": experiment.train.steps,
-            "ema": experiment.train.ema_decay,
-            "loss_type": "hybrid",
-            "epsilon": noise.epsilon if noise.kernel == "epsilon" else 0.0,
-            "lambda": 1.0 if objective.shown_weight is None else objective.shown_weight,
-        },
-        "graph": {"type": "QGamma" if score else "absorb", "gamma": embedding,
-                  "report_all": False, "expanded_sigma": True},
-        "noise": {"type": "loglinear", "ar_diffusion": False, "expanded_sigma": True},
-        "annealing": {
-            "type": family,
-            "efficient": False,
-            "width": width,
-            "tau": levels,
-            "eval_tau": levels,
-            "sampling_method": "SAR",
-            "sampling_eps": 1e-4,
-            "attention": {
-                "context_type": layout.context,
-                "block_type": "causal" if layout.causal_window else "full",
-            },
-            "match_inference": True,
-        },
-        "optim": {
-            "optimizer": "AdamW",
-            "lr": optimizer.learning_rate,
-            "beta1": optimizer.beta1,
-            "beta2": optimizer.beta2,
-            "eps": optimizer.epsilon,
-            "weight_decay": optimizer.weight_decay,
-            "warmup": optimizer.warmup_steps,
-            "grad_clip": optimizer.clip_norm or 0.0,
-            "scheduler": "lambda" if score else "cosine",
-        },
-        "model": {
-            "type": "ddit",
-            "hidden_size": network.width,
-            "cond_dim": network.condition or 128,
-            "length": data.length,
-            "n_blocks": network.layers,
-            "n_heads": network.heads,
-            "dropout": network.dropout,
-            "scale_by_sigma": score,
-            "transformer_sigma_conditioning": score,
-            "hybrid_sigma_embedding": bool(network.embedding_gamma),
-            "post_process_logits": score,
-            "use_timestep_embedding": score,
-        },
-    }  # fmt: skip
+        "tokenizer.tokens": network.vocab_size,
+        "tokenizer.model": data.tokenizer.partition(":")[0],
+        "training.loss_type": "hybrid",
+        "training.epsilon": noise.epsilon if noise.kernel == "epsilon" else 0.0,
+        "training.lambda": 1.0 if objective.shown_weight is None else objective.shown_weight,
+        "graph.type": "QGamma" if score else "absorb",
+        "graph.gamma": embedding,
+        "graph.report_all": False,
+        "graph.expanded_sigma": True,
+        "noise.type": "loglinear",
+        "noise.ar_diffusion": False,
+        "noise.expanded_sigma": True,
+        "annealing.type": "simple" if schedule.family == "slide" else "block",
+        "annealing.efficient": False,
+        "annealing.width": width,
+        "annealing.tau": levels,
+        "annealing.eval_tau": levels,
+        "annealing.sampling_method": "SAR",
+        "annealing.sampling_eps": 1e-4,
+        "annealing.attention.context_type": layout.context,
+        "annealing.attention.block_type": "causal" if layout.causal_window else "full",
+        "annealing.match_inference": True,
+        "optim.optimizer": "AdamW",
+        "optim.grad_clip": experiment.optimizer.clip_norm or 0.0,
+        "optim.scheduler": "lambda" if score else "cosine",
+        "model.type": "ddit",
+        "model.cond_dim": network.condition or 128,
+        "model.length": data.length,
+        "model.dropout": network.dropout,
+        "model.scale_by_sigma": score,
+        "model.transformer_sigma_conditioning": score,
+        "model.hybrid_sigma_embedding": bool(network.embedding_gamma),
+        "model.post_process_logits": score,
+        "model.use_timestep_embedding": score,
+    })  # fmt: skip
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, each section as a dict of its own."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, last = name.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return nested

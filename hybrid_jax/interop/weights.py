@@ -11,7 +11,7 @@ import numpy as np
 
 from hybrid_jax.errors import UserError, require
 from hybrid_jax.runtime.decode import parse_json
-from hybrid_jax.runtime.files import one_line
+from hybrid_jax.runtime.files import expanded, one_line
 
 CONFIG, WEIGHTS, TORCH_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
@@ -28,7 +28,7 @@ def find(source: str | Path, *, others: Sequence[str] = ()) -> Path:
     Raises:
       UserError: if there is no such folder and no such model can be fetched.
     """
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         return folder
     name = str(source)

@@ -7,7 +7,6 @@ training with ``hybrid_jax.main --workdir=DIR``.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,8 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.interop.released import Released, load_released, require_empty
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.runtime.files import expanded, unwritable
+from hybrid_jax.runtime.scratch import scratch_folder
 from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.pretrained import Pretrained
@@ -53,7 +53,7 @@ def workdir_from_released(
       UserError: as `load_released`; if the tokenizer has another number of tokens, the experiment
         asks for another network or reads its output in another way, or `workdir` is not empty.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     require_empty(workdir)  # before much is read
     spec, found = named_tokenizer(tokenizer)
     released = source if isinstance(source, Released) else load_released(source)
@@ -65,12 +65,9 @@ def workdir_from_released(
     own = with_tokenizer(released.experiment, spec, found)
     if experiment is None:
         experiment = own
-    _check_data(experiment, found)
-    for name in _ARCHITECTURE:
-        _check_same(f"model.{name}", getattr(experiment.model, name), getattr(own.model, name))
+    _check_fits(experiment, own, found, _ARCHITECTURE)
     meaning, wanted = experiment.objective.parameterisation, own.objective.parameterisation
     _check_same("objective.parameterisation", meaning, wanted)
-    _check_same("layout.alignment", experiment.layout.alignment, own.layout.alignment)
     _write_workdir(workdir, experiment, found, released.params)
     network = experiment.network(found.vocab_size)
     return dataclasses.replace(released, experiment=experiment, network=network)
@@ -97,21 +94,17 @@ def start_from(
       UserError: if `source` has no model, it has another shape, alignment, tokenizer or meaning of
         the output than `experiment` asks for, or `workdir` is not empty.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     require_empty(workdir)
     model = pretrained.load(source, step=step)
-    _check_data(experiment, model.tokenizer)
     grows = bool(experiment.model.condition) and not model.network.condition
-    for name in _ARCHITECTURE:
-        if not (grows and name in ("condition", "embedding_gamma")):
-            old = getattr(model.experiment.model, name)
-            _check_same(f"model.{name}", getattr(experiment.model, name), old)
-    old_layout, old_objective = model.experiment.layout, model.experiment.objective
-    _check_same("layout.alignment", experiment.layout.alignment, old_layout.alignment)
-    meaning = experiment.objective.parameterisation
+    free = {"condition", "embedding_gamma"} if grows else set()
+    shape = tuple(name for name in _ARCHITECTURE if name not in free)
+    _check_fits(experiment, model.experiment, model.tokenizer, shape)
+    meaning, old = (e.objective.parameterisation for e in (experiment, model.experiment))
     # Mean and context are both logits of the clean token; ratios are something else.
-    if (meaning == "score") != (old_objective.parameterisation == "score"):
-        _check_same("objective.parameterisation", meaning, old_objective.parameterisation)
+    if (meaning == "score") != (old == "score"):
+        _check_same("objective.parameterisation", meaning, old)
     params = model.params
     if grows:
         network = experiment.network(model.tokenizer.vocab_size)
@@ -146,21 +139,26 @@ def _check_same(name: str, new: object, old: object) -> None:
         )
 
 
-def _check_data(experiment: Experiment, tokenizer: Tokenizer) -> None:
-    """Raises UserError if the experiment's data would have another tokenizer than the model."""
+def _check_fits(
+    experiment: Experiment, old: Experiment, tokenizer: Tokenizer, shape: tuple[str, ...]
+) -> None:
+    """Raises UserError if tokenizer, alignment or `shape` of the network are not the model's."""
     wanted = experiment.data.tokenizer.partition(":")[0]
     _check_same("data.tokenizer", wanted, tokenizer.name)
     if wanted == "sentencepiece":
         vocab_size = experiment.data.expected_vocab_size
         _check_same("data.vocab_size", vocab_size, tokenizer.vocab_size)
+    for name in shape:
+        _check_same(f"model.{name}", getattr(experiment.model, name), getattr(old.model, name))
+    _check_same("layout.alignment", experiment.layout.alignment, old.layout.alignment)
 
 
 def named_tokenizer(given: str | Tokenizer) -> tuple[str, Tokenizer]:
     """A tokenizer, and the `data.tokenizer` that prepares data with it."""
     if not isinstance(given, str):
         return given.name, given
-    if (Path(given).expanduser() / DESCRIPTOR).exists():
-        found = tokenizers.load_tokenizer(Path(given).expanduser())
+    if (expanded(given) / DESCRIPTOR).exists():
+        found = tokenizers.load_tokenizer(expanded(given))
         return (f"gpt2:{given}" if found.name == "gpt2" else found.name), found
     if given == "sentencepiece":
         raise UserError(
@@ -184,8 +182,7 @@ def _write_workdir(
     settings = dataclasses.asdict(experiment)
     try:
         workdir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=workdir.parent, prefix=f".{workdir.name}-") as part:
-            folder = Path(part) / "run"
+        with scratch_folder(workdir) as folder:
             workdirs.claim(folder, experiment, tokenizer)
             with Checkpointer(folder / "checkpoints", config=settings) as saver:
                 saver.save(0, state)

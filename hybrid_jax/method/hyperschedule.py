@@ -37,43 +37,38 @@ Steps = Int[ArrayLike, "..."]
 
 @runtime_checkable
 class Hyperschedule(Protocol):
-    """Interface of a hyperschedule."""
+    """Interface of a hyperschedule.
+
+    Attributes:
+      name: for messages and results.
+      length: L, the number of positions.
+      levels: T, the level of full noise.
+      steps: S, the number of generation steps.
+      width: ω, positions in the widest window.
+      phases: number of equally likely phases of a training tiling (see `tile`).
+      phase_groups: number of phases that one example draws independently.
+      windows: most windows that one tiling holds.
+      settles_whole: whether windows are the same at every step they live, and so settle as a whole.
+    """
 
     @property
-    def name(self) -> str:
-        """For messages and results."""
-
+    def name(self) -> str: ...
     @property
-    def length(self) -> int:
-        """L, the number of positions."""
-
+    def length(self) -> int: ...
     @property
-    def levels(self) -> int:
-        """T, the level of full noise."""
-
+    def levels(self) -> int: ...
     @property
-    def steps(self) -> int:
-        """S, the number of generation steps."""
-
+    def steps(self) -> int: ...
     @property
-    def width(self) -> int:
-        """ω, positions in the widest window."""
-
+    def width(self) -> int: ...
     @property
-    def phases(self) -> int:
-        """Number of equally likely phases of a training tiling (see `tile`)."""
-
+    def phases(self) -> int: ...
     @property
-    def phase_groups(self) -> int:
-        """Number of phases that one example draws independently."""
-
+    def phase_groups(self) -> int: ...
     @property
-    def windows(self) -> int:
-        """Most windows that one tiling holds."""
-
+    def windows(self) -> int: ...
     @property
-    def settles_whole(self) -> bool:
-        """True if windows are the same at every step they live, and so settle as a whole."""
+    def settles_whole(self) -> bool: ...
 
     def level(self, step: Steps, position: Steps) -> Int32[Array, "..."]:
         """τ[step, position]."""
@@ -250,12 +245,7 @@ def block(*, length: int, width: int, levels: int) -> Ramp:
 
     ``τ[s, i] = clip(T(⌊i/ω⌋ + 1) − s, 0, T)``, ``S = T⌈L/ω⌉``. The last block may be shorter.
     """
-    _check_positive(length=length, width=width, levels=levels)
-    if width > length:
-        raise UserError(
-            f"The window width {width} does not fit a sequence of {length} positions: "
-            f"choose a width of at most {length}."
-        )
+    _check_window(length, width, levels)
     starts = tuple(levels * (i // width) for i in range(length))
     return Ramp(name=f"block(ω={width}, T={levels})", starts=starts, levels=levels)
 
@@ -265,12 +255,7 @@ def slide(*, length: int, width: int, levels: int) -> Ramp:
 
     ``τ[s, i] = clip(T + ⌊iT/ω⌋ − s, 0, T)``, ``S = T + ⌊(L−1)T/ω⌋``.
     """
-    _check_positive(length=length, width=width, levels=levels)
-    if width > length:
-        raise UserError(
-            f"The window width {width} does not fit a sequence of {length} positions: "
-            f"choose a width of at most {length}."
-        )
+    _check_window(length, width, levels)
     starts = tuple(i * levels // width for i in range(length))
     return Ramp(name=f"slide(ω={width}, T={levels})", starts=starts, levels=levels)
 
@@ -357,3 +342,12 @@ def _check_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise UserError(f"A hyperschedule's {name} must be at least 1, but it is {value}.")
+
+
+def _check_window(length: int, width: int, levels: int) -> None:
+    _check_positive(length=length, width=width, levels=levels)
+    if width > length:
+        raise UserError(
+            f"The window width {width} does not fit a sequence of {length} positions: "
+            f"choose a width of at most {length}."
+        )

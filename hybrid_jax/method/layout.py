@@ -30,7 +30,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_literals
 from hybrid_jax.method.hyperschedule import Hyperschedule
 
 NO_TARGET = -1
@@ -53,10 +53,7 @@ class Layout:
 
     def check(self, schedule: Hyperschedule) -> None:
         """Raises UserError if this layout cannot serve `schedule`."""
-        if self.alignment not in ("aligned", "shifted"):
-            raise UserError(f"alignment must be aligned or shifted, but it is {self.alignment}.")
-        if self.context not in ("causal", "block_causal"):
-            raise UserError(f"context must be causal or block_causal, but it is {self.context}.")
+        check_literals(self, "layout.")
         if self.context == "block_causal" and not schedule.settles_whole:
             raise UserError(
                 f"Block-causal context needs windows that settle whole, which {schedule.name} "
@@ -108,15 +105,12 @@ def may_attend(layout: Layout, query: Rows, key: Rows) -> Bool[Array, "..."]:
     return query.valid & key.valid & jnp.where(query.noisy, window | prefix, context)
 
 
-def attention_mask(layout: Layout, rows: Rows) -> Bool[Array, "*B R R"]:
-    """`may_attend` for all pairs of rows (query, key)."""
-    return masks_between(layout, rows, rows)
-
-
-def masks_between(layout: Layout, queries: Rows, keys: Rows) -> Bool[Array, "*B R M"]:
-    """`may_attend` for all pairs of queries, fields [..., R], and keys, fields [..., M]."""
+def attention_mask(
+    layout: Layout, queries: Rows, keys: Rows | None = None
+) -> Bool[Array, "*B R M"]:
+    """`may_attend` for all pairs of queries, fields [..., R], and keys, by default the same."""
     query = jax.tree.map(lambda x: x[..., :, None], queries)
-    key = jax.tree.map(lambda x: x[..., None, :], keys)
+    key = jax.tree.map(lambda x: x[..., None, :], queries if keys is None else keys)
     return may_attend(layout, query, key)
 
 
@@ -237,7 +231,15 @@ def query(
       window: False for settled tokens alone.
     """
     chex.assert_equal_shape([step, filled])
-    count = _feedable(layout, schedule, step, filled, capacity, window)
+    missing = pending(layout, schedule, step, filled)
+    if layout.plain(schedule) and not window:
+        missing = jnp.maximum(missing - 1, 0)  # the newest waits for the window it predicts
+    count = jnp.minimum(missing, capacity)
+    if layout.context == "block_causal":
+        # Rows see their whole window, so windows are fed whole.
+        end = filled + count - layout.shift
+        whole = window_start(schedule, jnp.clip(end, 0, schedule.length - 1))
+        count = jnp.where(missing > capacity, whole + layout.shift - filled, count)
     step = jnp.minimum(step, schedule.steps - 1)
     has_window = window and not layout.plain(schedule)
 
@@ -255,7 +257,7 @@ def query(
     return Query(
         rows=rows,
         keys=keys,
-        mask=masks_between(layout, rows, keys),
+        mask=attention_mask(layout, rows, keys),
         settled=count,
         window=slice(start, start + schedule.width),
     )
@@ -267,27 +269,6 @@ def pending(
     """Settled tokens of each text that a cache lacks, 0 for texts that are done."""
     settled = schedule.settled(step) + layout.shift
     return jnp.where(step < schedule.steps, settled - filled, 0)
-
-
-def _feedable(
-    layout: Layout,
-    schedule: Hyperschedule,
-    step: Int[Array, "B"],
-    filled: Int[Array, "B"],
-    capacity: int,
-    window: bool,
-) -> Int[Array, "B"]:
-    """Settled tokens of each text that `capacity` rows can feed."""
-    missing = pending(layout, schedule, step, filled)
-    if layout.plain(schedule) and not window:
-        missing = jnp.maximum(missing - 1, 0)  # the newest waits for the window it predicts
-    count = jnp.minimum(missing, capacity)
-    if layout.context == "block_causal":
-        # Rows see their whole window, so windows are fed whole.
-        end = filled + count - layout.shift
-        whole = window_start(schedule, jnp.clip(end, 0, schedule.length - 1))
-        count = jnp.where(missing > capacity, whole + layout.shift - filled, count)
-    return count
 
 
 def _window_rows(

@@ -6,7 +6,8 @@ This is where schedule, noise, layout, network and objective meet; training and 
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+import functools
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import chex
 import jax
@@ -18,9 +19,9 @@ from hybrid_jax.method import chunked_loss, noising, objective
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.layout import Layout
-from hybrid_jax.method.mask_blocks import Pattern, training_pattern
+from hybrid_jax.method.mask_blocks import Pattern
 from hybrid_jax.method.noising import NoiseKernel
-from hybrid_jax.method.objective import Bound, Draw, Objective, Time
+from hybrid_jax.method.objective import Bound, Draw, Objective
 
 
 @runtime_checkable
@@ -72,122 +73,97 @@ class Spec:
         return dataclasses.replace(self, kernel=bound.kernel, objective=objective)
 
 
-def batch_terms(
-    spec: Spec,
-    network: Network,
-    params: PyTree,
-    tokens: Int[Array, "b {spec.schedule.length}"],
-    index: Int[Array, "b"],
-    key: Key[Array, ""],
-    *,
-    count: int,
-    time: Time,
-    loss: bool,
-) -> Float32[Array, "b {spec.schedule.length}"]:
-    """Draws levels and noise, and returns the terms of every position.
+class Batch(NamedTuple):
+    """Examples, and all that determines the levels and the noise drawn for them.
 
-    Args:
-      tokens: int32 [b, L].
-      index: int32 [b], place of each example in the global batch of `count`. Noise is a function
-        of (key, index): it does not depend on devices, processes or accumulation.
-      key: one key for the whole batch.
-      time: levels drawn at the schedule's steps or inside them.
-      loss: terms of the training loss, or of the bound.
-
-    Returns:
-      float32 [b, L] in nats; the sum over an example has the bound (or loss) on −log p(x) as its
-      mean.
+    Attributes:
+      tokens: records of the schedule's length L.
+      places: of the examples in the global batch of `size`. What is drawn is a function of (key,
+        place): it does not depend on devices, processes or accumulation.
+      key: one for the whole batch.
     """
-    noisy, phase, draw = corrupt_batch(spec, tokens, index, key, count=count, time=time)
-    return drawn_terms(spec, network, params, tokens, noisy, phase, draw, time=time, loss=loss)
+
+    tokens: Int[Array, "b L"]
+    places: Int[Array, "b"]
+    key: Key[Array, ""]
+    size: int
+
+
+class Noised(NamedTuple):
+    """Examples with the levels and the noise drawn for them.
+
+    Attributes:
+      tokens, noisy: x and z.
+      phase: of the tiling of each example (see `hyperschedule.Hyperschedule.tile`).
+      draw: levels, fields [b, L].
+    """
+
+    tokens: Int[Array, "b L"]
+    noisy: Int[Array, "b L"]
+    phase: Int32[Array, "b groups"]
+    draw: Draw
+
+
+def batch_terms(
+    spec: Spec, network: Network, params: PyTree, batch: Batch
+) -> Float32[Array, "b {spec.schedule.length}"]:
+    """Terms of the objective's loss for every position of a batch, in nats.
+
+    The sum over an example has the loss (or bound, see `Spec.for_bound`) on −log p(x) as its mean.
+    """
+    return drawn_terms(spec, network, params, corrupt_batch(spec, batch))
 
 
 def batch_loss(
     spec: Spec,
     network: Network,
     params: PyTree,
-    tokens: Int[Array, "b {spec.schedule.length}"],
-    index: Int[Array, "b"],
-    key: Key[Array, ""],
+    batch: Batch,
     *,
-    count: int,
     dropout_key: Key[Array, ""] | None = None,
 ) -> Float32[Array, ""]:
-    """The training loss of a batch in nats per token, float32 scalar, to be differentiated.
-
-    The mean of `batch_terms` with the objective's own time and loss; arguments as there.
+    """The mean of `batch_terms`, nats per token, to be differentiated.
 
     Args:
       dropout_key: one for the whole batch; None for no dropout.
     """
-    time = spec.objective.time
-    noisy, phase, draw = corrupt_batch(spec, tokens, index, key, count=count, time=time)
-    keys = None if dropout_key is None else _of_examples(dropout_key, index)
-    features, exists = _predicting(spec, network, params, tokens, noisy, phase, draw, keys)
+    noised = corrupt_batch(spec, batch)
+    keys = None if dropout_key is None else _of_examples(dropout_key, batch.places)
+    features, positions = _predicting(spec, network, params, noised, keys)
+    term = functools.partial(spec.objective.term, spec.kernel)
+    head = network.head(params)
     total = chunked_loss.summed_terms(
-        spec.objective,
-        spec.kernel,
-        network.logits,
-        network.head(params),
-        features,
-        tokens,
-        noisy,
-        draw._replace(active=draw.active & exists),
-        time=time,
-        loss=True,
-        chunk=spec.chunk,
+        term, network.logits, head, features, *positions, chunk=spec.chunk
     )
-    return total * (spec.schedule.phases / tokens.size)
+    return total * (spec.schedule.phases / batch.tokens.size)
 
 
-def corrupt_batch(
-    spec: Spec,
-    tokens: Int[Array, "b {spec.schedule.length}"],
-    index: Int[Array, "b"],
-    key: Key[Array, ""],
-    *,
-    count: int,
-    time: Time,
-) -> tuple[
-    Int[Array, "b {spec.schedule.length}"], Int32[Array, "b {spec.schedule.phase_groups}"], Draw
-]:
-    """Draws levels and noise; arguments as for `batch_terms`."""
-    _check_batch(spec, tokens, index)
+def corrupt_batch(spec: Spec, batch: Batch) -> Noised:
+    """Draws levels and noise. Raises AssertionError for records of another length."""
+    schedule, kernel, time = spec.schedule, spec.kernel, spec.objective.time
+    tokens, places, key, size = batch
+    records = f"tokens must be int [batch, {schedule.length}]: records of the schedule's length"
+    chex.assert_shape(tokens, (None, schedule.length), custom_message=records)
+    chex.assert_shape(
+        places, (tokens.shape[0],), custom_message="places must hold one place for each record"
+    )
     key_level, key_noise = jax.random.split(key)
-    uniforms = objective.draw_uniforms(key_level, spec.schedule, time, count, index)
-    phase, draw = jax.vmap(lambda u: objective.draw(spec.schedule, spec.kernel, time, u))(uniforms)
-    keys = _of_examples(key_noise, index)
-    noisy = jax.vmap(lambda k, x, d: noising.corrupt(spec.kernel, k, x, d.level))(
-        keys, tokens, draw
+    uniforms = objective.draw_uniforms(key_level, schedule, time, size, places)
+    phase, draw = jax.vmap(lambda u: objective.draw(schedule, kernel, time, u))(uniforms)
+    noisy = jax.vmap(functools.partial(noising.corrupt, kernel))(
+        _of_examples(key_noise, places), tokens, draw.level
     )
-    return noisy, phase, draw
+    return Noised(tokens, noisy, phase, draw)
 
 
 def drawn_terms(
-    spec: Spec,
-    network: Network,
-    params: PyTree,
-    tokens: Int[Array, "b {spec.schedule.length}"],
-    noisy: Int[Array, "b {spec.schedule.length}"],
-    phase: Int32[Array, "b {spec.schedule.phase_groups}"],
-    draw: Draw,
-    *,
-    time: Time,
-    loss: bool,
+    spec: Spec, network: Network, params: PyTree, noised: Noised
 ) -> Float32[Array, "b {spec.schedule.length}"]:
     """`batch_terms` for the draws of `corrupt_batch`."""
-    features, exists = _predicting(spec, network, params, tokens, noisy, phase, draw)
+    features, positions = _predicting(spec, network, params, noised)
+    term = functools.partial(spec.objective.term, spec.kernel)
     terms = chunked_loss.position_terms(
-        spec.objective,
-        spec.kernel,
-        lambda f: network.logits(params, f),
-        features,
-        tokens,
-        noisy,
-        draw._replace(active=draw.active & exists),
-        time=time,
-        loss=loss,
-        chunk=spec.chunk,
+        term, network.logits, params, features, *positions, chunk=spec.chunk
     )
     return terms * spec.schedule.phases
 
@@ -196,37 +172,27 @@ def _predicting(
     spec: Spec,
     network: Network,
     params: PyTree,
-    tokens: Int[Array, "b L"],
-    noisy: Int[Array, "b L"],
-    phase: Int32[Array, "b groups"],
-    draw: Draw,
+    noised: Noised,
     dropout_keys: Key[Array, "b"] | None = None,
-) -> tuple[Float[Array, "b L D"], Bool[Array, "b L"]]:
-    """Features of the row that predicts each position, and whether there is one."""
+) -> tuple[Float[Array, "b L D"], tuple[Int[Array, "b L"], Int[Array, "b L"], Draw]]:
+    """Features of the row that predicts each position, and what else the position's term reads.
+
+    Positions that no row predicts are not active.
+    """
     schedule, layout = spec.schedule, spec.layout
+    tokens, noisy, phase, draw = noised
     rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
     held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, spec.bos))(rows, noisy, tokens)
     level = jax.vmap(layouts.row_levels)(rows, draw.level)
     # Windows that settle whole do not move with the phase: one pattern serves the whole batch.
     shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows
-    pattern = training_pattern(layout, schedule, shared)
+    pattern = Pattern(layout, schedule, shared)
     features = network.features(params, held, shared.position, pattern, level, dropout_keys)
     source, exists = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
-    return jnp.take_along_axis(features, source[..., None], axis=1), exists
+    draw = draw._replace(active=draw.active & exists)
+    return jnp.take_along_axis(features, source[..., None], axis=1), (tokens, noisy, draw)
 
 
-def _check_batch(spec: Spec, tokens: Array, index: Array) -> None:
-    """Raises AssertionError for tokens that are not records of the schedule's length."""
-    length = spec.schedule.length
-    chex.assert_shape(
-        tokens, (None, length),
-        custom_message=f"tokens must be int [batch, {length}]: records of the schedule's length",
-    )  # fmt: skip
-    chex.assert_shape(
-        index, (tokens.shape[0],), custom_message="index must hold one place for each record"
-    )
-
-
-def _of_examples(key: Key[Array, ""], index: Int[Array, "b"]) -> Key[Array, "b"]:
+def _of_examples(key: Key[Array, ""], places: Int[Array, "b"]) -> Key[Array, "b"]:
     """One key for each example of a batch."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(places)

@@ -64,25 +64,25 @@ class Span(NamedTuple):
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["rows"],
-    meta_fields=["layout", "schedule", "regions"],
+    jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["layout", "schedule"]
 )
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Pattern:
     """The pairs of rows that `layout.may_attend` allows.
 
     Attributes:
+      layout, schedule: that made the rows.
       rows: of `layout.training_rows`, fields [B or 1, R].
-      layout: of the predicate.
-      schedule: of the rows.
-      regions: order of the rows.
     """
 
-    rows: Rows
     layout: Layout
     schedule: Hyperschedule
-    regions: Regions
+    rows: Rows
+
+    @functools.cached_property
+    def regions(self) -> Regions:
+        """The order of the rows."""
+        return training_regions(self.layout, self.schedule)
 
     @property
     def plain_causal(self) -> bool:
@@ -121,13 +121,7 @@ class Pattern:
         key = jax.tree.map(
             lambda x: jnp.concatenate([x[..., part] for part in keys], axis=-1), self.rows
         )
-        return layouts.masks_between(self.layout, query, key)
-
-
-def training_pattern(layout: Layout, schedule: Hyperschedule, rows: Rows) -> Pattern:
-    """The pattern of rows that `layout.training_rows` made, fields [B or 1, R]."""
-    regions = training_regions(layout, schedule)
-    return Pattern(rows=rows, layout=layout, schedule=schedule, regions=regions)
+        return layouts.attention_mask(self.layout, query, key)
 
 
 def training_regions(layout: Layout, schedule: Hyperschedule) -> Regions:
@@ -164,7 +158,8 @@ def spans(layout: Layout, regions: Regions, block: int) -> list[Span]:
         before = min(r.begin(stop - 1) if r.regular else stop - 1, r.noisy) + shift
         keys = [slice(0, r.leads), slice(noisy + low, noisy + high),
                 slice(clean, clean + min(before, r.clean))]  # fmt: skip
-        found.append(Span(slice(noisy + start, noisy + stop), _filled(keys)))
+        filled = tuple(part for part in keys if part.stop > part.start)
+        found.append(Span(slice(noisy + start, noisy + stop), filled))
     for start in range(0, r.clean, block):
         stop = min(start + block, r.clean)
         upto = stop
@@ -172,7 +167,3 @@ def spans(layout: Layout, regions: Regions, block: int) -> list[Span]:
             upto = min(r.end(max(stop - 1 - shift, 0)) + shift, r.clean)
         found.append(Span(slice(clean + start, clean + stop), (slice(clean, clean + upto),)))
     return found
-
-
-def _filled(keys: list[slice]) -> tuple[slice, ...]:
-    return tuple(part for part in keys if part.stop > part.start)

@@ -29,9 +29,27 @@ from hybrid_jax.method.noising import Level, NoiseKernel, Token
 
 Time = Literal["discrete", "continuous"]
 Parameterisation = Literal["mean", "context", "score"]
+Logits = Float[Array, "V"]
+Scalar = Float[Array, ""]
 
 # Continuous levels stay this far inside (0, 1): float32 cannot tell them from the ends beyond it.
 _MARGIN = 1e-6
+
+
+class Draw(NamedTuple):
+    """Noise levels drawn for one example (or a batch), per position.
+
+    Attributes:
+      level: λ at which the noisy token is drawn.
+      level_next: λ after the step (discrete time).
+      measure: dλ that this draw stands for (continuous time); 0 where nothing happens.
+      active: whether the position has a term.
+    """
+
+    level: Float[Array, "*B L"]
+    level_next: Float[Array, "*B L"]
+    measure: Float[Array, "*B L"]
+    active: Bool[Array, "*B L"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +97,131 @@ class Objective:
                 "define them (NoiseKernel.rates) or choose time=discrete."
             )
 
+    # Terms of one position. Logits are float32 [V >= N]; tokens and levels are scalars.
+
+    def log_prediction(
+        self, kernel: NoiseKernel, logits: Logits, noisy: Token, level: Level
+    ) -> Float[Array, "{kernel.vocab_size}"]:
+        """Reads the network's output, float32 [N]: log p of the clean token, or log-scores.
+
+        Scores are scaled as in SEDD: a constant output means that every token is as likely as noise
+        of this level makes it.
+        """
+        real = logits[: kernel.vocab_size].astype(jnp.float32)
+        if self.parameterisation == "score":
+            inside = jnp.clip(level, _MARGIN, 1.0 - _MARGIN)
+            odds = jnp.log(inside) - jnp.log1p(-inside)  # log(e^σ − 1)
+            return real - odds - jnp.log(jnp.float32(kernel.vocab_size))
+        if self.parameterisation == "context" and kernel.replaces:
+            survival = kernel.survival(level)
+            # log q(z | x = z) − log q(z | x ≠ z); MASK matches no token and tells nothing.
+            evidence = jnp.log1p(
+                kernel.vocab_size * survival.kept / jnp.maximum(survival.replaced, _MARGIN**2)
+            )
+            real = real + jnp.where(jnp.arange(kernel.vocab_size) == noisy, evidence, 0.0)
+        return jax.nn.log_softmax(real)
+
+    def reverse_step(
+        self, kernel: NoiseKernel, logits: Logits, noisy: Token, level_s: Level, level_t: Level
+    ) -> Float[Array, "{kernel.vocab_size}+1"]:
+        """log p_θ(z_s = · | z_t) of the network's output, float32 [N + 1]."""
+        if self.parameterisation != "score":
+            prediction = self.log_prediction(kernel, logits, noisy, level_t)
+            return noising.reverse_mean(kernel, prediction, noisy, level_s, level_t)
+        level_t = jnp.minimum(level_t, scores.HIGHEST_SCORE_LEVEL)
+        prediction = self.log_prediction(kernel, logits, noisy, level_t)
+        return scores.reverse_score(kernel, prediction, noisy, level_s, level_t)
+
+    def discrete_term(
+        self,
+        kernel: NoiseKernel,
+        logits: Logits,
+        token: Token,
+        noisy: Token,
+        level: Level,
+        level_next: Level,
+    ) -> Scalar:
+        """KL( q(z_s | z_t, x) ‖ p_θ(z_s | z_t) ) of one position in nats."""
+        if self.parameterisation != "score" and not kernel.replaces:
+            # Absorbing noise: (λ_t − λ_s)/λ_t · (−log p(x)) where the token is masked.
+            prediction = self.log_prediction(kernel, logits, noisy, level)
+            reveal = noising.reveal_probability(kernel, level_next, level)
+            return jnp.where(noisy == kernel.mask, -reveal * prediction[token], 0.0)
+        true = noising.posterior(kernel, token, noisy, level_next, level)
+        guess = self.reverse_step(kernel, logits, noisy, level_next, level)
+        possible = true > -jnp.inf
+        difference = jnp.where(possible, true, 0.0) - jnp.where(possible, guess, 0.0)
+        return jnp.sum(jnp.where(possible, jnp.exp(true) * difference, 0.0))
+
+    def continuous_term(
+        self, kernel: NoiseKernel, logits: Logits, token: Token, noisy: Token, level: Level
+    ) -> Scalar:
+        """Score entropy of one position in nats per dλ (arXiv 2504.06416 section 4; SEDD eq. 5).
+
+        With true ratios r and estimates s over real tokens, ``Σ_y r_y φ(log s_y − log r_y)`` with
+        ``φ(d) = e^d − 1 − d``, times the rate of masking where the position is masked and 1/N of
+        that of replacement (y ≠ z) where it shows a token (1 − γ and γ/N for the γ-hybrid), times
+        dσ/dλ = 1/(1 − λ). True scores make its integral the entropy of the data.
+        """
+        prediction = self.log_prediction(kernel, logits, noisy, level)
+        masked = noisy == kernel.mask
+        survival = kernel.survival(level)
+        if self.parameterisation != "score" and not kernel.replaces:
+            density = kernel.masking_density(level)
+            return jnp.where(masked, -prediction[token] * density / survival.masked, 0.0)
+        if self.parameterisation != "score":
+            score = scores.score_of_mean(kernel, prediction, noisy, level)
+        else:
+            score = prediction
+        clean, _, other = scores.true_score(kernel, token, noisy, level)
+        z = jnp.minimum(noisy, kernel.vocab_size - 1)
+        everywhere = jnp.sum(_entropy_gap(score, other))
+        # The sum above took every token for an "other" one: correct the clean one, and a shown z.
+        at_token = _entropy_gap(score[token], clean) - _entropy_gap(score[token], other)
+        at_noisy = _entropy_gap(score[z], other)
+        shown = everywhere - at_noisy + jnp.where(z == token, 0.0, at_token)
+        rates = kernel.rates(level)
+        replacing = rates.replacing / kernel.vocab_size
+        term = jnp.where(masked, rates.masking * (everywhere + at_token), replacing * shown)
+        return term / (1.0 - level)
+
+    def weighted_cross_entropy(
+        self, kernel: NoiseKernel, logits: Logits, token: Token, noisy: Token, level: Level
+    ) -> Scalar:
+        """The ε-hybrid training loss of the paper for one position, per dλ."""
+        prediction = self.log_prediction(kernel, logits, noisy, level)
+        clean = jnp.maximum(1.0 - level, _MARGIN)
+        shown = resolved(self).shown_weight / clean
+        weight = jnp.where(
+            noisy == kernel.mask,
+            1.0 / jnp.maximum(level, _MARGIN),
+            jnp.where(noisy == token, kernel.jump, 1.0 - kernel.jump) * shown,
+        )
+        return -weight * prediction[token]
+
+    def term(
+        self, kernel: NoiseKernel, logits: Logits, token: Token, noisy: Token, draw: Draw
+    ) -> Scalar:
+        """The term of the training loss of one position in nats, 0 where it is inactive."""
+        # Inactive positions get levels at which no formula divides by zero.
+        level = jnp.where(draw.active, draw.level, 0.5)
+        level_next = jnp.where(draw.active, draw.level_next, 0.0)
+        if self.loss == "weighted_cross_entropy":
+            term = draw.measure * self.weighted_cross_entropy(kernel, logits, token, noisy, level)
+        elif self.time == "continuous":
+            term = draw.measure * self.continuous_term(kernel, logits, token, noisy, level)
+        else:
+            term = self.discrete_term(kernel, logits, token, noisy, level, level_next)
+        return jnp.where(draw.active, term, 0.0)
+
+
+def _entropy_gap(log_score: Float[Array, "*N"], log_ratio: Float[Array, ""]) -> Float[Array, "*N"]:
+    """s − r log s + r(log r − 1) = r φ(log s − log r), without cancellation; s where r = 0."""
+    zero = log_ratio == -jnp.inf
+    ratio = jnp.where(zero, 0.0, log_ratio)
+    gap = log_score - ratio
+    return jnp.where(zero, jnp.exp(log_score), jnp.exp(ratio) * (jnp.expm1(gap) - gap))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bound:
@@ -96,22 +239,6 @@ class Bound:
     @property
     def label(self) -> str:
         return f"{self.kernel.name}, {self.time} time"
-
-
-class Draw(NamedTuple):
-    """Noise levels drawn for one example (or a batch), per position.
-
-    Attributes:
-      level: λ at which the noisy token is drawn.
-      level_next: λ after the step (discrete time).
-      measure: dλ that this draw stands for (continuous time); 0 where nothing happens.
-      active: whether the position has a term.
-    """
-
-    level: Float[Array, "*B L"]
-    level_next: Float[Array, "*B L"]
-    measure: Float[Array, "*B L"]
-    active: Bool[Array, "*B L"]
 
 
 def draw_uniforms(
@@ -168,149 +295,9 @@ def draw(
     inside = place**power
     density = power * place ** (power - 1.0)
     # Positions of one window share the place: they move together.
-    window = _window_index(schedule, step)
+    window = jnp.zeros_like(step) if schedule.phase_groups == 1 else step // schedule.levels
     per_position = jnp.broadcast_to(inside, (schedule.windows,))[window]
     weight = jnp.broadcast_to(density, (schedule.windows,))[window]
     exact = level - per_position * (level - level_next)
     exact = jnp.where(active, jnp.clip(exact, _MARGIN, 1.0 - _MARGIN), level)
     return phase, Draw(exact, level_next, weight * (level - level_next), active)
-
-
-def _window_index(schedule: Hyperschedule, step: Int[Array, "L"]) -> Int[Array, "L"]:
-    """Number of the window of a tiling that a position's step belongs to."""
-    if schedule.phase_groups == 1:
-        return jnp.zeros_like(step)
-    return step // schedule.levels
-
-
-# ---------------------------------------------------------------------------------------------
-# Terms of one position. logits are float32 [V >= N]; tokens and levels are scalars.
-
-
-def log_prediction(
-    objective: Objective, kernel: NoiseKernel, logits: Float[Array, "V"], noisy: Token, level: Level
-) -> Float[Array, "{kernel.vocab_size}"]:
-    """Reads the network's output, float32 [N]: log p of the clean token, or log-scores.
-
-    Scores are scaled as in SEDD: a constant output means that every token is as likely as noise of
-    this level makes it.
-    """
-    real = logits[: kernel.vocab_size].astype(jnp.float32)
-    if objective.parameterisation == "score":
-        inside = jnp.clip(level, _MARGIN, 1.0 - _MARGIN)
-        odds = jnp.log(inside) - jnp.log1p(-inside)  # log(e^σ − 1)
-        return real - odds - jnp.log(jnp.float32(kernel.vocab_size))
-    if objective.parameterisation == "context" and kernel.replaces:
-        survival = kernel.survival(level)
-        # log q(z | x = z) − log q(z | x ≠ z); MASK matches no token and tells nothing.
-        evidence = jnp.log1p(
-            kernel.vocab_size * survival.kept / jnp.maximum(survival.replaced, _MARGIN**2)
-        )
-        real = real + jnp.where(jnp.arange(kernel.vocab_size) == noisy, evidence, 0.0)
-    return jax.nn.log_softmax(real)
-
-
-def reverse_step(
-    objective: Objective,
-    kernel: NoiseKernel,
-    logits: Float[Array, "V"],
-    noisy: Token,
-    level_s: Level,
-    level_t: Level,
-) -> Float[Array, "{kernel.vocab_size}+1"]:
-    """log p_θ(z_s = · | z_t) of the network's output, float32 [N + 1]."""
-    if objective.parameterisation != "score":
-        prediction = log_prediction(objective, kernel, logits, noisy, level_t)
-        return noising.reverse_mean(kernel, prediction, noisy, level_s, level_t)
-    level_t = jnp.minimum(level_t, scores.HIGHEST_SCORE_LEVEL)
-    prediction = log_prediction(objective, kernel, logits, noisy, level_t)
-    return scores.reverse_score(kernel, prediction, noisy, level_s, level_t)
-
-
-def discrete_term(
-    objective: Objective,
-    kernel: NoiseKernel,
-    logits: Float[Array, "V"],
-    token: Token,
-    noisy: Token,
-    level: Level,
-    level_next: Level,
-) -> Float[Array, ""]:
-    """KL( q(z_s | z_t, x) ‖ p_θ(z_s | z_t) ) of one position in nats."""
-    if objective.parameterisation != "score" and not kernel.replaces:
-        # Absorbing noise: (λ_t − λ_s)/λ_t · (−log p(x)) where the token is masked.
-        prediction = log_prediction(objective, kernel, logits, noisy, level)
-        reveal = noising.reveal_probability(kernel, level_next, level)
-        return jnp.where(noisy == kernel.mask, -reveal * prediction[token], 0.0)
-    true = noising.posterior(kernel, token, noisy, level_next, level)
-    guess = reverse_step(objective, kernel, logits, noisy, level_next, level)
-    possible = true > -jnp.inf
-    difference = jnp.where(possible, true, 0.0) - jnp.where(possible, guess, 0.0)
-    return jnp.sum(jnp.where(possible, jnp.exp(true) * difference, 0.0))
-
-
-def continuous_term(
-    objective: Objective,
-    kernel: NoiseKernel,
-    logits: Float[Array, "V"],
-    token: Token,
-    noisy: Token,
-    level: Level,
-) -> Float[Array, ""]:
-    """Score entropy of one position in nats per dλ (arXiv 2504.06416 section 4; SEDD eq. 5).
-
-    With true ratios r and estimates s over real tokens, ``Σ_y r_y φ(log s_y − log r_y)`` with
-    ``φ(d) = e^d − 1 − d``, times the rate of masking where the position is masked and 1/N of that
-    of replacement (y ≠ z) where it shows a token (1 − γ and γ/N for the γ-hybrid), times
-    dσ/dλ = 1/(1 − λ). True scores make its integral the entropy of the data.
-    """
-    prediction = log_prediction(objective, kernel, logits, noisy, level)
-    masked = noisy == kernel.mask
-    survival = kernel.survival(level)
-    if objective.parameterisation != "score" and not kernel.replaces:
-        density = kernel.masking_density(level)
-        return jnp.where(masked, -prediction[token] * density / survival.masked, 0.0)
-    if objective.parameterisation != "score":
-        score = scores.score_of_mean(kernel, prediction, noisy, level)
-    else:
-        score = prediction
-    clean, _, other = scores.true_score(kernel, token, noisy, level)
-    z = jnp.minimum(noisy, kernel.vocab_size - 1)
-    everywhere = jnp.sum(_entropy_gap(score, other))
-    # The sum above took every token for an "other" one: correct the clean one, and a shown z.
-    at_token = _entropy_gap(score[token], clean) - _entropy_gap(score[token], other)
-    at_noisy = _entropy_gap(score[z], other)
-    shown = everywhere - at_noisy + jnp.where(z == token, 0.0, at_token)
-    rates = kernel.rates(level)
-    term = jnp.where(
-        masked, rates.masking * (everywhere + at_token), rates.replacing / kernel.vocab_size * shown
-    )
-    return term / (1.0 - level)
-
-
-def _entropy_gap(log_score: Float[Array, "*N"], log_ratio: Float[Array, ""]) -> Float[Array, "*N"]:
-    """s − r log s + r(log r − 1) = r φ(log s − log r), without cancellation; s where r = 0."""
-    zero = log_ratio == -jnp.inf
-    ratio = jnp.where(zero, 0.0, log_ratio)
-    gap = log_score - ratio
-    return jnp.where(zero, jnp.exp(log_score), jnp.exp(ratio) * (jnp.expm1(gap) - gap))
-
-
-def weighted_cross_entropy(
-    objective: Objective,
-    kernel: NoiseKernel,
-    logits: Float[Array, "V"],
-    token: Token,
-    noisy: Token,
-    level: Level,
-) -> Float[Array, ""]:
-    """The ε-hybrid training loss of the paper for one position, per dλ."""
-    prediction = log_prediction(objective, kernel, logits, noisy, level)
-    clean = jnp.maximum(1.0 - level, _MARGIN)
-    shown = resolved(objective).shown_weight / clean
-    weight = jnp.where(
-        noisy == kernel.mask,
-        1.0 / jnp.maximum(level, _MARGIN),
-        jnp.where(noisy == token, kernel.jump, 1.0 - kernel.jump) * shown,
-    )
-    return -weight * prediction[token]

@@ -120,11 +120,8 @@ def blockwise(
 
 
 def fused(query: Heads, key: Heads, value: Heads, pattern: Pattern) -> Heads:
-    """`dense` by the device's own kernel (cuDNN on GPU), for causal and for full patterns.
-
-    Raises:
-      ValueError: for a pattern that is neither.
-    """
+    """`dense` by the device's own kernel (cuDNN on GPU). Raises ValueError for a pattern that is
+    neither causal nor full."""
     if not (pattern.plain_causal or pattern.full):
         raise ValueError("the fused kernel knows causal and full attention only")
     kernel: Literal["cudnn", "xla"] = "cudnn" if sharding.platform() == "gpu" else "xla"

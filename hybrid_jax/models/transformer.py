@@ -31,6 +31,8 @@ from hybrid_jax.runtime.sharding import constrain, gathered
 Params = dict[str, Any]
 """Parameters by name, nested."""
 
+Activations = Float[Array, "B R D"]
+
 _LANES = 128  # output rows are padded to a multiple of the accelerators' vector width
 _TIME_FREQUENCIES = 128
 _HIGHEST_LEVEL = 1.0 - 1e-4  # of the conditioning: σ stays finite
@@ -131,12 +133,13 @@ class Transformer(ModelConfig):
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Parameters as a nested dict; leaves under "layers" have a leading axis of layers."""
-        one = jnp.zeros((1, 1), jnp.int32)
-        mask = jnp.ones((1, 1, 1), bool)
-        body = _Body(self)
+        one, mask, level = (
+            jnp.zeros((1, 1), jnp.int32),
+            jnp.ones((1, 1, 1), bool),
+            jnp.zeros((1, 1)),
+        )
         key_body, key_head = jax.random.split(key)
-        level = jnp.zeros((1, 1))
-        params = body.init(key_body, None, one, one, mask, level, None)["params"]
+        params = _Body(self).init(key_body, None, one, one, mask, level, None)["params"]
         head = _Head(self).init(key_head, jnp.zeros((1, self.width)))["params"]
         return {**params, "head": head}
 
@@ -242,7 +245,7 @@ class _Body(nn.Module):
         mask: Bool[Array, "#B R M"] | Pattern,
         level: Float32[Array, "B R"],
         dropout_keys: Key[Array, "B"] | None,
-    ) -> Float[Array, "B R D"] | tuple[Float[Array, "B R D"], Cache | None]:
+    ) -> Activations | tuple[Activations, Cache | None]:
         c = self.config
         table = self.param("embedding", nn.initializers.normal(_BASE_STD), (c.rows, c.width))
         # Back in float32, because the gradients of many rows are added in one entry.
@@ -292,14 +295,14 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B R D"],
+        x: Activations,
         number: Int[Array, ""],
         cached: Cache | None,
         position: Int[Array, "#B R"],
         mask: Bool[Array, "#B R M"] | Pattern,
         condition: Float[Array, "B R C"] | None,
         dropout_keys: Key[Array, "B"] | None,
-    ) -> tuple[Float[Array, "B R D"], Cache | None]:
+    ) -> tuple[Activations, Cache | None]:
         c = self.config
         dtype = x.dtype
         head = c.width // c.heads
@@ -316,7 +319,7 @@ class _Block(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
 
         def weight(name: str, shape: tuple[int, ...], init: Any = None) -> Array:
-            value = self.param(name, init or _fan_in(shape[0]), shape)
+            value = self.param(name, init or nn.initializers.normal(shape[0] ** -0.5), shape)
             return gathered(value, dtype, *_LAYER_AXES[name])
 
         def bias_of(name: str, size: int) -> Array:
@@ -341,17 +344,15 @@ class _Block(nn.Module):
         x = add(x, y @ weight("out", (c.width, c.width), scaled), gate_1, site=0)
 
         y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)
-        y = y @ weight("mlp_in", (c.width, hidden))
-        y = _activation(c.activation, y + bias_of("mlp_in_bias", hidden))
+        y = y @ weight("mlp_in", (c.width, hidden)) + bias_of("mlp_in_bias", hidden)
+        y = nn.gelu(y, approximate=True) if c.activation == "gelu" else jnp.square(nn.relu(y))
         y = y @ weight("mlp_out", (hidden, c.width), scaled) + bias_of("mlp_out_bias", c.width)
         # What stays in the cache; training has none, and keeps nothing.
         new = None if cached is None else Cache(key.swapaxes(-3, -2), value.swapaxes(-3, -2))
         return add(x, y, gate_2, site=1), new
 
 
-def _drop(
-    x: Float[Array, "B R D"], keys: Key[Array, "B"], place: Int[Array, ""], rate: float
-) -> Float[Array, "B R D"]:
+def _drop(x: Activations, keys: Key[Array, "B"], place: Int[Array, ""], rate: float) -> Activations:
     """Dropout as a function of (key of the example, place in the network) alone.
 
     A batch may be cut among devices and accumulation rounds in any way.
@@ -363,19 +364,7 @@ def _drop(
     return jnp.where(jax.vmap(keep)(keys), x / (1.0 - rate), 0.0)
 
 
-def _fan_in(inputs: int) -> nn.initializers.Initializer:
-    return nn.initializers.normal(inputs**-0.5)
-
-
-def _activation(name: str, x: Float[Array, "B R F"]) -> Float[Array, "B R F"]:
-    return nn.gelu(x, approximate=True) if name == "gelu" else jnp.square(nn.relu(x))
-
-
-def _modulate(
-    x: Float[Array, "B R D"],
-    shift: Float[Array, "B R D"] | None,
-    scale: Float[Array, "B R D"] | None,
-) -> Float[Array, "B R D"]:
+def _modulate(x: Activations, shift: Activations | None, scale: Activations | None) -> Activations:
     return x if shift is None or scale is None else x * (1.0 + scale) + shift
 
 

@@ -15,6 +15,7 @@ from hybrid_jax.runtime.files import one_line, unwritable, write_atomic
 Kind = Literal["none", "tensorboard", "trackio", "wandb"]
 _PACKAGES = {"tensorboard": "tensorboardX", "trackio": "trackio", "wandb": "wandb"}
 _PROJECT = "hybrid_jax"
+_ID = "board.id"
 
 
 class Board(Protocol):
@@ -54,19 +55,19 @@ def open_board(
     check(kind)
     if kind == "tensorboard":
         return _TensorBoard(workdir / "tensorboard", resume_step)
+    known = _run_id(workdir, resume_step)
     if kind == "trackio":
-        name = f"{workdir.resolve().name}-{_run_id(workdir, resume_step)}"
+        name = f"{workdir.resolve().name}-{known}"
         run = require("trackio", "log").init(
             _PROJECT, name, config=dict(config), resume="allow", embed=False
         )
-        return _Tracker(run)
-    if kind == "wandb":
+    elif kind == "wandb":
         wandb = require("wandb", "log")
         try:
             run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", _PROJECT),
                 name=workdir.resolve().name,
-                id=_run_id(workdir, resume_step),
+                id=known,
                 resume="allow" if resume_step else None,
                 config=dict(config),
                 dir=workdir,
@@ -77,8 +78,10 @@ def open_board(
                 f"wandb cannot start ({one_line(error)}): run `wandb login`, or set "
                 "WANDB_MODE=offline."
             ) from error
-        return _Tracker(run)
-    return None
+    else:
+        return None
+    write_atomic(workdir / _ID, known)  # of a run that has begun
+    return _Tracker(run)
 
 
 class _TensorBoard:
@@ -117,7 +120,7 @@ class _Tracker:
 
 def _run_id(workdir: Path, resume_step: int) -> str:
     """The id of a run on its board, kept in its workdir."""
-    file = workdir / "board.id"
-    if not (resume_step and file.exists()):
-        write_atomic(file, uuid.uuid4().hex[:8])
-    return file.read_text(encoding="utf-8")
+    file = workdir / _ID
+    if resume_step and file.exists():
+        return file.read_text(encoding="utf-8")
+    return uuid.uuid4().hex[:8]

@@ -13,10 +13,10 @@ older one has been restored. Nothing is deleted because it could not be read.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
+import sys
 import uuid
 import zlib
 from collections.abc import Sequence
@@ -32,12 +32,14 @@ from etils import epath  # a dependency of Orbax, in whose interface it is
 from jax.experimental import multihost_utils
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.files import one_line, unwritable
+from hybrid_jax.runtime.files import expanded, one_line, unwritable
+from hybrid_jax.runtime.json_text import json_text
 
 logger = logging.getLogger(__name__)
 
 _HANDLERS = {"state": ocp.PyTreeCheckpointHandler, "meta": ocp.JsonCheckpointHandler}
 FORMAT = 1  # of the layout above; raise it when older readers would misread a new layout
+_UNRATED = sys.float_info.max  # the worst score that is a number in JSON
 
 
 class DamagedCheckpointError(UserError):
@@ -74,7 +76,7 @@ class Checkpointer:
         """
         if keep < 1:
             raise UserError(f"keep = {keep} keeps no checkpoint; set it to 1 or more.")
-        self.directory = Path(directory).absolute()  # Orbax refuses relative paths
+        self.directory = expanded(directory).absolute()  # Orbax refuses relative paths
         self._config = config
         self._read_only = read_only
         if not read_only:
@@ -117,7 +119,7 @@ class Checkpointer:
     def save(self, step: int, state: Any, *, score: float | None = None) -> None:
         """Copies ``state`` off the devices and writes it in the background.
 
-        ``score`` rates the state, lower is better; see `best_step`.
+        ``score`` rates the state, lower is better; see `best_step`. One that is not finite is none.
 
         When this returns, the state's buffers may be donated. It blocks while an earlier save is
         running, until ``state`` is computed, and for the copy to the host.
@@ -136,7 +138,8 @@ class Checkpointer:
         meta["crc32"] = _crc32(meta)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), meta=ocp.args.JsonSave(meta))
         try:
-            metrics = {"score": math.inf if score is None else float(score)}
+            unrated = score is None or not math.isfinite(score)
+            metrics = {"score": _UNRATED if unrated else score}
             saved = self._manager.save(step, args=args, metrics=metrics)
         except OSError as error:
             raise unwritable(self.directory, error) from error
@@ -168,8 +171,8 @@ class Checkpointer:
         """The listed step with the lowest score; None if none has a score."""
         metrics = {step: self._manager.metrics(step) for step in self.steps()}
         scores = {step: _score(found) for step, found in metrics.items() if found}
-        best = min(scores, key=lambda step: scores[step], default=None)
-        return None if best is None or math.isinf(scores[best]) else best
+        rated = [step for step in scores if scores[step] < _UNRATED]
+        return min(rated, key=lambda step: scores[step], default=None)
 
     def config(self, step: int) -> dict[str, Any] | None:
         """The config stored with ``step``. Raises `UserError` if the step cannot be read."""
@@ -367,7 +370,7 @@ def _digest(leaves: dict[str, jax.Array]) -> dict[str, int]:
 
 def _crc32(meta: dict[str, Any]) -> int:
     covered = {field: meta.get(field) for field in ("format", "leaves", "config")}
-    return zlib.crc32(json.dumps(covered).encode())
+    return zlib.crc32(json_text(covered, ensure_ascii=True).encode())
 
 
 def _describe(name: str, leaf: Any) -> dict[str, Any]:

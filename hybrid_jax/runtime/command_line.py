@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -20,7 +21,7 @@ import ml_collections
 import hybrid_jax
 from hybrid_jax.errors import MOST_SEED, MOST_WHOLE, UserError
 from hybrid_jax.runtime.decode import nearest
-from hybrid_jax.runtime.files import one_line
+from hybrid_jax.runtime.files import expanded, one_line
 
 SETTINGS = (
     "--config is the name of a config of the package or a file FILE.py, with :SIZE where it has "
@@ -47,8 +48,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
       argv: the words behind the program; None for those that it was started with.
 
     Returns:
-      the options; where `--config` is one of them, `settings` is a dict of the texts of
-      `--config.NAME=VALUE` by name, such as {"noise.gamma": "0.05"}.
+      the options; `given`, the names of those flags that were; and where `--config` is an option,
+      `settings`, a dict of the texts of `--config.NAME=VALUE` by name, such as
+      {"noise.gamma": "0.05"}.
 
     Raises:
       UserError: for a mistake, a word that the parser does not know, or a flag given twice that
@@ -57,6 +59,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     given = [_text(word) for word in (sys.argv[1:] if argv is None else argv)]
     flags = Counter(word.partition("=")[0] for word in given if word.startswith("--"))
     options, rest = parser.parse_known_args(given)
+    options.given = frozenset(flag.removeprefix("--") for flag in flags)
     for flag, times in flags.items():
         several = isinstance(getattr(options, flag.removeprefix("--"), None), list)
         if times > 1 and not several:
@@ -107,9 +110,44 @@ def within(least: float, most: float = MOST_WHOLE, kind: type = int) -> Callable
 seed_of = within(0, MOST_SEED)
 
 
+def check_mode(
+    options: argparse.Namespace, mode: str, modes: Mapping[str, Collection[str]]
+) -> None:
+    """Refuses flags without an effect.
+
+    Args:
+      options: of `parse`.
+      mode: in which the command runs.
+      modes: by the name of a mode, the flags that it reads besides those that no mode names, which
+        all read.
+
+    Raises:
+      UserError: for the first flag that was given and that `mode` does not read.
+    """
+    for name in sorted(options.given - set(modes[mode])):
+        if homes := [home for home, flags in modes.items() if name in flags]:
+            choose = "" if f"--{name}" in homes else f", or choose {' or '.join(homes)}"
+            raise UserError(f"--{name} has no effect with {mode}: leave it out{choose}.")
+
+
+def distinct(flag: str, values: Sequence[Any]) -> None:
+    """Raises UserError if a flag names something twice."""
+    for value, times in Counter(values).items():
+        if times > 1:
+            raise UserError(f"{flag} names {value} {times} times: leave out all but one.")
+
+
 def step_of(text: str) -> int | Literal["best"]:
     """A step as the command line names it. Raises ValueError for neither a number nor "best"."""
     return "best" if text == "best" else int(text)
+
+
+def path_of(text: str) -> str:
+    """A path of the command line: "~" is the home folder, also behind "=", where shells leave it.
+
+    For `type` of flags.
+    """
+    return str(expanded(text)) if text else ""
 
 
 def read_config(value: str) -> Mapping[str, Any]:
@@ -126,16 +164,18 @@ def read_config(value: str) -> Mapping[str, Any]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
-        values: Any = get_config(*size) if get_config else None
+        if not callable(get_config):
+            raise UserError(f"The config file {path} has no function get_config: define one.")
+        _check_size(get_config, size, path)
+        values: Any = get_config(*size)
+        if isinstance(values, ml_collections.ConfigDict):
+            values = values.to_dict()
     except UserError:
         raise
-    except Exception as error:  # a config file is a program, which may raise anything
+    # A config file is a program, which may raise anything, or exit.
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(".")
         raise UserError(f"The config file {path} fails with {reason}: correct it.") from error
-    if get_config is None:
-        raise UserError(f"The config file {path} has no function get_config: define one.")
-    if isinstance(values, ml_collections.ConfigDict):
-        values = values.to_dict()
     if not isinstance(values, Mapping):
         raise UserError(
             f"get_config of {path} returns {type(values).__name__}: return a ConfigDict or a dict."
@@ -143,18 +183,38 @@ def read_config(value: str) -> Mapping[str, Any]:
     return values
 
 
+def _check_size(get_config: Callable[..., Any], size: list[str], path: Path) -> None:
+    """Raises UserError if a size is given that the config does not have, or needed and not given.
+
+    Errors of the function itself are told apart from these.
+    """
+    try:
+        inspect.signature(get_config).bind(*size)
+    except TypeError as error:
+        advice = (
+            f"leave out :{size[0]}" if size else f"write --config={path}:SIZE, as get_config asks"
+        )
+        raise UserError(
+            f"The config file {path} has {'no sizes' if size else 'no default size'}: {advice}."
+        ) from error
+
+
 def _find(value: str) -> tuple[Path, list[str]]:
     """The config file that a value of `--config` means, and its size if one is given."""
-    if file := re.fullmatch(r"(.*\.py)(?::(.*))?", value):
-        path, size = Path(file[1]), file[2]
-        if not path.is_file():
+    if file := re.fullmatch(r"(.*\.py)(?::(.*))?", value, re.DOTALL):
+        path, size = expanded(file[1]), file[2]
+        if path.is_dir():
+            raise UserError(f"--config={value} is a folder: name a file in it.")
+        if not os.path.isfile(path):
             raise UserError(f"There is no config file {value!r}: see the folder configs/.")
     else:
         name, colon, rest = value.partition(":")
         size = rest if colon else None
         package = Path(hybrid_jax.__file__).parent
         folder = next(f for f in (package / "configs", package.parent / "configs") if f.is_dir())
-        known = sorted(file.stem for file in folder.glob("[a-z]*.py"))
+        known = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+        if name not in known and os.path.exists(expanded(value)):
+            raise UserError(f"--config={value} is no Python file: name a FILE.py with get_config.")
         if name not in known:
             raise UserError(f"There is no config {name!r}: {nearest(name, known)}")
         path = folder / f"{name}.py"

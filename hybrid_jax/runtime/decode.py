@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -11,7 +12,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal
 
-from hybrid_jax.errors import UserError, void
+from hybrid_jax.errors import UserError, hints_of, void
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -53,6 +54,9 @@ def from_values(cls: Any, values: Any, path: str) -> Any:
     """
     if not isinstance(values, typing.Mapping):
         raise UserError(f"{path} is a section, not a value.")
+    for name in values:
+        if not isinstance(name, str):
+            raise UserError(f"{path}.{name!r} is not a setting: names are strings.")
     arguments = {
         name: checked(value, _hint(cls, name, path), f"{path}.{name}")
         for name, value in values.items()
@@ -103,9 +107,9 @@ def without_void(
       drops: (section, name) -> whether such a setting is dropped; others are left to be refused.
     """
     result = {k: dict(v) if isinstance(v, typing.Mapping) else v for k, v in values.items()}
-    hints = _hints(cls)
+    hints = hints_of(cls)
     for section, part in result.items():
-        if section in hints and isinstance(part, dict):
+        if dataclasses.is_dataclass(hints.get(section)) and isinstance(part, dict):
             for name in void(hints[section], part):
                 if drops(section, name):
                     part[name] = None
@@ -134,24 +138,35 @@ def from_text(text: str, hint: Any, where: str) -> Any:
     return checked(value, hint, where)
 
 
+def listed(text: str) -> list[str]:
+    """The parts of a list on a command line or in a source, without empty ones.
+
+    Args:
+      text: parts separated by commas, "a.txt,b.txt", or a JSON list of strings where a part has a
+        comma in it, '["a,b.txt", "c.txt"]'.
+    """
+    if text.lstrip().startswith("["):
+        try:
+            parts = json.loads(text)
+        except (ValueError, RecursionError):  # [ab]*.txt is a pattern
+            parts = None
+        if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+            return [part for part in parts if part]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _hint(cls: Any, name: str, path: str) -> Any:
     """The type of a field. Raises UserError with the nearest name if there is none."""
-    hints = _hints(cls)
+    hints = hints_of(cls)
     if name in hints:
         return hints[name]
     inside = [
         f"{section}.{name}"
         for section, hint in hints.items()
-        if dataclasses.is_dataclass(hint) and name in _hints(hint)
+        if dataclasses.is_dataclass(hint) and name in hints_of(hint)
     ]
     hint = f"did you mean {' or '.join(inside)}?" if inside else nearest(name, hints)
     raise UserError(f"{path}.{name} is not a setting: {hint}")
-
-
-def _hints(cls: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields."""
-    every = typing.get_type_hints(cls)
-    return {field.name: every[field.name] for field in dataclasses.fields(cls)}
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
@@ -187,7 +202,8 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where}={value!r} is not one of {', '.join(map(str, known))}.")
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):  # such a number is refused as it is
+            value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         also = " (or none)" if optional else ""
         raise UserError(f"{where}={value!r} should be of type {kind.__name__}{also}.")

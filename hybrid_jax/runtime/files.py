@@ -5,13 +5,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import sys
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder in place of a leading "~", as shells write it.
+
+    Raises `UserError` where nothing can be, so that it is enough to look for files afterwards: a
+    name that is too long, or a folder that may not be entered.
+    """
+    text = os.path.expanduser(path)
+    try:
+        os.lstat(text)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{text} cannot be a path here ({one_line(error)}): name another."
+        ) from error
+    return Path(text)
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -21,7 +39,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
 
     Raises `UserError` if the file cannot be written, naming the path and the cause.
     """
-    path = Path(path)
+    path = expanded(path)
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file() and not path.is_dir():
         try:
@@ -55,7 +73,7 @@ class GrowingFile:
 
     def __init__(self, path: str | os.PathLike[str]):
         """Raises `UserError` if the file could not be written."""
-        self.path = Path(path)
+        self.path = expanded(path)
         check_writable(self.path)
         self._own = not self.path.exists() or self.path.is_file()
         unique = f"{_short(self.path)}.{uuid.uuid4().hex[:8]}.part"
@@ -110,7 +128,7 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
 
     Raises `UserError` if it cannot be written.
     """
-    path = Path(path)
+    path = expanded(path)
     os.fsencode(path)  # names that the locale does not know fail here, and not where they are made
     try:
         if path.is_dir() and not folder:
@@ -155,6 +173,14 @@ def one_line(error: BaseException) -> str:
     return line if len(line) <= 200 else f"…{line[-200:]}"  # TensorStore puts the cause last
 
 
-def file_name(text: str) -> str:
-    """A text with everything but letters, digits and "_.-" replaced by "-"."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)
+def labels(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The shortest ending of each path that no other has; of different paths, different ones."""
+    parts = [Path(path).absolute().parts for path in paths]
+
+    def ending(own: tuple[str, ...]) -> str:
+        for size in range(1, len(own)):
+            if sum(other[-size:] == own[-size:] for other in parts) == 1:
+                return str(Path(*own[-size:]))
+        return str(Path(*own))
+
+    return [ending(own) for own in parts]

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.boards import Board
 from hybrid_jax.runtime.decode import checked, parse_json
-from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.files import expanded, write_atomic
+from hybrid_jax.runtime.json_text import json_text
 
 
 class MetricsWriter:
     """Appends to ``<workdir>/metrics.jsonl`` and to a board. A context manager.
 
-    A line is ``{"step": 10, "kind": "train", "loss": 2.5, …}``. Values that are not finite are
-    the strings "nan", "inf" and "-inf", which `float` reads back; JSON has no numbers for them.
-    Only one process of a run may write.
+    A line is ``{"step": 10, "kind": "train", "loss": 2.5, …}``; values that are not finite are
+    null. Only one process of a run may write.
 
     Attributes:
       path: of the log.
@@ -27,7 +26,11 @@ class MetricsWriter:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike[str], *, resume_step: int, board: Board | None = None
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        resume_step: int,
+        board: Callable[[], Board | None] = lambda: None,
     ):
         """Opens the log and drops the lines after ``resume_step``.
 
@@ -35,22 +38,24 @@ class MetricsWriter:
           workdir: folder of the run; created if absent.
           resume_step: step of the restored checkpoint, 0 for a new run. Lines of later steps,
             which will be logged again, and a last line cut off by a kill are dropped.
-          board: gets what the log gets, but for values that are not finite; closed with it.
+          board: opens what gets all that the log gets, but for values that are not finite; called
+            when nothing of the log can be refused any more, and closed with it.
 
         Raises:
           UserError: if the folder cannot be written, or a line before the last is not one of
             this log's.
         """
-        self.path = Path(workdir) / "metrics.jsonl"
-        self.found: set[tuple[int, str]] = set()
+        self.path = expanded(workdir) / "metrics.jsonl"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists():
-                self.found = _drop_after(self.path, resume_step)
+            self.path.open("a").close()  # before the board is opened
+            kept, self.found, drops = _kept(self.path, resume_step)
+            self._board = board()
+            if drops:
+                write_atomic(self.path, kept)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise self._unwritable(error) from error
-        self._board = board
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -73,9 +78,8 @@ class MetricsWriter:
         if reserved := {"step", "kind"} & values.keys():
             raise ValueError(f"a metric may not be called {' or '.join(sorted(reserved))}")
         numbers = {name: float(value) for name, value in values.items()}
-        line = {name: x if math.isfinite(x) else str(x) for name, x in numbers.items()}
         try:
-            self._file.write(json.dumps({"step": int(step), "kind": kind, **line}) + "\n")
+            self._file.write(json_text({"step": int(step), "kind": kind, **numbers}) + "\n")
             self._file.flush()
             if self._board:
                 finite = {f"{kind}/{n}": x for n, x in numbers.items() if math.isfinite(x)}
@@ -96,8 +100,11 @@ class MetricsWriter:
         )
 
 
-def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
-    """Removes the lines of later steps; returns (step, kind) of the others."""
+def _kept(path: Path, step: int) -> tuple[str, set[tuple[int, str]], bool]:
+    """A log without the lines of later steps: text, (step, kind) of its lines, and if it lost any.
+
+    Raises UserError for a line that is not of a log.
+    """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = []
     found = set()
@@ -115,6 +122,4 @@ def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
         if line_step <= step:
             kept.append(line)
             found.add((line_step, kind))
-    if len(kept) < len(lines):
-        write_atomic(path, "".join(kept))
-    return found
+    return "".join(kept), found, len(kept) < len(lines)

@@ -71,20 +71,23 @@ class MeshConfig:
 
     def shape(self, devices: int) -> tuple[int, int, int]:
         """The sizes for a number of devices. Raises `UserError` if they do not multiply to it."""
-        fsdp = self.fsdp
-        if fsdp == 0:
-            rest = devices // (self.tensor if self.data == -1 else self.tensor * self.data)
+        chosen = {n: size for n, size in dataclasses.asdict(self).items() if size > 0}
+        rest = devices // math.prod(chosen.values())
+        sizes = {name: chosen.get(name, rest) for name in AXES}
+        if self.fsdp == 0:
             fsdp = next(size for size in (16, 8, 4, 2, 1) if rest % size == 0)
-        sizes = [self.data, fsdp, self.tensor]
-        fixed = math.prod(size for size in sizes if size != -1)
-        whole = [devices // fixed if size == -1 else size for size in sizes]
-        if math.prod(whole) != devices:
-            text = ", ".join(f"mesh.{n}={s}" for n, s in zip(AXES, sizes, strict=True))
+            left = {name: rest // fsdp for name in AXES if name not in chosen}
+            sizes |= left | {"fsdp": fsdp}
+        if math.prod(sizes.values()) != devices:
+            # Without what has its default, which the user may never have heard of.
+            given = [f"mesh.{n}={s}" for n, s in chosen.items() if s != getattr(MeshConfig, n)]
+            verb = "do" if len(given) > 1 else "does"
+            count = f"{devices} device{'s' if devices > 1 else ''}"
             raise UserError(
-                f"{text} do not fit {devices} devices: choose sizes whose product is {devices}, "
-                "or -1 for one of them."
+                f"{' and '.join(given)} {verb} not fit {count}: choose sizes whose product is "
+                f"{devices}, or -1 for one of them."
             )
-        return whole[0], whole[1], whole[2]
+        return sizes["data"], sizes["fsdp"], sizes["tensor"]
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -228,8 +231,8 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     shards = batch_shards(mesh)
     if batch % shards:
         raise UserError(
-            f"A batch of {batch} does not divide among mesh.data × mesh.fsdp = {shards} devices: "
-            f"choose a multiple of {shards}, or another mesh."
+            f"A batch of {batch} does not divide among {shards} devices: choose a multiple of "
+            f"{shards}, or another mesh."
         )
     indices = on(mesh, (batch,), "batch").addressable_devices_indices_map((batch,)).values()
     rows = {row for index in indices if index for row in range(*index[0].indices(batch))}

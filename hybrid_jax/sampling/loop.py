@@ -48,9 +48,14 @@ def generate(
 
     Raises:
       UserError: if rule, noise and settings do not go together.
+      AssertionError: for prompts of another length than the schedule's, or lacking keys.
     """
     check(sampler, rule)
-    _check_shapes(sampler, keys, prompts)
+    length = sampler.spec.schedule.length
+    message = f"prompts must have the schedule's {length} positions (see prompts.build)"
+    chex.assert_shape([prompts.tokens, prompts.frozen], (None, length), custom_message=message)
+    message = "there must be one typed key (jax.random.key) for each prompt"
+    chex.assert_shape([keys, prompts.stop], (len(prompts.tokens),), custom_message=message)
     return cast(Generated, _generate(sampler, rule, params, keys, prompts))
 
 
@@ -64,19 +69,6 @@ def check(sampler: Sampler, rule: Rule) -> None:
             f"The end token {sampler.eos} is not one of the "
             f"{sampler.spec.kernel.vocab_size} tokens."
         )
-
-
-def _check_shapes(sampler: Sampler, keys: Key[Array, "B"], prompts: Prompts) -> None:
-    """Raises AssertionError for prompts of another length than the schedule's, or lacking keys."""
-    length = sampler.spec.schedule.length
-    chex.assert_shape(
-        [prompts.tokens, prompts.frozen], (None, length),
-        custom_message=f"prompts must have the schedule's {length} positions (see prompts.build)",
-    )  # fmt: skip
-    chex.assert_shape(
-        [keys, prompts.stop], (len(prompts.tokens),),
-        custom_message="there must be one typed key (jax.random.key) for each prompt",
-    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -105,7 +97,8 @@ def start(sampler: Sampler, params: PyTree, keys: Key[Array, "B"], prompts: Prom
 
     zero = jnp.zeros(batch, jnp.int32)
     frozen = jnp.asarray(prompts.frozen)
-    following = _following(schedule, ~frozen & _wanted(prompts))
+    wanted = jnp.arange(length)[None] < prompts.stop[:, None]
+    following = _following(schedule, ~frozen & wanted)
     state = Generation(
         tokens=jnp.where(frozen, prompts.tokens, jax.vmap(noise)(key_noise, key_mask)),
         frozen=frozen,
@@ -205,7 +198,10 @@ def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
     )
     sweeps, after = closing.leave(rule, state, after, place, changed, moves)
     unsure = (place.inside & (moved == kernel.mask)).any(1)
-    target = _target(rule, schedule, state, step, unsure)
+    target = step + 1
+    if rule.adaptive:  # a window without MASK has nothing to do until the next one opens
+        target = jnp.where(unsure, target, _next_opening(schedule)[step])
+    target = jnp.take_along_axis(state.following, target[:, None], axis=1)[:, 0]
     step = jnp.where(moves & ~sweeps, target, state.step)
     return dataclasses.replace(after, step=_ended(sampler, after, step))
 
@@ -220,20 +216,6 @@ def _place(schedule: Hyperschedule, state: Generation, moves: Bool[Array, "B"]) 
     given = jnp.take_along_axis(state.frozen, position, axis=1)
     active = changes & ~given & moves[:, None]
     return Place(position, inside, changes, level, level_next, active)
-
-
-def _target(
-    rule: Rule,
-    schedule: Hyperschedule,
-    state: Generation,
-    step: Int[Array, "B"],
-    unsure: Bool[Array, "B"],
-) -> Int[Array, "B"]:
-    """The step after `step` for each text, unless its window holds no MASK and the rule adapts."""
-    target = step + 1
-    if rule.adaptive:
-        target = jnp.where(unsure, target, _next_opening(schedule)[step])
-    return jnp.take_along_axis(state.following, target[:, None], axis=1)[:, 0]
 
 
 def _ended(sampler: Sampler, state: Generation, step: Int[Array, "B"]) -> Int[Array, "B"]:
@@ -264,10 +246,10 @@ def _read(
     one = jax.vmap(jax.vmap(functools.partial(rule.read, spec.kernel, spec.objective)))
 
     def chunk(inputs: tuple[Any, ...]) -> Any:
-        feature, keys, *rest = inputs
-        return one(keys, sampler.network.logits(params, feature), *rest)
+        feature, keys, window = inputs
+        return one(keys, sampler.network.logits(params, feature), window)
 
-    inputs = (features, keys, window.tokens, window.level, window.level_next)
+    inputs = (features, keys, window)
     width = position.shape[1]
     size = min(spec.chunk, width)
     chunks = -(-width // size)
@@ -284,10 +266,6 @@ def _read(
 
 # ---------------------------------------------------------------------------------------------
 # Steps that have anything to do.
-
-
-def _wanted(prompts: Prompts) -> Bool[Array, "B L"]:
-    return jnp.arange(prompts.tokens.shape[1])[None] < prompts.stop[:, None]
 
 
 def _following(

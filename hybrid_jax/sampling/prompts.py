@@ -54,7 +54,9 @@ def build(
     batch = len(rows)
     if not batch:
         raise UserError("There are no prompts: give at least one, which may be empty.")
-    stops = np.broadcast_to(length if stop is None else np.asarray(stop), batch).astype(np.int32)
+    stops = np.broadcast_to(length if stop is None else np.asarray(stop), batch)
+    if not np.issubdtype(stops.dtype, np.integer):
+        raise UserError(f"Texts have whole numbers of tokens, and not {stop}.")
     given = np.zeros((batch, length), np.int32)
     frozen = np.zeros((batch, length), bool)
     for number, (row, wanted) in enumerate(zip(rows, stops, strict=True)):
@@ -82,4 +84,4 @@ def build(
             )
         given[number, : len(ids)] = np.where(ids == GAP, 0, ids)
         frozen[number, : len(ids)] = ids != GAP
-    return Prompts(given, frozen, stops)
+    return Prompts(given, frozen, stops.astype(np.int32))

@@ -17,71 +17,45 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Array, Float, Num
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import noising
-from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.noising import NoiseKernel
-from hybrid_jax.method.objective import Objective
+from hybrid_jax.method.objective import Logits, Objective
+from hybrid_jax.sampling import update_rule
 from hybrid_jax.sampling.draw import Warp, sample_categorical
-from hybrid_jax.sampling.setting import Setting, check_ranges, setting, settings_of
-from hybrid_jax.sampling.update_rule import (
-    PLAIN,
-    Prediction,
-    Rule,
-    Window,
-    check_masks,
-    confident,
-    drawn_where,
-    predict,
-    rank_of,
-    read_prediction,
-    reveal_surest,
-)
+from hybrid_jax.sampling.setting import Setting, setting, settings_of
+from hybrid_jax.sampling.update_rule import Moved, OneKey, Prediction, Rule, Window
 
 Number = float | int | Num[Array, ""]
 """A setting: a Python number, or traced."""
 
-Moved = tuple[Int[Array, " W"], Float[Array, " W"]]
-"""The next tokens of a window, and the confidence in each."""
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral:
+class Ancestral(Rule):
     """The reverse step of the noise kernel itself, exact if the network's prediction is.
 
     A score-predicting network takes the Tweedie step of its scores, unless a warp asks for its p.
     """
 
-    warp: Warp = PLAIN
-    adaptive: ClassVar[bool] = False
-    sweeps: ClassVar[int] = 0
-
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         self.warp.check()
 
     def read(
-        self,
-        kernel: NoiseKernel,
-        objective: Objective,
-        key: PRNGKeyArray,
-        logits: Float[Array, " V"],
-        noisy: Int[Array, ""],
-        level: Number,
-        level_next: Number,
-    ) -> Prediction | tuple[Int[Array, ""], Float[Array, ""]]:
+        self, kernel: NoiseKernel, objective: Objective, key: OneKey, logits: Logits, at: Window
+    ) -> Any:
         if objective.parameterisation != "score" or not self.warp.idle:
-            return predict(kernel, objective, self.warp, key, logits, noisy, jnp.asarray(level))
+            return super().read(kernel, objective, key, logits, at)
         key_reveal, key_token = jax.random.split(key)
-        log_step = objectives.reverse_step(objective, kernel, logits, noisy, level_next, level)
+        log_step = objective.reverse_step(kernel, logits, at.tokens, at.level_next, at.level)
         stays = jax.random.uniform(key_reveal) < jnp.exp(log_step[-1])
         drawn = jnp.where(stays, kernel.mask, sample_categorical(key_token, log_step[:-1]))
         return drawn, jnp.exp(log_step[drawn])
 
     def move(
-        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction | Moved
+        self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Prediction | Moved
     ) -> Moved:
         if not isinstance(reading, Prediction):
             return reading
@@ -98,7 +72,7 @@ class Ancestral:
         from_mask = jnp.where(revealed, shown, tokens)
         if not kernel.replaces:
             moved = jnp.where(tokens == kernel.mask, from_mask, tokens)
-            return confident(window, reading, moved)
+            return update_rule.confident(window, reading, moved)
 
         weight = noising.token_step(kernel, level_next, level)
         keep = weight.keep + jnp.where(clean == tokens, weight.keep_if_equal, 0.0)
@@ -106,12 +80,14 @@ class Ancestral:
         choice = jax.random.uniform(key_choice, shape) * total
         moved = jnp.where(choice < keep + weight.take_clean, clean, noise)
         from_token = jnp.where(choice < keep, tokens, moved)
-        return confident(window, reading, jnp.where(tokens == kernel.mask, from_mask, from_token))
+        return update_rule.confident(
+            window, reading, jnp.where(tokens == kernel.mask, from_mask, from_token)
+        )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ACS:
+class ACS(Rule):
     """The adaptive correction sampler (arXiv 2504.06416).
 
     MASK is revealed as x̂ ~ p with the kernel's probability, (λ_t − λ_s)/λ_t for ε-hybrids. A shown
@@ -129,11 +105,9 @@ class ACS:
         Literal["uniform", "confidence"], "uniform", "where corrections are spent", static=True
     )
     sweeps: int = setting(int, 0, "most closing sweeps", "[0, ∞)", static=True)
-    warp: Warp = PLAIN
-    adaptive: ClassVar[bool] = False
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
-        _check(self, kernel)
+        super().check(kernel, objective)
         if self.eta == 0 and (self.sweeps or self.guidance != "uniform"):
             name = "sweeps" if self.sweeps else "guidance"
             raise UserError(f"{name} is of corrections, which eta=0 has none of: leave it out.")
@@ -143,11 +117,7 @@ class ACS:
                 "learnt to judge: choose rule remdm, or eta=0, or a hybrid model."
             )
 
-    read = read_prediction
-
-    def move(
-        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction
-    ) -> Moved:
+    def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
         key_reveal, key_redraw = jax.random.split(key)
         shown = window.active & (window.tokens != kernel.mask)
         chance = jnp.where(shown, self.eta * window.level_next / window.level, 0.0)
@@ -158,12 +128,12 @@ class ACS:
         reveal = noising.reveal_probability(kernel, window.level_next, window.level)
         revealed = jax.random.uniform(key_reveal, chance.shape) < reveal
         moves = jnp.where(window.tokens == kernel.mask, revealed, redraw)
-        return drawn_where(moves, window, reading)
+        return update_rule.drawn_where(moves, window, reading)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReMDM:
+class ReMDM(Rule):
     """Remasking (Wang et al. 2025, arXiv 2503.00307): shown tokens may become MASK again.
 
     With A the probability of being unmasked and σ ≤ σ_max = min(1, (1 − A_s)/A_t): a shown token is
@@ -180,20 +150,13 @@ class ReMDM:
         Literal["cap", "rescale", "confidence"], "cap", "how η sets the chance of remasking",
         static=True,
     )  # fmt: skip
-    warp: Warp = PLAIN
-    adaptive: ClassVar[bool] = False
-    sweeps: ClassVar[int] = 0
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
-        _check(self, kernel)
+        super().check(kernel, objective)
         if self.eta == 0 and self.strategy != "cap":
             raise UserError("strategy is of remasking, which eta=0 has none of: leave it out.")
 
-    read = read_prediction
-
-    def move(
-        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction
-    ) -> Moved:
+    def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
         key_reveal, key_mask = jax.random.split(key)
         before = kernel.survival(window.level)
         after = kernel.survival(window.level_next)
@@ -213,13 +176,13 @@ class ReMDM:
         reveal = gained + sigma * before.unmasked / before.masked
         revealed = jax.random.uniform(key_reveal, sigma.shape) < reveal
         forgets = ~masked & (jax.random.uniform(key_mask, sigma.shape) < sigma)
-        tokens, confidence = drawn_where(masked & revealed, window, reading)
+        tokens, confidence = update_rule.drawn_where(masked & revealed, window, reading)
         return jnp.where(forgets, kernel.mask, tokens), confidence
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Threshold:
+class Threshold(Rule):
     """Reveals every x̂ ~ p with p(x̂) above a threshold (Fast-dLLM, arXiv 2505.22618), and always as
     many of the likeliest as keep pace with the schedule. Shown tokens stay.
 
@@ -227,50 +190,34 @@ class Threshold:
     """
 
     threshold: Number = setting(float, 0.9, "probability above which to reveal", "[0, 1]")
-    warp: Warp = PLAIN
     adaptive: ClassVar[bool] = True
-    sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
-        _check(self, kernel)
-
-    read = read_prediction
-
-    def move(
-        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction
-    ) -> Moved:
+    def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
         masked = window.active & (window.tokens == kernel.mask)
-        rank = rank_of(-reading.probability, masked)
-        return reveal_surest(window, reading, rank, masked, reading.probability > self.threshold)
+        rank = update_rule.rank_of(-reading.probability, masked)
+        return update_rule.reveal_surest(
+            window, reading, rank, masked, reading.probability > self.threshold
+        )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EntropyBound:
+class EntropyBound(Rule):
     """Reveals the surest positions together as long as the entropies of all but the most uncertain
     of them add up to at most a bound (arXiv 2505.24857), which limits what is lost by drawing them
     independently; and always as many as keep pace with the schedule. Shown tokens stay.
     """
 
     bound: Number = setting(float, 0.5, "nats to spend on revealing together", "[0, ∞)")
-    warp: Warp = PLAIN
     adaptive: ClassVar[bool] = True
-    sweeps: ClassVar[int] = 0
 
-    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
-        _check(self, kernel)
-
-    read = read_prediction
-
-    def move(
-        self, kernel: NoiseKernel, key: PRNGKeyArray, window: Window, reading: Prediction
-    ) -> Moved:
+    def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
         masked = window.active & (window.tokens == kernel.mask)
-        rank = rank_of(reading.entropy, masked)
+        rank = update_rule.rank_of(reading.entropy, masked)
         rising = jnp.sort(jnp.where(masked, reading.entropy, jnp.inf))
         # The most uncertain member of a set is its last: what counts is the sum before it.
         before = jnp.cumsum(rising) - rising
-        return reveal_surest(window, reading, rank, masked, before[rank] <= self.bound)
+        return update_rule.reveal_surest(window, reading, rank, masked, before[rank] <= self.bound)
 
 
 def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[Array, " W"]:
@@ -286,13 +233,6 @@ def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[
     scale = jnp.maximum(expected - k, 0.0) / jnp.maximum(rest, 1e-30)
     fits = scale * falling <= 1.0 + 1e-6
     return jnp.minimum(1.0, scale[jnp.argmax(fits)] * weight)
-
-
-def _check(rule: Any, kernel: NoiseKernel) -> None:
-    """Checks of all rules that work on MASK. Raises UserError."""
-    rule.warp.check()
-    check_ranges(rule)
-    check_masks(kernel, next(name for name, named in NAMED.items() if isinstance(rule, named.kind)))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -365,8 +305,7 @@ def describe(option: str) -> str:
 def make(name: str, **settings: Any) -> Rule:
     """The rule of a name, with those settings of it and of its warp that are not None.
 
-    Raises:
-      UserError: for an unknown name, or a setting that the rule does not have.
+    Raises UserError for an unknown name, or a setting that the rule does not have.
     """
     if name not in NAMED:
         raise UserError(f"There is no rule {name!r}: choose one of {', '.join(NAMED)}.")

@@ -65,12 +65,7 @@ class Sampler:
         return min(max(most, 1), self.slots)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["tokens", "frozen", "keys", "confidence", "step", "sweep", "filled", "cache",
-                 "following", "nfe", "corrections"],
-    meta_fields=[],
-)  # fmt: skip
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
     """State of the loop.

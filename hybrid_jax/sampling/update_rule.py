@@ -1,21 +1,27 @@
-"""The interface of an update rule: its input, its output, and functions that rules share."""
+"""The base of update rules, their input and output, and functions that they share."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import abc
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.noising import NoiseKernel
-from hybrid_jax.method.objective import Objective
+from hybrid_jax.method.objective import Logits, Objective
 from hybrid_jax.sampling.draw import Warp, sample_categorical
+from hybrid_jax.sampling.setting import check_ranges
+
+OneKey = Key[Array, ""]
+Moved = tuple[Int[Array, "W"], Float32[Array, "W"]]
+"""The next tokens of a window, and the confidence in each."""
 
 
 class Window(NamedTuple):
-    """The window of one text before a step.
+    """The window of one text before a step; of one of its positions, all fields are scalars.
 
     Attributes:
       tokens: z_t.
@@ -47,106 +53,63 @@ class Prediction(NamedTuple):
     entropy: Float32[Array, "*W"]
 
 
-@runtime_checkable
-class Rule(Protocol):
-    """Interface of a rule to the loop.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule(abc.ABC):
+    """Base of update rules: draws from the network's prediction in a window that holds MASK.
 
     Attributes:
+      warp: of the prediction, before a token is drawn from it.
       adaptive: whether a text moves on as soon as its window holds no MASK.
-      sweeps: most closing sweeps (see `ACS`).
     """
 
+    warp: Warp = Warp()
+    adaptive: ClassVar[bool] = False
+
     @property
-    def adaptive(self) -> bool: ...
-    @property
-    def sweeps(self) -> int: ...
+    def sweeps(self) -> int:
+        """Most closing sweeps (see `rules.ACS`)."""
+        return 0
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         """Raises UserError for settings without meaning, or a kernel it does not go with."""
+        self.warp.check()
+        check_ranges(self)
+        if not kernel.masks:
+            raise UserError(
+                f"This rule works on MASK, which {kernel.name} noise never shows: choose ancestral."
+            )
 
     def read(
-        self,
-        kernel: NoiseKernel,
-        objective: Objective,
-        key: Key[Array, ""],
-        logits: Float[Array, "V"],
-        noisy: Int[Array, ""],
-        level: Float32[Array, ""],
-        level_next: Float32[Array, ""],
+        self, kernel: NoiseKernel, objective: Objective, key: OneKey, logits: Logits, at: Window
     ) -> Any:
-        """Vocabulary-sized work of one position: a pytree of scalars."""
+        """Vocabulary-sized work of one position: a pytree of scalars, by default a `Prediction`."""
+        if objective.parameterisation == "score":
+            # The step to level 0 of the scores is their prediction of the clean token.
+            log_p = objective.reverse_step(kernel, logits, at.tokens, 0.0, at.level)[:-1]
+        else:
+            log_p = objective.log_prediction(kernel, logits, at.tokens, at.level)
+        token = sample_categorical(key, self.warp(log_p))
+        p = jnp.exp(log_p)
+        shown = at.tokens != kernel.mask
+        return Prediction(
+            token=token,
+            probability=p[token],
+            current=jnp.where(shown, p[jnp.where(shown, at.tokens, 0)], 0.0),
+            entropy=-jnp.sum(jnp.where(p > 0, p * log_p, 0.0)),
+        )
 
-    def move(
-        self, kernel: NoiseKernel, key: Key[Array, ""], window: Window, reading: Any
-    ) -> tuple[Int[Array, "W"], Float32[Array, "W"]]:
-        """One step, from readings with a leading axis [W]: tokens and their confidence.
-
-        Values at inactive positions are ignored.
-        """
-
-
-PLAIN = Warp()
-
-
-def predict(
-    kernel: NoiseKernel,
-    objective: Objective,
-    warp: Warp,
-    key: Key[Array, ""],
-    logits: Float[Array, "V"],
-    noisy: Int[Array, ""],
-    level: Float32[Array, ""],
-) -> Prediction:
-    """The prediction of the clean token of one position."""
-    if objective.parameterisation == "score":
-        # The step to level 0 of the scores is their prediction of the clean token.
-        log_p = objectives.reverse_step(objective, kernel, logits, noisy, 0.0, level)[:-1]
-    else:
-        log_p = objectives.log_prediction(objective, kernel, logits, noisy, level)
-    token = sample_categorical(key, warp(log_p))
-    p = jnp.exp(log_p)
-    shown = noisy != kernel.mask
-    return Prediction(
-        token=token,
-        probability=p[token],
-        current=jnp.where(shown, p[jnp.where(shown, noisy, 0)], 0.0),
-        entropy=-jnp.sum(jnp.where(p > 0, p * log_p, 0.0)),
-    )
+    @abc.abstractmethod
+    def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
+        """One step, from readings with a leading axis [W]. Inactive positions are ignored."""
 
 
-@runtime_checkable
-class Warped(Protocol):
-    """A rule that draws tokens from a warped p."""
-
-    @property
-    def warp(self) -> Warp: ...
-
-
-def read_prediction(
-    rule: Warped,
-    kernel: NoiseKernel,
-    objective: Objective,
-    key: Key[Array, ""],
-    logits: Float[Array, "V"],
-    noisy: Int[Array, ""],
-    level: Float32[Array, ""],
-    level_next: Float32[Array, ""],
-) -> Prediction:
-    """`Rule.read` of the rules that need nothing but the prediction of the clean token."""
-    return predict(kernel, objective, rule.warp, key, logits, noisy, level)
-
-
-def drawn_where(
-    moves: Bool[Array, "W"], window: Window, reading: Prediction
-) -> tuple[Int[Array, "W"], Float32[Array, "W"]]:
+def drawn_where(moves: Bool[Array, "W"], window: Window, reading: Prediction) -> Moved:
     """The window with x̂, and its probability as confidence, where `moves`."""
     tokens = jnp.where(moves, reading.token, window.tokens)
     return tokens, jnp.where(moves, reading.probability, window.confidence)
 
 
-def confident(
-    window: Window, reading: Prediction, tokens: Int[Array, "W"]
-) -> tuple[Int[Array, "W"], Float32[Array, "W"]]:
+def confident(window: Window, reading: Prediction, tokens: Int[Array, "W"]) -> Moved:
     """Tokens, with the confidence of those that are new (of random ones, that of x̂)."""
     return tokens, jnp.where(tokens != window.tokens, reading.probability, window.confidence)
 
@@ -165,7 +128,7 @@ def reveal_surest(
     rank: Int[Array, "W"],
     masked: Bool[Array, "W"],
     sure: Bool[Array, "W"],
-) -> tuple[Int[Array, "W"], Float32[Array, "W"]]:
+) -> Moved:
     """Reveals masked positions that are sure, and in the order of `rank` as many as keep pace.
 
     No more MASKs are left than the schedule expects, at least one goes, and none settles as MASK.
@@ -175,11 +138,3 @@ def reveal_surest(
     quota = jnp.maximum(1, masked.sum() - jnp.floor(expected + 1e-4).astype(jnp.int32))
     reveal = sure | (rank < quota) | (window.level_next <= 0)
     return drawn_where(masked & reveal, window, reading)
-
-
-def check_masks(kernel: NoiseKernel, rule: str) -> None:
-    """Raises UserError if the noise never shows MASK, which the rule works on."""
-    if not kernel.masks:
-        raise UserError(
-            f"Rule {rule} works on MASK, which {kernel.name} noise never shows: choose ancestral."
-        )

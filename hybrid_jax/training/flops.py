@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +21,6 @@ from jaxtyping import Array, Bool, Int, Int32
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
-
-T = TypeVar("T")
 
 # More phases than this are represented by as many, evenly spread.
 _MOST_PHASES = 64
@@ -105,80 +102,56 @@ def _rows_and_pairs(spec: Spec) -> tuple[int, float]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Devices, by a part of `jax.Device.device_kind`; the longest part that occurs counts.
+# Devices.
 
-PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
-    {
-        # bfloat16 FLOP/s of what JAX calls a device, as generally quoted for each chip; not
-        # compared with the vendor's pages one by one.
-        "TPU v2": 45e12 / 2,  # a device is one of two cores
-        "TPU v3": 123e12 / 2,  # the same
-        "TPU v4": 275e12,  # a device is a chip ("megacore"), as on Cloud; one core where it is off
-        "TPU v5 lite": 197e12,  # v5e
-        "TPU v5e": 197e12,
-        "TPU v5": 459e12,  # v5p; a device is a chip
-        "TPU v5p": 459e12,
-        "TPU v6 lite": 918e12,  # v6e
-        "TPU v6e": 918e12,
-        # A device is one of two chiplets. By the topology that the compiler describes, and not yet
-        # checked on hardware.
-        "TPU7x": 2307e12 / 2,
-        # Dense bfloat16 tensor core FLOP/s, half of those "with sparsity"; quoted likewise.
-        "A100": 312e12,
-        "L4": 121e12,
-        "L40S": 362e12,
-        "H100 80GB HBM3": 989e12,  # SXM
-        "H100 PCIe": 756e12,
-        "H100 NVL": 835e12,
-        "H200": 989e12,  # SXM
-        "H200 NVL": 835e12,
-        "GH200": 989e12,
-        "B200": 2250e12,
-    }
-)  # fmt: skip
-
-_GIB = 2**30
-MEMORY: Mapping[str, int] = MappingProxyType(
-    {
-        # Bytes of a device that a program can have: of TPUs, what the compiler (libtpu 0.0.42) says
-        # is available when it refuses a program; of GPUs, as they are sold. JAX takes three
-        # quarters of a GPU's unless XLA_PYTHON_CLIENT_MEM_FRACTION asks for more.
-        "TPU v2": int(7.48 * _GIB),
-        "TPU v3": int(15.48 * _GIB),
-        "TPU v4": int(30.75 * _GIB),
-        "TPU v5 lite": int(15.75 * _GIB),
-        "TPU v5e": int(15.75 * _GIB),
-        "TPU v5": int(95.74 * _GIB),
-        "TPU v5p": int(95.74 * _GIB),
-        "TPU v6 lite": int(31.25 * _GIB),
-        "TPU v6e": int(31.25 * _GIB),
-        "TPU7x": int(94.75 * _GIB),
-        "A100-SXM4-40GB": 40 * 10**9,
-        "A100-PCIE-40GB": 40 * 10**9,
-        "A100-SXM4-80GB": 80 * 10**9,
-        "A100 80GB PCIe": 80 * 10**9,
-        "L4": 24 * 10**9,
-        "L40S": 48 * 10**9,
-        "H100 80GB HBM3": 80 * 10**9,
-        "H100 PCIe": 80 * 10**9,
-        "H100 NVL": 94 * 10**9,
-        "H200": 141 * 10**9,
-        "GH200": 96 * 10**9,  # the smaller of two sizes
-        "B200": 180 * 10**9,
-    }
-)
+_GIB, _GB = 2**30, 10**9
+DEVICES: Mapping[str, tuple[float | None, float | None]] = MappingProxyType({
+    # Dense bfloat16 FLOP/s of what JAX calls a device, as generally quoted for each chip ("with
+    # sparsity" halved); not compared with the vendor's pages one by one. Bytes that a program can
+    # have: of TPUs, what the compiler (libtpu 0.0.42) says is available when it refuses a program;
+    # of GPUs, as they are sold. JAX takes three quarters of a GPU's unless
+    # XLA_PYTHON_CLIENT_MEM_FRACTION asks for more.
+    "TPU v2": (45e12 / 2, 7.48 * _GIB),  # a device is one of two cores
+    "TPU v3": (123e12 / 2, 15.48 * _GIB),  # the same
+    "TPU v4": (275e12, 30.75 * _GIB),  # a chip ("megacore"), as on Cloud; one core where it is off
+    "TPU v5 lite": (197e12, 15.75 * _GIB),  # v5e
+    "TPU v5e": (197e12, 15.75 * _GIB),
+    "TPU v5": (459e12, 95.74 * _GIB),  # v5p; a device is a chip
+    "TPU v5p": (459e12, 95.74 * _GIB),
+    "TPU v6 lite": (918e12, 31.25 * _GIB),  # v6e
+    "TPU v6e": (918e12, 31.25 * _GIB),
+    # A device is one of two chiplets. By the topology that the compiler describes, and not yet
+    # checked on hardware.
+    "TPU7x": (2307e12 / 2, 94.75 * _GIB),
+    "A100": (312e12, None),
+    "A100-SXM4-40GB": (312e12, 40 * _GB),
+    "A100-PCIE-40GB": (312e12, 40 * _GB),
+    "A100-SXM4-80GB": (312e12, 80 * _GB),
+    "A100 80GB PCIe": (312e12, 80 * _GB),
+    "L4": (121e12, 24 * _GB),
+    "L40S": (362e12, 48 * _GB),
+    "H100 80GB HBM3": (989e12, 80 * _GB),  # SXM
+    "H100 PCIe": (756e12, 80 * _GB),
+    "H100 NVL": (835e12, 94 * _GB),
+    "H200": (989e12, 141 * _GB),  # SXM
+    "H200 NVL": (835e12, 141 * _GB),
+    "GH200": (989e12, 96 * _GB),  # the smaller of two sizes
+    "B200": (2250e12, 180 * _GB),
+})  # fmt: skip
+"""By a part of `jax.Device.device_kind`; the longest part that occurs counts."""
 
 
 def peak_flops(device: jax.Device) -> float | None:
     """Dense bfloat16 FLOP/s that a device can do at most; None if it is not known."""
-    return _of_kind(PEAK_FLOPS, device.device_kind)
+    return _known(device)[0]
 
 
 def memory_bytes(device: jax.Device) -> int | None:
     """Bytes that a program can have on a device; None if it is not known."""
-    return _of_kind(MEMORY, device.device_kind)
+    size = _known(device)[1]
+    return None if size is None else int(size)
 
 
-def _of_kind(table: Mapping[str, T], kind: str) -> T | None:
-    parts = [part for part in table if part in kind]
-    return table[max(parts, key=len)] if parts else None
+def _known(device: jax.Device) -> tuple[float | None, float | None]:
+    parts = [part for part in DEVICES if part in device.device_kind]
+    return DEVICES[max(parts, key=len)] if parts else (None, None)

@@ -48,14 +48,15 @@ class BoundEstimate:
 
     def values(self) -> dict[str, float]:
         """As scalars to log."""
-        return {
-            "nll": self.nll,
-            "nll_se": self.nll_se,
-            "perplexity": self.perplexity,
-            "perplexity_se": self.perplexity_se,
-            "bits_per_byte": self.bits_per_byte,
-            "unigram_perplexity": self.unigram_perplexity,
-        }
+        names = (
+            "nll",
+            "nll_se",
+            "perplexity",
+            "perplexity_se",
+            "bits_per_byte",
+            "unigram_perplexity",
+        )
+        return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
         return (
@@ -129,18 +130,11 @@ def _record_bounds(
     index = np.minimum(np.arange(padded), count - 1)
     rows = sharding.local_rows(mesh, padded)
     place = functools.partial(sharding.place_rows, mesh, rows=rows, batch=padded)
+    drawn_for = place(tokens[index[rows]]), place(index[rows].astype(np.int32))
     # Processes share values of NumPy, but not arrays that live on a device of one of them.
     key_data = np.asarray(jax.random.key_data(key))
     with sharding.use(mesh):
-        found = _padded_bounds(
-            spec,
-            network,
-            count,
-            params,
-            place(tokens[index[rows]]),
-            place(index[rows].astype(np.int32)),
-            key_data,
-        )
+        found = _padded_bounds(spec, network, count, params, *drawn_for, key_data)
     return np.asarray(found)[:count]
 
 
@@ -154,15 +148,6 @@ def _padded_bounds(
     index: Int[Array, "b"],
     key_data: UInt[Array, "..."],
 ) -> Float32[Array, "b"]:
-    terms = estimator.batch_terms(
-        spec,
-        network,
-        params,
-        tokens,
-        index,
-        jax.random.wrap_key_data(key_data),
-        count=count,
-        time=spec.objective.time,
-        loss=False,
-    )
+    batch = estimator.Batch(tokens, index, jax.random.wrap_key_data(key_data), count)
+    terms = estimator.batch_terms(spec, network, params, batch)
     return sharding.constrain(terms.sum(axis=1), "whole")

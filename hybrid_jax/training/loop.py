@@ -20,22 +20,24 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hybrid_jax import optim
-from hybrid_jax.config import Experiment
-from hybrid_jax.data import pipeline, prepare, tokenizers
+from hybrid_jax.config import DataConfig, Experiment
+from hybrid_jax.data import inputs, pipeline, prepare, tokenizers
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import boards, sharding
 from hybrid_jax.runtime import processes as distributed
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.runtime.files import expanded, unwritable
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.runtime.processes import raise_on_all
 from hybrid_jax.runtime.throughput import Throughput
 from hybrid_jax.training import flops
+from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
 from hybrid_jax.training.run_log import Log
 from hybrid_jax.training.train_step import KeyPurpose, Metrics, TrainSetup, TrainState
+from hybrid_jax.training.workdir import RunData, data_folders, holds
 
 # Steps by which the host may be ahead of the devices: enough to keep them busy, few enough to stop
 # soon after a signal.
@@ -46,47 +48,72 @@ _WARM_UP, _TRACED = 5, 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training set-up with its data opened, and the devices to run on."""
+    """A training set-up with its data opened, and the devices to run on.
+
+    Attributes:
+      changes: of the text since its records were made (see `inputs.changes`); only where the run
+        was already trained on them.
+    """
 
     setup: TrainSetup
     manifest: Manifest
     tokenizer: Tokenizer
     data_dir: Path
     mesh: Mesh
+    changes: str = ""
 
     @property
     def experiment(self) -> Experiment:
         return self.setup.experiment
 
 
-def open_run(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Run:
+def open_run(
+    experiment: Experiment,
+    devices: Sequence[jax.Device] | None = None,
+    known: RunData | None = None,
+) -> Run:
     """Prepares the data where needed, and builds the experiment's parts on it.
 
-    `devices` are those to run on; None for all devices of all processes.
+    Args:
+      devices: those to run on; None for all devices of all processes.
+      known: the records that the run was trained on before.
 
-    Raises `UserError`, on all processes, if anything of the experiment does not work here.
+    Raises:
+      UserError: on all processes, if anything of the experiment does not work here.
     """
     raise_on_all(lambda: boards.check(experiment.train.board))
     mesh = sharding.make_mesh(experiment.mesh, devices)
-    data_dir, manifest = distributed.process0_first(lambda: prepared_data(experiment))
+    # Before the data are prepared, which may take hours; nothing here depends on them.
+    TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0).check(mesh)
+    data_dir, manifest, changes = distributed.process0_first(
+        lambda: _prepared_data(experiment.data, known)
+    )
     tokenizer = raise_on_all(lambda: tokenizers.load_tokenizer(data_dir))
     raise_on_all(lambda: prepare.check_tokenizer(manifest, tokenizer))
-    distributed.assert_same(
-        "set of prepared data", repr((manifest.train.sha256, manifest.valid.sha256))
-    )
+    distributed.assert_same("set of prepared data", manifest.identity)
     setup = TrainSetup.build(experiment, manifest.vocab_size, manifest.bos)
-    setup.check(mesh)
-    return Run(setup=setup, manifest=manifest, tokenizer=tokenizer, data_dir=data_dir, mesh=mesh)
+    return Run(
+        setup=setup,
+        manifest=manifest,
+        tokenizer=tokenizer,
+        data_dir=data_dir,
+        mesh=mesh,
+        changes=changes,
+    )
 
 
-def prepared_data(experiment: Experiment) -> tuple[Path, Manifest]:
-    """The folder of the experiment's records and its manifest; prepares them if missing."""
-    data = experiment.data
-    settings = dataclasses.asdict(data) | {"vocab_size": data.expected_vocab_size}
-    del settings["dir"]
-    out = Path(data.dir) if data.dir else prepare.default_dir(**settings)
-    manifest = prepare.prepare(**settings, out=out)
-    return out, manifest
+def _prepared_data(data: DataConfig, known: RunData | None) -> tuple[Path, Manifest, str]:
+    """The folder of the records, its manifest, and `Run.changes`; prepares them if missing."""
+    folder = data_folders(data, known)[0]
+    if known and holds(folder, known):
+        manifest = Manifest.load(folder)
+        return folder, manifest, inputs.changes(manifest, folder)
+
+    def check(manifest: Manifest) -> None:
+        if known:
+            known.check(folder, manifest)
+
+    return folder, prepare.prepare(**data.preparation, out=folder, check=check), ""
 
 
 def train(
@@ -99,6 +126,9 @@ def train(
 ) -> TrainState:
     """Trains until `train.steps`, resuming from the newest checkpoint in `workdir`.
 
+    The workdir becomes the run's with its first step. Until then, whatever refuses the start leaves
+    it as it was.
+
     Args:
       say: shows a line.
       profile: folder for a trace of a few steps, by each process.
@@ -108,6 +138,7 @@ def train(
         be read or written, or there are too few steps left to trace.
       Interrupted: after a signal, when the state is saved.
     """
+    workdir = expanded(workdir)
     config, setup, mesh = run.experiment.train, run.setup, run.mesh
     learning_rate = optim.learning_rate_at(run.experiment.optimizer, config.steps)
     size = config.batch_size
@@ -121,10 +152,24 @@ def train(
         flops=size * flops.training_flops(setup.network, setup.spec),
         peak=flops.peak_flops(mesh.devices.flat[0]),
     )
-    saver = raise_on_all(
-        lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
-    )
-    with sharding.use(mesh), saver:
+    lead = distributed.is_process0()
+
+    def claim() -> None:
+        if lead:
+            records = run.data_dir, run.manifest
+            workdirs.claim(workdir, run.experiment, run.tokenizer, records)
+
+    with contextlib.ExitStack() as stack:
+        started: Callable[[], None] = stack.enter_context(
+            workdirs.tentative(workdir) if lead else contextlib.nullcontext(lambda: None)
+        )
+        raise_on_all(lambda: workdirs.check_tokenizer(workdir, run.tokenizer))
+        raise_on_all(lambda: pipeline.Records(run.data_dir, "valid"))
+        stack.enter_context(sharding.use(mesh))
+        saver = raise_on_all(
+            lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
+        )
+        stack.enter_context(saver)
         restored = saver.restore_latest(setup.abstract_state(mesh))
         if restored is None:
             start, state = 0, setup.compile_init(mesh)()
@@ -135,6 +180,8 @@ def train(
         if profile is not None:
             raise_on_all(functools.partial(_check_profile, profile, traced, config.steps))
         if start >= config.steps:
+            raise_on_all(claim)
+            started()
             say(f"already trained for {start} steps")
             return state
         update = setup.compile_step(mesh)
@@ -160,6 +207,10 @@ def train(
                     tracing.enter_context(jax.profiler.trace(str(profile)))
                 with jax.profiler.StepTraceAnnotation("train", step_num=done):
                     state, metrics = update(state, tokens, index)
+                if done == start + 1:
+                    jax.block_until_ready(metrics)
+                    raise_on_all(claim)
+                    started()
                 pending.append(metrics)
                 ahead.append(metrics["loss"])
                 if len(ahead) > _AHEAD:

@@ -16,7 +16,9 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.runtime.files import expanded
 from hybrid_jax.training import workdir as workdirs
+from hybrid_jax.training.workdir import RunData
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Pretrained:
     Attributes:
       params: the averaged parameters (EMA), to evaluate and sample with.
       step: updates made.
+      data: the records that it was trained on; None if they are not known.
     """
 
     experiment: Experiment
@@ -34,6 +37,7 @@ class Pretrained:
     spec: Spec
     params: Any
     step: int
+    data: RunData | None = None
 
 
 def load(
@@ -49,9 +53,9 @@ def load(
     Raises:
       UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
     """
-    workdir = Path(workdir)
+    workdir = expanded(workdir)
     experiment = workdirs.load(workdir)
-    tokenizer = workdirs.load_tokenizer(workdir)
+    tokenizer, data = workdirs.load_tokenizer(workdir), workdirs.load_data(workdir)
     network = experiment.network(tokenizer.vocab_size)
     place = sharding.everywhere(mesh or sharding.one_device())
     shapes = jax.eval_shape(network.init, jax.random.key(0))
@@ -74,4 +78,5 @@ def load(
         spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos),
         params=found[1]["ema"],
         step=found[0],
+        data=data,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,9 +28,10 @@ class Log:
         self._writer, self._progress = None, None
         if is_process0():
             settings = dataclasses.asdict(experiment)
-            kind = experiment.train.board
-            board = open_board(kind, workdir, resume_step=start, config=settings)
-            self._writer = MetricsWriter(workdir, resume_step=start, board=board)
+            open_it = functools.partial(
+                open_board, experiment.train.board, workdir, resume_step=start, config=settings
+            )
+            self._writer = MetricsWriter(workdir, resume_step=start, board=open_it)
             self._progress = Progress(total=experiment.train.steps, start=start)
 
     def __enter__(self) -> Log:

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable
-from typing import cast
+from typing import Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,7 @@ class KeyPurpose(enum.IntEnum):
     EVALUATION = 3
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["step", "params", "ema", "optimizer"],
-    meta_fields=[],
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
     """Everything that training changes.
@@ -70,7 +66,7 @@ class TrainSetup:
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def build(cls, experiment: Experiment, vocab_size: int, bos: int) -> TrainSetup:
+    def build(cls, experiment: Experiment, vocab_size: int, bos: int) -> Self:
         """The setup for N = `vocab_size` real tokens, of which `bos` begins a sequence."""
         network = experiment.network(vocab_size)
         params = jax.eval_shape(network.init, jax.random.key(0))
@@ -102,9 +98,11 @@ class TrainSetup:
         shards = sharding.batch_shards(mesh)
         round_ = config.batch_size // config.accumulation
         if round_ % shards:
+            rounds = config.accumulation
+            part = f" in train.accumulation={rounds} rounds" if rounds > 1 else ""
             raise UserError(
-                f"train.batch_size / train.accumulation = {round_} examples do not divide among "
-                f"mesh.data × mesh.fsdp = {shards} devices: choose a multiple of {shards}."
+                f"train.batch_size={config.batch_size}{part} does not divide among {shards} "
+                f"devices: choose a multiple of {rounds * shards}."
             )
         if self.network.heads % mesh.shape["tensor"]:
             raise UserError(
@@ -159,16 +157,9 @@ def train_step(
     dropout_key = jax.random.fold_in(setup.key(KeyPurpose.DROPOUT), state.step)
 
     def loss(params: PyTree, tokens: Array, index: Array) -> Array:
-        return estimator.batch_loss(
-            setup.spec,
-            setup.network,
-            params,
-            tokens,
-            index,
-            noise_key,
-            count=config.batch_size,
-            dropout_key=dropout_key if setup.network.dropout else None,
-        )
+        batch = estimator.Batch(tokens, index, noise_key, config.batch_size)
+        keys = dropout_key if setup.network.dropout else None
+        return estimator.batch_loss(setup.spec, setup.network, params, batch, dropout_key=keys)
 
     def accumulate(total: PyTree, part: tuple[Array, Array]) -> tuple[PyTree, None]:
         value = jax.value_and_grad(loss)(state.params, *part)

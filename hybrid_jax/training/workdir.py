@@ -1,21 +1,138 @@
-"""A run's folder: it belongs to one experiment and says so in config.json."""
+"""A run's folder: it belongs to one experiment (config.json) on certain records (records.json)."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import shutil
+import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.config import Experiment
-from hybrid_jax.data import tokenizers
+from hybrid_jax.config import DataConfig, Experiment
+from hybrid_jax.data import manifest as manifests
+from hybrid_jax.data import prepare, tokenizers
+from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.files import unwritable, write_atomic
+from hybrid_jax.runtime.decode import from_values, parse_json
+from hybrid_jax.runtime.files import expanded, unwritable, write_atomic
+from hybrid_jax.runtime.json_text import write_json
 
 _FILE = "config.json"
+_RECORDS = "records.json"
 _TOKENIZER = "tokenizer"
+_LOCK = ".lock"
+# What the start of a training makes.
+_MADE = (_TOKENIZER, _RECORDS, "checkpoints", "metrics.jsonl", "board.id", "tensorboard", "wandb")
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Keeps other trainings out of a workdir, which is made where it is missing.
+
+    The lock ends with the process, however that ends. Where a file system has no locks, as some
+    mounts of buckets, everyone is let in. Folders that were made are removed again if they are
+    empty at the end.
+
+    Raises:
+      UserError: if another training holds the workdir, or it cannot be written.
+    """
+    folders = (workdir, *workdir.parents)
+    made = [folder for folder in folders if not os.path.lexists(folder)]
+    lock = None
+    try:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = _locked(workdir / _LOCK)
+        except OSError as error:
+            raise unwritable(workdir, error) from error
+        yield
+    finally:
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                (workdir / _LOCK).unlink()
+            os.close(lock)
+        with contextlib.suppress(OSError):  # one that is not empty, or not there
+            for folder in made:
+                folder.rmdir()
+
+
+def _locked(path: Path) -> int:
+    """The descriptor of a locked file. Raises UserError if another process has locked it."""
+    import fcntl  # which Windows lacks, where nothing trains
+
+    for _ in range(100):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(lock, 200).decode(errors="replace")
+            os.close(lock)
+            raise UserError(
+                f"{path.parent} is in use by another training ({holder}): wait until it ends, stop "
+                "it, or choose another --workdir."
+            ) from error
+        except OSError:
+            return lock  # no locks here
+        # The holder before may have removed the file since it was opened.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(lock)):
+                os.truncate(lock, 0)
+                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                break
+        os.close(lock)
+    return lock
+
+
+@contextlib.contextmanager
+def tentative(workdir: Path) -> Iterator[Callable[[], None]]:
+    """A start of a training in a workdir, which is left as it was unless the start succeeds.
+
+    Yields:
+      a function to call when it has.
+    """
+    new = [workdir / name for name in _MADE if not os.path.lexists(workdir / name)]
+    succeeded = False
+
+    def succeed() -> None:
+        nonlocal succeeded
+        succeeded = True
+
+    try:
+        yield succeed
+    finally:
+        if not succeeded:
+            for path in new:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The records that a run is trained on.
+
+    Attributes:
+      identity: see `Manifest.identity`.
+      folder: absolute, in which they were when the training last began.
+    """
+
+    identity: str
+    folder: str
+
+    def check(self, folder: Path, manifest: Manifest) -> None:
+        """Raises UserError unless the records of `folder`, with this manifest, are the same."""
+        if manifest.identity != self.identity:
+            raise UserError(
+                f"The run was trained on other data ({self.identity[:12]}, then in {self.folder}) "
+                f"than those of {folder} ({manifest.identity[:12]}): bring back the records or the "
+                "text of that run, or train in another workdir."
+            )
 
 
 def check(workdir: Path, experiment: Experiment) -> None:
@@ -29,12 +146,26 @@ def check(workdir: Path, experiment: Experiment) -> None:
         )
 
 
-def claim(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
+def claim(
+    workdir: Path,
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    records: tuple[Path, Manifest] | None = None,
+) -> None:
     """Makes `workdir` the experiment's, with a copy of its tokenizer: what is needed to generate.
 
-    Raises UserError as `check`, if it cannot be written, or if it holds another tokenizer.
+    Args:
+      records: folder and manifest of those to train on; None if it is not trained yet.
+
+    Raises:
+      UserError: as `check` and `check_tokenizer`, or if it cannot be written, or holds a run on
+        other records.
     """
     check(workdir, experiment)
+    check_tokenizer(workdir, tokenizer)
+    known = load_data(workdir)
+    if records and known:
+        known.check(*records)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / _TOKENIZER).exists():
@@ -45,17 +176,62 @@ def claim(workdir: Path, experiment: Experiment, tokenizer: Tokenizer) -> None:
             part.rename(workdir / _TOKENIZER)
     except OSError as error:
         raise unwritable(workdir, error) from error
-    if load_tokenizer(workdir).fingerprint != tokenizer.fingerprint:
+    if records:
+        data = RunData(identity=records[1].identity, folder=str(records[0].absolute()))
+        write_json(workdir / _RECORDS, data)
+    write_atomic(workdir / _FILE, experiment.to_json())
+
+
+def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
+    """Raises UserError if `workdir` holds another tokenizer."""
+    if (workdir / _TOKENIZER).exists() and (
+        load_tokenizer(workdir).fingerprint != tokenizer.fingerprint
+    ):
         raise UserError(
             f"{workdir} holds a run with another tokenizer than that of the prepared data: choose "
             "another --workdir, or the data of that run."
         )
-    write_atomic(workdir / _FILE, experiment.to_json())
 
 
-def load(workdir: Path) -> Experiment:
+def load_data(workdir: Path) -> RunData | None:
+    """The records of a workdir's run; None before its training, or if an older version made it.
+
+    Raises UserError if they cannot be read.
+    """
+    path = workdir / _RECORDS
+    try:
+        data: RunData = from_values(RunData, parse_json(path.read_bytes()), "records")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, UserError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(
+            f"{path} is damaged ({reason}): restore it, or delete it to go on with any data."
+        ) from error
+    return data
+
+
+def data_folders(data: DataConfig, known: RunData | None) -> list[Path]:
+    """Absolute folders in which a run's records may be, the best first.
+
+    They are the one that the settings name, which depends on the working folder, and the one in
+    which the records were; the latter comes first if it alone has them.
+    """
+    named = expanded(data.dir) if data.dir else prepare.default_dir(**data.preparation)
+    folders = dict.fromkeys([named.absolute(), *([Path(known.folder)] if known else [])])
+    return sorted(folders, key=lambda folder: not holds(folder, known))
+
+
+def holds(folder: Path, known: RunData | None) -> bool:
+    """Whether a folder holds records, and if those of a run are known, these."""
+    if not manifests.find(folder):
+        return False
+    return known is None or Manifest.load(folder).identity == known.identity
+
+
+def load(workdir: str | Path) -> Experiment:
     """The experiment of a workdir. Raises UserError if there is none, or of a later version."""
-    path = workdir / _FILE
+    path = expanded(workdir) / _FILE
     try:
         return Experiment.from_json(path.read_bytes())
     except FileNotFoundError as error:

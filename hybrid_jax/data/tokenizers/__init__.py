@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from hybrid_jax.data.content import Content
 from hybrid_jax.data.tokenizers import gpt2, sentencepiece
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import parse_json
+from hybrid_jax.runtime.files import expanded
 
 
 def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -31,12 +33,18 @@ def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Token
             "gpt2:FOLDER."
         )
     if kind == "gpt2":
-        return gpt2.load(Path(folder).expanduser())
+        return gpt2.load(expanded(folder))
     if name == "sentencepiece":
         return sentencepiece.train(texts, vocab_size=vocab_size)
     if name == "byte":
         return ByteTokenizer()
     raise UserError(f"Unknown tokenizer {name!r}: choose sentencepiece, byte or gpt2:FOLDER.")
+
+
+def contents(name: str) -> dict[str, Content]:
+    """The content of each file that `make_tokenizer` reads. Raises UserError as it does."""
+    kind, _, folder = name.partition(":")
+    return gpt2.contents(Path(folder).expanduser()) if kind == "gpt2" else {}
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -45,7 +53,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     Raises:
       UserError: if there is none, or its files are damaged.
     """
-    path = Path(folder) / DESCRIPTOR
+    folder = expanded(folder)
+    path = folder / DESCRIPTOR
     try:
         descriptor = parse_json(path.read_bytes())
         name, fingerprint = descriptor["name"], descriptor["fingerprint"]
@@ -62,7 +71,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     }
     if not isinstance(name, str) or name not in loaders:
         raise UserError(f"{path} names an unknown tokenizer, {name!r}: prepare the data again.")
-    tokenizer = loaders[name](Path(folder))
+    tokenizer = loaders[name](folder)
     if tokenizer.fingerprint != fingerprint:
         raise UserError(
             f"The tokenizer's files in {folder} are not those that {DESCRIPTOR} describes: restore "

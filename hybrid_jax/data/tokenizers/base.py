@@ -7,7 +7,6 @@ produces it, and `decode` shows it as a text of the caller's choice.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.json_text import write_json
 
 DESCRIPTOR = "tokenizer.json"
 
@@ -80,7 +80,7 @@ def write_descriptor(folder: Path, tokenizer: Tokenizer) -> None:
         "eos": tokenizer.eos,
         "fingerprint": tokenizer.fingerprint,
     }
-    (folder / DESCRIPTOR).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / DESCRIPTOR, values)
 
 
 def decode_runs(

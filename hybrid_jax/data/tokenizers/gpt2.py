@@ -2,64 +2,63 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import tiktoken
-import tiktoken.load
 
+from hybrid_jax.data import content
 from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
 from hybrid_jax.errors import UserError
 
 ENCODER, MERGES = "encoder.json", "vocab.bpe"
 _ELSEWHERE = ("vocab.json", "merges.txt")  # the same files as Hugging Face names them
+_END = "<|endoftext|>"
+_SPECIAL = re.compile(r"<.+>|\[.+\]")
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# The files write each byte as a character: itself where it can be seen, else one from 256 on.
+_SEEN = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
+_BYTES = {chr(byte): byte for byte in _SEEN} | {
+    chr(256 + number): byte for number, byte in enumerate(sorted(set(range(256)) - set(_SEEN)))
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPT2Tokenizer:
-    """50,257 tokens, the last of which, <|endoftext|>, is both bos and eos.
+    """A byte-level BPE; of GPT-2 itself, 50,257 tokens.
 
-    The characters "<|endoftext|>" in a text are ordinary text.
+    Special tokens have no text, and their characters in a text, as in "<|endoftext|>", are ordinary
+    text.
 
     Attributes:
       encoder: content of encoder.json.
       merges: content of vocab.bpe.
-      ranks: ids of byte strings, which are also the order of merging.
+      ranks: ids of byte strings, which are also the order of merging; other ids are special.
+      bos, eos: <|endoftext|> is both; without it, <s> and </s>.
+      vocab_size: N.
     """
 
     encoder: bytes = dataclasses.field(repr=False)
     merges: bytes = dataclasses.field(repr=False)
     ranks: Mapping[bytes, int] = dataclasses.field(repr=False)
+    bos: int
+    eos: int
+    vocab_size: int
     name: ClassVar[str] = "gpt2"
 
     @functools.cached_property
     def _encoding(self) -> tiktoken.Encoding:
         return tiktoken.Encoding(
-            "gpt2",
-            pat_str=_WORDS,
-            mergeable_ranks=dict(self.ranks),
-            special_tokens={"<|endoftext|>": len(self.ranks)},
+            "gpt2", pat_str=_WORDS, mergeable_ranks=dict(self.ranks), special_tokens={}
         )
-
-    @property
-    def vocab_size(self) -> int:
-        return self._encoding.n_vocab
-
-    @property
-    def bos(self) -> int:
-        return self._encoding.n_vocab - 1
-
-    @property
-    def eos(self) -> int:
-        return self._encoding.n_vocab - 1
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -68,8 +67,10 @@ class GPT2Tokenizer:
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        lengths = [len(self._encoding.decode_single_token_bytes(i)) for i in range(self.eos)]
-        return np.array([*lengths, 0], np.int32)
+        lengths = np.zeros(self.vocab_size, np.int32)
+        for token, i in self.ranks.items():
+            lengths[i] = len(token)
+        return lengths
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._encoding.encode_ordinary(text), np.int32)
@@ -80,7 +81,7 @@ class GPT2Tokenizer:
 
     def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
         def text(run: list[int]) -> str:
-            return self._encoding.decode([i for i in run if i != self.eos], errors="replace")
+            return self._encoding.decode([i for i in run if self.token_bytes[i]], errors="replace")
 
         return decode_runs(ids, self.vocab_size, mask_text, text)
 
@@ -92,14 +93,12 @@ class GPT2Tokenizer:
 
 def load(folder: Path) -> GPT2Tokenizer:
     """The tokenizer of the two files in a folder, encoder.json and vocab.bpe, or vocab.json and
-    merges.txt as Hugging Face calls them.
+    merges.txt as Hugging Face calls them; special tokens, in <> or [], may have been added.
 
     Raises:
       UserError: if a file is missing, or the two are not a byte-level BPE.
     """
-    names = (ENCODER, MERGES)
-    if not any((folder / name).exists() for name in names):
-        names = _ELSEWHERE if (folder / _ELSEWHERE[0]).exists() else names
+    names = _names(folder)
     try:
         encoder, merges = ((folder / name).read_bytes() for name in names)
     except OSError as error:
@@ -108,29 +107,51 @@ def load(folder: Path) -> GPT2Tokenizer:
             f"{error.filename}: {error.strerror}."
         ) from error
     try:
-        with _without_cache():
-            ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
-                vocab_bpe_file=str(folder / names[1]), encoder_json_file=str(folder / names[0])
-            )
-    except (
-        AssertionError, ValueError, KeyError, TypeError, AttributeError, RecursionError
-    ) as error:  # fmt: skip
+        return _tokenizer(encoder, merges)
+    except (ValueError, RecursionError) as error:
+        fault = error.args[0] if type(error) is ValueError else "are damaged"
         raise UserError(
-            f"{names[0]} and {names[1]} in {folder} are damaged or do not belong together: fetch "
-            "them again."
+            f"{names[0]} and {names[1]} in {folder} {fault}: fetch both again, from one model."
         ) from error
-    return GPT2Tokenizer(encoder=encoder, merges=merges, ranks=ranks)
 
 
-@contextlib.contextmanager
-def _without_cache() -> Iterator[None]:
-    """Keeps tiktoken from copying the files into a cache that goes by their paths alone."""
-    before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = ""
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TIKTOKEN_CACHE_DIR"]
-        else:
-            os.environ["TIKTOKEN_CACHE_DIR"] = before
+def contents(folder: Path) -> dict[str, content.Content]:
+    """The content of the two files in a folder. Raises UserError if one is missing."""
+    paths = [folder / name for name in _names(folder)]
+    return {str(path): content.of_file(path) for path in paths}
+
+
+def _names(folder: Path) -> tuple[str, str]:
+    here = any((folder / name).exists() for name in (ENCODER, MERGES))
+    return _ELSEWHERE if not here and (folder / _ELSEWHERE[0]).exists() else (ENCODER, MERGES)
+
+
+def _tokenizer(encoder: bytes, merges: bytes) -> GPT2Tokenizer:
+    """Raises ValueError with a predicate for the two contents if they are no byte-level BPE."""
+    ids = json.loads(encoder)
+    pairs = [pair for line in merges.decode("utf-8-sig").split("\n") if (pair := line.split())]
+    if pairs and pairs[0][0] == "#version:":
+        del pairs[0]
+    if not isinstance(ids, dict) or {*map(repr, ids.values())} != {*map(repr, range(len(ids)))}:
+        raise ValueError("do not give each token an id from 0 on")
+    made = ["".join(pair) for pair in pairs]
+    for pair, token in zip(pairs, made, strict=True):
+        if len(pair) != 2 or not set(token) <= set(_BYTES):
+            raise ValueError(f"are damaged at the merge {' '.join(pair)[:40]!r}")
+    special = ids.keys() - _BYTES.keys() - set(made)
+    strange = [token for token in sorted(special) if not _SPECIAL.fullmatch(token)]
+    strange += [token for token in (*_BYTES, *made) if token not in ids]
+    if strange:
+        raise ValueError(f"do not belong together: only one of them has {strange[0]!r}")
+    if any(ids[first] >= ids[second] for first, second in itertools.pairwise(made)):
+        raise ValueError("differ in the order of their tokens, which is not supported")
+    size = len(ids)  # also the id of an end that the files leave out
+    bos, eos = (int(ids[_END] if _END in ids else ids.get(name, size)) for name in ("<s>", "</s>"))
+    return GPT2Tokenizer(
+        encoder=encoder,
+        merges=merges,
+        ranks={bytes(_BYTES[c] for c in token): ids[token] for token in (*_BYTES, *made)},
+        bos=bos,
+        eos=eos,
+        vocab_size=max(size, bos + 1, eos + 1),
+    )

@@ -19,6 +19,7 @@ from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.scorers import base as scoring
 from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime.files import expanded
 from hybrid_jax.training import pretrained
 
 
@@ -27,7 +28,7 @@ class RunScorer:
     """A trained causal network: a `base.Scorer` that reads behind a beginning-of-sequence token.
 
     Attributes:
-      name: folder and step of the run.
+      name: workdir and step of the run.
       network, params: float32 arrays by name.
       tokenizer: of its tokens.
       length: L, tokens of the records that it was trained on; the context is one token more.
@@ -69,6 +70,7 @@ def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> R
     Raises:
       UserError: if it cannot be read, or its run is not autoregressive with shifted rows.
     """
+    workdir = expanded(workdir)
     model = pretrained.load(workdir, step=step)
     if not model.spec.layout.plain(model.spec.schedule):
         raise UserError(
@@ -77,7 +79,7 @@ def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> R
             "those before it; train one with configs/ar.py."
         )
     return RunScorer(
-        name=f"{Path(workdir).name}, step {model.step}",
+        name=f"{workdir}, step {model.step}",
         network=model.network,
         params=model.params,
         tokenizer=model.tokenizer,

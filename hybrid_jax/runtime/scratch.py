@@ -1,0 +1,88 @@
+"""Hidden folders in which something is made before it appears whole under its name."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from hybrid_jax.errors import Interrupted
+
+_LOCK, _WORK = "scratch.lock", "work"
+
+
+@contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`, on its file system, to be renamed to it.
+
+    What is left of it is removed in the end; after a kill, by the next call with this target. The
+    lock, which the system frees when a process dies, tells such a folder from one in use.
+
+    Raises:
+      OSError: if the folder cannot be made.
+    """
+    prefix = f".{target.name}-"
+    for left in target.parent.glob(f"{glob.escape(prefix)}*/{_LOCK}"):
+        with contextlib.suppress(OSError), _locked(left, wait=False):
+            _remove(left.parent)
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+            stack.callback(_remove, folder)
+            # Not every file system has locks; without, nobody removes what may be in use.
+            with contextlib.suppress(OSError):
+                stack.enter_context(_locked(folder / _LOCK, wait=True))
+            # Another process may have removed the folder as an old one before it was locked.
+            if (folder / _LOCK).exists():
+                break
+        (folder / _WORK).mkdir()
+        yield folder / _WORK
+
+
+@contextlib.contextmanager
+def raise_when_terminated() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Interrupted`, as Ctrl-C raises, where they would kill at once.
+
+    For the main thread of a command whose `scratch_folder` would be left behind.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the removal
+        raise Interrupted("terminated", 128 + number)
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _locked(file: Path, *, wait: bool) -> Iterator[None]:
+    """Holds the lock of a file. Raises OSError where there are no locks, or if it is taken.
+
+    Args:
+      wait: until it is free.
+    """
+    import fcntl  # which Windows lacks
+
+    with open(file, "ab") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder and, last, its lock, so that an unfinished removal can be continued."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder / _WORK, ignore_errors=True)
+        os.unlink(folder / _LOCK)
+        os.rmdir(folder)
