@@ -106,8 +106,7 @@ class Checkpointer:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except Exception as error:  # damaged JSON of any step raises whatever Orbax meets in it
             raise UserError(
-                f"The checkpoints in {self.directory} cannot be listed ({one_line(error)}): move "
-                "the damaged one away."
+                f"{self.directory} cannot be listed ({one_line(error)}): move the bad step away."
             ) from error
 
     def __enter__(self) -> Checkpointer:
