@@ -110,9 +110,10 @@ def largest_data_file(step_directory):
 
 
 def flip_byte(step_directory):
+    """Amid the second of four equal matrices: what is between them may be read by nobody."""
     file = largest_data_file(step_directory)
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0x10
+    content[len(content) * 3 // 8] ^= 0x10
     file.write_bytes(content)
 
 

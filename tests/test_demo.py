@@ -12,8 +12,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import pytest
@@ -613,6 +615,16 @@ def test_the_page_plays_what_has_come_at_its_own_speed(page):
     assert page.locator("#output .masked").count() == 0
 
 
+def wait_for_the_browser_to_close(server):
+    """Until a connection of the server is in CLOSE_WAIT (8), where the system tells such things."""
+    table, port = Path("/proc/net/tcp"), f":{server.server_address[1]:04X}"
+    while table.exists():
+        rows = [line.split() for line in table.read_text("ascii").splitlines()]
+        if any(row[1].endswith(port) and row[3] == "08" for row in rows):
+            break
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("key", ["Escape", "Enter"])
 def test_a_text_can_be_stopped_and_the_next_begun(page, server, made, key):
     with server.writer._turn:
@@ -623,6 +635,7 @@ def test_a_text_can_be_stopped_and_the_next_begun(page, server, made, key):
             page.get_by_role("button", name="Stop").focus()
         page.keyboard.press(key)
         page.get_by_text("Stopped.").wait_for()
+        wait_for_the_browser_to_close(server)
     assert all_places_are_free(server)
     assert len(made) < LENGTH // 2
     assert page.get_by_role("button", name="Stop").is_disabled()
