@@ -247,8 +247,9 @@ def test_copied_files_are_read_once_and_others_refused(copied, tmp_path, monkeyp
     # Other text of the same length: names, sizes and numbers of records are the same.
     lines = "".join(json.dumps({"text": f"{n:03d} other      "}) + "\n" for n in range(37))
     (tmp_path / "other.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "valid.txt").write_text("to validate on\n" * 2, encoding="utf-8")
     prepare.prepare(
-        source=f"files:{tmp_path}/other.jsonl", valid_source=f"files:{tmp_path}/other.jsonl",
+        source=f"files:{tmp_path}/other.jsonl", valid_source=f"files:{tmp_path}/valid.txt",
         tokenizer="byte", vocab_size=0, length=LENGTH, shard_records=10, out=tmp_path / "other",
     )  # fmt: skip
     shutil.copy2(tmp_path / "other" / FIRST, copied / FIRST)

@@ -468,7 +468,7 @@ def test_prompts_that_do_not_fit_are_refused(rows, stop, message):
         (ACS(), "uniform", "works on MASK"),
         (ACS(guidance="doubt"), "epsilon", "guidance must be"),
         (ACS(sweeps=-1), "epsilon", "sweeps must be 0 or more"),
-        (ACS(eta=0.0, sweeps=2), "epsilon", "raise eta"),
+        (ACS(eta=0.0, sweeps=2), "epsilon", "sweeps is of corrections"),
         (ReMDM(eta=2.0), "absorbing", "eta must lie in"),
         (ReMDM(strategy="loop"), "absorbing", "strategy must be"),
         (ReMDM(), "uniform", "works on MASK"),
