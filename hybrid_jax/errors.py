@@ -95,7 +95,7 @@ def exit_status(command: Callable[[], object], *, interrupted: str) -> int:
 
 
 def _fails(stream: TextIO) -> bool:
-    """Whether a stream cannot be written; what waits in it is thrown away then.
+    """True if a stream cannot be written; what waits in it is thrown away then.
 
     A stream that has failed forgets what it did not write, so it has to be tried: a pipe is asked
     for its reader, and anything else gets an empty line.
@@ -145,7 +145,7 @@ def hints_of(section: Any) -> dict[str, Any]:
     return _type_hints(section)
 
 
-@functools.cache
+@functools.cache  # whose own signature type checkers know; it refuses the type of a dataclass
 def _type_hints(section: Any) -> dict[str, Any]:
     every = typing.get_type_hints(section)
     return {field.name: every[field.name] for field in dataclasses.fields(section)}

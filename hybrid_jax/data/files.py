@@ -20,6 +20,7 @@ import zstandard
 from hybrid_jax.data import content
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import listed
+from hybrid_jax.runtime.files import expanded
 
 _READ = 1 << 16  # compressed bytes read at a time
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError)
@@ -104,7 +105,7 @@ def prompts(file: str) -> list[str]:
     Raises:
       UserError: if there are none, or as `documents`.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     read = _json_lines if _kind(path) == ".jsonl" else lines
     found = [text for text in read(path) if text.strip()]
     if not found:

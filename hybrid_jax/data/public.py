@@ -103,7 +103,7 @@ def hub_contents(argument: str) -> dict[str, Content]:
 
 
 def _hub(function: str, argument: str, **settings: str) -> Any:
-    """What a function of the package `datasets` gives for a data set."""
+    """The result of a function of the package `datasets` for a data set."""
     name, _, _ = _parts("hf", argument)
     datasets = require("datasets", "eval")
     words = name.split("/")

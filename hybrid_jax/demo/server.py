@@ -115,7 +115,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return [f"http://{host}:{port}/" for host in bracketed]
 
     def is_own(self, host: str | None) -> bool:
-        """Whether a name in a request means this machine. An address does: only names can be
+        """True if a name in a request means this machine. An address does: only names can be
         rebound to it."""
         host = (host or "").rstrip(".")
         with contextlib.suppress(ValueError):

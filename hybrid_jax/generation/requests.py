@@ -219,7 +219,7 @@ def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
 
 
 def of_one_sampler(settings: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether `Samples.settings` of several files are those of one sampler and different seeds."""
+    """True if `Samples.settings` of several files are of one sampler and different seeds."""
     varies = ("seed", "nfe", "corrections")
     samplers = [{k: v for k, v in each.items() if k not in varies} for each in settings]
     seeds = {each.get("seed") for each in settings}
@@ -227,7 +227,7 @@ def of_one_sampler(settings: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _decodes(tokenizer: Tokenizer, text: Text) -> bool:
-    """Whether the tokens of a `Text` are its text under a tokenizer."""
+    """True if the tokens of a `Text` are its text under a tokenizer."""
     try:
         return bool(tokenizer.decode(text.tokens) == text.text)
     except UserError:  # an id that it does not have

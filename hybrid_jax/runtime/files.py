@@ -67,7 +67,7 @@ class GrowingFile:
     """A file that is written piece by piece. A context manager.
 
     It has its name once the block has ended without an error. Until then, and for good if the block
-    ends otherwise, the pieces stand in ``NAME.XXXXXXXX.part`` beside it. A device or a pipe, such
+    ends otherwise, the pieces stand in a ``.part`` file beside it. A device or a pipe, such
     as /dev/null, is written to at once.
     """
 

@@ -1,4 +1,4 @@
-"""Hidden folders in which something is made before it appears whole under its name."""
+"""Hidden folders in which something is made before it appears whole under its name; and locks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from hybrid_jax.errors import Interrupted
 
@@ -29,7 +30,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     """
     prefix = f".{target.name}-"
     for left in target.parent.glob(f"{glob.escape(prefix)}*/{_LOCK}"):
-        with contextlib.suppress(OSError), _locked(left, wait=False):
+        with contextlib.suppress(OSError), locked(left, wait=False):
             _remove(left.parent)
     with contextlib.ExitStack() as stack:
         while True:
@@ -37,7 +38,7 @@ def scratch_folder(target: Path) -> Iterator[Path]:
             stack.callback(_remove, folder)
             # Not every file system has locks; without, nobody removes what may be in use.
             with contextlib.suppress(OSError):
-                stack.enter_context(_locked(folder / _LOCK, wait=True))
+                stack.enter_context(locked(folder / _LOCK, wait=True))
             # Another process may have removed the folder as an old one before it was locked.
             if (folder / _LOCK).exists():
                 break
@@ -67,17 +68,21 @@ def raise_when_terminated() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(file: Path, *, wait: bool) -> Iterator[None]:
-    """Holds the lock of a file. Raises OSError where there are no locks, or if it is taken.
+def locked(file: Path, *, wait: bool) -> Iterator[BinaryIO]:
+    """Holds the lock of a file, which is made where it is missing; the lock ends with the process.
 
     Args:
       wait: until it is free.
+
+    Raises:
+      BlockingIOError: if it is taken.
+      OSError: where there are no locks, or if the file cannot be opened.
     """
     import fcntl  # which Windows lacks
 
     with open(file, "ab") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        yield opened
 
 
 def _remove(folder: Path) -> None:

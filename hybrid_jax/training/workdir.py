@@ -21,6 +21,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import expanded, unwritable, write_atomic
 from hybrid_jax.runtime.json_text import write_json
+from hybrid_jax.runtime.scratch import locked
 
 _FILE = "config.json"
 _RECORDS = "records.json"
@@ -41,51 +42,50 @@ def held(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: if another training holds the workdir, or it cannot be written.
     """
-    folders = (workdir, *workdir.parents)
-    made = [folder for folder in folders if not os.path.lexists(folder)]
-    lock = None
+    made = [folder for folder in (workdir, *workdir.parents) if not os.path.lexists(folder)]
     try:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            lock = _locked(workdir / _LOCK)
-        except OSError as error:
-            raise unwritable(workdir, error) from error
-        yield
+        with contextlib.ExitStack() as stack:
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                _lock(workdir / _LOCK, stack)
+            except OSError as error:
+                raise unwritable(workdir, error) from error
+            yield
     finally:
-        if lock is not None:
-            with contextlib.suppress(OSError):
-                (workdir / _LOCK).unlink()
-            os.close(lock)
         with contextlib.suppress(OSError):  # one that is not empty, or not there
             for folder in made:
                 folder.rmdir()
 
 
-def _locked(path: Path) -> int:
-    """The descriptor of a locked file. Raises UserError if another process has locked it."""
-    import fcntl  # which Windows lacks, where nothing trains
-
+def _lock(path: Path, stack: contextlib.ExitStack) -> None:
+    """Locks a file until the stack is closed. Raises UserError if another process has locked it."""
     for _ in range(100):
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.touch()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = stack.enter_context(locked(path, wait=False))
         except BlockingIOError as error:
-            holder = os.read(lock, 200).decode(errors="replace")
-            os.close(lock)
+            holder = "one that has just ended"
+            with contextlib.suppress(FileNotFoundError):
+                holder = path.read_text(encoding="utf-8", errors="replace")
             raise UserError(
                 f"{path.parent} is in use by another training ({holder}): wait until it ends, stop "
                 "it, or choose another --workdir."
             ) from error
         except OSError:
-            return lock  # no locks here
+            break  # no locks here
         # The holder before may have removed the file since it was opened.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.fstat(lock)):
-                os.truncate(lock, 0)
-                os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+                file.flush()
                 break
-        os.close(lock)
-    return lock
+    stack.callback(_remove, path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 @contextlib.contextmanager
@@ -223,7 +223,7 @@ def data_folders(data: DataConfig, known: RunData | None) -> list[Path]:
 
 
 def holds(folder: Path, known: RunData | None) -> bool:
-    """Whether a folder holds records, and if those of a run are known, these."""
+    """True if a folder holds records and, where those of a run are known, these."""
     if not manifests.find(folder):
         return False
     return known is None or Manifest.load(folder).identity == known.identity

@@ -44,7 +44,7 @@ def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Token
 def contents(name: str) -> dict[str, Content]:
     """The content of each file that `make_tokenizer` reads. Raises UserError as it does."""
     kind, _, folder = name.partition(":")
-    return gpt2.contents(Path(folder).expanduser()) if kind == "gpt2" else {}
+    return gpt2.contents(expanded(folder)) if kind == "gpt2" else {}
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
