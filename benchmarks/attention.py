@@ -50,7 +50,7 @@ def pattern_of(schedule: hyperschedule.Hyperschedule, layout: Layout) -> Pattern
 
 def measure(name: str, pattern: Pattern, options: argparse.Namespace) -> dict:
     rows = pattern.regions.rows
-    shape = (options.batch, rows, options.heads, options.head)
+    shape = (options.batch, options.heads, rows, options.head)
     inputs = [
         jax.random.normal(k, shape, options.dtype) for k in jax.random.split(jax.random.key(0), 4)
     ]

@@ -59,7 +59,7 @@ def pattern_of(schedule, how, batch=3):
 
 def inputs(rows, batch=3, heads=2, head=4):
     keys = jax.random.split(jax.random.key(1), 4)
-    return [jax.random.normal(k, (batch, rows, heads, head)) for k in keys]
+    return [jax.random.normal(k, (batch, heads, rows, head)) for k in keys]
 
 
 @pytest.mark.parametrize(("schedule", "how"), PAIRS)
@@ -99,7 +99,9 @@ def test_spans_of_blocks_are_as_small_as_they_can_be():
 def test_blockwise_is_dense_in_values_and_gradients(schedule, how):
     pattern = pattern_of(schedule, how)
     *arguments, weight = inputs(pattern.regions.rows)
-    seen = np.asarray(pattern.mask().any(-1))[..., None, None]  # rows that see nothing mean nothing
+    seen = np.asarray(pattern.mask().any(-1))[
+        :, None, :, None
+    ]  # rows that see nothing mean nothing
 
     def total(attend, arguments):
         return jnp.sum(weight * jnp.where(seen, attend(*arguments), 0.0))
@@ -133,7 +135,7 @@ def test_splash_is_dense_in_values_and_gradients(schedule, how):
     pattern = pattern_of(schedule, how)
     *arguments, weight = inputs(pattern.regions.rows, batch=2, head=8)
     mask = pattern.mask()[:1]
-    seen = np.asarray(mask.any(-1))[..., None, None]
+    seen = np.asarray(mask.any(-1))[:, None, :, None]
 
     def total(backend, arguments):
         found = attention.attend(*arguments, pattern, backend=backend)
@@ -198,7 +200,7 @@ def test_no_score_matrix_of_all_rows():
     schedule = hyperschedule.block(length=512, width=16, levels=4)
     rows = layouts.training_rows(Layout(), schedule, jnp.zeros(32, jnp.int32))
     pattern = Pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
-    shapes = [jax.ShapeDtypeStruct((1, pattern.regions.rows, 1, 8), jnp.float32)] * 3
+    shapes = [jax.ShapeDtypeStruct((1, 1, pattern.regions.rows, 8), jnp.float32)] * 3
 
     def loss(query, key, value):
         return jnp.sum(attention.blockwise(query, key, value, pattern) ** 2)
@@ -229,6 +231,10 @@ def test_the_backend_of_a_network_changes_nothing(backend):
 
 def test_choices():
     assert attention.choose(pattern_of("flat", "aligned"), jnp.float32) == "dense"
-    assert attention.choose(pattern_of("slide", "shifted"), jnp.bfloat16) == "blockwise"
+    long = hyperschedule.slide(length=200, width=7, levels=4)
+    rows = layouts.training_rows(Layout(), long, jnp.zeros(long.phase_groups, jnp.int32))
+    pattern = Pattern(Layout(), long, jax.tree.map(lambda x: x[None], rows))
+    assert attention.choose(pattern, jnp.bfloat16) == "blockwise"
+    assert attention.choose(pattern_of("slide", "shifted"), jnp.bfloat16) == "dense"  # one block
     with pytest.raises(UserError, match=r"model\.attention must be one of auto, dense, blockwise"):
         Transformer(vocab_size=3, layers=1, width=8, heads=1, attention="flash")

@@ -114,26 +114,26 @@ def test_positions_matter_only_relative_to_one_another():
 
 
 def test_rotation_keeps_lengths_and_turns_by_position():
-    x = jax.random.normal(jax.random.key(0), (1, 4, 2, 8))
+    x = jax.random.normal(jax.random.key(0), (1, 2, 4, 8))
     turned = attention.rotate(x, jnp.array([[0, 1, 2, 500]]))
-    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+    np.testing.assert_array_equal(turned[:, :, 0], x[:, :, 0])
     norms = [jnp.linalg.norm(y, axis=-1) for y in (turned, x)]
     np.testing.assert_allclose(*norms, rtol=1e-5)
     # The fastest pair (the first of each half) turns by one radian a position.
-    pair = complex(x[0, 1, 0, 0], x[0, 1, 0, 4])
+    pair = complex(x[0, 0, 1, 0], x[0, 0, 1, 4])
     wanted = pair * np.exp(1j)
-    np.testing.assert_allclose(turned[0, 1, 0, 0], wanted.real, rtol=1e-5)
-    np.testing.assert_allclose(turned[0, 1, 0, 4], wanted.imag, rtol=1e-5)
+    np.testing.assert_allclose(turned[0, 0, 1, 0], wanted.real, rtol=1e-5)
+    np.testing.assert_allclose(turned[0, 0, 1, 4], wanted.imag, rtol=1e-5)
 
 
 def test_dense_attention_is_a_softmax_over_what_is_visible():
-    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 4, 1, 6))
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 1, 4, 6))
     mask = jnp.tri(4, dtype=bool)[None]
-    found = attention.dense(query, key, value, mask)[0, :, 0]
+    found = attention.dense(query, key, value, mask)[0, 0]
     for row in range(4):
-        scores = np.asarray(key[0, : row + 1, 0] @ query[0, row, 0]) / np.sqrt(6)
+        scores = np.asarray(key[0, 0, : row + 1] @ query[0, 0, row]) / np.sqrt(6)
         weights = np.exp(scores) / np.exp(scores).sum()
-        wanted = weights @ np.asarray(value[0, : row + 1, 0])
+        wanted = weights @ np.asarray(value[0, 0, : row + 1])
         np.testing.assert_allclose(found[row], wanted, rtol=1e-5, atol=1e-6)
 
 

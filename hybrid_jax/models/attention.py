@@ -14,8 +14,8 @@ from hybrid_jax.method.mask_blocks import Pattern, spans
 from hybrid_jax.models.cache import Cache
 from hybrid_jax.runtime import sharding
 
-Heads = Float[Array, "B R H K"]  # a vector of each head at each row
-Keys = Float[Array, "B N H K"]  # keys or values, at rows that may be others than the queries'
+Heads = Float[Array, "B H R K"]  # a vector of each head at each row
+Keys = Float[Array, "B H N K"]  # keys or values, at rows that may be others than the queries'
 Backend = Literal["auto", "dense", "blockwise", "fused", "splash"]
 
 # Finite, so that a row with nothing to attend to sees everything equally and stays finite.
@@ -61,12 +61,13 @@ def choose(pattern: Pattern, dtype: DTypeLike) -> Backend:
     """The backend for rows of a pattern on the devices that the program is made for.
 
     "fused" where one mask serves all heads and the device has a kernel for it (GPU, 16 bits);
-    otherwise "blockwise", which computes what a window can see and no more.
+    otherwise "blockwise", which computes what a window can see and no more, but for rows that fit
+    one block.
     """
     on_gpu = sharding.platform() == "gpu"
     if on_gpu and dtype == jnp.bfloat16 and (pattern.plain_causal or pattern.full):
         return "fused"
-    return "dense" if pattern.full else "blockwise"
+    return "dense" if pattern.full or pattern.regions.rows <= _BLOCK else "blockwise"
 
 
 def dense(
@@ -80,21 +81,21 @@ def dense(
       cached: keys and values of M earlier rows, [B, H, M, K]; None for none (M = 0).
 
     Returns:
-      [B, R, H, K] in the type of `value`; scores and softmax are float32.
+      [B, H, R, K] in the type of `value`; scores and softmax are float32.
     """
     query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum("brhk,bmhk->bhrm", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bhrk,bhmk->bhrm", query, key, preferred_element_type=jnp.float32)
     if cached is not None:
         # The scores are joined, not the keys: joining keys would copy the whole cache.
-        past = jnp.einsum("brhk,bhmk->bhrm", query, cached.key, preferred_element_type=jnp.float32)
+        past = jnp.einsum("bhrk,bhmk->bhrm", query, cached.key, preferred_element_type=jnp.float32)
         scores = jnp.concatenate([past, scores], axis=-1)
     scores = jnp.where(mask[:, None], scores, _HIDDEN)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     if cached is None:
-        return jnp.einsum("bhrm,bmhk->brhk", weights, value)
+        return jnp.einsum("bhrm,bhmk->bhrk", weights, value)
     slots = cached.key.shape[-2]
-    past = jnp.einsum("bhrm,bhmk->brhk", weights[..., :slots], cached.value)
-    return past + jnp.einsum("bhrm,bmhk->brhk", weights[..., slots:], value)
+    past = jnp.einsum("bhrm,bhmk->bhrk", weights[..., :slots], cached.value)
+    return past + jnp.einsum("bhrm,bhmk->bhrk", weights[..., slots:], value)
 
 
 def blockwise(
@@ -112,11 +113,11 @@ def blockwise(
     parts = []
     for span in spans(pattern.layout, pattern.regions, block):
         keys, values = (
-            jnp.concatenate([x[:, part] for part in span.keys], axis=1) for x in (key, value)
+            jnp.concatenate([x[:, :, part] for part in span.keys], axis=2) for x in (key, value)
         )
         mask = pattern.part(span.queries, span.keys)
-        parts.append(dense(query[:, span.queries], keys, values, mask))
-    return jnp.concatenate(parts, axis=1)
+        parts.append(dense(query[:, :, span.queries], keys, values, mask))
+    return jnp.concatenate(parts, axis=2)
 
 
 def fused(query: Heads, key: Heads, value: Heads, pattern: Pattern) -> Heads:
@@ -125,9 +126,10 @@ def fused(query: Heads, key: Heads, value: Heads, pattern: Pattern) -> Heads:
     if not (pattern.plain_causal or pattern.full):
         raise ValueError("the fused kernel knows causal and full attention only")
     kernel: Literal["cudnn", "xla"] = "cudnn" if sharding.platform() == "gpu" else "xla"
+    by_row = (x.swapaxes(1, 2) for x in (query, key, value))
     return jax.nn.dot_product_attention(
-        query, key, value, is_causal=pattern.plain_causal, implementation=kernel
-    )
+        *by_row, is_causal=pattern.plain_causal, implementation=kernel
+    ).swapaxes(1, 2)
 
 
 def rotate(x: Heads, position: Int[Array, "#B R"], base: float = 10_000.0) -> Heads:
@@ -137,7 +139,7 @@ def rotate(x: Heads, position: Int[Array, "#B R"], base: float = 10_000.0) -> He
     """
     half = x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position[..., None, None].astype(jnp.float32) * frequency[None, None, None]
+    angle = position[:, None, :, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     real, imaginary = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = (real * cos - imaginary * sin, real * sin + imaginary * cos)

@@ -13,15 +13,15 @@ from hybrid_jax.runtime import sharding
 
 _TILE = 128  # the kernel's blocks are multiples of it
 _LARGEST_BLOCK = 512
-_AXES = ("batch", "whole", "heads", "whole")
+_AXES = ("batch", "heads", "whole", "whole")
 
 
 def splash(
-    query: Float[Array, "B R H K"],
-    key: Float[Array, "B R H K"],
-    value: Float[Array, "B R H K"],
+    query: Float[Array, "B H R K"],
+    key: Float[Array, "B H R K"],
+    value: Float[Array, "B H R K"],
     mask: Bool[np.ndarray, "R R"],
-) -> Float[Array, "B R H K"]:
+) -> Float[Array, "B H R K"]:
     """`attention.dense` for one mask that is known when the program is compiled.
 
     Off TPUs the kernel is interpreted, which is for tests: correct, and very slow.
@@ -38,15 +38,16 @@ def splash(
     )  # fmt: skip
 
     def local(query: Array, key: Array, value: Array) -> Array:
-        rows, heads, head = query.shape[1:]
+        heads, rows, head = query.shape[1:]
         kernel = kernels.make_splash_mha_single_device(
             masks.MultiHeadMask([masks.NumpyMask(whole)] * heads),
             block_sizes=sizes,
             interpret=interpret,
         )
-        added = [(0, 0), (0, len(whole) - rows), (0, 0), (0, 0)]
-        by_head = (jnp.swapaxes(jnp.pad(x, added), 1, 2) for x in (query * head**-0.5, key, value))
-        return jnp.swapaxes(jax.vmap(kernel)(*by_head), 1, 2)[:, :rows]
+        added = [(0, 0), (0, 0), (0, len(whole) - rows), (0, 0)]
+        padded = (jnp.pad(x, added) for x in (query * head**-0.5, key, value))
+        out: Array = jax.vmap(kernel)(*padded)
+        return out[:, :, :rows]
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -229,8 +229,9 @@ class _Head(nn.Module):
         # Gathered along the width, and not the much larger logits summed over it.
         kernel = gathered(kernel, c.dtype, *_AXES["head/kernel"])
         x = x.astype(c.dtype)
-        out = jnp.einsum("...d,dv->...v", x, kernel, preferred_element_type=jnp.float32)
-        return out + _to_rank(bias, out.ndim)
+        rows = x.reshape(-1, c.width)
+        out = jnp.dot(rows, kernel, preferred_element_type=jnp.float32) + bias[None]
+        return out.reshape(*x.shape[:-1], -1)
 
 
 class _Body(nn.Module):
@@ -334,22 +335,31 @@ class _Block(nn.Module):
 
         y = _modulate(_norm(self, "norm_attention", x, c.width), shift_1, scale_1)
         # An axis of its own for the three, so that cutting the heads cuts each of them.
-        qkv = jnp.einsum("brd,dte->brte", y, weight("qkv", (c.width, 3, c.width)))
-        qkv = qkv.reshape(*qkv.shape[:-1], c.heads, head)
-        query, key, value = (qkv[:, :, part] for part in range(3))
+        qkv = weight("qkv", (c.width, 3, c.width))
+        query, key, value = (
+            _product(y, qkv[:, part]).reshape(*y.shape[:-1], c.heads, head).swapaxes(1, 2)
+            for part in range(3)
+        )
         if c.qk_norm:
             query, key = (_norm(self, n, t, head) for n, t in (("norm_q", query), ("norm_k", key)))
         query, key = attention.rotate(query, position), attention.rotate(key, position)
-        y = attention.attend(query, key, value, mask, cached, backend=c.attention).reshape(x.shape)
-        x = add(x, y @ weight("out", (c.width, c.width), scaled), gate_1, site=0)
+        y = attention.attend(query, key, value, mask, cached, backend=c.attention)
+        y = y.swapaxes(1, 2).reshape(x.shape)
+        x = add(x, _product(y, weight("out", (c.width, c.width), scaled)), gate_1, site=0)
 
         y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)
-        y = y @ weight("mlp_in", (c.width, hidden)) + bias_of("mlp_in_bias", hidden)
+        y = _product(y, weight("mlp_in", (c.width, hidden))) + bias_of("mlp_in_bias", hidden)
         y = nn.gelu(y, approximate=True) if c.activation == "gelu" else jnp.square(nn.relu(y))
-        y = y @ weight("mlp_out", (hidden, c.width), scaled) + bias_of("mlp_out_bias", c.width)
+        y = _product(y, weight("mlp_out", (hidden, c.width), scaled))
+        y = y + bias_of("mlp_out_bias", c.width)
         # What stays in the cache; training has none, and keeps nothing.
-        new = None if cached is None else Cache(key.swapaxes(-3, -2), value.swapaxes(-3, -2))
+        new = None if cached is None else Cache(key, value)
         return add(x, y, gate_2, site=1), new
+
+
+def _product(x: Activations, kernel: Float[Array, "D E"]) -> Float[Array, "B R E"]:
+    """x @ kernel over one axis of rows: gradients of kernels that sum over two are slow on CPU."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 def _drop(x: Activations, keys: Key[Array, "B"], place: Int[Array, ""], rate: float) -> Activations:
