@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from enumeration import LENGTH, SCHEDULES, Reader, all_sequences, kernels, quick_jit, spec_of
 
-from hybrid_jax.method import chunked_loss, noising
+from hybrid_jax.method import chunked_loss, hyperschedule, noising
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.objective import Draw, Objective
@@ -234,6 +234,15 @@ def test_continuous_levels_lie_inside_the_step_that_the_uniform_picks():
         assert np.all(draw.level <= now)
         assert np.all(draw.level >= after)
         assert np.all((draw.level > 0) & (draw.level < 1))
+        np.testing.assert_array_equal(draw.active, now != after)
+
+
+def test_levels_are_pushed_away_from_full_noise_by_as_much_as_the_integrand_grows():
+    """(1 − λ)^−c times the measure is the same for every level of one step from 1 to 0."""
+    kernel, schedule = KERNELS["gamma .7"], hyperschedule.flat(length=LENGTH, levels=1)
+    uniforms = jnp.array([[0.05], [0.3], [0.6], [0.95]])
+    draw = jax.vmap(lambda u: objectives.draw(schedule, kernel, "continuous", u)[1])(uniforms)
+    np.testing.assert_allclose(draw.measure / (1 - draw.level) ** 0.7, 1 / (1 - 0.7), rtol=1e-3)
 
 
 def test_inactive_positions_contribute_nothing():
