@@ -118,7 +118,7 @@ def test_fused_is_dense_where_one_mask_serves_all(schedule, how):
     pattern = pattern_of(schedule, how)
     query, key, value, _ = inputs(pattern.regions.rows)
     assert pattern.plain_causal or pattern.full
-    found = attention.fused(query, key, value, pattern)
+    found = quick_jit(attention.fused)(query, key, value, pattern)
     np.testing.assert_allclose(
         found, attention.dense(query, key, value, pattern.mask()), rtol=1e-5, atol=1e-6
     )
@@ -211,6 +211,11 @@ def test_no_score_matrix_of_all_rows():
     assert largest < pattern.regions.rows**2 / 4
 
 
+@functools.partial(quick_jit, static_argnums=0)
+def features(network, *arguments):
+    return network.features(*arguments)
+
+
 @pytest.mark.parametrize("backend", ["dense", "blockwise", "fused", "splash", "auto"])
 def test_the_backend_of_a_network_changes_nothing(backend):
     pattern = pattern_of("block", "shifted")
@@ -219,10 +224,9 @@ def test_the_backend_of_a_network_changes_nothing(backend):
     rows = pattern.regions.rows
     tokens = jax.random.randint(jax.random.key(2), (3, rows), 0, 12, jnp.int32)
     level = jnp.zeros((3, rows))
-    wanted = network.features(params, tokens, pattern.rows.position, pattern.mask(), level)
-    found = dataclasses.replace(network, attention=backend).features(
-        params, tokens, pattern.rows.position, pattern, level
-    )
+    shown = params, tokens, pattern.rows.position
+    wanted = features(network, *shown, pattern.mask(), level)
+    found = features(dataclasses.replace(network, attention=backend), *shown, pattern, level)
     seen = np.asarray(pattern.mask().any(-1))
     np.testing.assert_allclose(found[seen], wanted[seen], rtol=1e-4, atol=1e-5)
 

@@ -36,7 +36,7 @@ def test_autoregression_is_the_exact_cross_entropy(ar, text):
     stream = [*(text / "b.txt").read_bytes(), tokenizer.eos]
     records = np.array(stream[: len(stream) // LENGTH * LENGTH]).reshape(-1, LENGTH)
     shown = np.concatenate([np.full((len(records), 1), tokenizer.bos), records[:, :-1]], axis=1)
-    features = model.network.features(
+    features = jax.jit(model.network.features)(
         model.params,
         jnp.asarray(shown),
         jnp.arange(LENGTH)[None],
