@@ -351,10 +351,7 @@ def mistake(capsys):
         (["--topology=v5e:4x4", "--sample_batch=0"], "error: Argument --sample_batch: '0' is"),
         (["--topology=v5e:4x4", "--sample_batch=4"], "error: --sample_batch has no effect"),
         (["--topology=v5e:4x4", "--json=/proc/no/x.json"], "error: Cannot write /proc/no/x.json"),
-        (
-            ["--topology=v5e:4x4", "--config.mesh.fdsp=2"],
-            "error: config.mesh.fdsp is not a setting: did",
-        ),
+        (["--topology=v5e:4x4", "--config.mesh.fdsp=2"], "error: config.mesh.fdsp is not"),
     ],
 )
 def test_command_line_mistakes_end_in_one_sentence(mistake, arguments, message):
@@ -383,8 +380,7 @@ def test_unknown_topologies_are_refused_with_examples():
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     for said, name in zip(done.stderr.splitlines(), names, strict=True):
-        begin = f"error: The compiler knows no topology {name!r}: write for example v5e"
-        assert said.startswith(begin)
+        assert said.startswith(f"error: The compiler knows no topology {name!r}: write for example")
 
 
 def test_compiling_for_a_tpu(tmp_path):
