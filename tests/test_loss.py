@@ -223,19 +223,20 @@ def test_terms_follow_the_global_index_of_an_example():
     np.testing.assert_allclose(run(tokens[other], other), whole[other], rtol=1e-5, atol=1e-6)
 
 
-def test_continuous_levels_lie_inside_the_step_that_the_uniform_picks():
-    schedule, kernel = SCHEDULES["slide"], KERNELS["gamma .7"]
+@pytest.mark.parametrize("name", ["slide", "custom"])
+def test_continuous_levels_lie_inside_the_step_that_the_uniform_picks(name):
+    schedule, kernel = SCHEDULES[name], KERNELS["gamma .7"]
     position = jnp.arange(LENGTH)
     drawn = quick_jit(lambda u: objectives.draw(schedule, kernel, "continuous", u))
-    for u in (0.0, 0.2, 0.49, 0.51, 0.999):
+    for u in (0.0, 0.21, 0.49, 0.51, 0.999):
         phase, draw = drawn(jnp.array([u]))
-        assert phase[0] == int(2 * u)
+        assert phase[0] == int(schedule.phases * u)
         step, _ = schedule.tile(phase)
         now, after = (schedule.level(step + i, position) / schedule.levels for i in (0, 1))
         assert np.all(draw.level <= now)
         assert np.all(draw.level >= after)
-        assert np.all((draw.level > 0) & (draw.level < 1))
         np.testing.assert_array_equal(draw.active, now != after)
+        assert np.all((draw.level > 0) & (draw.level < 1) | ~draw.active)
 
 
 def test_levels_are_pushed_away_from_full_noise_by_as_much_as_the_integrand_grows():
