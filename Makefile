@@ -1,23 +1,29 @@
 # make run    venv + install + train the small γ-hybrid on the embedded corpus
 # make test   venv + install + the test suite
+# make mutants  venv + install + wrong formulas, one at a time: does a test notice? About ten minutes
 # make lint   venv + install + style, types and the order of imports
 # make docs   venv + install + the documentation site, in build/docs
 # make bench  venv + install + the benchmarks that a processor can run, about twenty minutes
 # Choose an interpreter with PYTHON=python3.12, a place for the environment with VENV=folder, and
-# what pytest is told with ARGS=..., such as ARGS=--share=1/4 (a quarter of each test's cases).
+# what pytest is told with ARGS=..., such as ARGS=--cases=first (one case of each test). Tests skip
+# what needs a package or a program that is missing, and say so at the end.
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 WORKDIR ?= runs/gamma_hybrid
 
-.PHONY: run test bench lint docs clean
+.PHONY: run test mutants bench lint docs clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m hybrid_jax.main --config=configs/gamma_hybrid.py --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist=worksteal $(ARGS)
+
+mutants: $(VENV)/installed-dev
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/attention.py
@@ -43,7 +49,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	touch $@ $(VENV)/installed
 
 clean:

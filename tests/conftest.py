@@ -2,18 +2,20 @@
 reference material."""
 
 import importlib.metadata
+import itertools
 import os
-import re
 import shutil
 import signal
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compilation takes most of the time of these tests, and their programs are small. The second flag,
-# which later versions do not know, halves it.
+# Compilation takes most of the time of these tests, and their programs are small. The last flag,
+# which later versions do not know, halves it; two test processes leave nothing to split it for.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-    + " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jax").startswith("0.10.")
+    " --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * importlib.metadata.version("jax").startswith("0.10.")
 )
 
 import jax
@@ -34,9 +36,10 @@ jax.config.update("jax_compilation_cache_dir", str(REPOSITORY / ".pytest_cache" 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-# A shell starts what runs in the background with Ctrl-C ignored, and every program that is started
+# What runs in the background or under nohup has signals ignored, and every program that is started
 # by a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHARED = REPOSITORY.parent / "shared"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -44,30 +47,38 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--share", default="1/1", metavar="K/N",
-        help="of the cases of each parametrised test, run the K-th of every N, or with K-M/N the "
-        "K-th to the M-th; tests that are not parametrised always run, but the ones that take "
-        "minutes only in the first share",
+        "--cases", choices=["all", "first", "others"], default="all",
+        help="of each parametrised test run all cases, only the first, or only the others; a test "
+        "that has no others always runs, but one that takes minutes not with 'first'",
     )  # fmt: skip
+    parser.addoption("--no-skips", action="store_true", help="fail if anything is skipped but "
+                     "tests that need an optional folder")  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", config.getoption("--share"))
-    first, last, shares = (int(part or found[1]) for part in found.groups()) if found else (0, 0, 0)
-    if not 1 <= first <= last <= shares:
-        raise pytest.UsageError("--share needs K/N or K-M/N with 1 <= K <= M <= N")
-    cases: dict[str, int] = {}
-    kept, left_out = [], []
+    wanted = config.getoption("--cases")
+    cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if hasattr(item, "callspec"):
-            test = item.nodeid.partition("[")[0]
-            number = cases.get(test, 0)
-            cases[test] = number + 1
-        else:
-            number = 0 if item.get_closest_marker("minutes") else first - 1
-        (kept if first <= number % shares + 1 <= last else left_out).append(item)
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = kept
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for first, *others in cases.values():
+        if wanted == "first":
+            left_out |= {*others, *([first] if first.get_closest_marker("minutes") else [])}
+        elif wanted == "others" and others:
+            left_out.add(first)
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not session.config.getoption("--no-skips"):
+        return  # only the process that reports sees all
+    reasons = [report.longrepr[2] for report in reporter.stats.get("skipped", [])]
+    if any("optional folder" not in reason for reason in reasons):
+        reporter.write_line("\nskipped, which --no-skips forbids: see below", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def optional_folder(path: Path) -> Path:
@@ -132,13 +143,17 @@ def browser():
         browser.close()
 
 
+_ended = itertools.count(1)
+
+
 @pytest.fixture(autouse=True)
 def _forget_compiled_programs():
     """Compiled programs keep memory mappings, of which Linux allows a process 65,530 by default.
 
-    The compiler crashes when they run out.
+    The compiler crashes when they run out. A program has about 45, and counting them takes 10 ms.
     """
     yield
-    mappings = Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_bytes().count(b"\n") > 15_000:
-        jax.clear_caches()
+    if next(_ended) % 4 == 0:
+        mappings = Path("/proc/self/maps")
+        if mappings.exists() and mappings.read_bytes().count(b"\n") > 30_000:
+            jax.clear_caches()

@@ -45,21 +45,27 @@ def all_logits(spec, network, params):
 
     States are all sequences of tokens and MASK, in the order of `all_sequences`.
     """
-    schedule = spec.schedule
+    return _all_logits(
+        spec.schedule, spec.layout, spec.kernel.vocab_size, spec.bos, network, params
+    )
+
+
+@functools.partial(quick_jit, static_argnums=(0, 1, 2, 3, 4))
+def _all_logits(schedule, how, tokens, bos, network, params):
     position = jnp.arange(schedule.length)
-    states = jnp.asarray(all_sequences(spec.kernel.vocab_size + 1, schedule.length))
+    states = jnp.asarray(all_sequences(tokens + 1, schedule.length))
 
     def at(step):
-        rows = layout.generation_rows(spec.layout, schedule, step)
+        rows = layout.generation_rows(how, schedule, step)
         level = schedule.level(step, position) / schedule.levels
-        held = jax.vmap(lambda z: layout.row_tokens(rows, z, z, spec.bos))(states)
+        held = jax.vmap(lambda z: layout.row_tokens(rows, z, z, bos))(states)
         row_level = jnp.broadcast_to(layout.row_levels(rows, level), held.shape)
-        mask = layout.attention_mask(spec.layout, rows)[None]
+        mask = layout.attention_mask(how, rows)[None]
         features = network.features(params, held, rows.position[None], mask, row_level)
         source, _ = layout.predictors(rows, schedule.length)
         return network.logits(params, features[:, source])
 
-    return quick_jit(jax.vmap(at))(jnp.arange(schedule.steps))
+    return jax.vmap(at)(jnp.arange(schedule.steps))
 
 
 @functools.cache

@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 import types
+import unittest.mock
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from hybrid_jax.aot import __main__ as command
 from hybrid_jax.aot import collectives, programs, search, topology
 from hybrid_jax.aot.collectives import Collective
 from hybrid_jax.aot.programs import Memory, Program
@@ -325,21 +328,19 @@ def test_compilers_that_are_missing_are_named(monkeypatch):
     assert topology.compiler() == f"jax {jax.__version__}"
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "hybrid_jax.aot", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-    )
+@pytest.fixture
+def mistake(capsys):
+    """The one line with which the command refuses its arguments."""
 
+    def mistake(*arguments: str) -> str:
+        with unittest.mock.patch.dict(os.environ):
+            assert command.main([f"--config={CONFIG}", *arguments]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert len(said.err.splitlines()) == 1
+        return said.err
 
-def mistake(done: subprocess.CompletedProcess) -> str:
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    return done.stderr
+    return mistake
 
 
 @pytest.mark.parametrize(
@@ -350,43 +351,43 @@ def mistake(done: subprocess.CompletedProcess) -> str:
         (["--topology=v5e:4x4", "--sample_batch=0"], "error: Argument --sample_batch: '0' is"),
         (["--topology=v5e:4x4", "--sample_batch=4"], "error: --sample_batch has no effect"),
         (["--topology=v5e:4x4", "--json=/proc/no/x.json"], "error: Cannot write /proc/no/x.json"),
-        (
-            ["--topology=v5e:4x4", "--config.mesh.fdsp=2"],
-            "error: config.mesh.fdsp is not a setting: did",
-        ),
+        (["--topology=v5e:4x4", "--config.mesh.fdsp=2"], "error: config.mesh.fdsp is not"),
     ],
 )
-def test_command_line_mistakes_end_in_one_sentence(arguments, message):
-    assert mistake(command(f"--config={CONFIG}", *arguments)).startswith(message)
+def test_command_line_mistakes_end_in_one_sentence(mistake, arguments, message):
+    assert mistake(*arguments).startswith(message)
 
 
-def test_without_libtpu_the_command_says_what_to_install():
-    if importlib.util.find_spec("libtpu"):
-        pytest.skip("libtpu is installed")
-    said = mistake(command(f"--config={CONFIG}", "--topology=v5e:4x4"))
+def test_without_libtpu_the_command_says_what_to_install(mistake, monkeypatch):
+    monkeypatch.setattr(topology, "_TPU", ("no_such_package",))
+    said = mistake("--topology=v5e:4x4")
     assert said == "error: The compiler for TPUs is not installed: pip install 'hybrid_jax[tpu]'.\n"
 
 
-@pytest.fixture
-def libtpu():
+def in_a_process(program: str) -> subprocess.CompletedProcess:
+    """Runs Python with libtpu, which stays loaded in a process."""
     if not importlib.util.find_spec("libtpu"):
         pytest.skip("libtpu is not installed: pip install 'hybrid_jax[tpu]'")
+    program = f"from hybrid_jax.aot.__main__ import main\n{program}"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
 
 
-@pytest.mark.usefixtures("libtpu")
-@pytest.mark.parametrize("name", ["v5e", "v5e:3x3", "v99:2x2", "v5litepod-16"])
-def test_unknown_topologies_are_refused_with_examples(name):
-    said = mistake(command(f"--config={CONFIG}", f"--topology={name}"))
-    assert said.startswith(f"error: The compiler knows no topology {name!r}: write for example v5e")
+def test_unknown_topologies_are_refused_with_examples():
+    names = ["v5e", "v5e:3x3", "v99:2x2", "v5litepod-16"]
+    done = in_a_process(
+        f"for name in {names}: assert main(['--config={CONFIG}', f'--topology={{name}}']) == 2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    for said, name in zip(done.stderr.splitlines(), names, strict=True):
+        assert said.startswith(f"error: The compiler knows no topology {name!r}: write for example")
 
 
-@pytest.mark.usefixtures("libtpu")
 def test_compiling_for_a_tpu(tmp_path):
     file = tmp_path / "found.json"
     settings = [f"--config.{setting}" for setting in (*SMALL, "mesh.tensor=2")]
-    done = command(
-        f"--config={CONFIG}", "--topology=v5e:2x2", "--step=both", f"--json={file}", *settings
-    )
+    flags = ["--topology=v5e:2x2", "--step=both", f"--json={file}", *settings]
+    done = in_a_process(f"assert main({[f'--config={CONFIG}', *flags]}) == 0")
     assert done.returncode == 0, done.stderr
     assert "4 × TPU v5 lite, data=1, fsdp=2, tensor=2; jax" in done.stdout
     assert "of 15.75 GiB" in done.stdout

@@ -114,7 +114,7 @@ def test_the_score_of_an_autoregressive_model_is_the_likelihood(ar):
         held = jnp.array([spec.bos, *ids[:-1]], jnp.int32)[None]
         position = jnp.arange(-1, len(ids) - 1)[None]
         mask = jnp.tril(jnp.ones((1, len(ids), len(ids)), bool))
-        features = model.network.features(
+        features = jax.jit(model.network.features)(
             model.params, held, position, mask, jnp.zeros(held.shape, jnp.float32)
         )
         logits = model.network.logits(model.params, features)[0, :, : model.network.vocab_size]

@@ -48,12 +48,13 @@ PAIRS = [
 ]
 
 
+@functools.cache
 def pattern_of(schedule, how, batch=3):
     """The pattern of rows in several phases."""
     schedule, layout = SCHEDULES[schedule], LAYOUTS[how]
     rng = np.random.default_rng(0)
     phases = jnp.asarray(rng.integers(0, schedule.phases, (batch, schedule.phase_groups)))
-    rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phases)
+    rows = quick_jit(jax.vmap(lambda p: layouts.training_rows(layout, schedule, p)))(phases)
     return Pattern(layout, schedule, rows)
 
 
@@ -107,7 +108,7 @@ def test_blockwise_is_dense_in_values_and_gradients(schedule, how):
         return jnp.sum(weight * jnp.where(seen, attend(*arguments), 0.0))
 
     dense = functools.partial(attention.dense, mask=pattern.mask())
-    blockwise = functools.partial(attention.blockwise, pattern=pattern, block=5)
+    blockwise = functools.partial(attention.blockwise, pattern=pattern, block=11)
     value, gradients = quick_jit(jax.value_and_grad(functools.partial(total, dense)))(arguments)
     other, others = quick_jit(jax.value_and_grad(functools.partial(total, blockwise)))(arguments)
     np.testing.assert_allclose(other, value, rtol=1e-5)
@@ -120,7 +121,7 @@ def test_fused_is_dense_where_one_mask_serves_all(schedule, how):
     pattern = pattern_of(schedule, how)
     query, key, value, _ = inputs(pattern.regions.rows)
     assert pattern.plain_causal or pattern.full
-    found = attention.fused(query, key, value, pattern)
+    found = quick_jit(attention.fused)(query, key, value, pattern)
     np.testing.assert_allclose(
         found, attention.dense(query, key, value, pattern.mask()), rtol=1e-5, atol=1e-6
     )
@@ -213,6 +214,11 @@ def test_no_score_matrix_of_all_rows():
     assert largest < pattern.regions.rows**2 / 4
 
 
+@functools.partial(quick_jit, static_argnums=0)
+def features(network, *arguments):
+    return network.features(*arguments)
+
+
 @pytest.mark.parametrize("backend", ["dense", "blockwise", "fused", "splash", "auto"])
 def test_the_backend_of_a_network_changes_nothing(backend):
     pattern = pattern_of("block", "shifted")
@@ -221,10 +227,9 @@ def test_the_backend_of_a_network_changes_nothing(backend):
     rows = pattern.regions.rows
     tokens = jax.random.randint(jax.random.key(2), (3, rows), 0, 12, jnp.int32)
     level = jnp.zeros((3, rows))
-    wanted = network.features(params, tokens, pattern.rows.position, pattern.mask(), level)
-    found = dataclasses.replace(network, attention=backend).features(
-        params, tokens, pattern.rows.position, pattern, level
-    )
+    shown = params, tokens, pattern.rows.position
+    wanted = features(network, *shown, pattern.mask(), level)
+    found = features(dataclasses.replace(network, attention=backend), *shown, pattern, level)
     seen = np.asarray(pattern.mask().any(-1))
     np.testing.assert_allclose(found[seen], wanted[seen], rtol=1e-4, atol=1e-5)
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 
 from hybrid_jax.sampling.draw import sample_categorical
@@ -10,13 +11,14 @@ from hybrid_jax.sampling.draw import sample_categorical
 MANY = 50_304
 
 
-def test_draws_follow_the_softmax():
-    p = np.array([0.6, 0.25, 0.1, 0.05])
-    draws = 50_000
-    logits = jnp.broadcast_to(jnp.log(p) + 3.0, (draws, 4))
+@pytest.mark.parametrize("p", [[0.6, 0.25, 0.1, 0.05], [0.3, 0.2, 0.2, 0.1, 0.15, 0.05]])
+def test_draws_follow_the_softmax(p):
+    """Also where there are fewer groups of ids than ids in a group."""
+    p, draws = np.array(p), 50_000
+    logits = jnp.broadcast_to(jnp.log(p) + 3.0, (draws, len(p)))
     tokens = sample_categorical(jax.random.key(0), logits)
     assert tokens.dtype == jnp.int32
-    test = scipy.stats.chisquare(np.bincount(tokens, minlength=4), draws * p)
+    test = scipy.stats.chisquare(np.bincount(tokens, minlength=len(p)), draws * p)
     assert test.pvalue > 1e-5
 
 

@@ -16,7 +16,7 @@ from hybrid_jax.data import prepare
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method.layout import Layout, attention_mask, training_rows
-from hybrid_jax.optim import make_optimizer
+from hybrid_jax.optim import OptimizerConfig, make_optimizer
 from hybrid_jax.presets import sized
 from hybrid_jax.runtime.command_line import read_config
 from hybrid_jax.training.train_step import TrainSetup, train_step
@@ -133,10 +133,9 @@ def test_settings_of_a_later_version_are_refused(version):
 # Every setting has an effect, or is refused.
 
 
-def built(made: Experiment) -> dict:
-    """What the settings of an experiment make, in values that compare."""
-    spec, network = made.spec(258, bos=256), made.network(258)
-    setup = TrainSetup.build(made, 258, bos=256)
+@functools.cache
+def moved(optimizer: OptimizerConfig, steps: int) -> str:
+    """What three updates do to some parameters."""
     rng = np.random.default_rng(0)
 
     def draw(scale: float) -> dict:
@@ -144,11 +143,20 @@ def built(made: Experiment) -> dict:
         return {"layers": {"matrix": np.float32(scale * matrix)}, "vector": np.float32(vector)}
 
     params = draw(1.0)
-    optimizer = make_optimizer(made.optimizer, made.train.steps, params)
-    state, moved = optimizer.init(params), []
+    made = make_optimizer(optimizer, steps, params)
+    update = jax.jit(made.update)
+    state, found = made.init(params), []
     for scale in (0.5, 2.0, 1e-7):
-        update, state = optimizer.update(draw(scale), state, params)
-        moved.append(jax.tree.map(np.asarray, update))
+        updates, state = update(draw(scale), state, params)
+        found.append(jax.tree.map(np.asarray, updates))
+    return str(found)
+
+
+@functools.cache
+def built(made: Experiment) -> dict:
+    """What the settings of an experiment make, in values that compare."""
+    spec, network = made.spec(258, bos=256), made.network(258)
+    setup = TrainSetup.build(made, 258, bos=256)
     data = dataclasses.asdict(made.data) | {"vocab_size": made.data.expected_vocab_size}
     folder = data.pop("dir") or str(prepare.default_dir(**data))
     return {
@@ -159,7 +167,7 @@ def built(made: Experiment) -> dict:
         "layout": spec.layout,
         "objective": (made.resolved().objective, spec.chunk),
         "network": network,
-        "optimizer": str(moved),
+        "optimizer": moved(made.optimizer, made.train.steps),
         "seed": np.asarray(jax.random.key_data(setup.key(0))).tolist(),
         "train": made.train,
         "mesh": made.mesh.shape(8),

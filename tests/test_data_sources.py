@@ -293,6 +293,11 @@ def test_bad_sources_are_refused_at_once(tmp_path, source, message):
 # Splits --------------------------------------------------------------------------------------
 
 
+def test_a_blank_line_early_in_a_piece_is_no_place_to_cut():
+    document = "ab\n\n" + "x" * 60 + "\n" + "y" * 50
+    assert [len(piece) for piece in splits.pieces(document, 100)] == [65, 50]
+
+
 @pytest.mark.parametrize(
     ("document", "expected"),
     [

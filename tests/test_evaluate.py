@@ -36,7 +36,7 @@ def test_autoregression_is_the_exact_cross_entropy(ar, text):
     stream = [*(text / "b.txt").read_bytes(), tokenizer.eos]
     records = np.array(stream[: len(stream) // LENGTH * LENGTH]).reshape(-1, LENGTH)
     shown = np.concatenate([np.full((len(records), 1), tokenizer.bos), records[:, :-1]], axis=1)
-    features = model.network.features(
+    features = jax.jit(model.network.features)(
         model.params,
         jnp.asarray(shown),
         jnp.arange(LENGTH)[None],
@@ -63,6 +63,8 @@ def test_remainders_count_and_batches_do_not(which, request, text):
     seven, all_ = (measured(folder, dataset, batch_size=size) for size in (7, 64))
     assert seven.estimate.records == all_.estimate.records == 30
     assert seven.sha256 == all_.sha256
+    unigrams = [found.estimate.unigram_perplexity for found in (seven, all_)]
+    assert unigrams[0] == pytest.approx(unigrams[1])
     if which == "ar":
         assert seven.estimate.nll == pytest.approx(all_.estimate.nll, rel=1e-6)
     else:  # other draws

@@ -172,7 +172,7 @@ def test_inference_masks_are_what_the_sampler_feeds(number):
     )
     network = Transformer(vocab_size=5, layers=1, width=8, heads=1)
     sampler = Sampler(spec=spec, network=network)
-    params = network.init(jax.random.key(0))
+    params = quick_jit(network.init)(jax.random.key(0))
     given = prompts.build([[]], length=9, vocab_size=5)
     state = loop.start(sampler, params, driver.keys_of(0, np.arange(1)), given)
     state = loop.advance(sampler, rules.make("ancestral"), params, state, 2 * masks.WIDTH)

@@ -114,13 +114,13 @@ PAIRS = [
     ("block", "shifted, block-causal"),
     ("slide", "causal window"),
 ]
-# Every rule under every schedule, in alternating layouts.
+# Every rule under two schedules, in alternating layouts; test_rules.py has all of both.
 CASES = [
     (schedule, hows[(i + j) % len(hows)], rule)
-    for i, schedule in enumerate(SCHEDULES)
-    if schedule != "fast slide"
+    for i, schedule in enumerate(name for name in SCHEDULES if name != "fast slide")
     for hows in [[how for how in LAYOUTS if served(schedule, how)]]
     for j, rule in enumerate(RULES)
+    if (2 * i + j) % 5 in (0, 3)
 ]
 
 # ---------------------------------------------------------------------------------------------

@@ -290,6 +290,13 @@ def test_inactive_positions_have_no_predictor():
     np.testing.assert_array_equal(exists, [False, True, False])
 
 
+def test_texts_that_are_done_have_nothing_to_feed():
+    schedule = SCHEDULES["block"]
+    step = jnp.array([0, 2, schedule.steps])
+    found = layout.pending(Layout(alignment="shifted"), schedule, step, jnp.zeros(3, jnp.int32))
+    np.testing.assert_array_equal(found, [1, 3, 0])
+
+
 def test_invalid_rows_predict_nothing():
     rows = training(Layout(), SCHEDULES["flat"])
     hidden = rows._replace(valid=rows.valid.at[2].set(False))

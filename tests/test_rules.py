@@ -3,7 +3,7 @@
 For two tokens and three positions the distribution of generated texts is computed from the rules'
 definitions, written here a second time and in another way: all draws of the network's predictions
 and all choices of what is revealed, redrawn or masked again, step after step, with what the network
-says taken from rows that show the whole text. 100,000 texts of the compiled, cached loop must
+says taken from rows that show the whole text. 30,000 texts of the compiled, cached loop must
 agree.
 """
 
@@ -27,7 +27,7 @@ from hybrid_jax.sampling.update_rule import Prediction, Window
 
 N = 2
 MASK = N
-DRAWS = 100_000
+DRAWS = 30_000
 
 # ---------------------------------------------------------------------------------------------
 # Definitions. Each gives, for one state of a window and one draw x̂ of all its predictions, what
@@ -288,3 +288,32 @@ def test_remdm_forgets_what_was_drawn_with_little_confidence():
         atol=0.015,
     )
     assert np.mean(np.asarray(moved)[:, 3] == 1) == pytest.approx(0.5, abs=0.015)
+
+
+def revealed(rule, level_next, *, probability, entropy):
+    """Which of three masked positions a rule reveals."""
+    window = Window(
+        tokens=jnp.full(3, MASK),
+        level=jnp.ones(3),
+        level_next=jnp.array(level_next),
+        active=jnp.ones(3, bool),
+        confidence=jnp.zeros(3),
+    )
+    reading = Prediction(token=jnp.zeros(3, int), probability=jnp.array(probability),
+                         current=jnp.zeros(3), entropy=jnp.array(entropy))  # fmt: skip
+    moved, _ = rule.move(kernels(N)["absorbing"], jax.random.key(0), window, reading)
+    return [i for i in range(3) if moved[i] != MASK]
+
+
+def test_none_settles_as_mask_however_unsure_it_is():
+    doubtful = {"probability": [0.1, 0.7, 0.6], "entropy": [0.69, 0.2, 0.3]}
+    for rule in (Threshold(threshold=1.0), EntropyBound(bound=0.0)):
+        # Of three no more than ⌊0 + 0.5 + 0.75⌋ may stay masked: two go, and the one that settles.
+        assert revealed(rule, [0.0, 0.5, 0.75], **doubtful) == [0, 1, 2]
+        assert revealed(rule, [0.25, 0.5, 0.75], **doubtful) == [1, 2]
+
+
+def test_the_entropy_of_the_most_uncertain_is_free():
+    readings = {"probability": [0.5] * 3, "entropy": [0.3, 0.2, 0.6]}
+    for bound, wanted in ((0.1, [1]), (0.45, [0, 1]), (0.55, [0, 1, 2])):
+        assert revealed(EntropyBound(bound=bound), [0.9] * 3, **readings) == wanted

@@ -13,7 +13,7 @@ from hybrid_jax.sampling.state import Sampler
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
-DRAWS = 100_000
+DRAWS = 30_000
 
 
 def generated(spec, network, params, *, row=(), count=DRAWS, seed=5):

@@ -82,8 +82,7 @@ def alone(**settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "accumulation"),
-    [("2 x 4", 1), ("2 x 4", 4), ("8 x 1", 1), ("8 x 1", 4), ("with tensor", 4)],
+    ("name", "accumulation"), [("2 x 4", 1), ("8 x 1", 1), ("8 x 1", 4), ("with tensor", 4)]
 )
 def test_same_curve_on_every_mesh(name, accumulation):
     """With dropout, and with accumulation."""
@@ -179,7 +178,7 @@ def test_activations_stay_cut_along_the_batch():
 def test_evaluation_does_not_depend_on_the_mesh():
     """Not even where the batch does not divide among the devices."""
     made = setup()
-    params = made.init().ema
+    params = jax.jit(made.init)().ema
     batches = [{"tokens": data(n)[:13], "valid": np.arange(13) < 11} for n in range(2)]
     bound = Bound(kernel=made.spec.kernel, time="continuous")
 
@@ -204,7 +203,8 @@ def test_generation_does_not_depend_on_the_mesh(name):
     given = prompts.nothing(8, LENGTH)
     keys = jax.random.split(jax.random.key(0), 8)
     params = jax.tree.map(
-        lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), made.init().params
+        lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape),
+        jax.jit(made.init)().params,
     )
     rule = rules.ACS(eta=0.5)
     alone = generate(sampler, rule, params, keys, given)

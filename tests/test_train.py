@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import chex
@@ -81,23 +82,32 @@ def metrics(folder) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def test_resumed_is_uninterrupted_bit_for_bit(experiment, tmp_path):
-    whole = trained(experiment, tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(experiment, tmp_path_factory) -> tuple[Path, TrainState]:
+    """The workdir of a run that was trained to its end, and its last state."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, trained(experiment, folder)
+
+
+@pytest.fixture
+def finished(whole, tmp_path) -> Path:
+    """A copy of that workdir."""
+    return shutil.copytree(whole[0], tmp_path / "run")
+
+
+def test_resumed_is_uninterrupted_bit_for_bit(experiment, whole, finished, tmp_path):
     # Dropping the last checkpoint is what a kill after step 4 leaves behind.
-    stopped = tmp_path / "stopped"
-    trained(experiment, stopped)
-    (stopped / "checkpoints" / "6").rename(tmp_path / "lost")
-    resumed = trained(experiment, stopped)
+    (finished / "checkpoints" / "6").rename(tmp_path / "lost")
+    resumed = trained(experiment, finished)
     assert int(resumed.step) == 6
-    chex.assert_trees_all_equal(whole, resumed)
-    same = [(line["step"], line["kind"]) for line in metrics(tmp_path / "whole")]
-    assert [(line["step"], line["kind"]) for line in metrics(stopped)] == same
+    chex.assert_trees_all_equal(whole[1], resumed)
+    same = [(line["step"], line["kind"]) for line in metrics(whole[0])]
+    assert [(line["step"], line["kind"]) for line in metrics(finished)] == same
     assert same == [(2, "train"), (4, "train"), (4, "valid"), (6, "train")]
 
 
-def test_finished_run_does_nothing_more(experiment, tmp_path):
-    first = trained(experiment, tmp_path)
-    chex.assert_trees_all_equal(first, trained(experiment, tmp_path))
+def test_finished_run_does_nothing_more(experiment, whole, finished):
+    chex.assert_trees_all_equal(whole[1], trained(experiment, finished))
 
 
 def test_accumulation_and_chunks_do_not_change_the_result(experiment, tmp_path):
@@ -114,7 +124,7 @@ def test_accumulation_and_chunks_do_not_change_the_result(experiment, tmp_path):
 def test_noise_depends_on_the_place_in_the_batch_alone(experiment):
     """In another order, with their places, the examples give the same update."""
     run = opened(replaced(experiment, "model", dropout=0.0))
-    state = run.setup.init()
+    state = jax.jit(run.setup.init)()
     tokens = jax.random.randint(jax.random.key(0), (8, 16), 0, 256)
     index = jnp.arange(8)
     step = jax.jit(functools.partial(train_step, run.setup))
@@ -147,7 +157,7 @@ def test_one_compilation_for_all_steps(experiment):
 def test_training_lowers_the_bound(experiment, tmp_path):
     longer = replaced(experiment, "train", steps=150, eval_every=150, checkpoint_every=150)
     run = opened(longer)
-    before = train.evaluate(run, run.setup.init().ema, final=True)
+    before = train.evaluate(run, jax.jit(run.setup.init)().ema, final=True)
     after = train.evaluate(run, trained(longer, tmp_path).ema, final=True)
     assert before.nll == pytest.approx(np.log(258), abs=6 * before.nll_se)
     assert after.nll + 3 * after.nll_se < before.nll - 1.5
@@ -236,31 +246,29 @@ def test_the_natural_value_is_no_difference(experiment, tmp_path):
     workdir.check(tmp_path, replaced(experiment, "schedule", levels=None))
 
 
-def test_report_writes_samples_and_result(experiment, tmp_path, capsys):
+def test_report_writes_samples_and_result(experiment, whole, finished, capsys):
     run = opened(experiment)
-    state = trained(experiment, tmp_path)
-    summary.finish(run, tmp_path, state)
+    summary.finish(run, finished, whole[1])
     shown = capsys.readouterr().out
     assert "perplexity ≤" in shown
     assert "unigram perplexity of the same tokens" in shown
-    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    result = json.loads((finished / "result.json").read_text(encoding="utf-8"))
     assert result["perplexity"] == pytest.approx(np.exp(result["nll"]))
     bits = result["nll"] / np.log(2) / run.manifest.valid.bytes_per_token
     assert result["bits_per_byte"] == pytest.approx(bits)
     # The samples are those that the command generates, in a file that evaluation reads.
-    (file,), again = (tmp_path / "samples").glob("step-6-*.jsonl"), tmp_path / "again.jsonl"
+    (file,), again = (finished / "samples").glob("step-6-*.jsonl"), finished / "again.jsonl"
     assert len(requests.read(file, run.tokenizer).texts) == 2
-    command = [f"--workdir={tmp_path}", "--num_samples=2", "--seed=0", f"--out={again}"]
+    command = [f"--workdir={finished}", "--num_samples=2", "--seed=0", f"--out={again}"]
     assert generate.main(command) == 0
     assert again.read_text(encoding="utf-8") == file.read_text(encoding="utf-8")
 
 
-def test_a_board_may_be_added_to_a_run(experiment, tmp_path):
+def test_a_board_may_be_added_to_a_run(experiment, finished):
     pytest.importorskip("tensorboardX")
-    trained(experiment, tmp_path)
-    assert not (tmp_path / "tensorboard").exists()
-    trained(replaced(experiment, "train", steps=8, board="tensorboard"), tmp_path)
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert not (finished / "tensorboard").exists()
+    trained(replaced(experiment, "train", steps=8, board="tensorboard"), finished)
+    assert len(list((finished / "tensorboard").iterdir())) == 1
 
 
 def test_a_profile_is_a_trace_of_some_steps(experiment, tmp_path):
