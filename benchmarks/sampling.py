@@ -17,10 +17,13 @@ import dataclasses
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import command
 import in_turn
 import jax
+import jax.numpy as jnp
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.method import hyperschedule, noising
@@ -39,12 +42,15 @@ RULE = ACS(eta=0.25)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One shape. Uncached rounds are left out where they would take minutes."""
+    """One shape, with the first `given` tokens given. Uncached rounds are left out where they would
+    take minutes.
+    """
 
     length: int = 1024
     width: int = 16
     levels: int = 16
     batch: int = 1
+    given: int = 0
     shifted: bool = False
     uncached: bool = True
     whole: bool = False
@@ -72,6 +78,12 @@ CASES = [
     Case(levels=4),
     Case(batch=32, uncached=False),
 ]
+FILLED = [
+    Case(length=512, given=256),
+    Case(length=4096, given=256),
+    Case(length=512, given=256, batch=8),
+    Case(length=1024, given=512, batch=8),
+]
 
 
 class Rounds:
@@ -82,7 +94,8 @@ class Rounds:
         self.sampler = case.sampler(network, cached=cached)
         self.steps = self.sampler.spec.schedule.steps
         self.keys = jax.random.split(jax.random.key(0), case.batch)
-        self.given = prompts.nothing(case.batch, case.length)
+        given = [[0] * case.given] * case.batch
+        self.given = prompts.build(given, length=case.length, vocab_size=network.vocab_size)
         self.restart()
         for _ in range(2):  # compiles: the first state may live elsewhere than those that follow
             self.run(1)
@@ -105,6 +118,68 @@ class Rounds:
         jax.block_until_ready(self.state)
         self.done += rounds
         return (time.perf_counter() - begun) * 1e3 / rounds
+
+
+def products(network: Transformer, case: Case) -> Callable[[], Any]:
+    """The matrix products of a round and nothing else, one after the other, to be run.
+
+    Rows are those of the window; they attend to `case.given` cached rows and to one another.
+    """
+    width, heads, hidden = network.width, network.heads, network.mlp_ratio * network.width
+    batch, rows, layers = case.batch, case.width, network.layers
+    held = (layers, batch, heads, case.given + rows, width // heads)
+    key, value = (jnp.zeros(held, network.dtype) for _ in range(2))
+    shapes = {
+        "qkv": (layers, width, 3 * width), "out": (layers, width, width),
+        "mlp_in": (layers, width, hidden), "mlp_out": (layers, hidden, width),
+        "head": (width, network.rows),
+    }  # fmt: skip
+    weights = {name: jnp.zeros(shape, network.dtype) for name, shape in shapes.items()}
+
+    @jax.jit
+    def run(weights, key, value, x):
+        for layer in range(layers):
+            query = (x @ weights["qkv"][layer])[:, :width]
+            query = query.reshape(batch, heads, rows, -1)
+            scores = jnp.einsum("bhrk,bhmk->bhrm", query, key[layer])
+            seen = jnp.einsum("bhrm,bhmk->bhrk", scores, value[layer]).reshape(x.shape)
+            x = seen @ weights["out"][layer] @ weights["mlp_in"][layer] @ weights["mlp_out"][layer]
+        return x @ weights["head"]
+
+    x = jnp.zeros((batch * rows, width), network.dtype)
+    return lambda: run(weights, key, value, x)
+
+
+def rounds_as_markdown(network: Transformer, params=None, *, repeats: int) -> list[str]:
+    """Cached rounds of the cases `FILLED`, in turn with one another and with their products."""
+    params = jax.jit(network.init)(jax.random.key(0)) if params is None else params
+    rounds = [Rounds(case, network, params, cached=True) for case in FILLED]
+    alone = [products(network, case) for case in FILLED]
+    times: list[list[float]] = [[] for _ in FILLED]
+    parts: list[list[float]] = [[] for _ in FILLED]
+    for repeat in range(repeats + 1):
+        for number, (case, of_case) in enumerate(zip(FILLED, rounds, strict=True)):
+            of_case.restart()
+            of_round = of_case.run(case.levels)  # all of a block
+            of_products = in_turn.milliseconds({"": alone[number]}, repeats=case.levels)[""]
+            if repeat:
+                times[number].append(of_round)
+                parts[number].append(statistics.median(of_products))
+    lines = [
+        "| L | given | batch | ms a round | ms of its products | round over products |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case, whole, part in zip(FILLED, times, parts, strict=True):
+        lines.append(
+            f"| {case.length} | {case.given} | {case.batch} | {in_turn.spread(whole)} | "
+            f"{in_turn.spread(part)} | **{in_turn.spread(in_turn.ratios(whole, part))}** |"
+        )
+    ratio = in_turn.spread(in_turn.ratios(times[1], times[0]), 2)
+    long, short = FILLED[1], FILLED[0]
+    return [
+        *lines, "",
+        f"A round at L = {long.length} over L = {short.length}, {short.given} given: **{ratio}**.",
+    ]  # fmt: skip
 
 
 def network_of(size: str, dtype: str) -> Transformer:
@@ -199,6 +274,8 @@ def _run(options: argparse.Namespace) -> None:
         took = time.monotonic() - begun
         in_turn.note(f"case {number} of {len(cases)}: {took:.0f} s")
         report = in_turn.store("sampling", options.out, as_markdown(rows), **shape)
+    lines = [as_markdown(rows), "", *rounds_as_markdown(network, params, repeats=options.repeats)]
+    report = in_turn.store("sampling", options.out, "\n".join(lines), **shape)
     print(report)
 
 
