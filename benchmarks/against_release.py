@@ -89,6 +89,7 @@ class Released:
             ) from error
         answer = self._answer()
         if "missing" in answer:
+            self.process.communicate()
             raise UserError(
                 f"{python} has no module {answer['missing']}, which the released code needs: "
                 "install it there, or name another interpreter with --python=PATH."

@@ -190,65 +190,36 @@ def network_of(size: str, dtype: str) -> Transformer:
     return experiment.network(experiment.data.vocab_size)
 
 
-def measure(case: Case, network: Transformer, params, *, repeats: int) -> dict:
+def measure(case: Case, network: Transformer, params, *, repeats: int) -> str:
+    """A row of the table."""
     cached = Rounds(case, network, params, cached=True)
     uncached = Rounds(case, network, params, cached=False) if case.uncached else None
-    times: dict[str, list[float]] = {"cached": [], "uncached": []}
+    times: list[list[float]] = [[], []]
     for _ in range(repeats):
         # Whole windows, because the round after a window has settled also feeds it.
-        times["cached"].append(cached.run(max(case.levels, 16)))
+        times[0].append(cached.run(max(case.levels, 16)))
         if uncached:
-            times["uncached"].append(uncached.run(2))
-    tokens = case.length * case.batch
-    row = {
-        **dataclasses.asdict(case),
-        "calls": cached.steps,
-        "cached_ms": times["cached"],
-        "cached_ms_median": statistics.median(times["cached"]),
-        "cached_megabytes": cached.megabytes,
-    }
-    row["cached_tokens_per_second"] = tokens / row["cached_ms_median"] / cached.steps * 1e3
-    if uncached:
-        row["uncached_ms"] = times["uncached"]
-        row["uncached_ms_median"] = statistics.median(times["uncached"])
-        row["uncached_megabytes"] = uncached.megabytes
-        row["uncached_tokens_per_second"] = tokens / row["uncached_ms_median"] / cached.steps * 1e3
-        row["ratios"] = [u / c for u, c in zip(times["uncached"], times["cached"], strict=True)]
-        row["ratio_median"] = statistics.median(row["ratios"])
+            times[1].append(uncached.run(2))
+
+    def speed(milliseconds: float) -> float:
+        return case.length * case.batch / milliseconds / cached.steps * 1e3
+
+    with_cache = f"{speed(statistics.median(times[0])):.1f}"
     if case.whole:
         cached.restart()
-        row["whole_text_tokens_per_second"] = tokens / cached.run(cached.steps) / cached.steps * 1e3
-    return row
-
-
-def as_markdown(rows: list[dict]) -> str:
-    lines = [
-        "| L | ω | T | batch | calls | ms a round, cached | uncached | ratio (least – most) | "
-        "tokens/s, cached | uncached | MB, cached | uncached |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        other = ["–"] * 4
-        if row["uncached"]:
-            ratios = row["ratios"]
-            other = [
-                f"{row['uncached_ms_median']:.0f}",
-                f"**{row['ratio_median']:.1f}** ({min(ratios):.1f} – {max(ratios):.1f})",
-                f"{row['uncached_tokens_per_second']:.2f}",
-                f"{row['uncached_megabytes']:.0f}",
-            ]
-        spread = f"{min(row['cached_ms']):.1f} – {max(row['cached_ms']):.1f}"
-        whole = row.get("whole_text_tokens_per_second")
-        speed = f"{row['cached_tokens_per_second']:.1f}"
-        if whole:
-            speed += f" (whole text: {whole:.1f})"
-        name = f"{row['width']}{', shifted' if row['shifted'] else ''}"
-        lines.append(
-            f"| {row['length']} | {name} | {row['levels']} | {row['batch']} | {row['calls']} | "
-            f"{row['cached_ms_median']:.1f} ({spread}) | {other[0]} | {other[1]} | {speed} | "
-            f"{other[2]} | {row['cached_megabytes']:.0f} | {other[3]} |"
-        )
-    return "\n".join(lines)
+        with_cache += f" (whole text: {speed(cached.run(cached.steps)):.1f})"
+    other = ["–"] * 4
+    if uncached:
+        median = statistics.median(times[1])
+        ratios = in_turn.spread(in_turn.ratios(times[1], times[0]))
+        without = [f"{speed(median):.2f}", f"{uncached.megabytes:.0f}"]
+        other = [f"{median:.0f}", f"**{ratios}**", *without]
+    cells = [
+        case.length, f"{case.width}{', shifted' if case.shifted else ''}", case.levels, case.batch,
+        cached.steps, in_turn.spread(times[0]), *other[:2], with_cache, other[2],
+        f"{cached.megabytes:.0f}", other[3],
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> int:
@@ -258,6 +229,7 @@ def main() -> int:
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--cases", type=int, default=len(CASES), help="only the first ones (default: all)")
     add("--repeats", type=int, default=5)
+    add("--rounds", action=argparse.BooleanOptionalAction, default=True, help="the second table")
     add("--out", default="benchmarks/results", metavar="DIR")
     return command.run(parser, _run, folder=True)
 
@@ -266,17 +238,20 @@ def _run(options: argparse.Namespace) -> None:
     network = network_of(options.size, options.dtype)
     params = jax.jit(network.init)(jax.random.key(0))
     shape = {"size": options.size, "dtype": options.dtype, "rule": "ACS η=0.25"}
-    rows: list[dict] = []
+    lines = [
+        "| L | ω | T | batch | calls | ms a round, cached | uncached | ratio (least – most) | "
+        "tokens/s, cached | uncached | MB, cached | uncached |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     cases = CASES[: options.cases]
     for number, case in enumerate(cases, 1):
         begun = time.monotonic()
-        rows.append(measure(case, network, params, repeats=options.repeats))
-        took = time.monotonic() - begun
-        in_turn.note(f"case {number} of {len(cases)}: {took:.0f} s")
-        report = in_turn.store("sampling", options.out, as_markdown(rows), **shape)
-    lines = [as_markdown(rows), "", *rounds_as_markdown(network, params, repeats=options.repeats)]
-    report = in_turn.store("sampling", options.out, "\n".join(lines), **shape)
-    print(report)
+        lines.append(measure(case, network, params, repeats=options.repeats))
+        in_turn.note(f"case {number} of {len(cases)}: {time.monotonic() - begun:.0f} s")
+        in_turn.store("sampling", options.out, "\n".join(lines), **shape)
+    if options.rounds:
+        lines += ["", *rounds_as_markdown(network, params, repeats=options.repeats)]
+    print(in_turn.store("sampling", options.out, "\n".join(lines), **shape))
 
 
 if __name__ == "__main__":
