@@ -17,10 +17,13 @@ import dataclasses
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import command
 import in_turn
 import jax
+import jax.numpy as jnp
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.method import hyperschedule, noising
@@ -39,12 +42,15 @@ RULE = ACS(eta=0.25)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One shape. Uncached rounds are left out where they would take minutes."""
+    """One shape, with the first `given` tokens given. Uncached rounds are left out where they would
+    take minutes.
+    """
 
     length: int = 1024
     width: int = 16
     levels: int = 16
     batch: int = 1
+    given: int = 0
     shifted: bool = False
     uncached: bool = True
     whole: bool = False
@@ -72,6 +78,12 @@ CASES = [
     Case(levels=4),
     Case(batch=32, uncached=False),
 ]
+FILLED = [
+    Case(length=512, given=256),
+    Case(length=4096, given=256),
+    Case(length=512, given=256, batch=8),
+    Case(length=1024, given=512, batch=8),
+]
 
 
 class Rounds:
@@ -82,7 +94,8 @@ class Rounds:
         self.sampler = case.sampler(network, cached=cached)
         self.steps = self.sampler.spec.schedule.steps
         self.keys = jax.random.split(jax.random.key(0), case.batch)
-        self.given = prompts.nothing(case.batch, case.length)
+        given = [[0] * case.given] * case.batch
+        self.given = prompts.build(given, length=case.length, vocab_size=network.vocab_size)
         self.restart()
         for _ in range(2):  # compiles: the first state may live elsewhere than those that follow
             self.run(1)
@@ -107,6 +120,68 @@ class Rounds:
         return (time.perf_counter() - begun) * 1e3 / rounds
 
 
+def products(network: Transformer, case: Case) -> Callable[[], Any]:
+    """The matrix products of a round and nothing else, one after the other, to be run.
+
+    Rows are those of the window; they attend to `case.given` cached rows and to one another.
+    """
+    width, heads, hidden = network.width, network.heads, network.mlp_ratio * network.width
+    batch, rows, layers = case.batch, case.width, network.layers
+    held = (layers, batch, heads, case.given + rows, width // heads)
+    key, value = (jnp.zeros(held, network.dtype) for _ in range(2))
+    shapes = {
+        "qkv": (layers, width, 3 * width), "out": (layers, width, width),
+        "mlp_in": (layers, width, hidden), "mlp_out": (layers, hidden, width),
+        "head": (width, network.rows),
+    }  # fmt: skip
+    weights = {name: jnp.zeros(shape, network.dtype) for name, shape in shapes.items()}
+
+    @jax.jit
+    def run(weights, key, value, x):
+        for layer in range(layers):
+            query = (x @ weights["qkv"][layer])[:, :width]
+            query = query.reshape(batch, heads, rows, -1)
+            scores = jnp.einsum("bhrk,bhmk->bhrm", query, key[layer])
+            seen = jnp.einsum("bhrm,bhmk->bhrk", scores, value[layer]).reshape(x.shape)
+            x = seen @ weights["out"][layer] @ weights["mlp_in"][layer] @ weights["mlp_out"][layer]
+        return x @ weights["head"]
+
+    x = jnp.zeros((batch * rows, width), network.dtype)
+    return lambda: run(weights, key, value, x)
+
+
+def rounds_as_markdown(network: Transformer, params=None, *, repeats: int) -> list[str]:
+    """Cached rounds of the cases `FILLED`, in turn with one another and with their products."""
+    params = jax.jit(network.init)(jax.random.key(0)) if params is None else params
+    rounds = [Rounds(case, network, params, cached=True) for case in FILLED]
+    alone = [products(network, case) for case in FILLED]
+    times: list[list[float]] = [[] for _ in FILLED]
+    parts: list[list[float]] = [[] for _ in FILLED]
+    for repeat in range(repeats + 1):
+        for number, (case, of_case) in enumerate(zip(FILLED, rounds, strict=True)):
+            of_case.restart()
+            of_round = of_case.run(case.levels)  # all of a block
+            of_products = in_turn.milliseconds({"": alone[number]}, repeats=case.levels)[""]
+            if repeat:
+                times[number].append(of_round)
+                parts[number].append(statistics.median(of_products))
+    lines = [
+        "| L | given | batch | ms a round | ms of its products | round over products |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case, whole, part in zip(FILLED, times, parts, strict=True):
+        lines.append(
+            f"| {case.length} | {case.given} | {case.batch} | {in_turn.spread(whole)} | "
+            f"{in_turn.spread(part)} | **{in_turn.spread(in_turn.ratios(whole, part))}** |"
+        )
+    ratio = in_turn.spread(in_turn.ratios(times[1], times[0]), 2)
+    long, short = FILLED[1], FILLED[0]
+    return [
+        *lines, "",
+        f"A round at L = {long.length} over L = {short.length}, {short.given} given: **{ratio}**.",
+    ]  # fmt: skip
+
+
 def network_of(size: str, dtype: str) -> Transformer:
     """The network of a size of `hybrid_jax.presets`, in the given type."""
     config = sized("sampling", size)
@@ -115,65 +190,36 @@ def network_of(size: str, dtype: str) -> Transformer:
     return experiment.network(experiment.data.vocab_size)
 
 
-def measure(case: Case, network: Transformer, params, *, repeats: int) -> dict:
+def measure(case: Case, network: Transformer, params, *, repeats: int) -> str:
+    """A row of the table."""
     cached = Rounds(case, network, params, cached=True)
     uncached = Rounds(case, network, params, cached=False) if case.uncached else None
-    times: dict[str, list[float]] = {"cached": [], "uncached": []}
+    times: list[list[float]] = [[], []]
     for _ in range(repeats):
         # Whole windows, because the round after a window has settled also feeds it.
-        times["cached"].append(cached.run(max(case.levels, 16)))
+        times[0].append(cached.run(max(case.levels, 16)))
         if uncached:
-            times["uncached"].append(uncached.run(2))
-    tokens = case.length * case.batch
-    row = {
-        **dataclasses.asdict(case),
-        "calls": cached.steps,
-        "cached_ms": times["cached"],
-        "cached_ms_median": statistics.median(times["cached"]),
-        "cached_megabytes": cached.megabytes,
-    }
-    row["cached_tokens_per_second"] = tokens / row["cached_ms_median"] / cached.steps * 1e3
-    if uncached:
-        row["uncached_ms"] = times["uncached"]
-        row["uncached_ms_median"] = statistics.median(times["uncached"])
-        row["uncached_megabytes"] = uncached.megabytes
-        row["uncached_tokens_per_second"] = tokens / row["uncached_ms_median"] / cached.steps * 1e3
-        row["ratios"] = [u / c for u, c in zip(times["uncached"], times["cached"], strict=True)]
-        row["ratio_median"] = statistics.median(row["ratios"])
+            times[1].append(uncached.run(2))
+
+    def speed(milliseconds: float) -> float:
+        return case.length * case.batch / milliseconds / cached.steps * 1e3
+
+    with_cache = f"{speed(statistics.median(times[0])):.1f}"
     if case.whole:
         cached.restart()
-        row["whole_text_tokens_per_second"] = tokens / cached.run(cached.steps) / cached.steps * 1e3
-    return row
-
-
-def as_markdown(rows: list[dict]) -> str:
-    lines = [
-        "| L | ω | T | batch | calls | ms a round, cached | uncached | ratio (least – most) | "
-        "tokens/s, cached | uncached | MB, cached | uncached |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        other = ["–"] * 4
-        if row["uncached"]:
-            ratios = row["ratios"]
-            other = [
-                f"{row['uncached_ms_median']:.0f}",
-                f"**{row['ratio_median']:.1f}** ({min(ratios):.1f} – {max(ratios):.1f})",
-                f"{row['uncached_tokens_per_second']:.2f}",
-                f"{row['uncached_megabytes']:.0f}",
-            ]
-        spread = f"{min(row['cached_ms']):.1f} – {max(row['cached_ms']):.1f}"
-        whole = row.get("whole_text_tokens_per_second")
-        speed = f"{row['cached_tokens_per_second']:.1f}"
-        if whole:
-            speed += f" (whole text: {whole:.1f})"
-        name = f"{row['width']}{', shifted' if row['shifted'] else ''}"
-        lines.append(
-            f"| {row['length']} | {name} | {row['levels']} | {row['batch']} | {row['calls']} | "
-            f"{row['cached_ms_median']:.1f} ({spread}) | {other[0]} | {other[1]} | {speed} | "
-            f"{other[2]} | {row['cached_megabytes']:.0f} | {other[3]} |"
-        )
-    return "\n".join(lines)
+        with_cache += f" (whole text: {speed(cached.run(cached.steps)):.1f})"
+    other = ["–"] * 4
+    if uncached:
+        median = statistics.median(times[1])
+        ratios = in_turn.spread(in_turn.ratios(times[1], times[0]))
+        without = [f"{speed(median):.2f}", f"{uncached.megabytes:.0f}"]
+        other = [f"{median:.0f}", f"**{ratios}**", *without]
+    cells = [
+        case.length, f"{case.width}{', shifted' if case.shifted else ''}", case.levels, case.batch,
+        cached.steps, in_turn.spread(times[0]), *other[:2], with_cache, other[2],
+        f"{cached.megabytes:.0f}", other[3],
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> int:
@@ -183,6 +229,7 @@ def main() -> int:
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--cases", type=int, default=len(CASES), help="only the first ones (default: all)")
     add("--repeats", type=int, default=5)
+    add("--rounds", action=argparse.BooleanOptionalAction, default=True, help="the second table")
     add("--out", default="benchmarks/results", metavar="DIR")
     return command.run(parser, _run, folder=True)
 
@@ -191,15 +238,20 @@ def _run(options: argparse.Namespace) -> None:
     network = network_of(options.size, options.dtype)
     params = jax.jit(network.init)(jax.random.key(0))
     shape = {"size": options.size, "dtype": options.dtype, "rule": "ACS η=0.25"}
-    rows: list[dict] = []
+    lines = [
+        "| L | ω | T | batch | calls | ms a round, cached | uncached | ratio (least – most) | "
+        "tokens/s, cached | uncached | MB, cached | uncached |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     cases = CASES[: options.cases]
     for number, case in enumerate(cases, 1):
         begun = time.monotonic()
-        rows.append(measure(case, network, params, repeats=options.repeats))
-        took = time.monotonic() - begun
-        in_turn.note(f"case {number} of {len(cases)}: {took:.0f} s")
-        report = in_turn.store("sampling", options.out, as_markdown(rows), **shape)
-    print(report)
+        lines.append(measure(case, network, params, repeats=options.repeats))
+        in_turn.note(f"case {number} of {len(cases)}: {time.monotonic() - begun:.0f} s")
+        in_turn.store("sampling", options.out, "\n".join(lines), **shape)
+    if options.rounds:
+        lines += ["", *rounds_as_markdown(network, params, repeats=options.repeats)]
+    print(in_turn.store("sampling", options.out, "\n".join(lines), **shape))
 
 
 if __name__ == "__main__":

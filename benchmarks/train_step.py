@@ -1,6 +1,7 @@
 """A whole training step at the shape of a size, with and without what makes it fast.
 
     python benchmarks/train_step.py
+    python benchmarks/train_step.py --size=tiny --layouts=gamma --batch_size=32 --steps=10
     python benchmarks/train_step.py --size=base --batch_size=32 --steps=10         # on a GPU
 
 "Plain" has dense attention and the logits of whole records. MFU is the share of the device's peak
@@ -40,6 +41,7 @@ LAYOUTS = {
     "flat": ("mdlm", {}),
     "block": ("bd3lm", {"width": 16, "levels": 16}),
     "slide": ("slide", {"width": 16, "levels": 16}),
+    "gamma": ("gamma_hybrid", {}),  # with the schedule of the size
 }
 
 

@@ -267,3 +267,19 @@ def test_command_line_trains_evaluates_samples_and_continues(tmp_path):
     other = command(*arguments, "--config.noise.gamma=0.5", folder=tmp_path)
     assert other.returncode == 2
     assert "holds a run with noise.gamma=0.01, not 0.5" in other.stderr
+
+
+def test_the_comparison_with_the_released_code_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(hybrid_jax.__file__).parents[1] / "benchmarks")
+    from against_release import Released
+
+    with pytest.raises(UserError, match=r"give a folder with a checkout of github\.com"):
+        Released("", sys.executable)
+    write_atomic(tmp_path / "hdlm/model/diffusion_lm.py", "")
+    python = tmp_path / "python"
+    write_atomic(python, f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # without packages
+    python.chmod(0o755)
+    with pytest.raises(UserError, match=r"has no module torch.*install it there"):
+        Released(str(tmp_path), str(python))
+    with pytest.raises(UserError, match=r"does not run .*name one with torch"):
+        Released(str(tmp_path), str(tmp_path / "none"))
