@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_jax.errors import UserError, check_number, check_seed, exit_status
+from hybrid_jax.errors import UserError, check_number, check_seed
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
@@ -39,7 +39,14 @@ from hybrid_jax.figures import canvas
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, path_of, step_of
+from hybrid_jax.runtime.command_line import (
+    Parser,
+    check_mode,
+    distinct,
+    path_of,
+    run_command,
+    step_of,
+)
 from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.files import check_writable, expanded, labels, unwritable, write_atomic
 from hybrid_jax.runtime.json_text import file_name, write_json
@@ -60,9 +67,7 @@ MODES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return exit_status(
-        lambda: _run(parse(_parser(), argv)), interrupted="what was measured is stored"
-    )
+    return run_command(_parser(), argv, _run, interrupted="what was measured is stored")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -284,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m hybrid_jax.evaluate",
         description="Perplexity of a trained model on named texts, or quality of its own texts.",
+        compiles=True,
     )
     # Lists: see `runtime.decode.listed`.
     add = parser.add_argument

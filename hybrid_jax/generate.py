@@ -19,13 +19,13 @@ import numpy as np
 
 from hybrid_jax.data import files
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.errors import UserError
 from hybrid_jax.generation import driver
 from hybrid_jax.generation import requests as writing
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import Watch, require_terminal, shown
-from hybrid_jax.runtime.command_line import Parser, parse, path_of, seed_of, step_of, within
+from hybrid_jax.runtime.command_line import Parser, path_of, run_command, seed_of, step_of, within
 from hybrid_jax.runtime.files import GrowingFile, check_writable
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.sampling import loop, rules
@@ -79,7 +79,7 @@ def generate(
         with Progress(total=batches * steps, interval=5.0) as progress:
 
             def show(round_: Round) -> None:
-                step = int(np.min(round_.state.step))
+                step = int(np.asarray(round_.state.step).min())
                 done = round_.first // batch_size * steps + step
                 progress.update(done, {"texts": round_.first + len(round_.texts)})
 
@@ -164,7 +164,9 @@ def run(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m hybrid_jax.generate", description="Generates text with a trained model."
+        prog="python -m hybrid_jax.generate",
+        description="Generates text with a trained model.",
+        compiles=True,
     )
     add = parser.add_argument
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
@@ -192,9 +194,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return exit_status(
-        lambda: run(parse(_parser(), argv)), interrupted="texts that were done are printed"
-    )
+    return run_command(_parser(), argv, run, interrupted="texts that were done are printed")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hybrid_jax.errors import UserError, exit_status
-from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, path_of, read_config
+from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.command_line import SETTINGS, Parser, path_of, read_config, run_command
 from hybrid_jax.runtime.files import check_writable, expanded
 
 if TYPE_CHECKING:
@@ -29,11 +29,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-
-    def command() -> None:
-        run_experiment(parse(_parser(), argv))
-
-    return exit_status(command, interrupted="the same command continues from the newest checkpoint")
+    interrupted = "the same command continues from the newest checkpoint"
+    return run_command(_parser(), argv, run_experiment, interrupted=interrupted)
 
 
 def run_experiment(options: argparse.Namespace) -> None:
@@ -94,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hybrid_jax.main",
         description="Trains an experiment, then evaluates it and shows samples.",
         epilog=SETTINGS,
+        compiles=True,
     )
     add = parser.add_argument
     add("--config", default="", metavar="FILE.py[:SIZE]", help="what to train (see below)")

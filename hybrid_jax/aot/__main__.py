@@ -20,14 +20,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.command_line import (
     SETTINGS,
     Parser,
     check_mode,
-    parse,
     path_of,
     read_config,
+    run_command,
     within,
 )
 from hybrid_jax.runtime.files import check_writable
@@ -55,7 +55,7 @@ MODES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return exit_status(lambda: run(parse(_parser(), argv)), interrupted="nothing was written")
+    return run_command(_parser(), argv, run, interrupted="nothing was written")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -25,8 +25,8 @@ from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.tokenizers import make_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.errors import UserError, check_number, exit_status
-from hybrid_jax.runtime.command_line import Parser, parse, path_of
+from hybrid_jax.errors import UserError, check_number
+from hybrid_jax.runtime.command_line import Parser, path_of, run_command
 from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.json_text import digest
 from hybrid_jax.runtime.scratch import raise_when_terminated, scratch_folder
@@ -300,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     with raise_when_terminated():
-        return exit_status(lambda: _run(parse(_parser(), argv)), interrupted="nothing was written")
+        return run_command(_parser(), argv, _run, interrupted="nothing was written")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -14,15 +14,14 @@ import threading
 
 from hybrid_jax.demo.server import Server, listen
 from hybrid_jax.demo.writer import Writer
-from hybrid_jax.errors import exit_status
-from hybrid_jax.runtime.command_line import Parser, parse, path_of, step_of
+from hybrid_jax.runtime.command_line import Parser, path_of, run_command, step_of
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.training import pretrained
 
 
 def _run(options: argparse.Namespace) -> None:
     # First of all, so that a port that is taken shows before anything slow.
-    with listen(options.host, options.port) as listener:
+    with Signals(), listen(options.host, options.port) as listener:
         model = pretrained.load(options.workdir, step=options.step)
         writer = Writer(model, options.workdir, options.step)
         server = Server(listener, writer, host=options.host)
@@ -43,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m hybrid_jax.demo",
         description="Serves a page on which one watches a trained model write.",
+        compiles=True,
     )
     add = parser.add_argument
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
@@ -55,13 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-
-    def command() -> None:
-        options = parse(_parser(), argv)
-        with Signals():
-            _run(options)
-
-    return exit_status(command, interrupted="the page is closed")
+    return run_command(_parser(), argv, _run, interrupted="the page is closed")
 
 
 if __name__ == "__main__":

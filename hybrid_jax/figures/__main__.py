@@ -15,11 +15,18 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hybrid_jax.errors import UserError, exit_status
+from hybrid_jax.errors import UserError
 from hybrid_jax.figures import canvas, gif, hyperschedules, masks, noise, page
 from hybrid_jax.generation import frames, requests
 from hybrid_jax.generation.frames import Recording
-from hybrid_jax.runtime.command_line import Parser, check_mode, distinct, parse, path_of, seed_of
+from hybrid_jax.runtime.command_line import (
+    Parser,
+    check_mode,
+    distinct,
+    path_of,
+    run_command,
+    seed_of,
+)
 from hybrid_jax.runtime.decode import nearest
 from hybrid_jax.runtime.files import check_writable, labels, write_atomic
 from hybrid_jax.training import pretrained
@@ -100,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m hybrid_jax.figures",
         description="Draws the paper's pictures from the package's own functions.",
+        compiles=True,
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME",
@@ -116,9 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return exit_status(
-        lambda: run(parse(_parser(), argv)), interrupted="pictures that were written stay"
-    )
+    return run_command(_parser(), argv, run, interrupted="pictures that were written stay")
 
 
 if __name__ == "__main__":

@@ -18,23 +18,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.errors import exit_status
-from hybrid_jax.runtime.command_line import SETTINGS, Parser, parse, path_of, read_config, step_of
+from hybrid_jax.runtime.command_line import (
+    SETTINGS,
+    Parser,
+    path_of,
+    read_config,
+    run_command,
+    step_of,
+)
 from hybrid_jax.runtime.scratch import raise_when_terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
 
-    def command() -> None:
-        options = parse(_parser(), argv)
+    def work(options: argparse.Namespace) -> None:
         from hybrid_jax.runtime.quiet import quieten_orbax
 
         quieten_orbax()
         options.run(options)
 
     with raise_when_terminated():
-        return exit_status(command, interrupted="nothing was written")
+        return run_command(_parser(), argv, work, interrupted="nothing was written")
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -156,7 +156,7 @@ class Ramp:
         return jnp.clip(self.levels + start - step, 0, self.levels)
 
     def settled(self, step: Steps) -> Int32[Array, "..."]:
-        return _count(self._starts, jnp.asarray(step) - self.levels, side="right")
+        return _count(self._starts, step - self.levels, side="right")
 
     def frontier(self, step: Steps) -> Int32[Array, "..."]:
         return _count(self._starts, step)
@@ -237,6 +237,8 @@ def _count(
     rising: Int32[np.ndarray, "n"], bound: Steps, *, side: Literal["left", "right"] = "left"
 ) -> Int32[Array, "..."]:
     """Number of entries of a sorted array below (left) or up to (right) `bound`."""
+    if not isinstance(bound, jax.Array):  # known now, so it needs no program
+        return jnp.asarray(np.searchsorted(rising, bound, side=side), jnp.int32)
     return jnp.searchsorted(jnp.asarray(rising), jnp.asarray(bound), side=side).astype(jnp.int32)
 
 

@@ -339,7 +339,7 @@ def _clean_rows(
 def window_start(schedule: Hyperschedule, position: Int[Array, "..."]) -> Int[Array, "..."]:
     """First position of the window that `position` is in just before it settles."""
     with jax.ensure_compile_time_eval():
-        settled = schedule.settled(jnp.arange(schedule.steps + 1))
+        settled = schedule.settled(np.arange(schedule.steps + 1))
     settling_step = jnp.searchsorted(settled, position, side="right") - 1
     return settled[settling_step]
 

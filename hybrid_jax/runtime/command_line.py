@@ -19,7 +19,8 @@ from typing import Any, Literal, NoReturn
 import ml_collections
 
 import hybrid_jax
-from hybrid_jax.errors import MOST_SEED, MOST_WHOLE, UserError
+from hybrid_jax.errors import MOST_SEED, MOST_WHOLE, UserError, exit_status
+from hybrid_jax.runtime import compilation_cache
 from hybrid_jax.runtime.decode import nearest
 from hybrid_jax.runtime.files import expanded, one_line
 
@@ -34,11 +35,42 @@ SETTINGS = (
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `UserError` for a mistake, and knows no abbreviations."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, *, compiles: bool = False, **settings: Any) -> None:
+        """`compiles`: whether the command keeps compiled programs (see `compilation_cache`)."""
         super().__init__(allow_abbrev=False, **settings)
+        if compiles:
+            self.add_argument(
+                "--no_compilation_cache", action="store_true", help="compile every program anew"
+            )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:].rstrip('.')} (see --help).")
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    work: Callable[[argparse.Namespace], object],
+    *,
+    interrupted: str,
+) -> int:
+    """Runs a command: its options, what a process is set up with, and its work.
+
+    Args:
+      argv: see `parse`.
+      interrupted: see `exit_status`.
+
+    Returns:
+      the exit status.
+    """
+
+    def command() -> None:
+        options = parse(parser, argv)
+        if "no_compilation_cache" in options:
+            (compilation_cache.avoid if options.no_compilation_cache else compilation_cache.use)()
+        work(options)
+
+    return exit_status(command, interrupted=interrupted)
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime import compilation_cache
 from hybrid_jax.runtime.files import unwritable
 
 T = TypeVar("T")
@@ -83,6 +84,9 @@ def start(
             initialization_timeout=timeout + 60,
             shutdown_timeout_seconds=_SHUTDOWN,
         )
+    # Processes that tune a program for GPUs together would wait for one that reads it.
+    if compilation_cache.in_use() and jax.process_count() > 1:
+        compilation_cache.avoid()
 
 
 def is_process0() -> bool:

@@ -29,8 +29,8 @@ def show(
 
     def narrow(state: Generation) -> tuple[Array, PyTree, Array]:
         features, _, count = show_new(sampler, params, state, 0)
-        new = jax.eval_shape(wide, state)[1]
-        return features, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), new), count
+        new = jax.tree.map(lambda x: jnp.zeros_like(x[..., : sampler.capacity, :]), state.cache)
+        return features, new, count
 
     missing = pending_count(sampler, state)
     ready = missing <= sampler.capacity

@@ -7,7 +7,7 @@ import functools
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax.method import layout as layouts
@@ -60,8 +60,8 @@ class Sampler:
         """Settled tokens that a round can feed beside the window: those of one step."""
         schedule = self.spec.schedule
         with jax.ensure_compile_time_eval():
-            settled = schedule.settled(jnp.arange(schedule.steps))
-            most = int(jnp.max(jnp.diff(settled), initial=0))
+            settled = np.asarray(schedule.settled(np.arange(schedule.steps)))
+        most = int(np.diff(settled).max(initial=0))
         return min(max(most, 1), self.slots)
 
 

@@ -58,7 +58,7 @@ def load(
     tokenizer, data = workdirs.load_tokenizer(workdir), workdirs.load_data(workdir)
     network = experiment.network(tokenizer.vocab_size)
     place = sharding.everywhere(mesh or sharding.one_device())
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
     params = sharding.with_shardings(shapes, jax.tree.map(lambda _: place, shapes))
     folder = workdir / "checkpoints"
     with Checkpointer(folder, read_only=True) as saver:
