@@ -20,7 +20,7 @@ import ml_collections
 
 import hybrid_jax
 from hybrid_jax.errors import MOST_SEED, MOST_WHOLE, UserError, exit_status
-from hybrid_jax.runtime import compilation_cache
+from hybrid_jax.runtime import allocator, compilation_cache
 from hybrid_jax.runtime.decode import nearest
 from hybrid_jax.runtime.files import expanded, one_line
 
@@ -36,7 +36,8 @@ class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `UserError` for a mistake, and knows no abbreviations."""
 
     def __init__(self, *, compiles: bool = False, **settings: Any) -> None:
-        """`compiles`: whether the command keeps compiled programs (see `compilation_cache`)."""
+        """`compiles`: whether the command runs compiled programs, and keeps them and the memory
+        that they free (see `compilation_cache` and `allocator`)."""
         super().__init__(allow_abbrev=False, **settings)
         if compiles:
             self.add_argument(
@@ -67,6 +68,7 @@ def run_command(
     def command() -> None:
         options = parse(parser, argv)
         if "no_compilation_cache" in options:
+            allocator.keep_freed_memory()
             (compilation_cache.avoid if options.no_compilation_cache else compilation_cache.use)()
         work(options)
 
