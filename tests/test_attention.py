@@ -15,6 +15,7 @@ from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.mask_blocks import Pattern, spans
 from hybrid_jax.models import attention
+from hybrid_jax.models.cache import Cache
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.sharding import MeshConfig
@@ -194,6 +195,26 @@ def test_only_full_and_causal_patterns_are_taken_for_such(schedule, how):
     if not (pattern.full or pattern.plain_causal):
         with pytest.raises(ValueError, match="causal and full"):
             attention.fused(*inputs(pattern.regions.rows)[:3], pattern)
+
+
+@pytest.mark.parametrize(
+    ("filled", "read"), [(0, 256), (3, 256), (256, 256), (257, 512), (600, 600)]
+)
+def test_only_the_filled_part_of_a_cache_is_read(filled, read):
+    """The layer's own part, and of it no slot behind the smallest number that holds the mask."""
+    query, key, value, _ = inputs(5, batch=2)
+    past = jax.random.normal(jax.random.key(2), (2, 3, 2, 2, 600, 4))
+    cache = Cache(*past.at[:, :, :, :, read:].set(jnp.nan))
+    shown = np.zeros((2, 5, 600), bool)
+    shown[0, :, :filled] = shown[1, :, : filled // 2] = True
+    causal = np.tile(np.tri(5, dtype=bool), (2, 1, 1))
+    mask = jnp.asarray(np.concatenate([shown, causal], axis=2))
+    whole = [
+        jnp.concatenate([old[1], new], axis=2) for old, new in zip(past, (key, value), strict=True)
+    ]
+    wanted = quick_jit(attention.dense)(query, *whole, mask)
+    found = quick_jit(attention.dense)(query, key, value, mask, cache, 1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_no_score_matrix_of_all_rows():

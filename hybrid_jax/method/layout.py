@@ -337,11 +337,11 @@ def _clean_rows(
 
 
 def window_start(schedule: Hyperschedule, position: Int[Array, "..."]) -> Int[Array, "..."]:
-    """First position of the window that `position` is in just before it settles."""
+    """First position of the window that `position`, in [0, L), is in just before it settles."""
     with jax.ensure_compile_time_eval():
-        settled = schedule.settled(np.arange(schedule.steps + 1))
-    settling_step = jnp.searchsorted(settled, position, side="right") - 1
-    return settled[settling_step]
+        settled = np.asarray(schedule.settled(np.arange(schedule.steps + 1)))
+    settling_step = np.searchsorted(settled, np.arange(schedule.length), side="right") - 1
+    return jnp.asarray(settled[settling_step])[position]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from hybrid_jax.method.mask_blocks import Pattern, spans
 from hybrid_jax.models.cache import Cache
@@ -23,6 +24,7 @@ _HIDDEN = -0.7 * float(np.finfo(np.float32).max)
 # Query rows whose scores exist at the same time: 128, or more where that makes above eight blocks,
 # since each is a shape of its own for the compiler (docs/performance.md).
 _BLOCK, _BLOCKS = 128, 8
+_FEWEST = 256  # cache slots that are read together at least
 
 
 def attend(
@@ -31,6 +33,7 @@ def attend(
     value: Keys,
     mask: Bool[Array, "#B R J"] | Pattern,
     cached: Cache | None = None,
+    layer: Int[ArrayLike, ""] = 0,
     *,
     backend: Backend = "auto",
 ) -> Heads:
@@ -39,12 +42,12 @@ def attend(
     Args:
       query, key, value: of R rows, and of N rows, in any float type.
       mask: as for `dense`, or a `Pattern` of R = N rows.
-      cached: keys and values of earlier rows, which only `dense` takes.
+      cached, layer: keys and values of earlier rows, which only `dense` takes.
       backend: "auto" for the choice of `choose`. Where the rows come with a mask, it is "dense",
         and where a kernel does not know the pattern, "blockwise".
     """
     if not isinstance(mask, Pattern):
-        return dense(query, key, value, mask, cached)
+        return dense(query, key, value, mask, cached, layer)
     chosen = choose(mask, query.dtype) if backend == "auto" else backend
     if chosen == "fused" and (mask.plain_causal or mask.full):
         return fused(query, key, value, mask)
@@ -71,31 +74,64 @@ def choose(pattern: Pattern, dtype: DTypeLike) -> Backend:
 
 
 def dense(
-    query: Heads, key: Keys, value: Keys, mask: Bool[Array, "#B R J"], cached: Cache | None = None
+    query: Heads,
+    key: Keys,
+    value: Keys,
+    mask: Bool[Array, "#B R J"],
+    cached: Cache | None = None,
+    layer: Int[ArrayLike, ""] = 0,
 ) -> Heads:
     """Softmax attention with the whole score matrix: the reference for every other backend.
 
     Args:
       query, key, value: of R rows, and of N rows, in any float type.
       mask: True where a query may attend to a key, cached keys first.
-      cached: keys and values of M earlier rows, [B, H, M, K]; None for none (M = 0).
+      cached: keys and values of M earlier rows in every layer, [layers, B, H, M, K]; None for none
+        (M = 0).
+      layer: the layer that attends.
 
     Returns:
       [B, H, R, K] in the type of `value`; scores and softmax are float32.
     """
-    query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum("bhrk,bhmk->bhrm", query, key, preferred_element_type=jnp.float32)
-    if cached is not None:
-        # The scores are joined, not the keys: joining keys would copy the whole cache.
-        past = jnp.einsum("bhrk,bhmk->bhrm", query, cached.key, preferred_element_type=jnp.float32)
-        scores = jnp.concatenate([past, scores], axis=-1)
-    scores = jnp.where(mask[:, None], scores, _HIDDEN)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     if cached is None:
+        weights = jax.nn.softmax(_scores(query, key, mask), axis=-1).astype(value.dtype)
         return jnp.einsum("bhrm,bhmk->bhrk", weights, value)
     slots = cached.key.shape[-2]
-    past = jnp.einsum("bhrm,bhmk->bhrk", weights[..., :slots], cached.value)
-    return past + jnp.einsum("bhrm,bhmk->bhrk", weights[..., slots:], value)
+
+    def first(count: int) -> Array:
+        """Attention to the first slots alone."""
+        old = cached.first(layer, count)
+        seen = mask[..., :count], mask[..., slots:]
+        # The scores are joined, not the keys: joining keys would copy the cache.
+        scores = [_scores(query, k, m) for k, m in zip((old.key, key), seen, strict=True)]
+        weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(value.dtype)
+        past = jnp.einsum("bhrm,bhmk->bhrk", weights[..., :count], old.value)
+        return past + jnp.einsum("bhrm,bhmk->bhrk", weights[..., count:], value)
+
+    counts = _counts(slots)
+    if len(counts) == 1:
+        return first(slots)
+    used = mask[..., :slots].any((0, 1))
+    last = jnp.max(jnp.where(used, jnp.arange(1, slots + 1), 0))
+    enough = jnp.searchsorted(jnp.asarray(counts), last)
+    out: Array = jax.lax.switch(enough, [functools.partial(first, n) for n in counts])
+    return out
+
+
+def _scores(query: Heads, key: Keys, mask: Bool[Array, "#B R N"]) -> Float32[Array, "B H R N"]:
+    query = query * query.shape[-1] ** -0.5
+    scores = jnp.einsum("bhrk,bhmk->bhrm", query, key, preferred_element_type=jnp.float32)
+    return jnp.where(mask[:, None], scores, _HIDDEN)
+
+
+def _counts(slots: int) -> tuple[int, ...]:
+    """Numbers of cache slots that attention reads, the smallest that holds what a mask shows.
+
+    Only on CPUs, where reading costs more than a branch.
+    """
+    powers = range(_FEWEST.bit_length() - 1, (slots - 1).bit_length())
+    on_cpu = sharding.platform() == "cpu"
+    return (*(2**power for power in powers), slots) if on_cpu else (slots,)
 
 
 def blockwise(

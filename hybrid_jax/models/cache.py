@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 Tree = TypeVar("Tree")
@@ -19,10 +20,19 @@ AXES = ("whole", "batch", "heads", "whole", "whole")  # logical axes of a leaf (
 
 
 class Cache(NamedTuple):
-    """Rotated keys and values; inside a layer [B, H, M, K]."""
+    """Rotated keys and values; what a layer adds has no axis of layers."""
 
     key: Float[Array, "*layers B H M K"]
     value: Float[Array, "*layers B H M K"]
+
+    def first(self, layer: Int[ArrayLike, ""], count: int) -> Cache:
+        """The first slots of a layer, [B, H, count, K]: a copy of these and no others."""
+
+        def cut(x: Array) -> Array:
+            start = (layer, *(0,) * (x.ndim - 1))
+            return jax.lax.dynamic_slice(x, start, (1, *x.shape[1:-2], count, x.shape[-1]))[0]
+
+        return Cache(*map(cut, self))
 
 
 def commit(cache: Tree, new: Tree, slot: Int[Array, "B R"]) -> Tree:

@@ -265,7 +265,7 @@ class _Body(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, *(nn.broadcast,) * 4),
+            in_axes=(0, *(nn.broadcast,) * 5),
             length=c.layers,
             unroll=min(c.unroll, c.layers),
         )(c, name="layers")
@@ -343,7 +343,7 @@ class _Block(nn.Module):
         if c.qk_norm:
             query, key = (_norm(self, n, t, head) for n, t in (("norm_q", query), ("norm_k", key)))
         query, key = attention.rotate(query, position), attention.rotate(key, position)
-        y = attention.attend(query, key, value, mask, cached, backend=c.attention)
+        y = attention.attend(query, key, value, mask, cached, number, backend=c.attention)
         y = y.swapaxes(1, 2).reshape(x.shape)
         x = add(x, _product(y, weight("out", (c.width, c.width), scaled)), gate_1, site=0)
 
