@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from hybrid_jax.errors import exit_status
+from hybrid_jax.runtime.allocator import keep_freed_memory
 from hybrid_jax.runtime.command_line import parse
 from hybrid_jax.runtime.files import check_writable
 
@@ -26,6 +27,7 @@ def run(
         options = parse(parser, None)
         if options.out:
             check_writable(options.out, folder=folder)
+        keep_freed_memory()  # as the commands do
         work(options)
 
     return exit_status(command, interrupted="what was stored stays")
