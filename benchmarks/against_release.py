@@ -45,6 +45,7 @@ from hybrid_jax.method.objective import Objective
 from hybrid_jax.models.transformer import ModelConfig
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.command_line import Parser
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.sampling import loop, prompts
 from hybrid_jax.sampling.rules import Ancestral
 from hybrid_jax.sampling.state import Sampler
@@ -75,7 +76,7 @@ class Released:
             )
         shape = dataclasses.asdict(EXPERIMENT.model) | {"vocab_size": VOCABULARY}
         driver = Path(__file__).with_name("released_driver.py")
-        words = [python, str(driver), folder, str(THREADS), json.dumps(shape)]
+        words = [python, str(driver), folder, str(THREADS), json_text(shape)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         pipe = subprocess.PIPE
         try:
@@ -104,7 +105,7 @@ class Released:
 
     def seconds(self, name: str, **settings: Any) -> float:
         """Of a request."""
-        print(json.dumps([name, settings]), file=self.process.stdin, flush=True)
+        print(json_text([name, settings]), file=self.process.stdin, flush=True)
         return self._answer()
 
 

@@ -48,12 +48,14 @@ def test_any_text_can_be_written():
 
 
 def test_nothing_else_writes_json():
-    """The strict reader turns what it has read back into text, to see that UTF-8 can write it."""
+    """The strict reader turns what it has read back into text, to see that UTF-8 can write it; a
+    driver runs where this package is not installed."""
     found = {
         path.relative_to(REPOSITORY)
         for folder in ("hybrid_jax", "benchmarks", "launch")
         for path in (REPOSITORY / folder).rglob("*.py")
         if re.search(r"json\.dumps?\b", path.read_text(encoding="utf-8"))
+        and path.name != "released_driver.py"
     }
     assert found == {Path("hybrid_jax/runtime", name) for name in ("json_text.py", "decode.py")}
 
