@@ -93,6 +93,7 @@ def dense(
     Returns:
       [B, H, R, K] in the type of `value`; scores and softmax are float32.
     """
+    query = query * query.shape[-1] ** -0.5
     if cached is None:
         weights = jax.nn.softmax(_scores(query, key, mask), axis=-1).astype(value.dtype)
         return jnp.einsum("bhrm,bhmk->bhrk", weights, value)
@@ -119,7 +120,6 @@ def dense(
 
 
 def _scores(query: Heads, key: Keys, mask: Bool[Array, "#B R N"]) -> Float32[Array, "B H R N"]:
-    query = query * query.shape[-1] ** -0.5
     scores = jnp.einsum("bhrk,bhmk->bhrm", query, key, preferred_element_type=jnp.float32)
     return jnp.where(mask[:, None], scores, _HIDDEN)
 
