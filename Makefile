@@ -1,6 +1,6 @@
 # make run    venv + install + train the small γ-hybrid on the embedded corpus
 # make test   venv + install + the test suite
-# make mutants  venv + install + wrong formulas, one at a time: does a test notice? About ten minutes
+# make mutants  venv + install + wrong formulas, one at a time: does a test notice?
 # make lint   venv + install + style, types and the order of imports
 # make docs   venv + install + the documentation site, in build/docs
 # make bench  venv + install + the benchmarks that a processor can run, about twenty minutes

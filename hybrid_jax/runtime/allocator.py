@@ -13,8 +13,8 @@ def keep_freed_memory() -> None:
     """Reuses the memory of large arrays instead of returning it to the system.
 
     Every run of a program on the CPU frees its temporary arrays. glibc unmaps them one by one, and
-    the next run pays for mapping and clearing each page anew: a third of a training step. To call
-    before a program runs; does nothing where the C library is another.
+    the next run pays for mapping and clearing each page anew. To call before the first program
+    runs; does nothing where the C library is another.
     """
     if not sys.platform.startswith("linux"):
         return
