@@ -215,7 +215,7 @@ def _sweep(options: argparse.Namespace) -> None:
         for point in points:
             made = [
                 pareto.texts_of(
-                    model, point, texts,
+                    point, texts,
                     workdir=options.workdir, fingerprint=network, seed=seed, count=options.count,
                     batch_size=min(options.batch_size, options.count),
                     progress=functools.partial(

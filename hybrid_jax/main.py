@@ -20,7 +20,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.command_line import SETTINGS, Parser, path_of, read_config, run_command
+from hybrid_jax.runtime.command_line import (
+    SETTINGS,
+    Parser,
+    add_processes,
+    path_of,
+    read_config,
+    run_command,
+)
 from hybrid_jax.runtime.files import check_writable, expanded
 
 if TYPE_CHECKING:
@@ -100,11 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "without --config, the run to continue")  # fmt: skip
     add("--profile", default="", type=path_of, metavar="DIR",
         help="folder for a trace of a few training steps")  # fmt: skip
-    group = parser.add_argument_group("not needed on one machine, on TPU pods and under SLURM")
-    add = group.add_argument
-    add("--coordinator", default="", metavar="HOST:PORT", help="address of process 0")
-    add("--processes", type=int, metavar="N", help="number of processes that share the run")
-    add("--process", type=int, metavar="N", help="number of this process, from 0")
+    add_processes(parser)
     return parser
 
 

@@ -8,6 +8,7 @@ process they do nothing.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import os
@@ -21,9 +22,10 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime import compilation_cache
+from hybrid_jax.runtime import compilation_cache, sharding
 from hybrid_jax.runtime.files import unwritable
 
 T = TypeVar("T")
@@ -87,6 +89,12 @@ def start(
     # Processes that tune a program for GPUs together would wait for one that reads it.
     if compilation_cache.in_use() and jax.process_count() > 1:
         compilation_cache.avoid()
+
+
+def join(options: argparse.Namespace) -> Mesh:
+    """`start` by the flags of `command_line.add_devices`, and the mesh of all devices."""
+    start(options.coordinator, options.processes, options.process)
+    return sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=options.tensor))
 
 
 def is_process0() -> bool:
