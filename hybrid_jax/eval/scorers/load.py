@@ -20,8 +20,7 @@ def load(name: str) -> tuple[Scorer, Tokenizer]:
     """
     kind, _, source = name.partition(":")
     if kind == "run" and source:
-        scorer = run.load(source)
-        return scorer, scorer.tokenizer
+        return run.load(source)
     if kind == "gpt2" and source:
         return gpt2.load_with_tokenizer(source)
     raise UserError(
