@@ -12,8 +12,6 @@ A folder holds ``config.json`` (nested settings of the PyTorch code of arXiv 250
 Every tensor is either used or one of `_UNNEEDED`; anything else is refused.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping

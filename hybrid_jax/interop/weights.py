@@ -1,7 +1,5 @@
 """Published weights: the folder of a model, here or from the Hugging Face hub, and its tensors."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Scores of texts of any length: one way of reading them for every kind of scorer."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -10,8 +10,6 @@ where accelerators round by default, and texts are padded on the right only, whe
 cannot see it. The order of float32 sums remains (1e-5 nats).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,7 +1,5 @@
 """Scorers by name, each with the tokenizer that it reads."""
 
-from __future__ import annotations
-
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.scorers import gpt2, run

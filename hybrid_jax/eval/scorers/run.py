@@ -4,8 +4,6 @@ Such a scorer should have taken no part in making the texts. It is as small as t
 its numbers compare models and samplers of one project, and not with those of papers.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 
