@@ -1,7 +1,5 @@
 """Programs of an experiment, compiled for devices that need not be there, and their numbers."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from contextlib import AbstractContextManager

@@ -6,8 +6,6 @@ scored. The texts stay beside the table, one file a point, as `hybrid_jax.genera
 named by all that they depend on: texts that are there already are not generated again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

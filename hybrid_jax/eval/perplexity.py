@@ -1,7 +1,5 @@
 """Perplexity of a trained model on a named text, with everything that the number depends on."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence

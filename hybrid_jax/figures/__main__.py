@@ -8,8 +8,6 @@ All pictures that need no trained model are drawn, or those that are named; each
 text to the animation, which is written as GIF and as one HTML file.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Mapping

@@ -3,8 +3,6 @@
 Light: nothing here imports JAX, so that a mistake in a flag shows at once.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import inspect

@@ -6,8 +6,6 @@ operation, where they would wait for ever: `raise_on_all` and `assert_same` see 
 process they do nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util

@@ -13,8 +13,6 @@ module imports nothing of the package but its errors, so that every other one ma
 arrays. Without a mesh (one device, most tests) every function here leaves arrays as they are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """A trained model, opened from its workdir. Nothing else is needed: no data, no configuration."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal

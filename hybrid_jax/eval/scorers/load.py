@@ -1,7 +1,5 @@
 """Scorers by name, each with the tokenizer that it reads."""
 
-from __future__ import annotations
-
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.scorers import gpt2, run
@@ -20,8 +18,7 @@ def load(name: str) -> tuple[Scorer, Tokenizer]:
     """
     kind, _, source = name.partition(":")
     if kind == "run" and source:
-        scorer = run.load(source)
-        return scorer, scorer.tokenizer
+        return run.load(source)
     if kind == "gpt2" and source:
         return gpt2.load_with_tokenizer(source)
     raise UserError(
