@@ -78,9 +78,9 @@ def generate(
             bar = stack.enter_context(Progress(total=len(requests) * steps, interval=5.0))
 
             def show(round_: Round) -> None:
-                done = round_.done * steps
-                if not round_.texts:
-                    done += int(np.where(round_.numbers < 0, 0, round_.state.step).sum())
+                step = np.where(round_.numbers < 0, 0, round_.step)
+                step[list(round_.texts)] = 0
+                done = round_.done * steps + int(step.sum())
                 bar.update(done, {"texts": round_.done})
 
         every = max(1, steps // _PIECES) if watch is None else 1

@@ -56,22 +56,17 @@ def run_experiment(options: argparse.Namespace) -> None:
     quieten_orbax()
     distributed.start(options.coordinator, options.processes, options.process)
     distributed.assert_same("configuration", experiment.to_json(), difference=workdir.difference)
-    lead = distributed.is_process0()
-
-    def say(text: str) -> None:
-        if lead:
-            print(text, flush=True)
 
     with Signals() as signals, contextlib.ExitStack() as stack:
         distributed.raise_on_all(lambda: workdir.check(folder, experiment))
         known = distributed.raise_on_all(lambda: workdir.load_data(folder))
         hold = functools.partial(stack.enter_context, workdir.held(folder))
-        distributed.raise_on_all(lambda: hold() if lead else None)
+        distributed.raise_on_all(lambda: hold() if distributed.is_process0() else None)
         distributed.check_shared(folder)
         run = loop.open_run(experiment, known=known)
-        say(summary.introduction(run, folder))
+        distributed.say(summary.introduction(run, folder))
         profile = expanded(options.profile) if options.profile else None
-        state = loop.train(run, folder, signals, say=say, profile=profile)
+        state = loop.train(run, folder, signals, say=distributed.say, profile=profile)
         summary.finish(run, folder, state)
 
 

@@ -16,6 +16,7 @@ from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.generation.generator import Generator
 from hybrid_jax.generation.requests import Request, Samples
 from hybrid_jax.runtime.json_text import file_name
+from hybrid_jax.runtime.processes import is_process0, of_process0, raise_on_all
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training.pretrained import Pretrained
 
@@ -115,7 +116,7 @@ def texts_of(
     # The folder's own place may change, and a step of the same number may be that of a new run.
     depends = {**settings, "workdir": fingerprint, "count": count}
     file = folder / f"{file_name(f'{point.label}-rho{point.rho:g}-seed{seed}', depends)}.jsonl"
-    if file.exists():
+    if of_process0("made" if file.exists() else ""):
         progress(count)
         return requests.read(file, tokenizer)
     wanted = [Request(prompt="", ids=[], stop=own.sampler.spec.schedule.length)] * count
@@ -123,5 +124,5 @@ def texts_of(
         own, wanted, seed=seed, batch_size=batch_size,
         on_round=lambda round_: progress(round_.done),
     )  # fmt: skip
-    requests.write(file, texts, settings)
+    raise_on_all(lambda: requests.write(file, texts, settings) if is_process0() else None)
     return requests.read(file, tokenizer)

@@ -31,12 +31,14 @@ class Round:
 
     Attributes:
       numbers: int [places], of the text in each place, −1 for none.
+      step: int [places], generation steps done of each of these texts.
       state: of the loop; its memory is reused once the next round is asked for.
       texts: those that this round has finished, by place.
       done: number of texts finished so far, these included.
     """
 
     numbers: np.ndarray
+    step: np.ndarray
     state: Generation
     texts: Mapping[int, Text] = dataclasses.field(default_factory=dict)
     done: int
@@ -88,7 +90,8 @@ def rounds(
     check(generator, requests)
     check_seed(seed)
     work = _Work(generator, requests, batch_size)
-    numbers, begun, done = np.full(work.places, -1), 0, 0
+    numbers, step = np.full(work.places, -1), np.zeros(work.places, int)
+    begun = done = 0
     with work.on_devices():
         state = loop.idle(generator.sampler, work.places)
     while True:
@@ -98,18 +101,19 @@ def rounds(
             places, begun = free[: len(new)], begun + len(new)
             numbers[places] = new
             state = work.begin(state, seed, places, new)
+            step[places] = 0
             if every is not None:
-                yield Round(numbers=numbers.copy(), state=state, done=done)
+                yield Round(numbers=numbers.copy(), step=step, state=state, done=done)
         live = int(np.count_nonzero(numbers >= 0))
         if not live:
             return
         # While requests wait, a place is filled again as soon as it is free.
         least = live - 1 if begun < len(requests) else 0
         state = work.advance(state, every or loop.TO_THE_END, least)
-        texts = work.done(state, numbers)
+        step, texts = work.found(state, numbers)
         done += len(texts)
         if texts or every is not None:
-            yield Round(numbers=numbers.copy(), state=state, texts=texts, done=done)
+            yield Round(numbers=numbers.copy(), step=step, state=state, texts=texts, done=done)
         numbers[list(texts)] = -1
 
 
@@ -119,7 +123,7 @@ def compile_rounds(generator: Generator, requests: Sequence[Request], *, batch_s
     with work.on_devices():
         state = loop.idle(generator.sampler, work.places)
     state = work.begin(state, 0, np.arange(1), np.arange(1))
-    work.done(work.advance(state, 0, 0), np.full(work.places, -1))
+    work.found(work.advance(state, 0, 0), np.full(work.places, -1))
 
 
 def check(generator: Generator, requests: Sequence[Request]) -> None:
@@ -197,12 +201,12 @@ class _Work:
             after = loop.advance(own.sampler, own.rule, own.model.params, state, rounds, live)
         return cast(Generation, after)
 
-    def done(self, state: Generation, numbers: np.ndarray) -> dict[int, Text]:
-        """The texts that are done, by place."""
+    def found(self, state: Generation, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, Text]]:
+        """The step of each place, and the texts that are done, by place."""
         with self.on_devices():
             found = jax.device_get(loop.finish(self._generator.sampler, state))
-        texts = {}
-        for place in np.flatnonzero(found.done & (numbers >= 0)).tolist():
+        texts, steps = {}, self._generator.sampler.spec.schedule.steps
+        for place in np.flatnonzero((found.step >= steps) & (numbers >= 0)).tolist():
             number = int(numbers[place])
             ids = tuple(found.tokens[place, : found.length[place]].tolist())
             texts[place] = Text(
@@ -213,7 +217,7 @@ class _Work:
                 nfe=int(found.nfe[place]),
                 corrections=int(found.corrections[place]),
             )
-        return texts
+        return np.array(found.step), texts
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)

@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import jax
 import numpy as np
@@ -100,6 +100,12 @@ def is_process0() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints on process 0 alone, at once; to standard output if `file` is None."""
+    if is_process0():
+        print(text, file=file, flush=True)
+
+
 def raise_on_all(action: Callable[[], T]) -> T:
     """Runs `action` on every process; a `UserError` on one of them is raised on all.
 
@@ -151,11 +157,16 @@ def assert_same(
             )
 
 
+def of_process0(text: str) -> str:
+    """The text that process 0 has."""
+    return text if jax.process_count() == 1 else _gather(text)[0]
+
+
 def check_shared(folder: Path) -> None:
     """Raises `UserError` on all processes unless they see the same existing folder."""
     if jax.process_count() == 1:
         return
-    token = folder / f".shared.{_gather(uuid.uuid4().hex)[0]}"
+    token = folder / f".shared.{of_process0(uuid.uuid4().hex)}"
 
     def write() -> None:
         try:

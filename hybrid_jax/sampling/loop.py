@@ -218,8 +218,7 @@ def finish(sampler: Sampler, state: Generation) -> Generated:
         first = jnp.argmax(ends, axis=1)
         length = jnp.where(ends.any(1), jnp.minimum(first + 1, length), length)
     tokens = jnp.where(position < length[:, None], state.tokens, sampler.spec.bos)
-    done = state.step >= sampler.spec.schedule.steps
-    found = Generated(tokens, length, done, state.nfe, state.corrections)
+    found = Generated(tokens, length, state.step, state.nfe, state.corrections)
     return Generated(*(sharding.constrain(leaf, *("whole",) * leaf.ndim) for leaf in found))
 
 

@@ -138,12 +138,12 @@ class Generated(NamedTuple):
     Attributes:
       tokens: int32 [B, L] without MASK; behind `length` the beginning-of-sequence token.
       length: int32 [B], tokens of each text, an ending eos included.
-      done: bool [B], whether the text is; of others, the rest means nothing.
+      step: int32 [B], see `Generation`: S if the text is done; of others, the rest means nothing.
       nfe, corrections: int32 [B], see `Generation`.
     """
 
     tokens: Int32[Array, "B L"]
     length: Int32[Array, "B"]
-    done: Bool[Array, "B"]
+    step: Int32[Array, "B"]
     nfe: Int32[Array, "B"]
     corrections: Int32[Array, "B"]
