@@ -16,7 +16,7 @@ from hybrid_jax.eval.perplexity import is_exact
 from hybrid_jax.method import hyperschedule, loss
 from hybrid_jax.method.loss import Network, Spec
 from hybrid_jax.training.pretrained import Pretrained
-from hybrid_jax.training.statistics import mean_and_standard_error
+from hybrid_jax.training.statistics import bits_per_byte, mean_and_standard_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Score:
     Attributes:
       nll: nats of the whole text; the likelihood itself if `exact`, else an upper bound.
       nll_se: standard error of `nll` over draws of levels and noise; 0 if `exact`.
-      tokens, bytes: of the text; bytes of UTF-8.
+      tokens, bytes: of the text; bytes of UTF-8, and 0 where tokens stand for no text.
       exact: whether the bound is the likelihood.
     """
 
@@ -38,11 +38,11 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        return self.nll / math.log(2) / self.bytes
+        return bits_per_byte(self.nll, self.bytes)
 
     @property
     def bits_per_byte_se(self) -> float:
-        return self.nll_se / math.log(2) / self.bytes
+        return bits_per_byte(self.nll_se, self.bytes)
 
 
 def score(model: Pretrained, texts: Sequence[str], *, draws: int = 8, seed: int = 0) -> list[Score]:
@@ -68,6 +68,7 @@ def score(model: Pretrained, texts: Sequence[str], *, draws: int = 8, seed: int 
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     exact = is_exact(model, bound)
     spec = model.spec.for_bound(bound)
+    of_text = bool(model.tokenizer.token_bytes.any())
 
     def one(text: str, ids: np.ndarray) -> Score:
         length = spec.schedule.length
@@ -90,7 +91,7 @@ def score(model: Pretrained, texts: Sequence[str], *, draws: int = 8, seed: int 
             nll=nll,
             nll_se=math.sqrt(variance),
             tokens=len(ids),
-            bytes=len(text.encode("utf-8")),
+            bytes=len(text.encode("utf-8")) if of_text else 0,
             exact=exact,
         )
 
