@@ -81,7 +81,8 @@ def test_ids_are_generated_and_evaluated_as_texts_are(numbers, tmp_path, capsys)
     command = [f"--workdir={numbers}", f"--texts={file}", f"--scorer=run:{numbers}"]
     assert evaluate.main(command) == 0
     (values,) = tiny.stored(capsys.readouterr().out)
-    assert values["perplexity"] > 1
+    assert values["texts"] == 2
+    assert values["perplexity"]["value"] > 1
 
 
 def test_bits_of_ids_are_per_token(numbers, capsys):

@@ -12,8 +12,6 @@ vocabulary has the size of ``data.vocab_size``, or that of the byte, ids or GPT-
 stands for files too (of characters there are 128).
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os

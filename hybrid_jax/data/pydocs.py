@@ -4,8 +4,6 @@ About 2 MB of English that every installation has: the topics of `help()` and th
 standard library. Sources are parsed, never imported.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import sys

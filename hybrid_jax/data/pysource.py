@@ -5,8 +5,6 @@ those that do not parse, tests and copies of other projects, and tables: modules
 whose lines are assignments and calls of at least `_TABLE` lines.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import importlib.util

@@ -4,8 +4,6 @@ A new kind of source is two functions of its argument, listed in `_SOURCES` and 
 its documents, and one to what tells whether they are still the same.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """Tokenizers by name: made for a corpus, or loaded from a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 

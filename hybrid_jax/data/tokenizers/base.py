@@ -4,8 +4,6 @@ Real tokens are 0 ... N-1 for N = `vocab_size`. MASK, id N, belongs to the noise
 produces it, and `decode` shows it as a text of the caller's choice.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

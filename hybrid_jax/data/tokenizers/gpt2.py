@@ -1,7 +1,5 @@
 """GPT-2's byte-level BPE, from its two published files."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """A tokenizer of the Hugging Face library `tokenizers`, from its file tokenizer.json."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -26,6 +24,47 @@ _COPY = "huggingface.json"  # of the file, because our descriptor has its name
 _BOS = ("bos_token", "cls_token"), ("<|endoftext|>", "<s>", "<bos>", "<|begin_of_text|>", "[CLS]")
 _EOS = ("eos_token", "sep_token"), ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class _Parts(NamedTuple):
+    """What the files say; the library's object can be changed, and would lose that in a pickle."""
+
+    library: Any
+    bos: int
+    eos: int
+    vocab_size: int
+    special: frozenset[int]
+
+
+@functools.lru_cache(maxsize=4)
+def _read(file: bytes, config: bytes) -> _Parts:
+    """Raises an exception of any kind for files that are damaged."""
+    values = parse_json(file)
+    # Else texts would be cut, or encoded in another way each time.
+    values |= {"truncation": None, "padding": None}
+    if values["model"].get("dropout"):
+        values["model"]["dropout"] = None
+    library = require("tokenizers", "tokenizers").Tokenizer.from_str(json.dumps(values))
+    ids: dict[str, int] = library.get_vocab()
+    size = max(ids.values()) + 1
+    named = parse_json(config)
+    bos, eos = _id(ids, named, *_BOS), _id(ids, named, *_EOS)
+    ends = [i for i in (bos, eos) if i is not None] or [size]
+    bos, eos = ends[0], ends[-1]
+    library.add_special_tokens([library.id_to_token(i) for i in {bos, eos} if i < size])
+    library.encode_special_tokens = True  # as the characters that they are written with
+    added = library.get_added_tokens_decoder()
+    special = {bos, eos, *(i for i, token in added.items() if token.special)}
+    return _Parts(library, bos, eos, max(size, eos + 1), frozenset(special))
+
+
+def _id(
+    ids: Mapping[str, int], config: Mapping[str, Any], names: Sequence[str], usual: Sequence[str]
+) -> int | None:
+    """The id of the first token that is known, of the settings `names` and then of `usual` ones."""
+    given = [config.get(name) for name in names]
+    tokens = [one.get("content") if isinstance(one, dict) else one for one in given]
+    return next((ids[t] for t in (*tokens, *usual) if isinstance(t, str) and t in ids), None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,44 +200,3 @@ def _paths(source: Path) -> tuple[Path, Path]:
     if source.is_dir():
         source /= _COPY if (source / _COPY).exists() else _FILE
     return source, source.with_name(_CONFIG)
-
-
-class _Parts(NamedTuple):
-    """What the files say; the library's object can be changed, and would lose that in a pickle."""
-
-    library: Any
-    bos: int
-    eos: int
-    vocab_size: int
-    special: frozenset[int]
-
-
-@functools.lru_cache(maxsize=4)
-def _read(file: bytes, config: bytes) -> _Parts:
-    """Raises an exception of any kind for files that are damaged."""
-    values = parse_json(file)
-    # Else texts would be cut, or encoded in another way each time.
-    values |= {"truncation": None, "padding": None}
-    if values["model"].get("dropout"):
-        values["model"]["dropout"] = None
-    library = require("tokenizers", "tokenizers").Tokenizer.from_str(json.dumps(values))
-    ids: dict[str, int] = library.get_vocab()
-    size = max(ids.values()) + 1
-    named = parse_json(config)
-    bos, eos = _id(ids, named, *_BOS), _id(ids, named, *_EOS)
-    ends = [i for i in (bos, eos) if i is not None] or [size]
-    bos, eos = ends[0], ends[-1]
-    library.add_special_tokens([library.id_to_token(i) for i in {bos, eos} if i < size])
-    library.encode_special_tokens = True  # as the characters that they are written with
-    added = library.get_added_tokens_decoder()
-    special = {bos, eos, *(i for i, token in added.items() if token.special)}
-    return _Parts(library, bos, eos, max(size, eos + 1), frozenset(special))
-
-
-def _id(
-    ids: Mapping[str, int], config: Mapping[str, Any], names: Sequence[str], usual: Sequence[str]
-) -> int | None:
-    """The id of the first token that is known, of the settings `names` and then of `usual` ones."""
-    given = [config.get(name) for name in names]
-    tokens = [one.get("content") if isinstance(one, dict) else one for one in given]
-    return next((ids[t] for t in (*tokens, *usual) if isinstance(t, str) and t in ids), None)

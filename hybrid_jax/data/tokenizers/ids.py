@@ -1,7 +1,5 @@
 """Texts that are ids already: numbers separated by spaces, of proteins, music or events."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
