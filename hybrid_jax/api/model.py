@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from jax.sharding import Mesh
+
 from hybrid_jax.eval import datasets, perplexity
 from hybrid_jax.eval import score as scores
 from hybrid_jax.eval.score import Score
@@ -120,15 +122,18 @@ class Model(Pretrained):
         ).estimate
 
 
-def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> Model:
+def load(
+    workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
+) -> Model:
     """Opens a trained run.
 
     Args:
       workdir: folder of the run.
       step: of the checkpoint; "best" for the lowest bound on validation text, None for the newest.
+      mesh: of the devices to use (`hybrid_jax.runtime.sharding.make_mesh`); None for the first one.
 
     Raises:
       UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
     """
-    found = pretrained.load(workdir, step=step)
+    found = pretrained.load(workdir, step=step, mesh=mesh)
     return Model(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
