@@ -528,3 +528,11 @@ def test_damaged_folders_are_refused(tmp_path):
         (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             tokenizers.load_tokenizer(tmp_path)
+
+
+def test_a_saved_tokenizer_has_a_name_that_makes_it_anew(tmp_path):
+    for made in (make("byte"), make("ids:7"), make(write_hf(tmp_path, special=["</s>"]))):
+        folder = tmp_path / made.name
+        folder.mkdir()
+        made.save(folder)
+        assert make(tokenizers.name_of(made, str(folder))).fingerprint == made.fingerprint

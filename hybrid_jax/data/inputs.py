@@ -72,8 +72,6 @@ def changes(manifest: Manifest, folder: Path) -> str:
 
 def _contents(part: str) -> dict[str, Content]:
     kind, _, argument = part.partition(":")
-    if not part:
-        return {}
     # "hf:NAME:SPLIT" is a source and "hf:NAME" a tokenizer.
     is_source = kind in sources.KINDS and (kind != "hf" or ":" in argument)
     return sources.contents(part) if is_source else tokenizers.contents(part)

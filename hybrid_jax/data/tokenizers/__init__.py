@@ -98,7 +98,7 @@ def check_records(name: str, source: str) -> None:
 
 def contents(name: str) -> dict[str, Content]:
     """The content of each file that `make_tokenizer` reads. Raises UserError as it does."""
-    kind, argument = split_name(name, whole=False)
+    kind, _, argument = name.partition(":")
     if kind == "gpt2":
         return gpt2.contents(expanded(argument))
     return huggingface.contents(huggingface.find(argument)) if kind == "hf" else {}
