@@ -43,7 +43,7 @@ class Scorer:
     name: str
     network: Any
     params: Any = dataclasses.field(repr=False)
-    mesh: Mesh
+    mesh: Mesh = dataclasses.field(default_factory=sharding.one_device)
     features: Function
     logits: Function
     vocab_size: int
