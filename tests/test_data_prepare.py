@@ -47,7 +47,7 @@ def stored(folder, split: str) -> np.ndarray:
     return records.read(range(len(records))).reshape(-1)
 
 
-@pytest.mark.parametrize("kind", ["sentencepiece", "byte", "gpt2"])
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte", "char", "gpt2"])
 def test_records_are_the_documents_one_after_the_other(story, tmp_path, kind, request):
     wanted = kind
     if kind == "gpt2":
@@ -141,6 +141,62 @@ def test_the_tokenizer_sees_no_held_out_text(tmp_path):
     sizes = {c: len(tokenizer.encode(c)) for c in letters}
     assert {sizes[c] for c in letters if c in valid} == {3}  # bytes: no character that it knows
     assert {sizes[c] for c in letters if c not in valid} == {1}
+
+
+@pytest.mark.parametrize("valid", ["", "a text of its own, with ζ\n" * 9])
+def test_the_alphabet_is_that_of_all_text(tmp_path, valid):
+    """Validation text has letters that no other text has, and is prepared all the same."""
+    texts = [text + chr(0x4E00 + n) for n, text in enumerate(STORY)]
+    story = write_story(tmp_path / "a.jsonl", texts)
+    other = valid and write_story(tmp_path / "b.jsonl", [valid])
+    wanted = settings(story, tokenizer="char", valid_source=other)
+    manifest = prepare.prepare(**wanted, out=tmp_path / "out")
+    assert manifest.vocab_size == len(set("".join([*texts, valid]))) + 1
+    train = stored(tmp_path / "out", "train")
+    assert not set(stored(tmp_path / "out", "valid")) <= set(train)
+
+
+NUMBERS = [" ".join(str((n * n + i) % 90) for i in range(40 + n)) for n in range(60)]
+
+
+@pytest.mark.parametrize("lines", [NUMBERS, [" ".join(NUMBERS), *NUMBERS[:2]]])
+def test_records_of_ids_are_the_lines(tmp_path, lines):
+    """Also where lines are long and cut into pieces."""
+    (tmp_path / "a.txt").write_text("".join(f"{line}\n\n" for line in lines))
+    write_story(tmp_path / "a.jsonl", lines)
+    made = [
+        prepare.prepare(
+            **settings(f"lines:{tmp_path}/a.{kind}", tokenizer="ids:90"), out=tmp_path / kind
+        )
+        for kind in ("txt", "jsonl")
+    ]
+    assert made[0].identity == made[1].identity
+    assert (made[0].vocab_size, made[0].train.bytes_per_token) == (91, 0.0)
+    held_out = splits.held_out(made[0].source, every=20, least=256)
+    for split in ("train", "valid"):
+        passages = splits.passages(made[0].source, held_out=held_out)
+        texts = ["".join(parts) for is_valid, parts in passages if is_valid == (split == "valid")]
+        expected = [i for text in texts for i in (*map(int, text.split()), 90)]
+        tokens = stored(tmp_path / "txt", split).tolist()
+        assert tokens == expected[: len(tokens)]
+
+
+@pytest.mark.parametrize("kind", ["lines:{}/a.txt", "files:{}/a.txt", "files:{}/a.jsonl"])
+@pytest.mark.parametrize("is_valid", [False, True])
+def test_a_line_with_a_wrong_id_is_named(tmp_path, kind, is_valid):
+    lines = [*NUMBERS[:3], "", "1 2 90 3"]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    (tmp_path / "a.jsonl").write_text("\n".join(x and json.dumps({"text": x}) for x in lines))
+    good = write_story(tmp_path / "good.jsonl", NUMBERS)
+    source = kind.format(tmp_path)
+    chosen = (good, source) if is_valid else (source, "")
+    wanted = settings(chosen[0], valid_source=chosen[1], tokenizer="ids:90")
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    assert str(caught.value) == (
+        f"Line 5 of {source.partition(':')[2]} is wrong: The id 90 of the record '1 2 90 3' is "
+        "outside 0 … 89, those of the tokenizer ids:90."
+    )
 
 
 def test_types_of_tokens_leave_room_for_mask():
@@ -301,6 +357,26 @@ def test_records_of_other_tokenizer_files_are_refused(story, tmp_path):
     rewrite(tmp_path / "vocab.bpe")
     with pytest.raises(UserError, match=r"other text \(.*vocab.bpe has changed\)"):
         prepare.prepare(**settings(story, tokenizer=tokenizer), out=out)
+
+
+def test_records_keep_the_tokenizer_of_hugging_face(story, tmp_path):
+    """A copy of their own, and the files are compared while they are there."""
+    library = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    made = library.ByteLevelBPETokenizer()
+    made.train_from_iterator(STORY, vocab_size=300, show_progress=False)
+    (tmp_path / "hf").mkdir()
+    made.save(f"{tmp_path}/hf/tokenizer.json")
+    wanted = settings(story, tokenizer=f"hf:{tmp_path}/hf")
+    out = tmp_path / "out"
+    manifest = prepare.prepare(**wanted, out=out)
+    valid = tokenizers.load_tokenizer(out).decode(stored(out, "valid"))
+    rewrite(tmp_path / "hf" / "tokenizer.json")
+    with pytest.raises(UserError, match=r"other text \(.*tokenizer.json has changed\)"):
+        prepare.prepare(**wanted, out=out)
+    shutil.rmtree(tmp_path / "hf")
+    assert prepare.prepare(**wanted, out=out) == manifest
+    assert tokenizers.load_tokenizer(out).decode(stored(out, "valid")) == valid
+    assert valid[:9] == "Document "
 
 
 def test_records_of_another_python_are_refused(story, tmp_path, monkeypatch):
@@ -557,7 +633,7 @@ def test_too_little_text(tmp_path):
             {"tokenizer": "sentencepiece", "vocab_size": 10**11},
             "vocab_size must be at most 2147483647",
         ),
-        ({"source": "web:x"}, "Unknown source 'web:x': choose one of files, hf, pydocs, tfds."),
+        ({"source": "web:x"}, "Unknown source 'web:x': choose one of files, hf, lines, pydocs, "),
         ({"tokenizer": "words"}, "Unknown tokenizer 'words'"),
         ({"tokenizer": "sentencepiece", "vocab_size": 9}, "vocab_size=9 is too small"),
     ],

@@ -1,17 +1,24 @@
 """Documents of every source, and the split into training and held-out text."""
 
+import ast
+import encodings.cp1252
 import gzip
+import html.entities
+import inspect
 import io
 import json
 import lzma
 import os
 import random
+import stringprep
+import sysconfig
 from collections.abc import Callable
+from pydoc_data import topics
 
 import pytest
 import zstandard
 
-from hybrid_jax.data import files, public, sources, splits
+from hybrid_jax.data import files, public, pysource, sources, splits
 from hybrid_jax.errors import UserError
 
 TEXT = "naïve\t日本語  two spaces\r\n\n  ➜ 🙂 end "
@@ -50,6 +57,36 @@ def test_pydocs_is_the_documentation_of_this_interpreter():
     assert not any(text.startswith(("test.", "idlelib", "site-packages")) for text in texts)
 
 
+def test_pysource_is_the_code_of_this_interpreter():
+    texts = list(sources.documents("pysource"))
+    assert texts == list(sources.documents("pysource"))
+    assert len(texts) == len(set(texts)) > 400
+    assert 5_000_000 < sum(map(len, texts)) < 20_000_000
+    assert inspect.getsource(json.decoder) in texts
+    assert all(ast.parse(text) for text in texts[:50])
+    for table in (html.entities, stringprep, encodings.cp1252, topics):
+        assert inspect.getsource(table) not in texts
+    assert not any(text.startswith("import unittest\n") for text in texts)
+
+
+def test_modules_that_do_not_parse_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: tmp_path)
+    table = "ROWS = [\n" + "    1,\n" * 60 + "]\n"
+    for name, text in {
+        "b.py": "# naïve\nx = 1\n", "a/__init__.py": "# -*- coding: latin-1 -*-\ny = 'é'\n",
+        "copy.py": "# naïve\nx = 1\n", "broken.py": "def f(\n", "empty.py": "\n",
+        "test/c.py": "z = 1\n", "not-a-name/d.py": "z = 2\n", "table.py": table,
+        "half.py": table + "\n\ndef f():\n" + "    print()\n" * 80,
+    }.items():  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="latin-1" if "latin" in text else "utf-8")
+    pysource._corpus.cache_clear()
+    found = list(pysource.documents())
+    pysource._corpus.cache_clear()
+    assert [text.splitlines()[-1] for text in found] == ["y = 'é'", "x = 1", "    print()"]
+
+
 @pytest.mark.parametrize("suffix", PACKERS)
 def test_text_and_lines_plain_and_compressed(tmp_path, suffix):
     pack = PACKERS[suffix]
@@ -57,6 +94,12 @@ def test_text_and_lines_plain_and_compressed(tmp_path, suffix):
     (tmp_path / f"a.jsonl{suffix}").write_bytes(pack(lines.encode() + b"  \n"))
     (tmp_path / f"b.txt{suffix}").write_bytes(pack(TEXT.encode()))
     assert read(tmp_path / "*") == [TEXT, "second", TEXT]
+    one_by_one = [
+        TEXT,
+        "second",
+        *(line for line in TEXT.replace("\r\n", "\n").split("\n") if line),
+    ]
+    assert list(sources.documents(f"lines:{tmp_path}/*")) == one_by_one
 
 
 def test_patterns_keep_their_order_and_files_come_once(tmp_path):
@@ -276,9 +319,13 @@ def test_files_are_streamed(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("web:x", "Unknown source 'web:x': choose one of files, hf, pydocs, tfds."),
-        ("", "Unknown source '': choose one of files, hf, pydocs, tfds."),
+        (
+            "web:x",
+            "Unknown source 'web:x': choose one of files, hf, lines, pydocs, pysource, tfds.",
+        ),
+        ("", "Unknown source '': choose one of files, hf, lines, pydocs, pysource, tfds."),
         ("pydocs:x", "The source pydocs takes no argument, but got 'x': leave it out."),
+        ("pysource:x", "The source pysource takes no argument, but got 'x': leave it out."),
         ("files:", "The source files: names no file: write files:PATTERN."),
         ("files:{}/*.txt", "No file matches '{}/*.txt': check the path or pattern."),
         ("files:{}", "{} is a folder: name its files, for example {}/*.txt."),

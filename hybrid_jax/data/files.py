@@ -69,7 +69,7 @@ _DECOMPRESSORS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
 }
 
 
-def documents(patterns: str) -> Iterator[str]:
+def documents(patterns: str, *, by_line: bool = False) -> Iterator[str]:
     """The documents of all files that match, in the order of the patterns and then of names.
 
     A file is read once, however many names and links lead to it.
@@ -77,13 +77,14 @@ def documents(patterns: str) -> Iterator[str]:
     Args:
       patterns: file names or globs ("**" descends into folders), separated by commas, or a
         JSON list of them where one has a comma in it.
+      by_line: whether each line of a .txt file is a document.
 
     Raises:
       UserError: if a pattern matches no file or a file of another kind; while iterating, if a file
         is empty, damaged, not UTF-8, or has a line that is not an object with a text.
     """
     paths = _matching(patterns)
-    readers = [_reader(path) for path in paths]
+    readers = [_reader(path, by_line) for path in paths]
     return (
         text
         for path, reader in zip(paths, readers, strict=True)
@@ -94,6 +95,17 @@ def documents(patterns: str) -> Iterator[str]:
 def contents(patterns: str) -> dict[str, content.Content]:
     """The content of each file of `documents`. Raises UserError as it does."""
     return {str(path): content.of_file(path) for path in _matching(patterns) if path.is_file()}
+
+
+def located(patterns: str) -> Iterator[tuple[str, str]]:
+    """The lines of all files that match, of .jsonl their texts, each behind the name of its place.
+
+    Raises:
+      UserError: as `documents`.
+    """
+    for path in _matching(patterns):
+        for number, text in enumerate(_reader(path, by_line=True)(path), start=1):
+            yield f"Line {number} of {path}", text
 
 
 def prompts(file: str) -> list[str]:
@@ -182,8 +194,8 @@ def _kind(path: Path) -> str:
     return name.suffix.lower()
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[str]]:
-    readers = {".txt": _whole_file, ".jsonl": _json_lines}
+def _reader(path: Path, by_line: bool) -> Callable[[Path], Iterator[str]]:
+    readers = {".txt": lines if by_line else _whole_file, ".jsonl": _json_lines}
     if _kind(path) not in readers:
         raise UserError(
             f"{path} is of an unknown kind: files must end in .txt or .jsonl, and may be "
@@ -235,10 +247,12 @@ def _whole_file(path: Path) -> Iterator[str]:
 
 
 def _json_lines(path: Path) -> Iterator[str]:
+    """The text of each line; "" for a blank one."""
     for number, line in enumerate(lines(path), start=1):
         where = f"Line {number} of {path}"
         line = line.lstrip("\ufeff")  # files with a byte order mark may have been joined
         if not line.strip():
+            yield ""
             continue
         try:
             # Numbers are not needed, and Python refuses to read very long ones as int.

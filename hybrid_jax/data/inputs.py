@@ -71,7 +71,9 @@ def changes(manifest: Manifest, folder: Path) -> str:
 
 
 def _contents(part: str) -> dict[str, Content]:
-    is_source = part.partition(":")[0] in sources.KINDS
+    kind, _, argument = part.partition(":")
+    # "hf:NAME:SPLIT" is a source and "hf:NAME" a tokenizer.
+    is_source = kind in sources.KINDS and (kind != "hf" or ":" in argument)
     return sources.contents(part) if is_source else tokenizers.contents(part)
 
 

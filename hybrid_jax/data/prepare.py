@@ -23,7 +23,7 @@ from hybrid_jax.data import inputs, splits
 from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
-from hybrid_jax.data.tokenizers import make_tokenizer
+from hybrid_jax.data.tokenizers import check_records, make_tokenizer, reads_all
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_number
 from hybrid_jax.runtime.command_line import Parser, path_of, run_command
@@ -56,7 +56,7 @@ def prepare(
 
     Args:
       source: text, see `sources.documents`.
-      tokenizer: "sentencepiece", "byte" or "gpt2:FOLDER", see `tokenizers.make_tokenizer`.
+      tokenizer: its name, see `tokenizers.make_tokenizer`.
       vocab_size: N of a "sentencepiece" tokenizer; ignored by the others.
       length: L, tokens of a record.
       out: folder to make.
@@ -171,19 +171,23 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
     source, valid_source = settings["source"], settings["valid_source"]
     parts = dict.fromkeys((source, valid_source, settings["tokenizer"]))
     found = tuple(one for part in parts for one in inputs.read(part))
+    for part in (source, valid_source):
+        check_records(settings["tokenizer"], part)
     if valid_source:
         held_out = splits.digests(valid_source)
     else:
         # Enough for a record: a byte token has a byte, others several.
         least = settings["length"] * (2 if settings["tokenizer"] == "byte" else 8)
         held_out = splits.held_out(source, every=settings["valid_every"], least=least)
-    training = (
+    every = reads_all(settings["tokenizer"])
+    texts = (
         piece
-        for is_held_out, pieces in splits.passages(source, held_out=held_out)
-        if not is_held_out
+        for part in ((source, valid_source) if every and valid_source else (source,))
+        for is_held_out, pieces in splits.passages(part, held_out=held_out)
+        if every or not is_held_out
         for piece in pieces
     )
-    tokenizer = make_tokenizer(settings["tokenizer"], training, vocab_size=vocab_size)
+    tokenizer = make_tokenizer(settings["tokenizer"], texts, vocab_size=vocab_size)
     tokenizer.save(folder)
 
     def writer(split: str) -> RecordWriter:
@@ -280,13 +284,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Packs text into fixed-length token records for training.",
     )
     add = parser.add_argument
-    add("--source", required=True, help="pydocs, files:PATTERN[,PATTERN...] (.txt or .jsonl, "
-        "plain or .gz, .xz, .zst), tfds:NAME:SPLIT[:FIELD] or hf:NAME:SPLIT[:FIELD]")  # fmt: skip
+    add("--source", required=True, help="pydocs, pysource, files:PATTERN[,PATTERN...] (.txt or "
+        ".jsonl, plain or .gz, .xz, .zst), lines:PATTERN[,PATTERN...] (a document a line), "
+        "tfds:NAME:SPLIT[:FIELD] or hf:NAME:SPLIT[:FIELD]")  # fmt: skip
     add("--valid_source", default="", help="text to validate on (default: a part of the source)")
     add("--valid_every", type=int, default=VALID_EVERY, metavar="K",
         help="else hold out one K-th of the source (default: %(default)s)")  # fmt: skip
     add("--tokenizer", default="sentencepiece", help="sentencepiece (trained on the source), byte, "
-        "or gpt2:FOLDER (default: %(default)s)")  # fmt: skip
+        "char, gpt2:FOLDER, hf:NAME (a tokenizer.json, its folder, or a model of the hub) or "
+        "ids:VOCABULARY (default: %(default)s)")  # fmt: skip
     add("--vocab_size", type=int, default=8192, metavar="N",
         help="tokens of sentencepiece (default: %(default)s)")  # fmt: skip
     add("--length", type=int, default=1024, metavar="L",

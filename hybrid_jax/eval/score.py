@@ -16,7 +16,7 @@ from hybrid_jax.method import hyperschedule, loss
 from hybrid_jax.method.loss import Network, Spec
 from hybrid_jax.runtime import sharding
 from hybrid_jax.training.pretrained import Pretrained
-from hybrid_jax.training.statistics import mean_and_standard_error
+from hybrid_jax.training.statistics import bits_per_byte, mean_and_standard_error
 
 _ROWS = 64  # draws of texts at a time
 _SHORTEST = 16  # tokens; texts are padded to a power of two, so that few shapes are compiled
@@ -29,7 +29,8 @@ class Score:
     Attributes:
       nll: nats of the whole text; the likelihood itself if `exact`, else an upper bound.
       nll_se: standard error of `nll` over draws of levels and noise; 0 if `exact`.
-      tokens, bytes: of the text without the prompt; bytes of UTF-8.
+      tokens, bytes: of the text without the prompt; bytes of UTF-8, and 0 where tokens stand for no
+        text.
       exact: whether the bound is the likelihood.
       draws: nats of each draw, of which `nll` is the mean.
     """
@@ -47,11 +48,11 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        return self.nll / math.log(2) / self.bytes
+        return bits_per_byte(self.nll, self.bytes)
 
     @property
     def bits_per_byte_se(self) -> float:
-        return self.nll_se / math.log(2) / self.bytes
+        return bits_per_byte(self.nll_se, self.bytes)
 
 
 class _Piece(NamedTuple):
@@ -103,6 +104,7 @@ def score(
     count = 1 if exact else draws
     nats = np.zeros((len(texts), count))
     spec = model.spec.for_bound(bound)
+    of_text = bool(model.tokenizer.token_bytes.any())
     groups: dict[tuple[int, int], list[_Piece]] = {}
     for piece in pieces:
         size = max(_SHORTEST, 1 << (len(piece.ids) - 1).bit_length())
@@ -118,7 +120,7 @@ def score(
             nll=mean,
             nll_se=0.0 if exact else error,
             tokens=tokens[number],
-            bytes=len(texts[number].encode("utf-8")),
+            bytes=len(texts[number].encode("utf-8")) if of_text else 0,
             exact=exact,
             draws=tuple(nats[number].tolist()),
         )
