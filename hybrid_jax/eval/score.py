@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_seed, check_text
 from hybrid_jax.eval.perplexity import is_exact
 from hybrid_jax.method import hyperschedule, loss
@@ -143,21 +144,28 @@ def _pieces(model: Pretrained, number: int, prompt: str, text: str) -> list[_Pie
     check_text(prompt, f"The prompt of text {number}")
     if not text:
         raise UserError(f"Text {number} is empty: there is nothing to score.")
-    length, encode = model.spec.schedule.length, model.tokenizer.encode
+    length = model.spec.schedule.length
+    ids, given = tokens_behind(model.tokenizer, prompt, text)
     if not prompt:
-        ids = np.asarray(encode(text))
         starts = range(0, len(ids), length)
         return [_Piece(number, n, ids[i : i + length], 0) for n, i in enumerate(starts)]
-    given, ids = np.asarray(encode(prompt)), np.asarray(encode(prompt + text))
-    # Text may be encoded otherwise behind a prompt than alone; but a prompt keeps its tokens.
-    if len(ids) <= len(given) or not np.array_equal(ids[: len(given)], given):
-        ids = np.concatenate([given, encode(text)])
     if len(ids) > length:
         raise UserError(
-            f"Text {number} has {len(ids) - len(given)} tokens behind a prompt of {len(given)}, "
+            f"Text {number} has {len(ids) - given} tokens behind a prompt of {given}, "
             f"but the model writes {length} in all: shorten one of them."
         )
-    return [_Piece(number, 0, ids, len(given))]
+    return [_Piece(number, 0, ids, given)]
+
+
+def tokens_behind(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndarray, int]:
+    """The tokens of a prompt and the text behind it, int32 [n], and how many are the prompt's.
+
+    Text may be encoded otherwise behind a prompt than alone; but a prompt keeps its tokens.
+    """
+    given, ids = np.asarray(tokenizer.encode(prompt)), np.asarray(tokenizer.encode(prompt + text))
+    if len(ids) <= len(given) or not np.array_equal(ids[: len(given)], given):
+        ids = np.concatenate([given, tokenizer.encode(text)])
+    return ids, len(given)
 
 
 def _measure(
