@@ -6,7 +6,7 @@ its documents, and one to what tells whether they are still the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from hybrid_jax.data import files, public, pydocs
 from hybrid_jax.data.content import Content
@@ -55,6 +55,20 @@ def documents(source: str) -> Iterator[str]:
     if kind not in _SOURCES:
         raise UserError(f"Unknown source {source!r}: choose one of {', '.join(sorted(_SOURCES))}.")
     return _SOURCES[kind](argument)
+
+
+def streams(source: str) -> Iterator[Iterable[str]]:
+    """`documents`, each as blocks of text to be read in order: no large file is held as a whole."""
+    kind, _, argument = source.partition(":")
+    if kind == "files":
+        return files.streams(argument)
+    return ((text,) for text in documents(source))
+
+
+def parts(source: str) -> list[str]:
+    """Sources that together have the documents of `source` in their order: one for each file."""
+    kind, _, argument = source.partition(":")
+    return [f"files:{one}" for one in files.parts(argument)] if kind == "files" else [source]
 
 
 def contents(source: str) -> dict[str, Content]:
