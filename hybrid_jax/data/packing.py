@@ -102,9 +102,12 @@ class RecordWriter:
         tokens = np.concatenate([np.zeros(0, self._dtype), *self._pending])
         kept = len(tokens) // self._length * self._length
         self._pending, self._pending_tokens = [tokens[kept:].copy()], len(tokens) - kept
-        self._kept_bytes += int(self._token_bytes[tokens[:kept]].sum(dtype=np.int64))
-        for record in tokens[:kept].reshape(-1, self._length):
-            self._write(record.tobytes())
+        counts = np.bincount(tokens[:kept], minlength=len(self._token_bytes))
+        self._kept_bytes += int(counts @ self._token_bytes)
+        self._digest.update(tokens[:kept])
+        with _system_errors():
+            for record in tokens[:kept].reshape(-1, self._length):
+                self._write(record.tobytes())
 
     def _write(self, record: bytes) -> None:
         if self._file is None or self._records[-1] == self._shard_records:
@@ -114,9 +117,7 @@ class RecordWriter:
                 str(self._path(len(self._records))), "group_size:1,uncompressed"
             )
             self._records.append(0)
-        with _system_errors():
-            self._file.write(record)
-        self._digest.update(record)
+        self._file.write(record)
         self._records[-1] += 1
 
     def _path(self, number: int) -> Path:
