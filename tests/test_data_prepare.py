@@ -406,30 +406,46 @@ def test_a_failure_leaves_nothing(tmp_path):
 
 
 # A test run in the background of a shell ignores these signals, and so would its children.
-LISTENING = (
-    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-    "runpy.run_module('hybrid_jax.data.prepare', run_name='__main__', alter_sys=True)"
-)
+LISTENING = """
+import signal, sys, time
+from hybrid_jax.data import prepare, splits
 
+def wait(source):
+    print("waiting", flush=True)
+    time.sleep(600)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+splits.digests = wait
+sys.exit(prepare.main())
+"""
 KEPT = "what is encoded is kept: the same command goes on from there\n"
 
 
 @contextlib.contextmanager
 def stalled(story, folder):
-    """A process that prepares `folder`/out and waits for text from a pipe."""
-    fifo = folder / "slow.txt"
-    os.mkfifo(fifo)
+    """A process that prepares `folder`/out and does not come to an end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", LISTENING, f"--source={story}", f"--valid_source=files:{fifo}",
+        [sys.executable, "-c", LISTENING, f"--source={story}", f"--valid_source={story}",
          "--tokenizer=byte", "--length=32", f"--out={folder}/out"],
-        stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with process, open(fifo, "w", encoding="utf-8"):  # opens when the other side reads
+    with process:
+        assert process.stdout.readline() == "waiting\n"
         assert any(path.name.startswith(".out-") for path in folder.iterdir())
         yield process
-    fifo.unlink()
+
+
+def test_a_pipe_is_refused(story, tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    for wanted in (
+        {"source": f"files:{tmp_path}/a.txt"},
+        {"valid_source": f"files:{tmp_path}/a.txt"},
+    ):
+        with pytest.raises(
+            UserError, match=r"a\.txt can be read only once: write its text to a file"
+        ):
+            prepare.prepare(**settings(story, **wanted), out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(

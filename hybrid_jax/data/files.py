@@ -99,8 +99,18 @@ def streams(patterns: str) -> Iterator[Iterable[str]]:
 
 
 def parts(patterns: str) -> list[str]:
-    """The patterns of one file each that together have the same documents in the same order."""
-    return [json.dumps([str(path)]) for path in _matching(patterns)]
+    """The patterns of one file each that together have the same documents in the same order.
+
+    Raises:
+      UserError: as `documents`, or for a pipe, since parts are read more than once.
+    """
+    paths = _matching(patterns)
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise UserError(
+                f"{path} can be read only once: write its text to a file, and name that."
+            )
+    return [json.dumps([str(path)]) for path in paths]
 
 
 def contents(patterns: str) -> dict[str, content.Content]:
@@ -145,6 +155,10 @@ def lines(path: Path) -> Iterator[str]:
 def _matching(patterns: str) -> list[Path]:
     names: list[str] = []
     for pattern in listed(patterns):
+        if "://" in pattern:
+            raise UserError(
+                f"{pattern} is no file here: fetch it, or mount its bucket, and name that."
+            )
         pattern = os.path.expanduser(pattern)
         # The name of an existing file is no pattern, even with brackets in it.
         found = [pattern] if os.path.exists(pattern) else sorted(_glob(pattern))

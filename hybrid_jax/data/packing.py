@@ -104,7 +104,7 @@ class RecordWriter:
         self._pending, self._pending_tokens = [tokens[kept:].copy()], len(tokens) - kept
         counts = np.bincount(tokens[:kept], minlength=len(self._token_bytes))
         self._kept_bytes += int(counts @ self._token_bytes)
-        self._digest.update(tokens[:kept])
+        self._digest.update(tokens[:kept].data)
         with _system_errors():
             for record in tokens[:kept].reshape(-1, self._length):
                 self._write(record.tobytes())
