@@ -115,21 +115,24 @@ def encode(folder: Path, plan: Plan, *, workers: int, shard: tuple[int, int] = (
     large = total > 2 * plan.characters
     ours = (_path(folder, *chunk) for chunk in there.items() if large and is_ours(*chunk[0]))
     done = sum(int(_numbers(path)[:, 1].sum()) for path in ours)
-    progress = Progress(total=total // _MB, start=done // _MB, unit="MB", interval=60)
+    progress = (
+        Progress(total=total // _MB, start=done // _MB, unit="MB", interval=60) if large else None
+    )
 
     def answer(question: tuple[int, int] | int) -> bool:
         """Whether to encode the chunk of a part and a number; or notes bytes that are done."""
         nonlocal done
         if isinstance(question, int):
             done += question
-            if large:
+            if progress:
                 progress.update(min(done, total) // _MB, {})
             return True
         free = question not in there and is_ours(*question)
         there.setdefault(question, False)
         return free
 
-    with progress, contextlib.closing(run(workers if large else 1, jobs(), answer)) as ended:
+    ended = run(workers if large else 1, jobs(), answer)
+    with progress or contextlib.nullcontext(), contextlib.closing(ended):
         answer(0)
         for part in ended:
             if part in unread:
