@@ -12,8 +12,6 @@ Names are imported when they are first used, so that ``import hybrid_jax`` costs
 types are in ``__init__.pyi``.
 """
 
-from __future__ import annotations
-
 import importlib
 
 __version__ = "0.1.0"

@@ -2,8 +2,6 @@
 checks of settings that raise it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -4,8 +4,6 @@ Parameters are a nested dict. Leaves below a key ``layers`` are stacked: their f
 layer, so a matrix has three axes, ``[layers, inputs, outputs…]``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal

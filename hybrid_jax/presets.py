@@ -6,8 +6,6 @@
   GPT-2 BPE, OpenWebText, AdamW 3e-4, EMA 0.9999.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import ml_collections

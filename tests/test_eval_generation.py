@@ -16,7 +16,7 @@ from hybrid_jax.eval import protocols
 from hybrid_jax.eval.protocols import PROTOCOLS
 from hybrid_jax.eval.scorers import base as scoring
 from hybrid_jax.eval.scorers import gpt2
-from hybrid_jax.eval.scorers.gpt2 import GPT2Config, GPT2Scorer
+from hybrid_jax.eval.scorers.gpt2 import GPT2Config
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, repetition
 from hybrid_jax.eval.text_quality import evaluate
 from hybrid_jax.generation import requests
@@ -39,7 +39,10 @@ def random_scorer(vocab_size, *, width=24, context=64, scale=0.3):
 
     layers = {ours: draw(2, *config.shape(axes)) for ours, _, axes in gpt2.LAYER}
     whole = {ours: draw(*config.shape(axes)) for ours, _, axes in gpt2.WHOLE}
-    return GPT2Scorer(name="random", config=config, params={**whole, "layers": layers})
+    return scoring.Scorer(
+        name="random", network=config, params={**whole, "layers": layers}, features=gpt2.features,
+        logits=gpt2.logits, vocab_size=vocab_size, context=context, width=width,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

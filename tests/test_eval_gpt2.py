@@ -1,5 +1,6 @@
 """GPT-2 as a scorer: against an independent implementation, and what it refuses to load."""
 
+import dataclasses
 import math
 import re
 import shutil
@@ -15,7 +16,7 @@ from gpt2_files import CONFIG, SIZES, random_tensors, write
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.scorers import base as scoring
 from hybrid_jax.eval.scorers import gpt2
-from hybrid_jax.eval.scorers.gpt2 import GPT2Config, GPT2Scorer
+from hybrid_jax.eval.scorers.gpt2 import GPT2Config
 
 
 def reference(tensors, tokens):
@@ -82,8 +83,8 @@ def scorer(tensors, tmp_path_factory):
 
 
 def scorer_logits(scorer, tokens):
-    found = gpt2.features(scorer.config, scorer.params, tokens)
-    return np.asarray(gpt2.logits(scorer.params, found)), np.asarray(found)
+    found = scorer.features(scorer.network, scorer.params, tokens)
+    return np.asarray(scorer.logits(scorer.network, scorer.params, found)), np.asarray(found)
 
 
 @pytest.mark.parametrize(
@@ -176,15 +177,14 @@ def test_long_texts_are_scored_in_windows_that_overlap_by_half(scorer, tensors, 
 def test_a_scorer_of_zeros_is_uniform(scorer):
     params = jax.tree.map(lambda x: 0 * x, scorer.params)
     tokens, lengths = random_texts(11, 5)
-    found = scoring.score(
-        GPT2Scorer(name="zero", config=scorer.config, params=params), tokens, lengths
-    )
+    found = scoring.score(dataclasses.replace(scorer, params=params), tokens, lengths)
     np.testing.assert_allclose(found.nats[0, :10], math.log(97), rtol=1e-6)
 
 
 def test_logits_of_a_batch_never_exist_together(scorer):
     tokens, lengths = np.zeros((64, 32), np.int32), np.full(64, 32, np.int32)
-    program = gpt2._scores.lower(scorer.config, scorer.params, tokens, lengths, nats=True).as_text()
+    functions = scorer.features, scorer.logits, scorer.network
+    program = scoring._read.lower(*functions, scorer.params, tokens, lengths, nats=True).as_text()
     shapes = re.findall(r"tensor<((?:\d+x)*)97xf32>", program)
     sizes = [math.prod(int(n) for n in shape.split("x")[:-1]) for shape in shapes]
     assert sizes  # they are there at all
@@ -230,17 +230,17 @@ def no_shard(folder, tensors):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (without("h.1.mlp.c_fc.bias"), "lack h.1.mlp.c_fc.bias."),
+        (without("h.1.mlp.c_fc.bias"), "has no tensor h.1.mlp.c_fc.bias, which its"),
         (tensor("h.0.attn.c_attn.weight", lambda t: t["h.0.attn.c_attn.weight"].T.copy()),
-         "has shape (72, 24) and not (24, 72)"),
-        (tensor("h.3.ln_1.weight", lambda t: t["ln_f.weight"]), "a GPT-2 with 3 layers does not"),
+         "has the shape [72, 24], and its config asks for [24, 72]"),
+        (tensor("h.3.ln_1.weight", lambda t: t["ln_f.weight"]), "a tensor h.3.ln_1.weight, which"),
         (tensor("lm_head.weight", lambda t: t["wte.weight"] + 1), "not tied"),
         (tensor("ln_f.bias", lambda t: t["ln_f.bias"] * np.nan), "not finite"),
         (settings(activation_function="relu"), "activation_function='relu' is not one of gelu_new"),
         (settings(model_type="llama"), "model_type='llama' is not one of gpt2"),
         (settings(n_head=5), "does not split into 5 heads"),
         (settings(n_layer="three"), "n_layer='three' should be of type int"),
-        (settings(n_layer=2), "a GPT-2 with 2 layers does not"),
+        (settings(n_layer=2), "a tensor h.2."),
         (lambda folder, tensors: write(folder, tensors, config={"n_embd": 24}), "size is missing"),
         (lambda folder, tensors: write(folder, tensors, config=[]), "holds no JSON object"),
         (damaged("config.json"), "is not JSON"),

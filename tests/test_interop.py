@@ -354,7 +354,7 @@ QKV = "blocks.1.attn_qkv.weight"
         (set_tensor(QKV, lambda x: x.astype(np.float64)), f"{QKV} is float64: convert it"),
         (set_tensor("blocks.2.norm1.weight", lambda x: x), r"has a tensor blocks\.2\.norm1\.weigh"),
         (set_tensor("output_layer.adaLN_modulation.bias", lambda x: x),
-         r"output_layer\.adaLN_modulation\.bias that this architecture does not know"),
+         r"output_layer\.adaLN_modulation\.bias, which its config does not ask for"),
         (set_tensor("vocab_embed.embedding", lambda x: x[:-1]), r"\[258, 16\], .*\[259, 16\]"),
         (set_tensor("rotary_emb.inv_freq", lambda x: x / 2), "is not that of a rotary base 10000"),
         (cut, r"model\.safetensors cannot be read \(.*\): fetch it again"),

@@ -31,7 +31,7 @@ from hybrid_jax.training.likelihood import evaluate_bound
 
 def test_a_run_scores_by_its_own_likelihood(ar):
     """Against the bound of the same run, which is exact: another program, another layout."""
-    model, scorer = pretrained.load(ar), run_scorer.load(ar)
+    model, (scorer, _) = pretrained.load(ar), run_scorer.load(ar)
     packed = perplexity.held_out(model, 5)
     front = np.full((5, 1), model.tokenizer.bos, np.int32)
     rows = np.concatenate([front, packed.tokens], axis=1)
@@ -48,9 +48,9 @@ def test_a_run_scores_by_its_own_likelihood(ar):
 
 def test_windows_of_a_run_begin_with_the_beginning_of_sequence(ar):
     """The second half of a long text is read as a record of its own would be."""
-    scorer = run_scorer.load(ar)
-    tokens = scorer.tokenizer.encode(TEXT)[: LENGTH + LENGTH // 2]
-    bos = scorer.tokenizer.bos
+    scorer, tokenizer = run_scorer.load(ar)
+    tokens = tokenizer.encode(TEXT)[: LENGTH + LENGTH // 2]
+    bos = tokenizer.bos
     whole = np.concatenate([[bos], tokens])[None].astype(np.int32)
     found = scoring.score(scorer, whole, np.array([whole.shape[1]])).nats[0]
     # The last window: LENGTH tokens behind what stands in front.
@@ -325,7 +325,10 @@ def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, epsilon):
         (["--scorer=run:{ar}", "--pareto", "--rules=best"], "There is no rule 'best'"),
         (["--scorer=run:{ar}", "--pareto", "--rules=acs,acs"], "--rules names acs 2 times"),
         (["--scorer=run:{ar}", "--pareto", "--rho=4,4.0"], "--rho names 4.0 2 times"),
-        (["--scorer=run:{ar}", "--pareto", "--count=1"], "--count must be at least 2"),
+        (
+            ["--scorer=run:{ar}", "--pareto", "--count=1"],
+            "--count: '1' is not a whole number in 2 …",
+        ),
         (["--scorer=run:{ar}", "--pareto", "--protocol=best"], "Unknown protocol"),
     ],
 )

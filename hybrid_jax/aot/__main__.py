@@ -11,8 +11,6 @@ here and not there. Nothing is executed: speed and values are not checked. No da
 vocabulary has the size of ``data.vocab_size``, or that of the byte or GPT-2 tokenizer.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os

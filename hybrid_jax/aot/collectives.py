@@ -1,7 +1,5 @@
 """Traffic that a compiled program sends between devices, read from its text (XLA's HLO)."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math

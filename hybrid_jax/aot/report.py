@@ -1,7 +1,5 @@
 """The numbers of a compiled program, for people."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

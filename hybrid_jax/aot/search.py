@@ -1,7 +1,5 @@
 """The largest batch whose program fits the memory of a device."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

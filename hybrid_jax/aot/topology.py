@@ -1,7 +1,5 @@
 """Devices that this machine does not have, described well enough to compile for them."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import re

@@ -5,8 +5,6 @@ on the plan and the tokenizer alone, so that any number of processes and hosts m
 one folder, and write them again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -15,7 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -62,10 +60,10 @@ class Plan:
     held_out: tuple[str, ...]
 
     @classmethod
-    def load(cls, folder: Path) -> Plan | None:
+    def load(cls, folder: Path) -> Self | None:
         """The plan in a folder; None if there is none."""
         try:
-            plan: Plan = from_values(cls, parse_json((folder / _PLAN).read_bytes()), "plan")
+            plan: Self = from_values(cls, parse_json((folder / _PLAN).read_bytes()), "plan")
         except (OSError, ValueError, UserError):
             return None
         return plan

@@ -1,7 +1,5 @@
 """Data sets on which papers report perplexities, by their usual names."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from hybrid_jax.config import Experiment

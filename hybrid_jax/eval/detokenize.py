@@ -5,8 +5,6 @@ points with the substitutions. These are the ones that the papers on masked diff
 MDLM, BD3-LM, HDLM); each set has a name, which is stored with every number.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

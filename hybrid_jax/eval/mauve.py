@@ -10,8 +10,6 @@ seed of k-means, so several are run and their spread is given. It also moves wit
 texts and buckets, their length and the featuriser: compare values of one protocol only.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

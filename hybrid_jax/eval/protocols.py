@@ -21,8 +21,6 @@ over after whole batches, and scores one padding token after each text shorter t
 token counts as well, with every end mark scored, and nothing cut off.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """A table of generated text: one line for each sampler, with all its numbers side by side."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Log-likelihood bounds of single texts, with the standard error of their draws."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

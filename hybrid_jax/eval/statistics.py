@@ -1,7 +1,5 @@
 """Statistics of generated tokens that need no scorer, each a mean over texts with its error."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

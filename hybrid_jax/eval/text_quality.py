@@ -7,8 +7,6 @@ and is written beside it.
 Errors are standard errors over texts, as if these were independent.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import importlib.metadata

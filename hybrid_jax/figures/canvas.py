@@ -1,7 +1,5 @@
 """Shared parts of pictures: matplotlib where it is installed, and the bytes of a PNG."""
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The animation as a GIF: a panel for each run, one round of the loop a frame."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from collections.abc import Sequence
@@ -25,7 +23,7 @@ class _Fonts:
     width: int
 
     @classmethod
-    def load(cls) -> _Fonts:
+    def load(cls) -> "_Fonts":
         """DejaVu Sans Mono, which matplotlib brings."""
         folder = Path(canvas.module("matplotlib").get_data_path()) / "fonts" / "ttf"
         fonts = canvas.module("PIL.ImageFont")

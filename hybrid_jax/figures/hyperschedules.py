@@ -1,7 +1,5 @@
 """Hyperschedules: the noise level of every position at every step ("Figure 1" of the paper)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ The rows and the masks come from the functions of `layout` that training and `sa
 call; nothing here decides what may be seen.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Noise: one sentence as the noise level grows, under each kernel."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

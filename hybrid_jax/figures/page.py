@@ -1,7 +1,5 @@
 """The animation as one HTML file, which needs nothing else: no network, no library."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Every state has a sign beside its colour: a letter form, a line under it, or a g
 opaque and carry their own ink, so that they read alike on light and dark pages.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from hybrid_jax.generation.frames import TokenState

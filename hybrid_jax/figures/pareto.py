@@ -1,7 +1,5 @@
 """The picture of a sweep: quality against NFE, and quality against diversity."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from pathlib import Path

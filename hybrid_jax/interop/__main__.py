@@ -10,8 +10,6 @@
 that are to differ are given here, as ``--config.SECTION.NAME=VALUE``. See docs/interop.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

@@ -12,10 +12,7 @@ A folder holds ``config.json`` (nested settings of the PyTorch code of arXiv 250
 Every tensor is either used or one of `_UNNEEDED`; anything else is refused.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,10 +56,9 @@ _CONDITIONAL = {
     "layers/condition_bias": "blocks.{}.adaLN_modulation.bias",
 }
 _FREQUENCIES = "rotary_emb.inv_freq"
-_UNNEEDED = (
-    re.compile(re.escape(_FREQUENCIES)),  # a buffer: a function of the width of a head
-    re.compile(r"sigma_map\.mlp\.[02]\.(weight|bias)"),  # made, and not read, without conditioning
-)
+# A buffer, which is a function of the width of a head; and what is made, and not read, without
+# conditioning.
+_UNNEEDED = re.compile(rf"{re.escape(_FREQUENCIES)}|sigma_map\.mlp\.[02]\.(weight|bias)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,9 +97,12 @@ def load_released(source: str | Path) -> Released:
         weights.read_json(path), path, name=folder.resolve().name
     )
     network = experiment.network(vocab_size)
-    params = parameters(network, dict(weights.tensors(folder)), folder)
     return Released(
-        kind=kind, experiment=experiment, network=network, params=params, notes=tuple(notes)
+        kind=kind,
+        experiment=experiment,
+        network=network,
+        params=parameters(network, folder),
+        notes=tuple(notes),
     )
 
 
@@ -122,7 +121,8 @@ def export_released(model: Released | Pretrained, folder: str | Path) -> None:
     config = write_config(model.experiment, model.network)
     safetensors = require("safetensors.numpy", "eval")
     head = model.network.width // model.network.heads
-    found = tensors(model.network, model.params) | {_FREQUENCIES: _frequencies(head)}
+    leaves = {name: np.asarray(x) for name, x in named_leaves(model.params).items()}
+    found = tensors(model.network, leaves) | {_FREQUENCIES: _frequencies(head)}
     arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
     # The metadata that Hugging Face's loaders ask for.
     write_atomic(folder / WEIGHTS, safetensors.save(arrays, metadata={"format": "pt"}))
@@ -140,79 +140,41 @@ def require_empty(folder: Path) -> None:
 # Tensors.
 
 
-def tensors(network: Transformer, params: Any) -> dict[str, Any]:
-    """Our parameters as released tensors by name, without buffers; see `parameters`."""
-    leaves = named_leaves(params)
-    out: dict[str, Any] = {}
-    for ours, theirs in _names(network).items():
+def tensors(network: Transformer, leaves: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Released tensors by name, without buffers: views of our parameters by path.
+
+    Rows of the vocabulary that are padding are in none of them.
+    """
+
+    def view(ours: str, x: np.ndarray) -> np.ndarray:
+        if ours == "layers/qkv":  # [D, 3, D]
+            x = x.reshape(network.width, -1)
+        if ours != "embedding":
+            x = x.T
+        padded = ours == "embedding" or ours.startswith("head/")
+        return x[: network.vocab_size + 1] if padded else x
+
+    out: dict[str, np.ndarray] = {}
+    for ours, theirs in (_SHARED | (_CONDITIONAL if network.condition else {})).items():
         if ours.startswith("layers/"):
-            for layer in range(network.layers):
-                out[theirs.format(layer)] = _outward(network, ours, leaves[ours][layer])
+            layers = enumerate(leaves[ours])
+            out |= {theirs.format(layer): view(ours, x) for layer, x in layers}
         else:
-            out[theirs] = _outward(network, ours, leaves[ours])
+            out[theirs] = view(ours, leaves[ours])
     return out
 
 
-def parameters(network: Transformer, found: Mapping[str, np.ndarray], folder: Path) -> Any:
-    """Released tensors as our parameters, float32 in the structure of `Transformer.init`.
+def parameters(network: Transformer, folder: Path) -> Any:
+    """The tensors of a folder as our parameters, float32 in the structure of `Transformer.init`.
 
     Raises:
-      UserError: naming the first tensor of `folder` that is missing, unexpected, or of
-        another shape or type than the config asks for.
+      UserError: as `weights.fill`, or for other rotary frequencies than ours.
     """
     abstract = jax.eval_shape(network.init, jax.random.key(0))
-    wanted = jax.eval_shape(functools.partial(tensors, network), abstract)
-    for name, want in wanted.items():
-        if name not in found:
-            raise UserError(f"{folder} has no tensor {name}, which its config asks for.")
-        have = found[name]
-        if have.shape != want.shape:
-            raise UserError(
-                f"In {folder} the tensor {name} has the shape {list(have.shape)}, and its config "
-                f"asks for {list(want.shape)}."
-            )
-        if have.dtype not in (np.float32, np.float16):
-            raise UserError(
-                f"In {folder} the tensor {name} is {have.dtype}: convert it to float32."
-            )
-    for name in found:
-        if name not in wanted and not any(known.fullmatch(name) for known in _UNNEEDED):
-            raise UserError(f"{folder} has a tensor {name} that this architecture does not know.")
-    _check_frequencies(network, found, folder)
-
-    names = _names(network)
-
-    def leaf(ours: str) -> np.ndarray:
-        theirs = names[ours]
-        if not ours.startswith("layers/"):
-            return _inward(network, ours, found[theirs])
-        layers = range(network.layers)
-        return np.stack([_inward(network, ours, found[theirs.format(i)]) for i in layers])
-
-    leaves = [jnp.asarray(leaf(ours), np.float32) for ours in named_leaves(abstract)]
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-
-
-def _names(network: Transformer) -> dict[str, str]:
-    return _SHARED | (_CONDITIONAL if network.condition else {})
-
-
-def _outward(network: Transformer, ours: str, x: jax.Array) -> jax.Array:
-    if ours == "layers/qkv":  # [D, 3, D]
-        x = x.reshape(network.width, -1)
-    if ours == "embedding":
-        return x[: network.vocab_size + 1]
-    x = x.T
-    return x[: network.vocab_size + 1] if ours.startswith("head/") else x
-
-
-def _inward(network: Transformer, ours: str, y: np.ndarray) -> np.ndarray:
-    if ours == "embedding" or ours.startswith("head/"):
-        rows = network.rows - network.vocab_size - 1
-        y = np.pad(y, [(0, rows)] + [(0, 0)] * (y.ndim - 1))
-    if ours == "embedding":
-        return y
-    return y.T.reshape(network.width, 3, -1) if ours == "layers/qkv" else y.T
+    leaves = {name: np.zeros(x.shape, np.float32) for name, x in named_leaves(abstract).items()}
+    besides = weights.fill(tensors(network, leaves), folder, _UNNEEDED)
+    _check_frequencies(network, besides, folder)
+    return jax.tree.unflatten(jax.tree.structure(abstract), map(jnp.asarray, leaves.values()))
 
 
 def _frequencies(head: int) -> np.ndarray:

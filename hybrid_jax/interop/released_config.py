@@ -5,8 +5,6 @@ the network are translated exactly or refused, those of the schedule as nearly a
 note.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 from collections.abc import Callable, Mapping

@@ -1,9 +1,7 @@
 """Published weights: the folder of a model, here or from the Hugging Face hub, and its tensors."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +83,52 @@ def tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
                 f"{path} cannot be read ({one_line(error)}): fetch it again, or convert it to "
                 "float32."
             ) from error
+
+
+def fill(
+    places: Mapping[str, np.ndarray], folder: Path, unneeded: re.Pattern[str], *, prefix: str = ""
+) -> dict[str, np.ndarray]:
+    """Copies the tensors of a folder, one at a time.
+
+    Args:
+      places: where each goes, by name: arrays, or views of larger ones.
+      unneeded: names of tensors that may be there besides.
+      prefix: of names, which is left out where they have it.
+
+    Returns:
+      the tensors that are there besides.
+
+    Raises:
+      UserError: naming the first that is unexpected, missing, or of another shape or type than its
+        place; and as `tensors`.
+    """
+    missing, besides = dict(places), {}
+    for full_name, value in tensors(folder):
+        name = full_name.removeprefix(prefix)
+        place = missing.pop(name, None)
+        if place is not None:
+            if value.shape != place.shape:
+                raise UserError(
+                    f"In {folder} the tensor {full_name} has the shape {list(value.shape)}, and "
+                    f"its config asks for {list(place.shape)}."
+                )
+            if value.dtype not in (np.float32, np.float16):
+                raise UserError(
+                    f"In {folder} the tensor {full_name} is {value.dtype}: convert it to float32."
+                )
+            place[...] = value
+        elif unneeded.fullmatch(name):
+            besides[name] = value
+        else:
+            raise UserError(
+                f"{folder} has a tensor {full_name}, which its config does not ask for."
+            )
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"{folder} has no tensor {next(iter(missing))}{more}, which its config asks for."
+        )
+    return besides
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,8 +4,6 @@ Each has a checkpoint of step 0, from which everything else goes on: generation,
 training with ``hybrid_jax.main --workdir=DIR``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal

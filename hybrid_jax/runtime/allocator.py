@@ -1,7 +1,5 @@
 """The C library's allocator, told to keep what a compiled program gives back."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

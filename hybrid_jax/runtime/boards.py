@@ -1,7 +1,5 @@
 """Boards that plot metrics: TensorBoard, trackio and Weights & Biases behind one interface."""
 
-from __future__ import annotations
-
 import os
 import time
 import uuid

@@ -11,8 +11,6 @@ compared with its checksum, and a step that fails is moved to ``<directory>/quar
 older one has been restored. Nothing is deleted because it could not be read.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -21,7 +19,7 @@ import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +107,7 @@ class Checkpointer:
                 f"{self.directory} cannot be listed ({one_line(error)}): move the bad step away."
             ) from error
 
-    def __enter__(self) -> Checkpointer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,8 +5,6 @@ JAX keeps them, and its own variables win: ``JAX_COMPILATION_CACHE_DIR`` names a
 imports the package may call `use` itself.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """Dataclasses from names and values of JSON and command lines: checked, nothing ignored."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

@@ -1,7 +1,5 @@
 """Small files that appear whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -10,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from hybrid_jax.errors import UserError
 
@@ -94,7 +93,7 @@ class GrowingFile:
             raise self._failure(error) from error
         self._size += len(data)
 
-    def __enter__(self) -> GrowingFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,7 +1,5 @@
 """The one writer of JSON, and names of files that only equal values share."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

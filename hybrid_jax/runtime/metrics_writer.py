@@ -1,11 +1,10 @@
 """The log of a run: metrics.jsonl, and a board that plots it."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Self
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.boards import Board
@@ -57,7 +56,7 @@ class MetricsWriter:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def __enter__(self) -> MetricsWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

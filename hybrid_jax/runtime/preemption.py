@@ -4,13 +4,12 @@ Schedulers and clouds announce with SIGTERM that a machine will be taken away; p
 During training, either makes every process finish the same step, save it and exit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
+from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -32,7 +31,7 @@ class Signals:
         self._received: signal.Signals | None = None
         self._deferred = False
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> Self:
         if not jax.distributed.is_initialized():
             self._before = signal.signal(signal.SIGTERM, self._terminate)
         return self

@@ -1,13 +1,11 @@
 """Progress of a run and its estimated end."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TextIO
+from typing import Self, TextIO
 
 import tqdm
 
@@ -59,7 +57,7 @@ class Progress:
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,8 +5,6 @@ threads, and abandons its other writes: asyncio warns when they are collected, a
 reports to `sys.unraisablehook` that nothing awaits them.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -22,7 +20,7 @@ def quieten_orbax() -> None:
     """Suppresses what Orbax prints and logs beside its errors. For commands, not libraries."""
     before = sys.unraisablehook
 
-    def hook(failure: sys.UnraisableHookArgs) -> None:
+    def hook(failure: "sys.UnraisableHookArgs") -> None:
         value = failure.exc_value
         if not (isinstance(value, RuntimeError) and str(value) == "Event loop is closed"):
             before(failure)

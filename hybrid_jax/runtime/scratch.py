@@ -1,7 +1,5 @@
 """Hidden folders in which something is made before it appears whole under its name; and locks."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os

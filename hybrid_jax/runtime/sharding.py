@@ -13,8 +13,6 @@ module imports nothing of the package but its errors, so that every other one ma
 arrays. Without a mesh (one device, most tests) every function here leaves arrays as they are.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -149,6 +147,8 @@ def partition_spec(
         parts.append(names if names and divides else None)
     if len(used) != len(set(used)):
         raise ValueError(f"{tuple(axes)} uses a mesh axis twice")
+    while parts and parts[-1] is None:  # as JAX writes it: another spelling compiles anew
+        parts.pop()
     return PartitionSpec(*parts)
 
 

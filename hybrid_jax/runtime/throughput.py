@@ -3,8 +3,6 @@
 A number describes the steps between two log lines, from the end of the first to that of the last.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

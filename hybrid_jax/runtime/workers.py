@@ -1,7 +1,5 @@
 """Processes that share the work of one command, and end with it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -7,8 +7,6 @@ softmax, noise and the optimizer. Divided by the time of a step and by what the 
 this is the *model FLOPs utilisation* (MFU; Chowdhery et al. 2022, arXiv 2204.02311, appendix B).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """The reported number: a true bound on held-out text, with its standard error."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping

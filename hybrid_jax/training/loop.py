@@ -4,8 +4,6 @@ A batch and its noise are functions of (seed, step), so a resumed run equals the
 on any devices and any number of processes.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses

@@ -1,11 +1,10 @@
 """Reports of a training while it runs: metrics.jsonl, a board, and a line for people."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.runtime.boards import open_board
@@ -34,7 +33,7 @@ class Log:
             self._writer = MetricsWriter(workdir, resume_step=start, board=open_it)
             self._progress = Progress(total=experiment.train.steps, start=start)
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

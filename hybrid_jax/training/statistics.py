@@ -1,7 +1,5 @@
 """Means and their standard errors; likelihood in nats, as perplexity, in bits per byte."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -5,8 +5,6 @@ global batch), so it depends neither on how many devices, processes or accumulat
 batch nor on whether the run was interrupted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import functools

@@ -1,7 +1,5 @@
 """A run's folder: it belongs to one experiment (config.json) on certain records (records.json)."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

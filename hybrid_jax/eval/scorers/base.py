@@ -1,62 +1,60 @@
 """Scores of texts of any length: one way of reading them for every kind of scorer."""
 
-from __future__ import annotations
-
+import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.sharding import constrain
 
 _WIDTHS = 128  # rows are padded to a multiple, so that few shapes are compiled
 _CHUNK = 256  # positions whose logits exist at the same time
 
+Function = Callable[[Any, Any, jax.Array], jax.Array]
 
-class Scorer(Protocol):
-    """A model that reads text from left to right.
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Scorer:
+    """A model that reads text from left to right: two pure functions, and what they need.
 
     Attributes:
       name: the name it was loaded by.
+      network: its sizes, hashable.
+      params: float32 arrays by name, on `mesh`.
+      mesh: of the devices among which rows are divided.
+      features: (network, params, rows) -> float32 [B, R, D], the input of the head; rows are
+        int32 [B, R], R ≤ context, and no row of features depends on tokens behind it.
+      logits: (network, params, features [D]) -> float32 [V].
       vocab_size: V, entries of its vocabulary.
       context: most tokens that it reads at once.
       width: D, of its features.
       needs_bos: whether a text must begin with the beginning-of-sequence token, as in training.
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def context(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def needs_bos(self) -> bool: ...
-    @property
+    name: str
+    network: Any
+    params: Any = dataclasses.field(repr=False)
+    mesh: Mesh = dataclasses.field(default_factory=sharding.one_device)
+    features: Function
+    logits: Function
+    vocab_size: int
+    context: int
+    width: int
+    needs_bos: bool = False
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256, hexadecimal, of all that its numbers depend on."""
-        ...
-
-    def read(
-        self, rows: np.ndarray, lengths: np.ndarray, *, nats: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """Reads rows of at most a context.
-
-        Args:
-          rows: int32 [B, R], R ≤ context; tokens past a row's length must not matter.
-          lengths: int32 [B] in 1 … R.
-          nats: whether nats are wanted.
-
-        Returns:
-          Nats, float32 [B, R − 1], −log p(token i + 1 | tokens up to i), undefined past a row's
-          length (zeros if not wanted); and float32 [B, D], features at each row's last token.
-        """
-        ...
+        return fingerprint(self.network, self.params)
 
 
 class Scores(NamedTuple):
@@ -105,34 +103,53 @@ def fingerprint(described: Any, params: Any) -> str:
     digest = hashlib.sha256(repr(described).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
+        if not getattr(leaf, "is_fully_addressable", True):  # pieces are with other processes
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
 
 
-def next_nats(
-    logits: Callable[[jax.Array], jax.Array], features: jax.Array, tokens: jax.Array
-) -> jax.Array:
-    """Nats of each next token, float32 [B, R − 1], without the logits of a batch at once.
+@functools.partial(jax.jit, static_argnames=("features", "logits", "network", "nats"))
+def _read(
+    features: Function,
+    logits: Function,
+    network: Any,
+    params: Any,
+    rows: jax.Array,
+    lengths: jax.Array,
+    *,
+    nats: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Reads rows of at most a context.
 
     Args:
-      logits: features [D] -> float32 [V].
-      features: [B, R, D], of the rows that hold `tokens` int32 [B, R].
-    """
+      rows: int32 [B, R]; tokens past a row's length do not matter.
+      lengths: int32 [B] in 1 … R.
+      nats: whether nats are wanted.
 
-    def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-        feature, target = row
-        scores = logits(feature)
+    Returns:
+      Nats, float32 [B, R − 1], −log p(token i + 1 | tokens up to i), undefined past a row's length
+      (zeros if not wanted); and float32 [B, D], features at each row's last token; whole on every
+      device of a mesh in use.
+    """
+    rows = constrain(rows, "batch", "whole")
+    found = features(network, params, rows)
+    at_end = jnp.take_along_axis(found, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    at_end = constrain(at_end, "whole", "whole")
+    batch, count = rows.shape[0], rows.shape[1] - 1
+    if not nats:
+        return jnp.zeros((batch, count)), at_end
+
+    @jax.vmap
+    def column(feature: jax.Array, target: jax.Array) -> jax.Array:
+        scores = logits(network, params, feature)
         return jax.nn.logsumexp(scores) - scores[target]
 
-    rows = (features[:, :-1].reshape(-1, features.shape[-1]), tokens[:, 1:].reshape(-1))
-    batch, count = tokens.shape[0], tokens.shape[1] - 1
-    return jnp.reshape(jax.lax.map(one, rows, batch_size=_CHUNK), (batch, count))
-
-
-@jax.jit
-def at_last(features: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Features at each row's last token: [B, R, D] and int32 [B] -> [B, D]."""
-    return jnp.take_along_axis(features, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    # The logits of a batch never exist together; columns, since rows are divided among devices.
+    columns = (jnp.moveaxis(found[:, :-1], 1, 0), rows[:, 1:].T)
+    at_once = max(1, _CHUNK // batch)
+    each = jax.lax.map(lambda place: column(*place), columns, batch_size=at_once)
+    return constrain(each.T, "whole", "whole"), at_end
 
 
 class _Window(NamedTuple):
@@ -158,10 +175,15 @@ def _scores(
 ) -> Scores:
     tokens, lengths = np.asarray(tokens), np.asarray(lengths)
     _check(scorer, tokens, lengths, batch_size)
+    read = functools.partial(
+        _read, scorer.features, scorer.logits, scorer.network, scorer.params, nats=nats
+    )
     out = np.zeros((len(tokens), tokens.shape[1] - 1), np.float32)
     last = np.zeros((len(tokens), scorer.width), np.float32)
     # Windows of like lengths together, so that little is padded.
     windows = sorted(_windows(lengths, scorer.context), key=lambda w: (w.length, w.text))
+    shards = sharding.batch_shards(scorer.mesh)
+    batch_size = -(-batch_size // shards) * shards
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
         widest = min(-(-batch[-1].length // _WIDTHS) * _WIDTHS, scorer.context)
@@ -173,7 +195,8 @@ def _scores(
             rows[row, : window.length] = tokens[window.text, window.start : stop]
             if scorer.needs_bos:  # a window begins as the text does
                 rows[row, 0] = tokens[window.text, 0]
-        each, at_end = (np.asarray(part) for part in scorer.read(rows, sizes, nats=nats))
+        with sharding.use(scorer.mesh):
+            each, at_end = jax.device_get(read(rows, sizes))
         for row, window in enumerate(batch):
             stop = window.start + window.length
             known = window.known - window.start

@@ -10,25 +10,24 @@ where accelerators round by default, and texts are padded on the right only, whe
 cannot see it. The order of float32 sums remains (1e-5 nats).
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from hybrid_jax.data.tokenizers import gpt2 as tokenizers
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval.scorers import base as scoring
+from hybrid_jax.eval.scorers.base import Scorer
 from hybrid_jax.interop import weights
+from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.decode import from_values
 from hybrid_jax.runtime.sharding import constrain
 
@@ -55,8 +54,9 @@ LAYER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("mlp_out", "mlp.c_proj.weight", ("hidden", "width")),
     ("mlp_out_bias", "mlp.c_proj.bias", ("width",)),
 )
-# Buffers that older files carry: the causal mask, and what it is filled with.
-_BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+# The head, which is tied to the embedding, and buffers of older files: the causal mask, and what it
+# is filled with.
+_UNNEEDED = re.compile(r"lm_head\.weight|h\.\d+\.attn\.(bias|masked_bias)")
 _TOKENIZER_FILES = ("vocab.json", "merges.txt")
 
 
@@ -108,46 +108,6 @@ class GPT2Config:
         return tuple(sizes[axis] for axis in axes)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class GPT2Scorer:
-    """A GPT-2 with its parameters: a `base.Scorer`, whose features are the normalised output of its
-    last layer.
-
-    Attributes:
-      name: the name it was loaded by.
-      config: its sizes.
-      params: float32 arrays by name; those under "layers" have an axis of layers in front.
-    """
-
-    name: str
-    config: GPT2Config
-    params: Params = dataclasses.field(repr=False)
-
-    needs_bos: ClassVar[bool] = False
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def context(self) -> int:
-        return self.config.n_positions
-
-    @property
-    def width(self) -> int:
-        return self.config.n_embd
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        return scoring.fingerprint(self.config, self.params)
-
-    def read(
-        self, rows: np.ndarray, lengths: np.ndarray, *, nats: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        token_nats, at_end = _scores(self.config, self.params, rows, lengths, nats=nats)
-        return token_nats, at_end
-
-
 # ---------------------------------------------------------------------------------------------
 # The network.
 
@@ -186,7 +146,7 @@ def features(config: GPT2Config, params: Params, tokens: jax.Array) -> jax.Array
         return _norm(x, params["norm"], params["norm_bias"], config.layer_norm_epsilon)
 
 
-def logits(params: Params, found: jax.Array) -> jax.Array:
+def logits(config: GPT2Config, params: Params, found: jax.Array) -> jax.Array:
     """The head: features [..., D] -> float32 [..., V]."""
     with jax.default_matmul_precision("highest"):
         return jnp.einsum("...d,vd->...v", found, params["embedding"])
@@ -198,42 +158,42 @@ def _norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> ja
     return centred * jax.lax.rsqrt(variance + epsilon) * scale + bias
 
 
-@functools.partial(jax.jit, static_argnames=("config", "nats"))
-def _scores(
-    config: GPT2Config, params: Params, tokens: jax.Array, lengths: jax.Array, *, nats: bool
-) -> tuple[jax.Array, jax.Array]:
-    found = features(config, params, tokens)
-    at_end = scoring.at_last(found, lengths)
-    if not nats:
-        return jnp.zeros((tokens.shape[0], tokens.shape[1] - 1)), at_end
-    return scoring.next_nats(functools.partial(logits, params), found, tokens), at_end
-
-
 # ---------------------------------------------------------------------------------------------
 # Loading.
 
 
-def load(source: str | Path) -> GPT2Scorer:
+def load(source: str | Path, mesh: Mesh | None = None) -> Scorer:
     """A scorer from a folder, or from the Hugging Face hub by name; see `weights.find`.
 
     Raises:
       UserError: if files or packages are missing, or hold no GPT-2 with a tied head.
     """
-    return _read(weights.find(source, others=_TOKENIZER_FILES), str(source))
+    return _read(weights.find(source, others=_TOKENIZER_FILES), str(source), mesh)
 
 
-def load_with_tokenizer(source: str | Path) -> tuple[GPT2Scorer, Tokenizer]:
+def load_with_tokenizer(source: str | Path, mesh: Mesh | None = None) -> tuple[Scorer, Tokenizer]:
     """`load`, and the tokenizer whose two files lie beside the weights. Raises as `load`."""
     folder = weights.find(source, others=_TOKENIZER_FILES)
-    return _read(folder, str(source)), tokenizers.load(folder)
+    return _read(folder, str(source), mesh), tokenizers.load(folder)
 
 
-def _read(folder: Path, name: str) -> GPT2Scorer:
+def _read(folder: Path, name: str, mesh: Mesh | None) -> Scorer:
+    mesh = mesh or sharding.one_device()
     path = folder / weights.CONFIG
     known = {field.name for field in dataclasses.fields(GPT2Config)}
     values = {name: x for name, x in weights.read_json(path).items() if name in known}
     config = from_values(GPT2Config, values, str(path))
-    return GPT2Scorer(name=name, config=config, params=_parameters(folder, config))
+    return Scorer(
+        name=name,
+        network=config,
+        params=jax.device_put(_parameters(folder, config), sharding.everywhere(mesh)),
+        mesh=mesh,
+        features=features,
+        logits=logits,
+        vocab_size=config.vocab_size,
+        context=config.n_positions,
+        width=config.n_embd,
+    )
 
 
 def _parameters(folder: Path, config: GPT2Config) -> dict[str, Any]:
@@ -242,35 +202,14 @@ def _parameters(folder: Path, config: GPT2Config) -> dict[str, Any]:
     layers = {
         ours: np.empty((config.n_layer, *config.shape(axes)), np.float32) for ours, _, axes in LAYER
     }
-    missing = {theirs: params[ours] for ours, theirs, _ in WHOLE} | {
+    places = {theirs: params[ours] for ours, theirs, _ in WHOLE} | {
         f"h.{i}.{theirs}": layers[ours][i]
         for ours, theirs, _ in LAYER
         for i in range(config.n_layer)
     }
-    head = None
-    for full_name, value in weights.tensors(folder):
-        name = full_name.removeprefix("transformer.")
-        if name == "lm_head.weight":
-            head = value
-        elif name in missing:
-            place = missing.pop(name)
-            if value.shape != place.shape:
-                raise UserError(
-                    f"{full_name} in {folder} has shape {value.shape} and not {place.shape}, as "
-                    f"{weights.CONFIG} says."
-                )
-            place[...] = value
-        elif not _BUFFER.fullmatch(name):
-            raise UserError(
-                f"{folder} holds {full_name}, which a GPT-2 with {config.n_layer} layers does not "
-                "have."
-            )
-    if missing:
-        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
-        raise UserError(f"The weights in {folder} lack {next(iter(missing))}{more}.")
+    head = weights.fill(places, folder, _UNNEEDED, prefix="transformer.").get("lm_head.weight")
     if head is not None and not np.array_equal(head, params["embedding"]):
         raise UserError(f"The weights in {folder} have a head that is not tied to the embedding.")
     if not all(math.isfinite(float(x.sum())) for x in (*params.values(), *layers.values())):
         raise UserError(f"The weights in {folder} hold values that are not finite.")
-    arrays: dict[str, Any] = jax.tree.map(jnp.asarray, {**params, "layers": layers})
-    return arrays
+    return {**params, "layers": layers}
