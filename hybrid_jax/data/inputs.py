@@ -34,6 +34,11 @@ def read(part: str, known: Iterable[Input] = ()) -> tuple[Input, ...]:
     return tuple(found)
 
 
+def stamps(parts: Iterable[str]) -> list[tuple[str, str]]:
+    """Names and stamps of the inputs of all parts, which change when one does."""
+    return [(name, stamp) for part in parts for name, (stamp, _) in _contents(part).items()]
+
+
 def changes(manifest: Manifest, folder: Path) -> str:
     """Differences between what the records in `folder` were made from and what is there now.
 
