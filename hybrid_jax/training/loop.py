@@ -168,7 +168,7 @@ def train(
             lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
         )
         stack.enter_context(saver)
-        restored = saver.restore_latest(setup.abstract_state(mesh))
+        restored = saver.restore(setup.abstract_state(mesh))
         if restored is None:
             start, state = 0, setup.compile_init(mesh)()
         else:
