@@ -198,8 +198,7 @@ def train(
                 with throughput.waiting():
                     _, batch = next(batches)
                 tokens, index = (
-                    sharding.place_rows(mesh, batch[name], rows, size)
-                    for name in ("tokens", "index")
+                    sharding.place_rows(mesh, batch[name], size) for name in ("tokens", "index")
                 )
                 if profile is not None and done == traced[0]:
                     tracing.enter_context(jax.profiler.trace(str(profile)))
