@@ -67,18 +67,16 @@ def _import(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from hybrid_jax.interop.released import export_released, require_empty
-    from hybrid_jax.runtime.files import unwritable
+    from hybrid_jax.runtime.files import writing
     from hybrid_jax.training import pretrained
 
     require_empty(Path(options.out))
     model = pretrained.load(options.workdir, step=options.step)
     export_released(model, options.out)
     folder = Path(options.out) / "tokenizer"
-    try:
+    with writing(folder):
         folder.mkdir()
         model.tokenizer.save(folder)
-    except OSError as error:
-        raise unwritable(folder, error) from error
     print(f"{options.out} holds the averaged parameters of step {model.step}, and the tokenizer")
 
 

@@ -18,7 +18,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.interop.released import Released, load_released, require_empty
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.files import expanded, unwritable
+from hybrid_jax.runtime.files import expanded, writing
 from hybrid_jax.runtime.scratch import scratch_folder
 from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
@@ -178,12 +178,10 @@ def _write_workdir(
         optimizer=jax.jit(setup.optimizer.init)(params),
     )
     settings = dataclasses.asdict(experiment)
-    try:
+    with writing(workdir):
         workdir.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(workdir) as folder:
             workdirs.claim(folder, experiment, tokenizer)
             with Checkpointer(folder / "checkpoints", config=settings) as saver:
                 saver.save(0, state)
             folder.rename(workdir)
-    except OSError as error:
-        raise unwritable(workdir, error) from error

@@ -30,7 +30,7 @@ from etils import epath  # a dependency of Orbax, in whose interface it is
 from jax.experimental import multihost_utils
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.files import expanded, one_line, unwritable
+from hybrid_jax.runtime.files import expanded, one_line, unwritable, writing
 from hybrid_jax.runtime.json_text import json_text
 
 logger = logging.getLogger(__name__)
@@ -79,12 +79,10 @@ class Checkpointer:
         self._read_only = read_only
         if not read_only:
             probe = self.directory / f".probe.{uuid.uuid4().hex}"
-            try:
+            with writing(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
                 probe.write_bytes(b"probe")
                 probe.unlink()
-            except OSError as error:
-                raise unwritable(self.directory, error) from error
         # Orbax's own read_only only turns off the same settings, and warns of it.
         best = managers.BestN(
             get_metric_fn=_score,
@@ -134,12 +132,10 @@ class Checkpointer:
         meta: dict[str, Any] = {"format": FORMAT, "leaves": rows, "config": self._config}
         meta["crc32"] = _crc32(meta)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), meta=ocp.args.JsonSave(meta))
-        try:
-            unrated = score is None or not math.isfinite(score)
-            metrics = {"score": _UNRATED if unrated else score}
+        unrated = score is None or not math.isfinite(score)
+        metrics = {"score": _UNRATED if unrated else score}
+        with writing(self.directory):
             saved = self._manager.save(step, args=args, metrics=metrics)
-        except OSError as error:
-            raise unwritable(self.directory, error) from error
         if not saved:
             newest = self._manager.latest_step()
             raise RuntimeError(f"Orbax skipped the checkpoint of step {step}; newest is {newest}")
@@ -270,11 +266,9 @@ class Checkpointer:
                 target = self.directory / "quarantine" / str(step)
                 if target.exists():  # from an earlier time that this step was damaged
                     target = target.with_name(f"{step}.{uuid.uuid4().hex[:8]}")
-                try:
+                with writing(self.directory):
                     target.parent.mkdir(exist_ok=True)
                     source.rename(target)
-                except OSError as error:
-                    raise unwritable(self.directory, error) from error
                 logger.warning("Moved the damaged checkpoint %s to %s.", source, target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("hybrid_jax quarantine")

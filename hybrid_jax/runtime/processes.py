@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import compilation_cache
-from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.runtime.files import writing
 
 T = TypeVar("T")
 
@@ -150,10 +150,8 @@ def check_shared(folder: Path) -> None:
     token = folder / f".shared.{_gather(uuid.uuid4().hex)[0]}"
 
     def write() -> None:
-        try:
+        with writing(folder):
             token.touch()
-        except OSError as error:
-            raise unwritable(folder, error) from error
 
     def see() -> None:
         if not token.exists():

@@ -245,7 +245,8 @@ def place_rows(mesh: Mesh, local: np.ndarray, batch: int) -> jax.Array:
     """
     shape = (batch, *local.shape[1:])
     where = on(mesh, shape, "batch", *("whole",) * (local.ndim - 1))
-    return jax.make_array_from_process_local_data(where, local, shape)
+    placed: jax.Array = jax.make_array_from_process_local_data(where, local, shape)
+    return placed
 
 
 def bytes_per_device(shapes: Any) -> int:
