@@ -165,7 +165,7 @@ def test_splash_takes_several_blocks_of_the_kernel():
 @pytest.mark.parametrize(("schedule", "how"), PAIRS)
 def test_constant_masks_are_those_of_every_phase(schedule, how):
     pattern = pattern_of(schedule, how)
-    if not pattern.constant:
+    if not pattern.schedule.settles_whole:
         with pytest.raises(ValueError, match="move with the phase"):
             pattern.constant_mask()
         return

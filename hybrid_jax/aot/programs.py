@@ -1,9 +1,12 @@
-"""Programs of an experiment, compiled for devices that need not be there, and their numbers."""
+"""Programs of an experiment, compiled for devices that need not be there, and their numbers.
+
+They are traced on meshes that are sizes without devices: `sharding.use` would send values that are
+computed meanwhile to these devices.
+"""
 
 import dataclasses
 import functools
 import time
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -68,7 +71,7 @@ def lower_training(setup: TrainSetup, mesh: Mesh) -> jax.stages.Lowered:
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole)
     rows = sharding.on(mesh, shape[:1], "batch")
     index = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)
-    with _described(mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return setup.compile_step(mesh).lower(state, tokens, index)
 
 
@@ -89,16 +92,8 @@ def lower_sampling(setup: TrainSetup, mesh: Mesh, batch: int) -> jax.stages.Lowe
 
     state = sharding.with_shardings(shapes, jax.tree.map(place, shapes))
     rounds = jax.ShapeDtypeStruct((), jnp.int32)
-    with _described(mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return loop.advance.lower(sampler, rule, params, state, rounds)
-
-
-def _described(mesh: Mesh) -> AbstractContextManager[Any]:
-    """The mesh as sizes without devices.
-
-    `sharding.use` would send values computed while a program is traced to these devices.
-    """
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def compile_program(

@@ -112,14 +112,12 @@ class Pattern:
         """The mask of all pairs (query, key); B may be 1."""
         return layouts.attention_mask(self.layout, self.rows)
 
-    @property
-    def constant(self) -> bool:
-        """True if the mask is the same in every phase, so that a program may contain it."""
-        return self.schedule.settles_whole
-
     def constant_mask(self) -> Bool[np.ndarray, "R R"]:
-        """`mask` as a constant of the program. Raises ValueError if it is none."""
-        if not self.constant:
+        """`mask` as a constant of the program: windows that settle whole have one for all phases.
+
+        Raises ValueError for others.
+        """
+        if not self.schedule.settles_whole:
             raise ValueError(f"the windows of {self.schedule.name} move with the phase")
         with jax.ensure_compile_time_eval():
             phase = jnp.zeros(self.schedule.phase_groups, jnp.int32)

@@ -241,22 +241,18 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
 def difference(first: str, other: str) -> str:
     """The first difference of two experiments, as JSON: "noise.gamma is 0.1 and not 0.2"."""
     experiments = (Experiment.from_json(text) for text in (first, other))
-    name, a, b = next(_differences(*experiments, every=True))
+    name, a, b = _differences(*experiments, every=True)[0]
     return f"{name} is {b!r} and not {a!r}"
 
 
-def _differences(
-    old: Experiment, new: Experiment, *, every: bool
-) -> Iterator[tuple[str, Any, Any]]:
+def _differences(old: Experiment, new: Experiment, *, every: bool) -> list[tuple[str, Any, Any]]:
     """Settings that differ: (name, old value, new value).
 
     Args:
       every: those that may change when a run is continued too.
     """
-    before = dict(_settings(old.resolved(), every))
-    for name, value in _settings(new.resolved(), every):
-        if before[name] != value:
-            yield name, before[name], value
+    before, after = (dict(_settings(one.resolved(), every)) for one in (old, new))
+    return [(name, before[name], value) for name, value in after.items() if before[name] != value]
 
 
 def _settings(section: Any, every: bool, prefix: str = "") -> Iterator[tuple[str, Any]]:
