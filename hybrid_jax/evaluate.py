@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
-from hybrid_jax.errors import UserError, check_number, check_seed
+from hybrid_jax.errors import UserError, check_seed
 from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
@@ -38,20 +39,22 @@ from hybrid_jax.eval.scorers.base import fingerprint
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
-from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.command_line import (
     Parser,
+    add_devices,
     check_mode,
     distinct,
     path_of,
     run_command,
+    seed_of,
     step_of,
+    within,
 )
 from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.files import check_writable, expanded, labels, unwritable, write_atomic
 from hybrid_jax.runtime.json_text import file_name, write_json
+from hybrid_jax.runtime.processes import assert_same, is_process0, join, raise_on_all, say
 from hybrid_jax.runtime.progress import Progress
-from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.pretrained import Pretrained
@@ -75,27 +78,21 @@ def _run(options: argparse.Namespace) -> None:
         "--pareto" if options.pareto else "--texts" if options.texts is not None else "--datasets"
     )
     check_mode(options, mode, MODES)
-    least = {"records": 0, "draws": 1, "batch_size": 1, "seed": 0, "count": 2, "seeds": 1}
-    for name, value in least.items():
-        if getattr(options, name) < value:
-            raise UserError(f"--{name} must be at least {value}, but is {getattr(options, name)}.")
-        if name != "seed":
-            check_number(getattr(options, name), f"--{name}")
     check_seed(options.seed + options.seeds - 1, "The last of the seeds from --seed on")
     if mode != "--datasets" and options.scorer is None:
         raise UserError(
             "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive "
             "run, or --scorer=gpt2:gpt2-large."
         )
-    {"--datasets": _measure_sets, "--texts": _score_files, "--pareto": _sweep}[mode](options)
+    work = {"--datasets": _measure_sets, "--texts": _score_files, "--pareto": _sweep}[mode]
+    work(options, join(options))
 
 
 # ---------------------------------------------------------------------------------------------
 # Perplexity.
 
 
-def _measure_sets(options: argparse.Namespace) -> None:
-    mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=1))
+def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
     model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
     valid = datasets.validation_set(model.experiment)
     wanted = [datasets.parse(text, validation=valid) for text in listed(options.datasets)]
@@ -106,10 +103,12 @@ def _measure_sets(options: argparse.Namespace) -> None:
     folder = _folder(options)
     files = []
 
-    print(f"{model.experiment.name}, step {model.step}: {bound.label}")
-    print(f"{'data set':24}{'perplexity':>22}{'bits/byte':>11}{'records':>9}{'draws':>7}")
+    say(f"{model.experiment.name}, step {model.step}: {bound.label}")
+    say(f"{'data set':24}{'perplexity':>22}{'bits/byte':>11}{'records':>9}{'draws':>7}")
     for dataset in wanted:
-        packed = perplexity.records_of(model, dataset, options.records)
+        read = functools.partial(perplexity.records_of, model, dataset, options.records)
+        packed = raise_on_all(read)
+        assert_same("text", packed.sha256)
         total = perplexity.batch_count(packed, options.batch_size)
         with Progress(total=total, interval=10.0) as bar:
             found = perplexity.measure(
@@ -120,12 +119,11 @@ def _measure_sets(options: argparse.Namespace) -> None:
                 draws=options.draws,
                 batch_size=options.batch_size,
                 seed=options.seed,
-                mesh=mesh,
                 progress=functools.partial(bar.update, values={}),
             )
-        print(_row(found), flush=True)  # first: the disk may be full
+        say(_row(found))  # first: the disk may be full
         files.append(_store(folder, dataset.name, found.to_dict()))
-    print(f"protocol {found.protocol.name}, stored in {folder}: {', '.join(files)}")
+    say(f"protocol {found.protocol.name}, stored in {folder}: {', '.join(files)}")
 
 
 def _row(found: perplexity.Measurement) -> str:
@@ -143,19 +141,20 @@ def _row(found: perplexity.Measurement) -> str:
 # Generated text.
 
 
-def _score_files(options: argparse.Namespace) -> None:
+def _score_files(options: argparse.Namespace, mesh: Mesh) -> None:
     protocol = protocols.protocol(options.protocol)
     files = [expanded(name) for name in listed(options.texts)]
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
     distinct("--texts", [file.resolve() for file in files])
-    tokenizer = workdirs.load_tokenizer(Path(options.workdir))
-    made = [requests.read(file, tokenizer) for file in files]  # all, before anything slow
+    tokenizer = raise_on_all(lambda: workdirs.load_tokenizer(Path(options.workdir)))
+    # All, before anything slow.
+    made = raise_on_all(lambda: [requests.read(file, tokenizer) for file in files])
     most = max(len(texts.texts) for texts in made)
     if most == 1 and options.reference is not None:
         raise UserError("--reference is for MAUVE, which one text does not have: leave it out.")
-    scorer, scorer_tokenizer = scorers.load(options.scorer)
-    model = pretrained.load(options.workdir)
+    scorer, scorer_tokenizer = raise_on_all(lambda: scorers.load(options.scorer, mesh))
+    model = pretrained.load(options.workdir, mesh=mesh)
     reference = _human_texts(model, options, most, least=2) if most > 1 else None
     scored = functools.partial(
         text_quality.evaluate, scorer, scorer_tokenizer, protocol=protocol,
@@ -173,27 +172,27 @@ def _score_files(options: argparse.Namespace) -> None:
         if requests.of_one_sampler([texts.settings for texts in made]):
             rows.append(Row(label="all", qualities=every))
         elif len(rows) > 1:
-            print("no line for all: the files are not of one sampler and different seeds",
-                  file=sys.stderr)  # fmt: skip
+            reason = "the files are not of one sampler and different seeds"
+            say(f"no line for all: {reason}", file=sys.stderr)
     finally:  # also when the disk is full
         if rows:
-            print(quality_table.as_markdown(rows))
-    print(
+            say(quality_table.as_markdown(rows))
+    say(
         f"scorer {scorer.name}, protocol {protocol.name}-{protocol.version}, stored in {folder}: "
         f"{', '.join(stored)}"
     )
 
 
-def _sweep(options: argparse.Namespace) -> None:
+def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
     canvas.module("matplotlib")  # before any work
     protocol = protocols.protocol(options.protocol)
-    scorer, scorer_tokenizer = scorers.load(options.scorer)
-    model = pretrained.load(options.workdir, step=options.step)
+    scorer, scorer_tokenizer = raise_on_all(lambda: scorers.load(options.scorer, mesh))
+    model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
     rules = listed(options.rules or "")
     if not rules:
         rules, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
-            print(f"left out: {reason}", file=sys.stderr)
+            say(f"left out: {reason}", file=sys.stderr)
     rhos = pareto.tokens_per_nfe(model) if options.rho is None else _numbers(options.rho)
     distinct("--rules", rules)
     distinct("--rho", rhos)
@@ -215,7 +214,7 @@ def _sweep(options: argparse.Namespace) -> None:
         for point in points:
             made = [
                 pareto.texts_of(
-                    model, point, texts,
+                    point, texts,
                     workdir=options.workdir, fingerprint=network, seed=seed, count=options.count,
                     batch_size=min(options.batch_size, options.count),
                     progress=functools.partial(
@@ -231,13 +230,15 @@ def _sweep(options: argparse.Namespace) -> None:
         f"{model.experiment.name}, step {model.step}: {options.count} texts for each point, "
         f"read by {scorer.name}"
     )
-    print(table)  # first: the disk may be full
+    say(table)  # first: the disk may be full
     file = folder / _store(folder, "pareto", rows)
-    write_atomic(file.with_suffix(".md"), table + "\n")
-    pareto_plot.draw(rows, file.with_suffix(".png"), title=title)
-    print(
-        f"stored in {folder}: {', '.join(f'{file.stem}.{kind}' for kind in ('json', 'md', 'png'))}"
-    )
+
+    def publish() -> None:
+        write_atomic(file.with_suffix(".md"), table + "\n")
+        pareto_plot.draw(rows, file.with_suffix(".png"), title=title)
+
+    raise_on_all(lambda: publish() if is_process0() else None)
+    say(f"stored in {folder}: {', '.join(f'{file.stem}.{kind}' for kind in ('json', 'md', 'png'))}")
 
 
 def _from(bar: Progress, before: int, done: int) -> None:
@@ -248,6 +249,12 @@ def _human_texts(
     model: Pretrained, options: argparse.Namespace, count: int, *, least: int
 ) -> list[np.ndarray]:
     """Human texts for MAUVE and to score beside the generated ones, each of a record."""
+    return raise_on_all(lambda: _records(model, options, count, least=least))
+
+
+def _records(
+    model: Pretrained, options: argparse.Namespace, count: int, *, least: int
+) -> list[np.ndarray]:
     valid = datasets.validation_set(model.experiment)
     dataset = valid
     if options.reference is not None:
@@ -270,18 +277,22 @@ def _numbers(text: str) -> list[float]:
 
 def _folder(options: argparse.Namespace) -> Path:
     folder = Path(options.workdir) / "evaluation"
-    check_writable(folder, folder=True)
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+
+    def make() -> None:
+        check_writable(folder, folder=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+
+    raise_on_all(make)
     return folder
 
 
 def _store(folder: Path, label: str, found: Any) -> str:
     """Writes a measurement to a file that no other has, and returns its name."""
     name = f"{file_name(label, found)}.json"
-    write_json(folder / name, found)
+    raise_on_all(lambda: write_json(folder / name, found) if is_process0() else None)
     return name
 
 
@@ -297,10 +308,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
     add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")
-    add("--records", type=int, default=0, metavar="N", help="most records (default: all)")
-    add("--draws", type=int, default=4, metavar="K", help="of noise for each (default: 4)")
-    add("--batch_size", type=int, default=64, metavar="B", help="records at a time (default: 64)")
-    add("--seed", type=int, default=0, help="of the draws (default: 0)")
+    add("--records", type=within(0), default=0, metavar="N", help="most records (default: all)")
+    add("--draws", type=within(1), default=4, metavar="K", help="of noise for each (default: 4)")
+    add(
+        "--batch_size",
+        type=within(1),
+        default=64,
+        metavar="B",
+        help="records at a time (default: 64)",
+    )
+    add("--seed", type=seed_of, default=0, help="of the draws (default: 0)")
     add = parser.add_argument_group("generated text").add_argument
     add("--scorer", metavar="SCORER", help="run:DIR, an autoregressive run, or gpt2:FOLDER_OR_NAME")
     add("--texts", metavar="A,B,...", help="files that hybrid_jax.generate --out wrote, of one "
@@ -314,10 +331,11 @@ def _parser() -> argparse.ArgumentParser:
         "(default: ten, as far as they go with the model's noise)")  # fmt: skip
     add("--rho", metavar="A,B,...", help="of --pareto: tokens per NFE "
         "(default: those of 8,4,2,1 that divide the model's window)")  # fmt: skip
-    add("--count", type=int, default=128, metavar="N", help="texts for each point of --pareto "
-        "(default: %(default)s)")  # fmt: skip
-    add("--seeds", type=int, default=1, metavar="K", help="of texts of --pareto, from --seed on "
-        "(default: %(default)s)")  # fmt: skip
+    add("--count", type=within(2), default=128, metavar="N",
+        help="texts for each point of --pareto (default: %(default)s)")  # fmt: skip
+    add("--seeds", type=within(1), default=1, metavar="K",
+        help="of texts of --pareto, from --seed on (default: %(default)s)")  # fmt: skip
+    add_devices(parser)
     return parser
 
 

@@ -4,96 +4,99 @@
     python -m hybrid_jax.generate --workdir=runs/epsilon_hybrid --rule=acs --eta=0.5 --watch
     python -m hybrid_jax.generate --workdir=runs/mdlm --infill="The {{3}} returns {{5}}."
 
-A text depends on the seed, its number and its prompt; not on the batch it is generated in.
+A text depends on the seed, its number and its prompt; not on those it is generated with, nor on the
+devices. All devices are used, and several processes that are started alike share the texts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import numpy as np
 
 from hybrid_jax.data import files
-from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import driver
 from hybrid_jax.generation import requests as writing
 from hybrid_jax.generation.driver import Round
+from hybrid_jax.generation.generator import Generator, build, choose_sampling
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import Watch, require_terminal, shown
-from hybrid_jax.runtime.command_line import Parser, path_of, run_command, seed_of, step_of, within
+from hybrid_jax.runtime.command_line import (
+    Parser,
+    add_devices,
+    path_of,
+    run_command,
+    seed_of,
+    step_of,
+    within,
+)
 from hybrid_jax.runtime.files import GrowingFile, check_writable
+from hybrid_jax.runtime.json_text import digest
+from hybrid_jax.runtime.processes import assert_same, is_process0, join, raise_on_all
 from hybrid_jax.runtime.progress import Progress
-from hybrid_jax.sampling import loop, rules
+from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.prompts import GAP
-from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training import pretrained
-from hybrid_jax.training.pretrained import Pretrained
 
-_PIECES = 100  # that a batch is run in, for the progress bar
+_PIECES = 100  # that a text is run in, for the progress bar
 _MOST_TEXTS = 1_000_000
 
 
 def generate(
-    model: Pretrained,
-    sampler: Sampler,
-    rule: Rule,
+    generator: Generator,
     requests: Sequence[Request],
     *,
     seed: int,
     batch_size: int,
-    keep: Callable[[tuple[Text, ...]], None],
+    keep: Callable[[Iterable[Text]], None],
     watch: float | None = None,
 ) -> float:
     """Generates all requests and shows progress on standard error.
 
     Args:
-      keep: gets the texts of each batch when they are done.
-      watch: show the first text of each batch in the terminal, with so many seconds a frame.
+      keep: gets texts when they are done.
+      watch: show the texts in the first place in the terminal, with so many seconds a frame.
 
     Returns:
       the seconds that they took without compilation.
     """
-    steps = sampler.spec.schedule.steps
-    driver.compile_rounds(model, sampler, rule, requests, batch_size=batch_size)
+    steps = generator.sampler.spec.schedule.steps
+    driver.compile_rounds(generator, requests, batch_size=batch_size)
     begun = time.monotonic()
-
-    def run(show: Callable[[Round], None], every: int) -> None:
-        for round_ in driver.rounds(
-            model, sampler, rule, requests, seed=seed, batch_size=batch_size, every=every
-        ):
-            show(round_)
-            if round_.texts:
-                keep(round_.texts)
-
-    if watch is not None:
-        with Watch(model, sampler, delay=watch) as screen:
-            run(screen.on_round, every=1)
-    else:
-        batches = -(-len(requests) // batch_size)
-        with Progress(total=batches * steps, interval=5.0) as progress:
+    with contextlib.ExitStack() as stack:
+        if watch is not None:
+            show = stack.enter_context(Watch(generator, delay=watch)).on_round
+        else:
+            bar = stack.enter_context(Progress(total=len(requests) * steps, interval=5.0))
 
             def show(round_: Round) -> None:
-                step = int(np.asarray(round_.state.step).min())
-                done = round_.first // batch_size * steps + step
-                progress.update(done, {"texts": round_.first + len(round_.texts)})
+                step = np.where(round_.numbers < 0, 0, round_.step)
+                step[list(round_.texts)] = 0
+                done = round_.done * steps + int(step.sum())
+                bar.update(done, {"texts": round_.done})
 
-            run(show, every=max(1, steps // _PIECES))
+        every = max(1, steps // _PIECES) if watch is None else 1
+        for round_ in driver.rounds(
+            generator, requests, seed=seed, batch_size=batch_size, every=every
+        ):
+            show(round_)
+            keep(round_.texts.values())
     return time.monotonic() - begun
 
 
-def read_requests(
-    options: argparse.Namespace, tokenizer: Tokenizer, sampler: Sampler
-) -> list[Request]:
+def read_requests(options: argparse.Namespace, generator: Generator) -> list[Request]:
     """The texts to generate. Raises UserError for prompts that cannot be read or do not fit."""
     if options.infill and options.length is not None:
         raise UserError("--infill makes texts as long as their gaps do: leave out --length.")
-    length = sampler.spec.schedule.length
+    tokenizer, length = generator.model.tokenizer, generator.sampler.spec.schedule.length
     wanted = length if options.length is None else options.length
     if not 1 <= wanted <= length:
         raise UserError(f"--length={wanted} is outside 1 … {length}, what this model writes.")
@@ -104,7 +107,7 @@ def read_requests(
     requests += [writing.with_gaps(text, tokenizer, length) for text in options.infill or []]
     if not requests:
         requests = [writing.beginning("", tokenizer, stop=wanted)]
-    driver.build_prompts(sampler, requests)  # checks all at once, before anything is compiled
+    driver.check(generator, requests)
     if len(requests) * options.num_samples > _MOST_TEXTS:
         raise UserError(
             f"--num_samples={options.num_samples} makes {len(requests) * options.num_samples} "
@@ -119,36 +122,46 @@ def run(options: argparse.Namespace) -> None:
         require_terminal()  # before the model is loaded
     if options.out:
         check_writable(options.out)
-    model = pretrained.load(options.workdir, step=options.step)
+    mesh = join(options)
+    lead = is_process0()
+    if options.watch is not None and jax.process_count() > 1:
+        raise UserError("--watch shows the texts of one process: leave it out with several.")
+    model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
     settings = {name: getattr(options, name) for name in (*rules.OPTIONS, "eos")}
-    sampling = writing.choose_sampling(model.experiment.sampling, options.rule, settings)
-    rule = sampling.build()
-    sampler = writing.build_sampler(model, sampling, options.levels)
-    loop.check(sampler, rule)
-    requests = read_requests(options, model.tokenizer, sampler)
-    record = writing.settings_of(options.workdir, model, sampler, sampling, options.seed)
+    sampling = choose_sampling(model.experiment.sampling, options.rule, settings)
+    generator = build(model, sampling, levels=options.levels)
+    requests = raise_on_all(lambda: read_requests(options, generator))
+    record = generator.settings(options.workdir, options.seed)
+    if jax.process_count() > 1:
+        assert_same("request", digest([record, *map(dataclasses.asdict, requests)]))
     texts: list[Text] = []
+    early: dict[int, Text] = {}  # done, while one before them is not
     try:
-        with GrowingFile(options.out or os.devnull) as file:
+        with GrowingFile((lead and options.out) or os.devnull) as file:
 
-            def keep(batch: Sequence[Text]) -> None:
-                texts.extend(batch)
-                file.append(writing.as_lines(batch, record))
+            def keep(done: Iterable[Text], *, gaps: bool = False) -> None:
+                early.update((text.number, text) for text in done)
+                while early and (gaps or len(texts) in early):
+                    texts.append(early.pop(min(early)))
+                    file.append(writing.as_lines(texts[-1:], record))
 
-            seconds = generate(
-                model,
-                sampler,
-                rule,
-                requests,
-                seed=options.seed,
-                batch_size=min(options.batch_size, len(requests)),
-                keep=keep,
-                watch=options.watch,
-            )
+            try:
+                seconds = generate(
+                    generator,
+                    requests,
+                    seed=options.seed,
+                    batch_size=options.batch_size,
+                    keep=lambda done: raise_on_all(lambda: keep(done) if lead else None),
+                    watch=options.watch,
+                )
+            finally:
+                keep((), gaps=True)
     finally:  # what was made is not lost when something goes wrong
-        for text in texts:
+        for text in (*texts, *early.values()):
             print(f"--- text {text.number + 1} of {len(requests)} ---")
             print(shown(text.text))
+    if not lead:
+        return
     made = sum(
         len(text.tokens) - sum(i != GAP for i in request.ids)
         for text, request in zip(texts, requests, strict=True)
@@ -157,7 +170,7 @@ def run(options: argparse.Namespace) -> None:
         f"{made} tokens in {seconds:.2f} s without compilation: {made / seconds:.1f} tokens/s; "
         f"{np.mean([t.nfe for t in texts]):.1f} NFE and "
         f"{np.mean([t.corrections for t in texts]):.1f} corrections a text "
-        f"({sampling.rule}, {sampler.spec.schedule.name})",
+        f"({sampling.rule}, {generator.sampler.spec.schedule.name})",
         file=sys.stderr,
     )
 
@@ -188,7 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=seed_of, default=0)
     add("--out", type=path_of, metavar="FILE", help="JSON lines with tokens, settings and counts")
     add("--watch", type=within(0, 60, float), nargs="?", const=0.05, metavar="SECONDS",
-        help="show the first text of each batch while it is generated")  # fmt: skip
+        help="show texts while they are generated, one at a time")  # fmt: skip
+    add_devices(parser)
     return parser
 
 

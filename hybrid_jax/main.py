@@ -18,7 +18,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.command_line import SETTINGS, Parser, path_of, read_config, run_command
+from hybrid_jax.runtime.command_line import (
+    SETTINGS,
+    Parser,
+    add_processes,
+    path_of,
+    read_config,
+    run_command,
+)
 from hybrid_jax.runtime.files import check_writable, expanded
 
 if TYPE_CHECKING:
@@ -47,22 +54,17 @@ def run_experiment(options: argparse.Namespace) -> None:
     quieten_orbax()
     distributed.start(options.coordinator, options.processes, options.process)
     distributed.assert_same("configuration", experiment.to_json(), difference=workdir.difference)
-    lead = distributed.is_process0()
-
-    def say(text: str) -> None:
-        if lead:
-            print(text, flush=True)
 
     with Signals() as signals, contextlib.ExitStack() as stack:
         distributed.raise_on_all(lambda: workdir.check(folder, experiment))
         known = distributed.raise_on_all(lambda: workdir.load_data(folder))
         hold = functools.partial(stack.enter_context, workdir.held(folder))
-        distributed.raise_on_all(lambda: hold() if lead else None)
+        distributed.raise_on_all(lambda: hold() if distributed.is_process0() else None)
         distributed.check_shared(folder)
         run = loop.open_run(experiment, known=known)
-        say(summary.introduction(run, folder))
+        distributed.say(summary.introduction(run, folder))
         profile = expanded(options.profile) if options.profile else None
-        state = loop.train(run, folder, signals, say=say, profile=profile)
+        state = loop.train(run, folder, signals, say=distributed.say, profile=profile)
         summary.finish(run, folder, state)
 
 
@@ -98,11 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "without --config, the run to continue")  # fmt: skip
     add("--profile", default="", type=path_of, metavar="DIR",
         help="folder for a trace of a few training steps")  # fmt: skip
-    group = parser.add_argument_group("not needed on one machine, on TPU pods and under SLURM")
-    add = group.add_argument
-    add("--coordinator", default="", metavar="HOST:PORT", help="address of process 0")
-    add("--processes", type=int, metavar="N", help="number of processes that share the run")
-    add("--process", type=int, metavar="N", help="number of this process, from 0")
+    add_processes(parser)
     return parser
 
 

@@ -62,21 +62,35 @@ def started(
 
     `shell` is done before, `extra` are flags of single processes.
     """
+    command = ["hybrid_jax.main", f"--config={config}", *flags]
+    commands = [
+        [*command, f"--workdir={workdir}", *(extra or {}).get(number, [])]
+        for number, workdir in enumerate(workdirs)
+    ]
+    with together(commands, config.parent, devices=devices, shell=shell) as children:
+        yield children
+
+
+@contextlib.contextmanager
+def together(
+    commands: list[list[str]], folder: Path, *, devices: int = 1, shell: str = ""
+) -> Iterator[list[subprocess.Popen]]:
+    """Starts modules with their flags, as processes of one run; kills what is left at the end.
+
+    They share what they compile in `folder`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if not shell:  # which may forbid to write it
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(
-            config.parent / f"cache-{len(workdirs)}-{devices}"
-        )
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / f"cache-{len(commands)}-{devices}")
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     children = []
-    for number, workdir in enumerate(workdirs):
-        command = [sys.executable, "-m", "hybrid_jax.main", f"--config={config}",
-                   f"--workdir={workdir}", *flags, *(extra or {}).get(number, [])]  # fmt: skip
-        if len(workdirs) > 1:
-            command += [f"--coordinator={address}", f"--processes={len(workdirs)}",
+    for number, flags in enumerate(commands):
+        command = [sys.executable, "-m", *flags]
+        if len(commands) > 1:
+            command += [f"--coordinator={address}", f"--processes={len(commands)}",
                         f"--process={number}"]  # fmt: skip
         if shell:
             command = ["bash", "-c", f'{shell}; exec "$@"', "bash", *command]

@@ -28,7 +28,7 @@ from hybrid_jax.demo import __main__ as command_line
 from hybrid_jax.demo import server as demo
 from hybrid_jax.demo.writer import MOST_CHARACTERS, Writer
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import frames, terminal
+from hybrid_jax.generation import driver, frames, terminal
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling import loop, rules
@@ -220,7 +220,7 @@ def test_tokens_appear_are_corrected_and_settle(server):
 
 def test_numbers_and_prompts_compile_nothing_anew(server):
     def compiled():
-        return [part._cache_size() for part in (loop.start, loop.advance, loop.finish)]
+        return [part._cache_size() for part in (driver._begin, loop.advance, loop.finish)]
 
     write(server, rule="acs", eta=0.1, temperature=0.5)
     before = compiled()

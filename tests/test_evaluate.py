@@ -180,7 +180,7 @@ def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
         (["--datasets=a=tfds:nonesuch:test"], "TFDS knows no data set 'nonesuch'"),
         (["--datasets=a=files:none.txt"], "No file matches 'none.txt'"),
         (["--datasets=a=files:{short}"], "a has 4 tokens, too few for one record of 16"),
-        (["--draws=0"], "--draws must be at least 1"),
+        (["--draws=0"], "--draws: '0' is not a whole number in 1 …"),
         (["--step=7"], "There is no checkpoint"),
         (["--step=best"], "was evaluated: leave out the step"),
     ],

@@ -20,7 +20,7 @@ from hybrid_jax import generate
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.figures import __main__ as figures
 from hybrid_jax.figures import gif, hyperschedules, masks, noise, page, palette
-from hybrid_jax.generation import driver, frames, player, requests
+from hybrid_jax.generation import driver, frames, generator, player
 from hybrid_jax.generation.frames import STATES, states_of
 from hybrid_jax.generation.requests import Request
 from hybrid_jax.method import hyperschedule, noising
@@ -221,15 +221,15 @@ def test_names_of_rows():
 def recordings(epsilon):
     """Under a rule that replaces, and one that masks again; each with what `generate` gives."""
     model = pretrained.load(epsilon)
-    sampler = requests.build_sampler(model, model.experiment.sampling)
     request = Request(prompt="12", ids=[49, 50], stop=LENGTH)
     found = []
     for name, rule in {
         "acs": rules.make("acs", eta=1.0, temperature=4.0),
         "remdm": rules.make("remdm", eta=0.5),
     }.items():
-        recording = frames.record(model, sampler, rule, request, seed=4, title=f"<{name}>")
-        (wanted,) = driver.run(model, sampler, rule, [request], seed=4, batch_size=1)
+        own = generator.build(model, rule=rule)
+        recording = frames.record(own, request, seed=4, title=f"<{name}>")
+        (wanted,) = driver.run(own, [request], seed=4, batch_size=1)
         found.append((recording, wanted))
     return found
 
@@ -281,12 +281,12 @@ def test_states_of_frames_follow_the_schedule(recordings):
 
 def test_text_behind_an_end_token_is_worthless(epsilon):
     model = pretrained.load(epsilon)
-    sampler = requests.build_sampler(model, model.experiment.sampling)
+    own = generator.build(model, rule=rules.make("greedy"))
     # A common letter as end token, so that the text is sure to end.
-    stopping = dataclasses.replace(sampler, eos=ord(" "))
+    own = dataclasses.replace(own, sampler=dataclasses.replace(own.sampler, eos=ord(" ")))
     request = Request(prompt="", ids=[], stop=LENGTH)
     for seed in range(5):
-        recording = frames.record(model, stopping, rules.make("greedy"), request, seed=seed)
+        recording = frames.record(own, request, seed=seed)
         length = len(recording.text.tokens)
         if length < LENGTH:
             break

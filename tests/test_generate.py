@@ -21,12 +21,12 @@ from hybrid_jax import generate
 from hybrid_jax.config import EvaluationConfig, Experiment, NoiseConfig, ScheduleConfig, TrainConfig
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import driver, frames, player, requests, terminal
+from hybrid_jax.generation import driver, frames, generator, player, requests, terminal
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
-from hybrid_jax.sampling import prompts, rules
+from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.setting import check_ranges, setting, settings_of
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
@@ -103,22 +103,21 @@ def test_a_text_does_not_depend_on_its_batch(folder, tmp_path):
 
 def test_texts_do_not_depend_on_who_watches(folder):
     model = pretrained.load(folder)
-    sampling = model.experiment.sampling
-    sampler, rule = requests.build_sampler(model, sampling), sampling.build()
+    own = generator.build(model)
     wanted = [requests.beginning(text, model.tokenizer, stop=LENGTH) for text in ("a", "bc", "d")]
     seen = []
-    alone = driver.run(model, sampler, rule, wanted, seed=2, batch_size=2)
+    alone = driver.run(own, wanted, seed=2, batch_size=2)
     watched = driver.run(
-        model, sampler, rule, wanted, seed=2, batch_size=2, every=7,
-        on_round=lambda r: seen.append((r.first, int(r.state.nfe[0]), len(r.texts))),
+        own, wanted, seed=2, batch_size=2, every=7,
+        on_round=lambda r: seen.append((*r.numbers, int(r.state.nfe[0]), len(r.texts))),
     )  # fmt: skip
     assert watched == alone
     assert [text.number for text in alone] == [0, 1, 2]
     assert [text.prompt for text in alone] == ["a", "bc", "d"]
-    # 24 rounds, seven at a time; the second batch is filled up, and has one text.
+    # 24 rounds, seven at a time; then one text is left.
     assert seen == [
-        (first, nfe, texts)
-        for first, last in ((0, 2), (2, 1))
+        (*numbers, nfe, texts)
+        for numbers, last in (((0, 1), 2), ((2, -1), 1))
         for nfe, texts in ((0, 0), (7, 0), (14, 0), (21, 0), (24, last))
     ]
 
@@ -224,7 +223,7 @@ def test_texts_that_were_made_are_kept(folder, tmp_path, capsys, monkeypatch):
 
     def interrupted(*arguments, **settings):
         for round_ in rounds(*arguments, **settings):
-            if round_.first == 2:
+            if round_.done == 3:
                 raise KeyboardInterrupt
             yield round_
 
@@ -308,16 +307,19 @@ def test_the_averaged_parameters_are_used(folder):
 
 def test_watching_tells_tokens_apart():
     schedule = hyperschedule.slide(length=6, width=2, levels=2)
-    given = prompts.build([[65]], length=6, vocab_size=258, stop=5)
     sampler = types.SimpleNamespace(spec=types.SimpleNamespace(schedule=schedule))
+    own = types.SimpleNamespace(
+        sampler=sampler, model=types.SimpleNamespace(tokenizer=ByteTokenizer())
+    )
 
     def round_(tokens, step, nfe):
         state = types.SimpleNamespace(
-            tokens=np.array([tokens]), step=[step], nfe=[nfe], corrections=[nfe // 2]
-        )
-        return Round(first=0, given=given, state=state)
+            tokens=np.array([tokens]), step=[step], nfe=[nfe], corrections=[nfe // 2],
+            frozen=[np.arange(6) < 1], stop=[5],
+        )  # fmt: skip
+        return Round(numbers=np.zeros(1, int), state=state, done=0)
 
-    recorder = frames.Recorder(sampler, ByteTokenizer())
+    recorder = frames.Recorder(own)
     recorder.frame(round_([65, 67, 68, 258, 258, 258], 2, 2))
     frame = recorder.frame(round_([65, 67, 69, 258, 258, 258], 3, 3))
     # The last token is not wanted, and the frontier has not come to the one before.

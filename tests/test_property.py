@@ -33,7 +33,7 @@ from hybrid_jax.demo import __main__ as demo
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import datasets
 from hybrid_jax.figures import __main__ as figures
-from hybrid_jax.generation import driver, requests
+from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.interop import __main__ as interop
 from hybrid_jax.interop import released_config, weights
 from hybrid_jax.runtime.command_line import parse, read_config
@@ -191,12 +191,11 @@ def folder(tmp_path_factory) -> Path:
 def samples(gamma, folder) -> bytes:
     """A file that `hybrid_jax.generate` writes."""
     model = pretrained.load(gamma)
-    sampling = model.experiment.sampling
-    sampler = requests.build_sampler(model, sampling)
+    own = generator.build(model)
     asked = [requests.beginning("1", model.tokenizer, stop=4)] * 2
-    texts = driver.run(model, sampler, sampling.build(), asked, seed=0, batch_size=2)
+    texts = driver.run(own, asked, seed=0, batch_size=2)
     file = folder / "samples"
-    requests.write(file, texts, requests.settings_of(gamma, model, sampler, sampling, 0))
+    requests.write(file, texts, own.settings(gamma, 0))
     return file.read_bytes()
 
 

@@ -5,7 +5,6 @@ computed meanwhile to these devices.
 """
 
 import dataclasses
-import functools
 import time
 from typing import Any
 
@@ -17,10 +16,9 @@ from hybrid_jax.aot import collectives
 from hybrid_jax.aot.collectives import Collective
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
-from hybrid_jax.models.cache import AXES as CACHE_AXES
 from hybrid_jax.runtime import sharding
-from hybrid_jax.sampling import loop, prompts
-from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.sampling import loop
+from hybrid_jax.sampling.state import Sampler, axes_of
 from hybrid_jax.training import flops
 from hybrid_jax.training.train_step import TrainSetup
 
@@ -82,13 +80,10 @@ def lower_sampling(setup: TrainSetup, mesh: Mesh, batch: int) -> jax.stages.Lowe
     sampler, rule = Sampler(spec=setup.spec, network=setup.network, eos=eos), sampling.build()
     loop.check(sampler, rule)
     params = setup.abstract_state(mesh).ema
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-    given = prompts.nothing(batch, setup.experiment.data.length)
-    shapes = jax.eval_shape(functools.partial(loop.start, sampler), params, keys, given)
+    shapes = jax.eval_shape(lambda: loop.idle(sampler, batch))
 
     def place(leaf: Any) -> NamedSharding:
-        axes = ("batch", *("whole",) * (leaf.ndim - 1)) if leaf.ndim < 5 else CACHE_AXES
-        return sharding.on(mesh, leaf.shape, *axes)
+        return sharding.on(mesh, leaf.shape, *axes_of(leaf))
 
     state = sharding.with_shardings(shapes, jax.tree.map(place, shapes))
     rounds = jax.ShapeDtypeStruct((), jnp.int32)

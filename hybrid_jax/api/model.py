@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from jax.sharding import Mesh
+
 from hybrid_jax.eval import datasets, perplexity
 from hybrid_jax.eval import score as scores
 from hybrid_jax.eval.score import Score
-from hybrid_jax.generation import driver, requests
+from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training import pretrained
@@ -62,12 +64,10 @@ class Model(Pretrained):
         sampling = self.experiment.sampling
         if isinstance(rule, str):
             sampling = SamplingConfig.parse(rule, eos=sampling.eos)
-        chosen = sampling.build() if rule is None or isinstance(rule, str) else rule
-        sampler = requests.build_sampler(self, sampling, None)
+        own = generator.build(self, sampling, rule=rule if isinstance(rule, Rule) else None)
         stop = self.spec.schedule.length if length is None else length
         asked = [requests.beginning(text, self.tokenizer, stop=stop) for text in given]
-        size = min(batch_size, max(1, len(asked)))
-        texts = driver.run(self, sampler, chosen, asked, seed=seed, batch_size=size)
+        texts = driver.run(own, asked, seed=seed, batch_size=batch_size)
         return [text.text for text in texts]
 
     def score(self, texts: str | Sequence[str], *, draws: int = 16, seed: int = 0) -> list[Score]:
@@ -122,15 +122,18 @@ class Model(Pretrained):
         ).estimate
 
 
-def load(workdir: str | Path, *, step: int | Literal["best"] | None = None) -> Model:
+def load(
+    workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
+) -> Model:
     """Opens a trained run.
 
     Args:
       workdir: folder of the run.
       step: of the checkpoint; "best" for the lowest bound on validation text, None for the newest.
+      mesh: of the devices to use (`hybrid_jax.runtime.sharding.make_mesh`); None for the first one.
 
     Raises:
       UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
     """
-    found = pretrained.load(workdir, step=step)
+    found = pretrained.load(workdir, step=step, mesh=mesh)
     return Model(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})

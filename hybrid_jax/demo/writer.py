@@ -12,14 +12,13 @@ from typing import Any
 import jax
 
 from hybrid_jax.errors import UserError, check_seed
-from hybrid_jax.generation import driver, requests
+from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.generation.frames import GLYPHS, MEANINGS, Frame, Recorder
+from hybrid_jax.generation.generator import Generator
 from hybrid_jax.generation.player import changes
 from hybrid_jax.runtime import decode
-from hybrid_jax.sampling import loop, rules
-from hybrid_jax.sampling.settings import RuleOptions, SamplingConfig, given
-from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.sampling.update_rule import Rule
+from hybrid_jax.sampling import rules
+from hybrid_jax.sampling.settings import RuleOptions, given
 from hybrid_jax.training.pretrained import Pretrained
 
 MOST_CHARACTERS = 20_000
@@ -70,8 +69,7 @@ class Job:
     """
 
     request: requests.Request
-    sampler: Sampler
-    rule: Rule
+    generator: Generator
     seed: int
     about: str
     command: str
@@ -118,16 +116,16 @@ class Writer:
         """The rules that go with the model's noise."""
         fit = []
         for name in rules.NAMED:
-            rule = requests.choose_sampling(self._model.experiment.sampling, name, {}).build()
+            sampling = generator.choose_sampling(self._model.experiment.sampling, name, {})
             try:
-                rule.check(self._model.spec.kernel, self._model.spec.objective)
+                generator.build(self._model, sampling)
             except UserError:
                 continue
             fit.append(name)
         return fit
 
     def _describe_rule(self, name: str) -> dict[str, Any]:
-        sampling = requests.choose_sampling(self._model.experiment.sampling, name, {})
+        sampling = generator.choose_sampling(self._model.experiment.sampling, name, {})
         named, values = rules.NAMED[name], given(sampling)
         settings = [
             {
@@ -151,22 +149,20 @@ class Writer:
             raise UserError(
                 f"levels is {asked.levels}, but this page takes 1 … {self.most_levels}."
             )
-        sampling = requests.choose_sampling(model.experiment.sampling, asked.rule, given(asked))
-        rule = sampling.build()
-        sampler = requests.build_sampler(model, sampling, asked.levels)
-        loop.check(sampler, rule)
+        trained = model.experiment.sampling
+        sampling = generator.choose_sampling(trained, asked.rule, given(asked))
+        own = generator.build(model, sampling, levels=asked.levels)
         if asked.gaps:
             request = requests.with_gaps(asked.text, tokenizer, length)
         else:
             stop = length if asked.length is None else asked.length
             request = requests.beginning(asked.text, tokenizer, stop=stop)
-        driver.build_prompts(sampler, [request])  # checks it
+        driver.check(own, [request])
         return Job(
             request=request,
-            sampler=sampler,
-            rule=rule,
+            generator=own,
             seed=asked.seed,
-            about=_about(sampler, sampling),
+            about=_about(own),
             command=self._command(asked),
         )
 
@@ -187,10 +183,8 @@ class Writer:
         yield {"begun": job.about, "compiling": _program(job) not in self._compiled}
         with self._turn:
             self._make_room(job)
-        rounds = driver.rounds(
-            self._model, job.sampler, job.rule, [job.request], seed=job.seed, batch_size=1, every=1
-        )
-        recorder = Recorder(job.sampler, self._model.tokenizer)
+        rounds = driver.rounds(job.generator, [job.request], seed=job.seed, batch_size=1, every=1)
+        recorder = Recorder(job.generator)
         before: Frame | None = None
         while True:
             with self._turn:
@@ -213,10 +207,12 @@ class Writer:
 
 def _program(job: Job) -> Any:
     """All that the loop is compiled for, and is not traced."""
-    return job.sampler, jax.tree.structure(job.rule)
+    own = job.generator
+    return own.sampler, jax.tree.structure(own.rule), driver.prefills(own, [job.request])
 
 
-def _about(sampler: Sampler, sampling: SamplingConfig) -> str:
+def _about(generator: Generator) -> str:
+    sampling = generator.sampling
     named = rules.NAMED[sampling.rule]
     defaults = {name: setting.default for name, setting in named.settings.items()}
     values = {**defaults, **given(sampling), **named.fixed}
@@ -225,4 +221,4 @@ def _about(sampler: Sampler, sampling: SamplingConfig) -> str:
         for name, value in values.items()
         if value is not None
     ]
-    return ", ".join([sampling.rule, *shown, sampler.spec.schedule.name])
+    return ", ".join([sampling.rule, *shown, generator.sampler.spec.schedule.name])

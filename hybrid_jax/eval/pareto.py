@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import driver, requests
+from hybrid_jax.generation import driver, generator, requests
+from hybrid_jax.generation.generator import Generator
 from hybrid_jax.generation.requests import Request, Samples
 from hybrid_jax.runtime.json_text import file_name
-from hybrid_jax.sampling import loop
+from hybrid_jax.runtime.processes import is_process0, of_process0, raise_on_all
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training.pretrained import Pretrained
 
 RULES = (
@@ -41,15 +41,13 @@ class Point:
 
     Attributes:
       label: the rule with its settings, as on the command line.
-      sampling: the same.
       rho: ρ, tokens per NFE.
-      sampler: of the model, with as many levels as ρ asks for.
+      generator: of the rule, with as many levels as ρ asks for.
     """
 
     label: str
-    sampling: SamplingConfig
     rho: float
-    sampler: Sampler
+    generator: Generator
 
 
 def grid(model: Pretrained, rules: Sequence[str], rhos: Sequence[float]) -> list[Point]:
@@ -69,10 +67,8 @@ def grid(model: Pretrained, rules: Sequence[str], rhos: Sequence[float]) -> list
                 f"rho={rho:g} does not divide the window of {schedule.width} positions into steps."
             )
         for label in rules:
-            sampling = SamplingConfig.parse(label)
-            sampler = requests.build_sampler(model, sampling, levels)
-            loop.check(sampler, sampling.build())
-            points.append(Point(label=label, sampling=sampling, rho=rho, sampler=sampler))
+            own = generator.build(model, SamplingConfig.parse(label), levels=levels)
+            points.append(Point(label=label, rho=rho, generator=own))
     return points
 
 
@@ -95,7 +91,6 @@ def fitting(model: Pretrained, rules: Sequence[str]) -> tuple[list[str], list[st
 
 
 def texts_of(
-    model: Pretrained,
     point: Point,
     folder: Path,
     *,
@@ -115,17 +110,19 @@ def texts_of(
     Raises:
       UserError: if they cannot be read or written.
     """
-    settings = requests.settings_of(workdir, model, point.sampler, point.sampling, seed)
+    own = point.generator
+    tokenizer = own.model.tokenizer
+    settings = own.settings(workdir, seed)
     # The folder's own place may change, and a step of the same number may be that of a new run.
     depends = {**settings, "workdir": fingerprint, "count": count}
     file = folder / f"{file_name(f'{point.label}-rho{point.rho:g}-seed{seed}', depends)}.jsonl"
-    if file.exists():
+    if of_process0("made" if file.exists() else ""):
         progress(count)
-        return requests.read(file, model.tokenizer)
-    wanted = [Request(prompt="", ids=[], stop=point.sampler.spec.schedule.length)] * count
+        return requests.read(file, tokenizer)
+    wanted = [Request(prompt="", ids=[], stop=own.sampler.spec.schedule.length)] * count
     texts = driver.run(
-        model, point.sampler, point.sampling.build(), wanted, seed=seed, batch_size=batch_size,
-        on_round=lambda round_: progress(round_.first + len(round_.texts)),
+        own, wanted, seed=seed, batch_size=batch_size,
+        on_round=lambda round_: progress(round_.done),
     )  # fmt: skip
-    requests.write(file, texts, settings)
-    return requests.read(file, model.tokenizer)
+    raise_on_all(lambda: requests.write(file, texts, settings) if is_process0() else None)
+    return requests.read(file, tokenizer)

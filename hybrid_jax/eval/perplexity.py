@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 import hybrid_jax
 from hybrid_jax.data import manifest as manifests
@@ -216,7 +215,6 @@ def measure(
     draws: int,
     batch_size: int,
     seed: int,
-    mesh: Mesh | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Measurement:
     """Estimates a bound on the likelihood of a text.
@@ -243,7 +241,7 @@ def measure(
         key=jax.random.key(check_seed(seed)),
         draws=draws,
         bytes_per_token=packed.bytes_per_token,
-        mesh=mesh,
+        mesh=model.mesh,
     )
     protocol = PerplexityProtocol(
         detokenizer=dataset.detokenizer,

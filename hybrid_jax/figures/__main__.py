@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.figures import canvas, gif, hyperschedules, masks, noise, page
-from hybrid_jax.generation import frames, requests
+from hybrid_jax.generation import frames, generator, requests
 from hybrid_jax.generation.frames import Recording
 from hybrid_jax.runtime import command_line
 from hybrid_jax.runtime.command_line import path_of, seed_of
@@ -70,15 +70,13 @@ def record_run(workdir: str | Path, *, title: str, prompt: str = "", seed: int =
       UserError: if the run cannot be opened, or the prompt does not fit.
     """
     model = pretrained.load(workdir)
-    spec, sampling = model.spec, model.experiment.sampling
+    spec = model.spec
     return frames.record(
-        model,
-        requests.build_sampler(model, sampling),
-        sampling.build(),
+        generator.build(model),
         requests.beginning(prompt, model.tokenizer, stop=spec.schedule.length),
         seed=seed,
         title=title,
-        settings=f"{spec.schedule.name}, {spec.kernel.name}, {sampling.rule}",
+        settings=f"{spec.schedule.name}, {spec.kernel.name}, {model.experiment.sampling.rule}",
     )
 
 

@@ -1,50 +1,51 @@
-"""The driver of generation: requests in batches of one shape, through the compiled loop, to texts.
+"""The driver of generation: requests through the compiled loop, to texts.
 
-A text depends on the seed, its number and its request, not on the batch that it is written in.
+A fixed number of places is worked on together. A text that is done makes room for the next request
+at once, so that none waits for the longest of a batch (continuous batching). A text depends on the
+seed, its number and its request: not on its place, on what is beside it, or on the devices.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from hybrid_jax.errors import UserError, check_seed
+from hybrid_jax.generation.generator import Generator
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.runtime import sharding
 from hybrid_jax.sampling import loop, prompts
-from hybrid_jax.sampling.prompts import Prompts
-from hybrid_jax.sampling.state import Generated, Generation, Sampler
-from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training.pretrained import Pretrained
-
-_TO_THE_END = np.iinfo(np.int32).max
+from hybrid_jax.sampling.prompts import GAP, Prompts
+from hybrid_jax.sampling.state import Generation, Sampler
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Round:
-    """A batch between two rounds of the loop.
+    """The texts in work, between two rounds of the loop.
 
     Attributes:
-      first: number of its first text.
-      given: of the batch.
+      numbers: int [places], of the text in each place, −1 for none.
+      step: int [places], generation steps done of each of these texts.
       state: of the loop; its memory is reused once the next round is asked for.
-      texts: of the batch once it is done, else none.
+      texts: those that this round has finished, by place.
+      done: number of texts finished so far, these included.
     """
 
-    first: int
-    given: Prompts
+    numbers: np.ndarray
+    step: np.ndarray
     state: Generation
-    texts: tuple[Text, ...] = ()
+    texts: Mapping[int, Text] = dataclasses.field(default_factory=dict)
+    done: int
 
 
 def run(
-    model: Pretrained,
-    sampler: Sampler,
-    rule: Rule,
+    generator: Generator,
     requests: Sequence[Request],
     *,
     seed: int,
@@ -52,7 +53,7 @@ def run(
     on_round: Callable[[Round], None] | None = None,
     every: int | None = None,
 ) -> list[Text]:
-    """Generates the texts of all requests.
+    """Generates the texts of all requests, in their order.
 
     Args:
       batch_size: texts at a time.
@@ -60,107 +61,176 @@ def run(
       every: see `rounds`.
 
     Raises:
-      UserError: if rule, noise and settings do not go together, a prompt does not fit, or seed or
-        batch size is out of range.
+      UserError: if a prompt does not fit, or seed or batch size is out of range.
     """
     texts: list[Text] = []
-    for round_ in rounds(
-        model, sampler, rule, requests, seed=seed, batch_size=batch_size, every=every
-    ):
+    for round_ in rounds(generator, requests, seed=seed, batch_size=batch_size, every=every):
         if on_round is not None:
             on_round(round_)
-        texts += round_.texts
-    return texts
+        texts += round_.texts.values()
+    return sorted(texts, key=lambda text: text.number)
 
 
 def rounds(
-    model: Pretrained,
-    sampler: Sampler,
-    rule: Rule,
+    generator: Generator,
     requests: Sequence[Request],
     *,
     seed: int,
     batch_size: int,
     every: int | None = None,
 ) -> Iterator[Round]:
-    """Generates batch by batch. Arguments and errors are those of `run`.
+    """Generates the texts of all requests. Arguments and errors are those of `run`.
 
     Args:
-      every: yields each batch before its first round, after every so many rounds, and done; None
-        yields it only when it is done.
+      every: yields when texts have begun, after at most so many rounds, and when texts are done;
+        None yields only when texts are done.
     """
-    loop.check(sampler, rule)
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
-    for first in range(0, len(requests), batch_size):
-        batch = requests[first : first + batch_size]
-        given = build_prompts(sampler, batch, batch_size)
-        keys = keys_of(seed, first + np.arange(batch_size))
-        state = loop.start(sampler, model.params, keys, given)
-        done = False
-        while not done:
+    if not requests:
+        return
+    check(generator, requests)
+    check_seed(seed)
+    work = _Work(generator, requests, batch_size)
+    numbers, step = np.full(work.places, -1), np.zeros(work.places, int)
+    begun = done = 0
+    with work.on_devices():
+        state = loop.idle(generator.sampler, work.places)
+    while True:
+        free = np.flatnonzero(numbers < 0)[: batch_size - np.count_nonzero(numbers >= 0)]
+        new = np.arange(begun, min(begun + len(free), len(requests)))
+        if len(new):
+            places, begun = free[: len(new)], begun + len(new)
+            numbers[places] = new
+            state = work.begin(state, seed, places, new)
+            step[places] = 0
             if every is not None:
-                yield Round(first=first, given=given, state=state)
-            state = loop.advance(sampler, rule, model.params, state, every or _TO_THE_END)
-            done = every is None or bool(
-                (_on_host(state.step) >= sampler.spec.schedule.steps).all()
-            )
-        result = _on_host(loop.finish(sampler, given, state))
-        texts = tuple(
-            _text(model, request, result, row, first + row) for row, request in enumerate(batch)
-        )
-        yield Round(first=first, given=given, state=state, texts=texts)
+                yield Round(numbers=numbers.copy(), step=step, state=state, done=done)
+        live = int(np.count_nonzero(numbers >= 0))
+        if not live:
+            return
+        # While requests wait, a place is filled again as soon as it is free.
+        least = live - 1 if begun < len(requests) else 0
+        state = work.advance(state, every or loop.TO_THE_END, least)
+        step, texts = work.found(state, numbers)
+        done += len(texts)
+        if texts or every is not None:
+            yield Round(numbers=numbers.copy(), step=step, state=state, texts=texts, done=done)
+        numbers[list(texts)] = -1
 
 
-def compile_rounds(
-    model: Pretrained, sampler: Sampler, rule: Rule, requests: Sequence[Request], *, batch_size: int
-) -> None:
+def compile_rounds(generator: Generator, requests: Sequence[Request], *, batch_size: int) -> None:
     """Compiles `rounds` for these arguments, so that a clock that starts later leaves it out."""
-    given = build_prompts(sampler, requests[:batch_size], batch_size)
-    state = loop.start(sampler, model.params, keys_of(0, np.arange(batch_size)), given)
-    for _ in range(2):  # its own result may live elsewhere than what it starts from
-        state = loop.advance(sampler, rule, model.params, state, 0)
-    jax.block_until_ready(loop.finish(sampler, given, state))
+    work = _Work(generator, requests, batch_size)
+    with work.on_devices():
+        state = loop.idle(generator.sampler, work.places)
+    state = work.begin(state, 0, np.arange(1), np.arange(1))
+    work.found(work.advance(state, 0, 0), np.full(work.places, -1))
 
 
-def build_prompts(
-    sampler: Sampler, requests: Sequence[Request], batch_size: int | None = None
-) -> Prompts:
-    """The prompts of a batch, filled up to `batch_size`, so that all compile once.
-
-    Raises:
-      UserError: if a prompt does not fit.
-    """
-    filled = [*requests, *[requests[-1]] * ((batch_size or 0) - len(requests))]
-    return prompts.build(
-        [request.ids for request in filled],
-        length=sampler.spec.schedule.length,
-        vocab_size=sampler.spec.kernel.vocab_size,
-        stop=[request.stop for request in filled],
+def check(generator: Generator, requests: Sequence[Request]) -> None:
+    """Raises UserError if a prompt does not fit the generator."""
+    spec = generator.sampler.spec
+    different = _different(requests)
+    prompts.check(
+        [request.ids for request in different],
+        length=spec.schedule.length,
+        vocab_size=spec.kernel.vocab_size,
+        stop=[request.stop for request in different],
     )
 
 
-def keys_of(seed: int, numbers: np.ndarray) -> jax.Array:
-    """One key for each text, from the seed and the text's number. Raises UserError for no seed."""
-    key = jax.random.key(check_seed(seed))
+def prefills(generator: Generator, requests: Sequence[Request]) -> bool:
+    """Whether a prompt may need rounds of its own (see `Sampler.prefills`)."""
+    most = max(sum(i != GAP for i in request.ids) for request in _different(requests))
+    return generator.sampler.prefills(most)
+
+
+def keys_of(seed: ArrayLike, numbers: ArrayLike) -> jax.Array:
+    """One key for each text, from the seed and the texts' numbers, int [B]."""
+    key = jax.random.key(seed)
     return jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers)
 
 
-def _text(model: Pretrained, request: Request, result: Generated, row: int, number: int) -> Text:
-    ids = tuple(int(i) for i in result.tokens[row, : result.length[row]])
-    return Text(
-        number=number,
-        prompt=request.prompt,
-        text=model.tokenizer.decode(ids),
-        tokens=ids,
-        nfe=int(result.nfe[row]),
-        corrections=int(result.corrections[row]),
-    )
+def _different(requests: Sequence[Request]) -> list[Request]:
+    """Each of the requests once, where many are the same object."""
+    return list({id(request): request for request in requests}.values())
 
 
-def _on_host(tree: Any) -> Any:
-    """Arrays as NumPy, whole also where the devices of a mesh in use hold pieces of them."""
-    mesh = jax.sharding.get_mesh()
-    if not mesh.empty:
-        tree = jax.jit(lambda x: x, out_shardings=sharding.everywhere(mesh))(tree)
-    return jax.device_get(tree)
+class _Work:
+    """The steps of `rounds`, on the devices of the model."""
+
+    def __init__(self, generator: Generator, requests: Sequence[Request], batch_size: int):
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
+        self._generator, self._requests = generator, requests
+        # A place for each device at least; those above the batch size stay empty.
+        shards = sharding.batch_shards(generator.model.mesh)
+        self.places = -(-min(batch_size, len(requests)) // shards) * shards
+        self._prefills = prefills(generator, requests)  # one program for all
+        self.on_devices = functools.partial(sharding.use, generator.model.mesh)
+
+    def begin(
+        self, state: Generation, seed: int, places: np.ndarray, numbers: np.ndarray
+    ) -> Generation:
+        """Begins texts, by their numbers, in some places."""
+        spec = self._generator.sampler.spec
+        length, kernel = spec.schedule.length, spec.kernel
+        wanted = [self._requests[number] for number in numbers]
+        given = prompts.build(
+            [request.ids for request in wanted],
+            length=length,
+            vocab_size=kernel.vocab_size,
+            stop=[request.stop for request in wanted],
+        )
+        of_place = np.full(self.places, -1, np.int32)
+        of_place[places] = numbers
+        whole = prompts.nothing(self.places, length)
+        for here, new in zip(whole, given, strict=True):
+            here[places] = new
+        own = self._generator
+        with self.on_devices():
+            begun = _begin(
+                own.sampler, self._prefills, own.model.params, state, np.uint32(seed), of_place,
+                whole,
+            )  # fmt: skip
+        return cast(Generation, begun)
+
+    def advance(self, state: Generation, rounds: int, live: int) -> Generation:
+        """See `loop.advance`."""
+        own = self._generator
+        with self.on_devices():
+            after = loop.advance(own.sampler, own.rule, own.model.params, state, rounds, live)
+        return cast(Generation, after)
+
+    def found(self, state: Generation, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, Text]]:
+        """The step of each place, and the texts that are done, by place."""
+        with self.on_devices():
+            found = jax.device_get(loop.finish(self._generator.sampler, state))
+        texts, steps = {}, self._generator.sampler.spec.schedule.steps
+        for place in np.flatnonzero((found.step >= steps) & (numbers >= 0)).tolist():
+            number = int(numbers[place])
+            ids = tuple(found.tokens[place, : found.length[place]].tolist())
+            texts[place] = Text(
+                number=number,
+                prompt=self._requests[number].prompt,
+                text=self._generator.model.tokenizer.decode(ids),
+                tokens=ids,
+                nfe=int(found.nfe[place]),
+                corrections=int(found.corrections[place]),
+            )
+        return np.array(found.step), texts
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _begin(
+    sampler: Sampler,
+    prefills: bool,
+    params: Any,
+    state: Generation,
+    seed: jax.Array,
+    numbers: jax.Array,
+    given: Prompts,
+) -> Generation:
+    """`loop.renew` for texts of these numbers, −1 where a place stays as it is."""
+    keys = keys_of(seed, numbers)  # here: processes share NumPy's values, but not arrays of theirs
+    begun = loop.renew(sampler, params, state, numbers >= 0, keys, given, prefills=prefills)
+    return cast(Generation, begun)

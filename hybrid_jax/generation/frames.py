@@ -12,10 +12,8 @@ import numpy as np
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.generation import driver
 from hybrid_jax.generation.driver import Round
+from hybrid_jax.generation.generator import Generator
 from hybrid_jax.generation.requests import Request, Text
-from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training.pretrained import Pretrained
 
 TokenState = Literal["given", "settled", "active", "revealed", "corrected", "masked", "worthless"]
 STATES: tuple[TokenState, ...] = get_args(TokenState)
@@ -69,26 +67,30 @@ class Frame:
 
 
 class Recorder:
-    """Makes the frames of one text of a batch, round after round."""
+    """Makes the frames of the texts in one place of a driver, round after round."""
 
-    def __init__(self, sampler: Sampler, tokenizer: Tokenizer, *, row: int = 0):
-        self._schedule, self._tokenizer, self._row = sampler.spec.schedule, tokenizer, row
+    def __init__(self, generator: Generator, *, place: int = 0):
+        self._schedule = generator.sampler.spec.schedule
+        self._tokenizer = generator.model.tokenizer
+        self._place, self._number = place, -1
         self._before: np.ndarray | None = None
 
     def frame(self, round_: Round) -> Frame:
         """The text after a round; revealed and corrected is what changed since the one before."""
-        row, state, steps = self._row, round_.state, self._schedule.steps
-        step, stop = int(state.step[row]), int(round_.given.stop[row])
+        row, state, steps = self._place, round_.state, self._schedule.steps
+        if round_.numbers[row] != self._number:
+            self._number, self._before = int(round_.numbers[row]), None
+        step, stop = int(state.step[row]), int(state.stop[row])
         # A copy: the loop will write the next state to the same place.
         tokens = np.array(state.tokens)[row, :stop]
         # The frontier of the round to come: what the network is fed next.
         frontier = int(self._schedule.frontier(min(step + 1, steps)))
-        if round_.texts:  # an end token may have come before
+        if row in round_.texts:  # an end token may have come before
             frontier = len(round_.texts[row].tokens)
         states = states_of(
             tokens,
             self._before,
-            np.asarray(round_.given.frozen[row]),
+            np.asarray(state.frozen[row]),
             mask=self._tokenizer.vocab_size,
             settled=int(self._schedule.settled(step)),
             frontier=frontier,
@@ -123,24 +125,17 @@ class Recording:
 
 
 def record(
-    model: Pretrained,
-    sampler: Sampler,
-    rule: Rule,
-    request: Request,
-    *,
-    seed: int,
-    title: str = "",
-    settings: str = "",
+    generator: Generator, request: Request, *, seed: int, title: str = "", settings: str = ""
 ) -> Recording:
     """Generates text 0 of `hybrid_jax.generate` with this seed, one round of the loop a frame.
 
     Raises:
-      UserError: if rule and noise do not go together, or the prompt does not fit.
+      UserError: if the prompt does not fit.
     """
-    recorder = Recorder(sampler, model.tokenizer)
+    recorder = Recorder(generator)
     frames: list[Frame] = []
     (text,) = driver.run(
-        model, sampler, rule, [request], seed=seed, batch_size=1, every=1,
+        generator, [request], seed=seed, batch_size=1, every=1,
         on_round=lambda round_: frames.append(recorder.frame(round_)),
     )  # fmt: skip
     rows = [[on_one_line(cell) for cell in frame.cells] for frame in frames]

@@ -20,9 +20,6 @@ from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.sampling.prompts import GAP
-from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.training.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,48 +93,6 @@ def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> Request:
             )
         ids += [GAP] * int(part) if i % 2 else [int(token) for token in tokenizer.encode(part)]
     return Request(prompt=text, ids=ids, stop=max(1, len(ids)))
-
-
-def choose_sampling(
-    trained_with: SamplingConfig, rule: str | None, settings: Mapping[str, Any]
-) -> SamplingConfig:
-    """The experiment's settings, with those that are not None; another rule starts afresh."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    if rule is not None and rule != trained_with.rule:
-        return SamplingConfig(rule=rule, **{"eos": trained_with.eos, **given})
-    return dataclasses.replace(trained_with, **given)
-
-
-def build_sampler(
-    model: Pretrained, sampling: SamplingConfig, levels: int | None = None
-) -> Sampler:
-    """A sampler of the model; `levels` for another number of steps a window."""
-    spec = model.spec
-    if levels is not None:
-        if model.experiment.schedule.family == "quenched_ar":
-            raise UserError(
-                "The levels are the steps of a window, and this model has no windows: leave them "
-                "as they are."
-            )
-        schedule = dataclasses.replace(model.experiment.schedule, levels=levels)
-        spec = dataclasses.replace(spec, schedule=schedule.build(spec.schedule.length))
-    eos = model.tokenizer.eos if sampling.eos == "stop" else None
-    return Sampler(spec=spec, network=model.network, eos=eos)
-
-
-def settings_of(
-    workdir: str | Path, model: Pretrained, sampler: Sampler, sampling: SamplingConfig, seed: int
-) -> dict[str, Any]:
-    """All that texts depend on, to stand beside each of them."""
-    return {
-        "workdir": str(workdir),
-        "step": model.step,
-        "tokenizer": model.tokenizer.fingerprint,
-        "seed": seed,
-        "schedule": sampler.spec.schedule.name,
-        "noise": sampler.spec.kernel.name,
-        "sampling": {k: v for k, v in dataclasses.asdict(sampling).items() if k != "count"},
-    }
 
 
 def write(file: str | Path, texts: Sequence[Text], settings: Mapping[str, Any]) -> None:

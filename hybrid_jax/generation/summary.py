@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from hybrid_jax import optim
-from hybrid_jax.generation import driver, requests
+from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import shown
 from hybrid_jax.runtime import sharding
@@ -116,16 +116,9 @@ def sample_texts(
         spec=setup.spec,
         params=state.ema,
         step=int(state.step),
+        mesh=run.mesh,
     )
-    sampler = requests.build_sampler(model, sampling)
+    own = generator.build(model)
     wanted = [Request(prompt="", ids=[], stop=setup.spec.schedule.length)] * sampling.count
-    with sharding.use(run.mesh):
-        texts = driver.run(
-            model,
-            sampler,
-            sampling.build(),
-            wanted,
-            seed=seed,
-            batch_size=max(1, min(sampling.count, _BATCH)),
-        )
-    return texts, requests.settings_of(workdir, model, sampler, sampling, seed)
+    texts = driver.run(own, wanted, seed=seed, batch_size=_BATCH)
+    return texts, own.settings(workdir, seed)

@@ -9,8 +9,7 @@ from typing import Any
 from hybrid_jax.errors import UserError, require
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.frames import Frame, Recorder, TokenState
-from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.training.pretrained import Pretrained
+from hybrid_jax.generation.generator import Generator
 
 STYLES: dict[TokenState, str] = {
     "given": "bold",
@@ -47,17 +46,15 @@ def require_terminal() -> None:
 
 
 class Watch:
-    """Shows the first text of each batch, frame over frame. A context manager.
+    """Shows the texts in the first place, one after the other. A context manager.
 
     Args:
       delay: least seconds between frames.
       console: a `rich.console.Console`; standard output if None.
     """
 
-    def __init__(
-        self, model: Pretrained, sampler: Sampler, *, delay: float = 0.0, console: Any = None
-    ) -> None:
-        self._model, self._sampler = model, sampler
+    def __init__(self, generator: Generator, *, delay: float = 0.0, console: Any = None) -> None:
+        self._recorder = Recorder(generator)
         self._delay, self._console = delay, console
         self._live: Any = None
 
@@ -69,16 +66,17 @@ class Watch:
             self._live.stop()
 
     def on_round(self, round_: Round) -> None:
-        """Shows a round of the batch."""
+        """Shows a round, if the place is taken."""
+        if round_.numbers[0] < 0:
+            return
         if self._live is None:
-            self._recorder = Recorder(self._sampler, self._model.tokenizer)
             self._live = require("rich.live", "watch").Live(
                 console=self._console, auto_refresh=False, vertical_overflow="visible"
             )
             self._live.start()
         self._live.update(painted(self._recorder.frame(round_)), refresh=True)
         time.sleep(self._delay)
-        if round_.texts:
+        if 0 in round_.texts:
             self._live.stop()
             self._live = None
 

@@ -123,6 +123,22 @@ def _text(word: str) -> str:
             raise UserError(f"The argument {word!a} is not UTF-8: convert it.") from error
 
 
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `processes.start`."""
+    group = parser.add_argument_group("not needed on one machine, on TPU pods and under SLURM")
+    add = group.add_argument
+    add("--coordinator", default="", metavar="HOST:PORT", help="address of process 0")
+    add("--processes", type=int, metavar="N", help="number of processes that share the run")
+    add("--process", type=int, metavar="N", help="number of this process, from 0")
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `processes.join`."""
+    parser.add_argument("--tensor", type=within(1), default=1, metavar="N",
+        help="devices that share a copy of the model, where one cannot hold it")  # fmt: skip
+    add_processes(parser)
+
+
 def within(least: float, most: float = MOST_WHOLE, kind: type = int) -> Callable[[str], Any]:
     """A reader of numbers in a range, both ends included. For `type` of flags."""
 

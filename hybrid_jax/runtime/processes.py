@@ -6,6 +6,7 @@ operation, where they would wait for ever: `raise_on_all` and `assert_same` see 
 process they do nothing.
 """
 
+import argparse
 import contextlib
 import importlib.util
 import os
@@ -14,14 +15,15 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime import compilation_cache
+from hybrid_jax.runtime import compilation_cache, sharding
 from hybrid_jax.runtime.files import writing
 
 T = TypeVar("T")
@@ -87,9 +89,21 @@ def start(
         compilation_cache.avoid()
 
 
+def join(options: argparse.Namespace) -> Mesh:
+    """`start` by the flags of `command_line.add_devices`, and the mesh of all devices."""
+    start(options.coordinator, options.processes, options.process)
+    return sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=options.tensor))
+
+
 def is_process0() -> bool:
     """True if this is the process that prints and writes for all."""
     return jax.process_index() == 0
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints on process 0 alone, at once; to standard output if `file` is None."""
+    if is_process0():
+        print(text, file=file, flush=True)
 
 
 def raise_on_all(action: Callable[[], T]) -> T:
@@ -143,11 +157,16 @@ def assert_same(
             )
 
 
+def of_process0(text: str) -> str:
+    """The text that process 0 has."""
+    return text if jax.process_count() == 1 else _gather(text)[0]
+
+
 def check_shared(folder: Path) -> None:
     """Raises `UserError` on all processes unless they see the same existing folder."""
     if jax.process_count() == 1:
         return
-    token = folder / f".shared.{_gather(uuid.uuid4().hex)[0]}"
+    token = folder / f".shared.{of_process0(uuid.uuid4().hex)}"
 
     def write() -> None:
         with writing(folder):

@@ -147,6 +147,8 @@ def partition_spec(
         parts.append(names if names and divides else None)
     if len(used) != len(set(used)):
         raise ValueError(f"{tuple(axes)} uses a mesh axis twice")
+    while parts and parts[-1] is None:  # as JAX writes it: another spelling compiles anew
+        parts.pop()
     return PartitionSpec(*parts)
 
 

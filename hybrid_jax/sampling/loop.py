@@ -31,10 +31,13 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Key, PyTree
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.hyperschedule import Hyperschedule
+from hybrid_jax.runtime import sharding
 from hybrid_jax.sampling import cache_feed, closing
 from hybrid_jax.sampling.prompts import Prompts
-from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler
+from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler, axes_of
 from hybrid_jax.sampling.update_rule import Rule, Window
+
+TO_THE_END = int(np.iinfo(np.int32).max)  # rounds
 
 
 def generate(
@@ -76,13 +79,58 @@ def _generate(
     sampler: Sampler, rule: Rule, params: PyTree, keys: Key[Array, "B"], prompts: Prompts
 ) -> Generated:
     state = start(sampler, params, keys, prompts)
-    done = advance(sampler, rule, params, state, np.iinfo(np.int32).max)
-    return cast(Generated, finish(sampler, prompts, done))
+    return cast(Generated, finish(sampler, advance(sampler, rule, params, state)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def start(sampler: Sampler, params: PyTree, keys: Key[Array, "B"], prompts: Prompts) -> Generation:
-    """The state before the first step: full noise, given tokens, and long prompts in the cache."""
+    """The state before the first step of a batch of texts. Arguments are those of `generate`."""
+    empty, fresh = idle(sampler, len(prompts.tokens)), np.full(len(prompts.tokens), True)
+    return cast(Generation, renew(sampler, params, empty, fresh, keys, prompts))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def idle(sampler: Sampler, batch: int) -> Generation:
+    """A state without texts, whose places `renew` fills."""
+    schedule = sampler.spec.schedule
+    zero = jnp.zeros(batch, jnp.int32)
+    tokens = jnp.zeros((batch, schedule.length), jnp.int32)
+    done = zero + schedule.steps
+    state = Generation(
+        tokens=tokens,
+        frozen=tokens > 0,
+        stop=zero,
+        keys=jax.random.split(jax.random.key(0), batch),
+        confidence=tokens.astype(jnp.float32),
+        step=done,
+        sweep=zero,
+        filled=zero,
+        cache=sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None,
+        following=jnp.broadcast_to(done[:, None], (batch, schedule.steps + 1)),
+        nfe=zero,
+        corrections=zero,
+    )
+    return _placed(state)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="prefills", donate_argnums=2)
+def renew(
+    sampler: Sampler,
+    params: PyTree,
+    state: Generation,
+    fresh: Bool[Array | np.ndarray, "B"],
+    keys: Key[Array, "B"],
+    prompts: Prompts,
+    *,
+    prefills: bool = True,
+) -> Generation:
+    """Begins new texts in some places: full noise, given tokens, and long prompts in the cache.
+
+    Args:
+      state: is donated.
+      fresh: the places. Keys and prompts of the others are not read.
+      prefills: False where `sampler.prefills` is for all new texts, which leaves the feeding of
+        prompts out of the program.
+    """
     spec = sampler.spec
     kernel, schedule = spec.kernel, spec.schedule
     batch, length = prompts.tokens.shape
@@ -96,66 +144,88 @@ def start(sampler: Sampler, params: PyTree, keys: Key[Array, "B"], prompts: Prom
         return jnp.where(masked, kernel.mask, token)
 
     zero = jnp.zeros(batch, jnp.int32)
-    frozen = jnp.asarray(prompts.frozen)
-    wanted = jnp.arange(length)[None] < prompts.stop[:, None]
-    following = _following(schedule, ~frozen & wanted)
-    state = Generation(
+    frozen, stop = jnp.asarray(prompts.frozen), jnp.asarray(prompts.stop)
+    following = _following(schedule, ~frozen & (jnp.arange(length)[None] < stop[:, None]))
+    begun = Generation(
         tokens=jnp.where(frozen, prompts.tokens, jax.vmap(noise)(key_noise, key_mask)),
         frozen=frozen,
+        stop=stop,
         keys=key_steps,
         confidence=jnp.where(frozen, 1.0, 0.0),
         step=following[:, 0],
         sweep=zero,
         filled=zero,
-        cache=sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None,
+        cache=None,
         following=following,
         nfe=zero,
         corrections=zero,
     )
-    if not sampler.cached or not sampler.slots:
-        return state
-    # Windows must be fed whole where their rows see one another.
-    chunk = min(max(sampler.prefill, schedule.width), sampler.slots)
 
-    def feed(state: Generation) -> Generation:
-        _, new, count = cache_feed.show_new(sampler, params, state, chunk, window=False)
-        return cache_feed.commit(sampler, state, new, count)
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(jnp.expand_dims(fresh, range(1, old.ndim)), new, old)
 
-    def waits(state: Generation) -> Array:
-        return jnp.any(cache_feed.pending_count(sampler, state) > sampler.capacity)
+    # What the cache held is never read again: none of its slots is filled.
+    kept = dataclasses.replace(state, cache=None)
+    state = dataclasses.replace(jax.tree.map(choose, begun, kept), cache=state.cache)
+    if prefills and sampler.cached and sampler.slots:
+        # Windows must be fed whole where their rows see one another.
+        chunk = min(max(sampler.prefill, schedule.width), sampler.slots)
 
-    return jax.lax.while_loop(waits, feed, state)
+        def waits(state: Generation) -> Array:
+            return jnp.asarray(fresh) & (
+                cache_feed.pending_count(sampler, state) > sampler.capacity
+            )
+
+        def feed(state: Generation) -> Generation:
+            _, new, count = cache_feed.show_new(sampler, params, state, chunk, window=False)
+            return cache_feed.commit(sampler, state, new, jnp.where(waits(state), count, 0))
+
+        state = jax.lax.while_loop(lambda state: jnp.any(waits(state)), feed, state)
+    return _placed(state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def advance(
-    sampler: Sampler, rule: Rule, params: PyTree, state: Generation, rounds: Int[ArrayLike, ""]
+    sampler: Sampler,
+    rule: Rule,
+    params: PyTree,
+    state: Generation,
+    rounds: Int[ArrayLike, ""] = TO_THE_END,
+    live: Int[ArrayLike, ""] = 0,
 ) -> Generation:
-    """Runs the loop until all texts are done, but at most `rounds` rounds. Donates `state`."""
+    """Runs the loop until at most `live` texts are not done, or for `rounds` rounds. Donates
+    `state`."""
     steps = sampler.spec.schedule.steps
 
     def goes_on(carry: tuple[Array, Generation]) -> Array:
         left, state = carry
-        return (left > 0) & jnp.any(state.step < steps)
+        return (left > 0) & (jnp.sum(state.step < steps) > live)
 
     def round_(carry: tuple[Array, Generation]) -> tuple[Array, Generation]:
         left, state = carry
         return left - 1, _round(sampler, rule, params, state)
 
-    return jax.lax.while_loop(goes_on, round_, (jnp.asarray(rounds, jnp.int32), state))[1]
+    return _placed(jax.lax.while_loop(goes_on, round_, (jnp.asarray(rounds, jnp.int32), state))[1])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def finish(sampler: Sampler, prompts: Prompts, state: Generation) -> Generated:
-    """The texts of a state that is done."""
+def finish(sampler: Sampler, state: Generation) -> Generated:
+    """The texts of a state, whole on every device of a mesh in use."""
     position = jnp.arange(state.tokens.shape[1])[None]
-    length = jnp.asarray(prompts.stop)
+    length = state.stop
     if sampler.eos is not None:
         ends = _ends(sampler, state.tokens, state.frozen)
         first = jnp.argmax(ends, axis=1)
         length = jnp.where(ends.any(1), jnp.minimum(first + 1, length), length)
     tokens = jnp.where(position < length[:, None], state.tokens, sampler.spec.bos)
-    return Generated(tokens, length, state.nfe, state.corrections)
+    found = Generated(tokens, length, state.step, state.nfe, state.corrections)
+    return Generated(*(sharding.constrain(leaf, *("whole",) * leaf.ndim) for leaf in found))
+
+
+def _placed(state: Generation) -> Generation:
+    """The state, cut along texts and heads among the devices of a mesh in use."""
+    placed = jax.tree.map(lambda leaf: sharding.constrain(leaf, *axes_of(leaf)), state)
+    return cast(Generation, placed)
 
 
 # ---------------------------------------------------------------------------------------------

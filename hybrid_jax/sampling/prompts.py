@@ -51,14 +51,30 @@ def build(
     Raises:
       UserError: if a prompt leaves no room, has nothing to generate, or holds an unknown id.
     """
+    stops = check(rows, length=length, vocab_size=vocab_size, stop=stop)
+    given = np.zeros((len(rows), length), np.int32)
+    frozen = np.zeros((len(rows), length), bool)
+    for number, row in enumerate(rows):
+        ids = np.asarray(row, np.int32).reshape(-1)
+        given[number, : len(ids)] = np.where(ids == GAP, 0, ids)
+        frozen[number, : len(ids)] = ids != GAP
+    return Prompts(given, frozen, stops.astype(np.int32))
+
+
+def check(
+    rows: Sequence[Sequence[int]],
+    *,
+    length: int,
+    vocab_size: int,
+    stop: Sequence[int] | int | None = None,
+) -> Int[np.ndarray, "B"]:
+    """The tokens wanted of each text. Arguments and errors are those of `build`."""
     batch = len(rows)
     if not batch:
         raise UserError("There are no prompts: give at least one, which may be empty.")
     stops = np.broadcast_to(length if stop is None else np.asarray(stop), batch)
     if not np.issubdtype(stops.dtype, np.integer):
         raise UserError(f"Texts have whole numbers of tokens, and not {stop}.")
-    given = np.zeros((batch, length), np.int32)
-    frozen = np.zeros((batch, length), bool)
     for number, (row, wanted) in enumerate(zip(rows, stops, strict=True)):
         ids = np.asarray(row, np.int64).reshape(-1)
         name = f"Prompt {number + 1}" if batch > 1 else "The prompt"
@@ -82,6 +98,4 @@ def build(
                 f"{name} fills all {wanted} tokens and leaves nothing to generate: shorten it, or "
                 "put a gap into it."
             )
-        given[number, : len(ids)] = np.where(ids == GAP, 0, ids)
-        frozen[number, : len(ids)] = ids != GAP
-    return Prompts(given, frozen, stops.astype(np.int32))
+    return stops

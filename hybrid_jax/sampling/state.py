@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.loss import Network, Spec
+from hybrid_jax.models.cache import AXES as CACHE_AXES
 
 
 @runtime_checkable
@@ -64,6 +65,14 @@ class Sampler:
         most = int(np.diff(settled).max(initial=0))
         return min(max(most, 1), self.slots)
 
+    def prefills(self, given: int) -> bool:
+        """True if a text may begin with more settled rows than a round can feed.
+
+        Args:
+          given: number of its given tokens.
+        """
+        return self.cached and given + self.spec.layout.shift > self.capacity
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +82,7 @@ class Generation:
     Attributes:
       tokens: int32 [B, L], MASK where nothing is shown yet.
       frozen: bool [B, L], given tokens.
+      stop: int32 [B], tokens wanted.
       keys: typed keys [B].
       confidence: float32 [B, L], see `rules.Window`.
       step: int32 [B], the step to do next; S when the text is done.
@@ -86,6 +96,7 @@ class Generation:
 
     tokens: Int32[Array, "B L"]
     frozen: Bool[Array, "B L"]
+    stop: Int32[Array, "B"]
     keys: Key[Array, "B"]
     confidence: Float32[Array, "B L"]
     step: Int32[Array, "B"]
@@ -95,6 +106,11 @@ class Generation:
     following: Int32[Array, "B S+1"]
     nfe: Int32[Array, "B"]
     corrections: Int32[Array, "B"]
+
+
+def axes_of(leaf: Any) -> tuple[str, ...]:
+    """Logical axes of a leaf of a `Generation` (see `sharding`)."""
+    return CACHE_AXES if leaf.ndim == len(CACHE_AXES) else ("batch", *("whole",) * (leaf.ndim - 1))
 
 
 class Place(NamedTuple):
@@ -122,10 +138,12 @@ class Generated(NamedTuple):
     Attributes:
       tokens: int32 [B, L] without MASK; behind `length` the beginning-of-sequence token.
       length: int32 [B], tokens of each text, an ending eos included.
+      step: int32 [B], see `Generation`: S if the text is done; of others, the rest means nothing.
       nfe, corrections: int32 [B], see `Generation`.
     """
 
     tokens: Int32[Array, "B L"]
     length: Int32[Array, "B"]
+    step: Int32[Array, "B"]
     nfe: Int32[Array, "B"]
     corrections: Int32[Array, "B"]

@@ -15,6 +15,7 @@ from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded
+from hybrid_jax.runtime.processes import raise_on_all
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.workdir import RunData
 
@@ -27,6 +28,7 @@ class Pretrained:
       params: the averaged parameters (EMA), to evaluate and sample with.
       step: updates made.
       data: the records that it was trained on; None if they are not known.
+      mesh: of the devices that hold the parameters, and among which texts are divided.
     """
 
     experiment: Experiment
@@ -36,6 +38,7 @@ class Pretrained:
     params: Any
     step: int
     data: RunData | None = None
+    mesh: Mesh = dataclasses.field(default_factory=sharding.one_device)
 
 
 def load(
@@ -46,18 +49,25 @@ def load(
     Args:
       step: of the checkpoint; "best" for the one with the lowest bound on validation text, None for
         the newest that is intact.
-      mesh: of the devices that each get a copy of the parameters; None for the first device.
+      mesh: of the devices to use, which cuts the parameters as in training; None for the first
+        device alone.
 
     Raises:
       UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
     """
     workdir = expanded(workdir)
-    experiment = workdirs.load(workdir)
-    tokenizer, data = workdirs.load_tokenizer(workdir), workdirs.load_data(workdir)
+    experiment, tokenizer, data = raise_on_all(
+        lambda: (
+            workdirs.load(workdir),
+            workdirs.load_tokenizer(workdir),
+            workdirs.load_data(workdir),
+        )
+    )
     network = experiment.network(tokenizer.vocab_size)
-    place = sharding.everywhere(mesh or sharding.one_device())
+    mesh = mesh or sharding.one_device()
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
-    params = sharding.with_shardings(shapes, jax.tree.map(lambda _: place, shapes))
+    places = sharding.like_parameters(mesh, shapes, network.axes)
+    params = sharding.with_shardings(shapes, places)
     folder = workdir / "checkpoints"
     with Checkpointer(folder, read_only=True) as saver:
         if step == "best":
@@ -77,4 +87,5 @@ def load(
         params=found[1]["ema"],
         step=found[0],
         data=data,
+        mesh=mesh,
     )

@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.sharding import constrain
 
 _WIDTHS = 128  # rows are padded to a multiple, so that few shapes are compiled
 _CHUNK = 256  # positions whose logits exist at the same time
@@ -25,7 +29,8 @@ class Scorer:
     Attributes:
       name: the name it was loaded by.
       network: its sizes, hashable.
-      params: float32 arrays by name.
+      params: float32 arrays by name, on `mesh`.
+      mesh: of the devices among which rows are divided.
       features: (network, params, rows) -> float32 [B, R, D], the input of the head; rows are
         int32 [B, R], R ≤ context, and no row of features depends on tokens behind it.
       logits: (network, params, features [D]) -> float32 [V].
@@ -38,6 +43,7 @@ class Scorer:
     name: str
     network: Any
     params: Any = dataclasses.field(repr=False)
+    mesh: Mesh = dataclasses.field(default_factory=sharding.one_device)
     features: Function
     logits: Function
     vocab_size: int
@@ -90,6 +96,8 @@ def score(
     windows = [window for i, text in enumerate(texts) for window in _windows(i, text, scorer)]
     # Windows of like lengths together, so that little is padded.
     windows.sort(key=lambda w: (w.length, w.text))
+    shards = sharding.batch_shards(scorer.mesh)
+    batch_size = -(-batch_size // shards) * shards
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
         widest = min(-(-batch[-1].length // _WIDTHS) * _WIDTHS, scorer.context)
@@ -100,7 +108,8 @@ def score(
             rows[row, : window.length] = texts[window.text][window.start : window.stop]
             if scorer.needs_bos:  # a window begins as the text does
                 rows[row, 0] = texts[window.text][0]
-        each, at_end = (np.asarray(part) for part in read(rows, sizes))
+        with sharding.use(scorer.mesh):
+            each, at_end = jax.device_get(read(rows, sizes))
         for row, (text, start, stop, known) in enumerate(batch):
             out[text][known - 1 : stop - 1] = each[row, known - start - 1 : stop - start - 1]
             if stop == len(texts[text]):
@@ -114,6 +123,8 @@ def fingerprint(described: Any, params: Any) -> str:
     digest = hashlib.sha256(repr(described).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
+        if not getattr(leaf, "is_fully_addressable", True):  # pieces are with other processes
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
 
@@ -138,22 +149,27 @@ def _read(
 
     Returns:
       Nats, float32 [B, R − 1], −log p(token i + 1 | tokens up to i), undefined past a row's length
-      (zeros if not wanted); and float32 [B, D], features at each row's last token.
+      (zeros if not wanted); and float32 [B, D], features at each row's last token; whole on every
+      device of a mesh in use.
     """
+    rows = constrain(rows, "batch", "whole")
     found = features(network, params, rows)
     at_end = jnp.take_along_axis(found, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    at_end = constrain(at_end, "whole", "whole")
     batch, count = rows.shape[0], rows.shape[1] - 1
     if not nats:
         return jnp.zeros((batch, count)), at_end
 
-    def one(place: tuple[jax.Array, jax.Array]) -> jax.Array:
-        feature, target = place
+    @jax.vmap
+    def column(feature: jax.Array, target: jax.Array) -> jax.Array:
         scores = logits(network, params, feature)
         return jax.nn.logsumexp(scores) - scores[target]
 
-    # The logits of a batch never exist together.
-    places = (found[:, :-1].reshape(-1, found.shape[-1]), rows[:, 1:].reshape(-1))
-    return jnp.reshape(jax.lax.map(one, places, batch_size=_CHUNK), (batch, count)), at_end
+    # The logits of a batch never exist together; columns, since rows are divided among devices.
+    columns = (jnp.moveaxis(found[:, :-1], 1, 0), rows[:, 1:].T)
+    at_once = max(1, _CHUNK // batch)
+    each = jax.lax.map(lambda place: column(*place), columns, batch_size=at_once)
+    return constrain(each.T, "whole", "whole"), at_end
 
 
 class _Window(NamedTuple):

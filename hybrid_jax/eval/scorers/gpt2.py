@@ -20,12 +20,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from hybrid_jax.data.tokenizers import gpt2 as tokenizers
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_settings
 from hybrid_jax.eval.scorers.base import Scorer
 from hybrid_jax.interop import weights
+from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.decode import from_values
 from hybrid_jax.runtime.sharding import constrain
 
@@ -158,22 +160,23 @@ def _norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> ja
 # Loading.
 
 
-def load(source: str | Path) -> Scorer:
+def load(source: str | Path, mesh: Mesh | None = None) -> Scorer:
     """A scorer from a folder, or from the Hugging Face hub by name; see `weights.find`.
 
     Raises:
       UserError: if files or packages are missing, or hold no GPT-2 with a tied head.
     """
-    return _read(weights.find(source, others=_TOKENIZER_FILES), str(source))
+    return _read(weights.find(source, others=_TOKENIZER_FILES), str(source), mesh)
 
 
-def load_with_tokenizer(source: str | Path) -> tuple[Scorer, Tokenizer]:
+def load_with_tokenizer(source: str | Path, mesh: Mesh | None = None) -> tuple[Scorer, Tokenizer]:
     """`load`, and the tokenizer whose two files lie beside the weights. Raises as `load`."""
     folder = weights.find(source, others=_TOKENIZER_FILES)
-    return _read(folder, str(source)), tokenizers.load(folder)
+    return _read(folder, str(source), mesh), tokenizers.load(folder)
 
 
-def _read(folder: Path, name: str) -> Scorer:
+def _read(folder: Path, name: str, mesh: Mesh | None) -> Scorer:
+    mesh = mesh or sharding.one_device()
     path = folder / weights.CONFIG
     known = {field.name for field in dataclasses.fields(GPT2Config)}
     values = {name: x for name, x in weights.read_json(path).items() if name in known}
@@ -181,7 +184,8 @@ def _read(folder: Path, name: str) -> Scorer:
     return Scorer(
         name=name,
         network=config,
-        params=_parameters(folder, config),
+        params=jax.device_put(_parameters(folder, config), sharding.everywhere(mesh)),
+        mesh=mesh,
         features=features,
         logits=logits,
         vocab_size=config.vocab_size,
@@ -206,5 +210,4 @@ def _parameters(folder: Path, config: GPT2Config) -> dict[str, Any]:
         raise UserError(f"The weights in {folder} have a head that is not tied to the embedding.")
     if not all(math.isfinite(float(x.sum())) for x in (*params.values(), *layers.values())):
         raise UserError(f"The weights in {folder} hold values that are not finite.")
-    arrays: dict[str, Any] = jax.tree.map(jnp.asarray, {**params, "layers": layers})
-    return arrays
+    return {**params, "layers": layers}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
@@ -19,7 +20,7 @@ from hybrid_jax.training import pretrained
 
 
 def load(
-    workdir: str | Path, *, step: int | Literal["best"] | None = None
+    workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
 ) -> tuple[Scorer, Tokenizer]:
     """A scorer from the workdir of a run such as `configs/ar.py` trains, and its tokenizer.
 
@@ -30,7 +31,7 @@ def load(
       UserError: if it cannot be read, or its run is not autoregressive with shifted rows.
     """
     workdir = expanded(workdir)
-    model = pretrained.load(workdir, step=step)
+    model = pretrained.load(workdir, step=step, mesh=mesh)
     if not model.spec.layout.plain(model.spec.schedule):
         raise UserError(
             f"{workdir} cannot score texts: it holds a run of {model.spec.schedule.name} with "
@@ -41,6 +42,7 @@ def load(
         name=f"{workdir}, step {model.step}",
         network=model.network,
         params=model.params,
+        mesh=model.mesh,
         features=_features,
         logits=_logits,
         vocab_size=model.network.vocab_size,

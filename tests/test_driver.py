@@ -1,0 +1,168 @@
+"""Generation by request: places that are filled again, and devices that share the texts."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from runs import finished, together
+from tiny import LENGTH
+
+from hybrid_jax.errors import UserError
+from hybrid_jax.eval import perplexity
+from hybrid_jax.eval.datasets import validation_set
+from hybrid_jax.eval.scorers import load as scorers
+from hybrid_jax.eval.scorers.base import score
+from hybrid_jax.generation import driver, generator, requests
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.sharding import MeshConfig
+from hybrid_jax.sampling import rules
+from hybrid_jax.training import pretrained
+
+PROMPTS = ["", "12 plus", "7", "", "a b", "33 plus 33 ma", "", "5 plus", "", "1", "", "22"]
+MESHES = {"8 devices": MeshConfig(data=8, fsdp=1), "tensor": MeshConfig(data=4, fsdp=1, tensor=2)}
+
+
+@pytest.fixture(scope="module")
+def ended(epsilon):
+    """A generator whose texts end early: a common letter is their end token."""
+    own = generator.build(pretrained.load(epsilon), rule=rules.make("acs", eta=0.5))
+    return dataclasses.replace(own, sampler=dataclasses.replace(own.sampler, eos=ord(" ")))
+
+
+def asked(own: generator.Generator) -> list[requests.Request]:
+    return [requests.beginning(text, own.model.tokenizer, stop=LENGTH) for text in PROMPTS]
+
+
+@pytest.mark.parametrize("places", [1, 5])
+def test_a_text_in_a_place_that_was_used_is_the_text_alone(ended, places):
+    texts = driver.run(ended, asked(ended), seed=3, batch_size=places)
+    assert [text.number for text in texts] == list(range(len(PROMPTS)))
+    assert len({text.nfe for text in texts}) > 2  # they end at different rounds
+    assert texts == driver.run(ended, asked(ended), seed=3, batch_size=len(PROMPTS))
+
+
+def test_no_text_waits_for_the_longest_of_a_batch(ended):
+    """With P places, rounds ≤ (sum of the texts' rounds)/P + the longest text: Graham's bound for
+    lists that leave no place empty, which batches of P do not keep."""
+    rounds = []
+    places = 3
+    texts = driver.run(
+        ended, asked(ended), seed=3, batch_size=places, every=1,
+        on_round=lambda r: rounds.append((r.numbers, np.asarray(r.state.nfe))),
+    )  # fmt: skip
+    nfe = [text.nfe for text in texts]
+    batches = sum(max(nfe[first : first + places]) for first in range(0, len(nfe), places))
+    # Rounds of the loop: in each, the NFE of a text that is in work grows by one.
+    worked = sum(
+        any(b[place] == a[place] + 1 for place in np.flatnonzero(before == now))
+        for (before, a), (now, b) in itertools.pairwise(rounds)
+    )
+    assert worked <= sum(nfe) / places + max(nfe)
+    assert worked < batches
+    empty = [np.sum(numbers < 0) for numbers, _ in rounds[:-1]]
+    assert sum(n > 0 for n in empty) <= 2 * max(nfe)  # only at the end
+
+
+def test_texts_are_those_of_one_device_on_any_mesh(ended, epsilon):
+    wanted = driver.run(ended, asked(ended), seed=3, batch_size=4)
+    for name, config in MESHES.items():
+        model = pretrained.load(epsilon, mesh=sharding.make_mesh(config))
+        own = dataclasses.replace(ended, model=model)
+        seen = []
+        texts = driver.run(own, asked(own), seed=3, batch_size=8, on_round=seen.append)
+        assert texts == wanted, name
+        # The work is really divided: each device holds a part of the texts, and of the heads.
+        for leaf in jax.tree.leaves(seen[0].state):
+            part = leaf.sharding.shard_shape(leaf.shape)
+            shards = sharding.batch_shards(model.mesh)
+            if leaf.ndim == 5:
+                tensor = model.mesh.shape["tensor"]
+                assert part[1:3] == (leaf.shape[1] // shards, leaf.shape[2] // tensor)
+            else:
+                assert part[0] == leaf.shape[0] // shards
+
+
+def test_bounds_and_scores_do_not_depend_on_the_mesh(epsilon, ar):
+    def measured(mesh):
+        model = pretrained.load(epsilon, mesh=mesh)
+        dataset = validation_set(model.experiment)
+        packed = perplexity.records_of(model, dataset, 11)
+        bound = model.experiment.bound(model.tokenizer.vocab_size)
+        found = perplexity.measure(model, dataset, packed, bound, draws=2, batch_size=6, seed=0)
+        scorer, _ = scorers.load(f"run:{ar}", mesh)
+        rows = np.concatenate([np.full((len(packed), 1), scorer.vocab_size - 1), packed.tokens], 1)
+        scores = score(scorer, rows, np.full(len(rows), LENGTH + 1), batch_size=3)
+        return [found.estimate.nll, found.estimate.nll_se], scores, scorer.fingerprint
+
+    bound, scores, name = measured(None)
+    for config in MESHES.values():
+        again, found, same = measured(sharding.make_mesh(config))
+        np.testing.assert_allclose(again, bound, rtol=1e-5)
+        np.testing.assert_allclose(found.nats, scores.nats, atol=1e-5)
+        np.testing.assert_allclose(found.features, scores.features, atol=1e-5)
+        assert same == name
+
+
+def test_compiling_ahead_leaves_nothing_to_compile(ended):
+    def compiled():
+        return [part._cache_size() for part in (driver._begin, driver.loop.advance)]
+
+    driver.compile_rounds(ended, asked(ended), batch_size=2)
+    before = compiled()
+    driver.run(ended, asked(ended), seed=3, batch_size=2, every=2)
+    assert compiled() == before
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_any_work(ended):
+    wanted = [*asked(ended), requests.Request(prompt="", ids=[1] * LENGTH, stop=LENGTH)]
+    with pytest.raises(UserError, match=r"Prompt 13 fills all 16 tokens"):
+        next(driver.rounds(ended, wanted, seed=0, batch_size=1, every=1))
+    assert driver.run(ended, [], seed=0, batch_size=1) == []
+
+
+def said(out: str) -> str:
+    """Standard output without the lines of the library that connects processes on CPU."""
+    lines = out.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("[Gloo]"))
+
+
+def test_two_processes_write_and_evaluate_as_one(epsilon, ar, tmp_path):
+    """Each has two devices; process 0 alone prints and writes."""
+
+    def run(processes: int, name: str) -> list[tuple[int, str, str]]:
+        out = tmp_path / f"{name}.jsonl"
+        write = ["hybrid_jax.generate", f"--workdir={epsilon}", f"--out={out}", "--seed=2",
+                 "--prompt=1", "--prompt=22 plus", "--num_samples=3", "--batch_size=4"]  # fmt: skip
+        with together([write] * processes, tmp_path, devices=2) as children:
+            return finished(children)
+
+    ((status, shown, err),) = run(1, "alone")
+    assert status == 0, err
+    first, second = run(2, "shared")
+    assert [first[0], second[0]] == [0, 0], first[2] + second[2]
+    assert (said(first[1]), said(second[1])) == (shown, "")
+    texts = (tmp_path / "shared.jsonl").read_text(encoding="utf-8")
+    assert texts == (tmp_path / "alone.jsonl").read_text(encoding="utf-8")
+    assert len(texts.splitlines()) == 6
+
+    measure = ["hybrid_jax.evaluate", f"--workdir={epsilon}", f"--texts={tmp_path}/shared.jsonl",
+               f"--scorer=run:{ar}", "--batch_size=4"]  # fmt: skip
+    with together([measure] * 2, tmp_path, devices=2) as children:
+        first, second = finished(children)
+    assert [first[0], second[0]] == [0, 0], first[2] + second[2]
+    assert "shared" in first[1]
+    assert said(second[1]) == ""
+    (stored,) = (epsilon / "evaluation").glob("quality-shared-*.json")
+    assert json.loads(stored.read_text(encoding="utf-8"))["texts"] == 6
+
+
+def test_processes_that_were_asked_for_different_texts_stop(epsilon, tmp_path):
+    command = ["hybrid_jax.generate", f"--workdir={epsilon}"]
+    with together([[*command, "--seed=1"], [*command, "--seed=2"]], tmp_path) as children:
+        for status, out, err in finished(children):
+            assert status == 2, err
+            assert said(out) == ""
+            assert "error: Process 1 has another request than process 0: start all" in err
