@@ -252,7 +252,7 @@ def _write(
     """Encodes passages in batches and adds each to the writer of its split."""
     # disable=None: the bar is for terminals, a log has no use for it.
     with tqdm(desc="preparing", unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        for batch in _batches(passages):
+        for batch in batches(passages):
             encoded = tokenizer.encode_batch([piece for _, piece, _ in batch])
             for (is_held_out, piece, ends), ids in zip(batch, encoded, strict=True):
                 size = len(piece.encode("utf-8"))
@@ -260,15 +260,17 @@ def _write(
                 bar.update(size)
 
 
-def _batches(passages: Iterator[tuple[bool, list[str]]]) -> Iterator[list[tuple[bool, str, bool]]]:
-    """Lists of (held out?, piece, last of its passage?), each of about `_BATCH_CHARACTERS`."""
+def batches(
+    passages: Iterator[tuple[bool, list[str]]], size: int = _BATCH_CHARACTERS
+) -> Iterator[list[tuple[bool, str, bool]]]:
+    """Lists of (held out?, piece, last of its passage?), each of about `size` characters."""
     batch: list[tuple[bool, str, bool]] = []
     characters = 0
     for is_held_out, pieces in passages:
         for number, piece in enumerate(pieces, start=1):
             batch.append((is_held_out, piece, number == len(pieces)))
             characters += len(piece)
-            if characters >= _BATCH_CHARACTERS:
+            if characters >= size:
                 yield batch
                 batch, characters = [], 0
     yield batch
