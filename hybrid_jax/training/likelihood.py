@@ -46,14 +46,8 @@ class BoundEstimate:
 
     def values(self) -> dict[str, float]:
         """As scalars to log."""
-        names = (
-            "nll",
-            "nll_se",
-            "perplexity",
-            "perplexity_se",
-            "bits_per_byte",
-            "unigram_perplexity",
-        )
+        names = ("nll", "nll_se", "perplexity", "perplexity_se", "bits_per_byte",
+                 "unigram_perplexity")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
