@@ -1,7 +1,6 @@
 """Generation by request: places that are filled again, and devices that share the texts."""
 
 import dataclasses
-import itertools
 import json
 
 import jax
@@ -36,34 +35,35 @@ def asked(own: generator.Generator) -> list[requests.Request]:
     return [requests.beginning(text, own.model.tokenizer, stop=LENGTH) for text in PROMPTS]
 
 
-@pytest.mark.parametrize("places", [1, 5])
-def test_a_text_in_a_place_that_was_used_is_the_text_alone(ended, places):
-    texts = driver.run(ended, asked(ended), seed=3, batch_size=places)
-    assert [text.number for text in texts] == list(range(len(PROMPTS)))
-    assert len({text.nfe for text in texts}) > 2  # they end at different rounds
-    assert texts == driver.run(ended, asked(ended), seed=3, batch_size=len(PROMPTS))
+@pytest.fixture(scope="module")
+def one_by_one(ar):
+    """Plain autoregression, whose prompts are fed in rounds of their own."""
+    return generator.build(pretrained.load(ar), rule=rules.make("ancestral"))
 
 
-def test_no_text_waits_for_the_longest_of_a_batch(ended):
-    """With P places, rounds ≤ (sum of the texts' rounds)/P + the longest text: Graham's bound for
-    lists that leave no place empty, which batches of P do not keep."""
-    rounds = []
-    places = 3
-    texts = driver.run(
-        ended, asked(ended), seed=3, batch_size=places, every=1,
-        on_round=lambda r: rounds.append((r.numbers, np.asarray(r.state.nfe))),
-    )  # fmt: skip
-    nfe = [text.nfe for text in texts]
-    batches = sum(max(nfe[first : first + places]) for first in range(0, len(nfe), places))
-    # Rounds of the loop: in each, the NFE of a text that is in work grows by one.
-    worked = sum(
-        any(b[place] == a[place] + 1 for place in np.flatnonzero(before == now))
-        for (before, a), (now, b) in itertools.pairwise(rounds)
-    )
-    assert worked <= sum(nfe) / places + max(nfe)
-    assert worked < batches
-    empty = [np.sum(numbers < 0) for numbers, _ in rounds[:-1]]
-    assert sum(n > 0 for n in empty) <= 2 * max(nfe)  # only at the end
+@pytest.mark.parametrize("kind", ["ended", "one_by_one"])
+def test_a_text_in_a_place_that_was_used_is_the_text_alone(request, kind):
+    own = request.getfixturevalue(kind)
+    whole = driver.run(own, asked(own), seed=3, batch_size=len(PROMPTS))
+    assert [text.number for text in whole] == list(range(len(PROMPTS)))
+    assert len({text.nfe for text in whole}) > 2  # they end at different rounds
+    for places in (1, 5):
+        assert driver.run(own, asked(own), seed=3, batch_size=places) == whole
+
+
+@pytest.mark.parametrize("every", [None, 1, 3])
+def test_no_place_is_idle_while_requests_wait(ended, every):
+    """All places have then worked on texts in as many rounds."""
+    places, worked, compared = 3, np.zeros(3, int), 0
+    for round_ in driver.rounds(ended, asked(ended), seed=3, batch_size=places, every=every):
+        if round_.numbers.max() == len(PROMPTS) - 1:
+            break
+        so_far = worked + round_.state.nfe
+        assert len(set(so_far.tolist())) == 1
+        compared += len(round_.texts) < places
+        for place in round_.texts:
+            worked[place] = so_far[place]
+    assert compared >= 3
 
 
 def test_texts_are_those_of_one_device_on_any_mesh(ended, epsilon):

@@ -325,7 +325,10 @@ def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, epsilon):
         (["--scorer=run:{ar}", "--pareto", "--rules=best"], "There is no rule 'best'"),
         (["--scorer=run:{ar}", "--pareto", "--rules=acs,acs"], "--rules names acs 2 times"),
         (["--scorer=run:{ar}", "--pareto", "--rho=4,4.0"], "--rho names 4.0 2 times"),
-        (["--scorer=run:{ar}", "--pareto", "--count=1"], "--count: '1' is not a whole number in 2"),
+        (
+            ["--scorer=run:{ar}", "--pareto", "--count=1"],
+            "--count: '1' is not a whole number in 2 …",
+        ),
         (["--scorer=run:{ar}", "--pareto", "--protocol=best"], "Unknown protocol"),
     ],
 )

@@ -171,16 +171,14 @@ def renew(
         # Windows must be fed whole where their rows see one another.
         chunk = min(max(sampler.prefill, schedule.width), sampler.slots)
 
-        def waits(state: Generation) -> Array:
-            return jnp.asarray(fresh) & (
-                cache_feed.pending_count(sampler, state) > sampler.capacity
-            )
-
         def feed(state: Generation) -> Generation:
             _, new, count = cache_feed.show_new(sampler, params, state, chunk, window=False)
-            return cache_feed.commit(sampler, state, new, jnp.where(waits(state), count, 0))
+            return cache_feed.commit(sampler, state, new, count)
 
-        state = jax.lax.while_loop(lambda state: jnp.any(waits(state)), feed, state)
+        def waits(state: Generation) -> Array:
+            return jnp.any(cache_feed.pending_count(sampler, state) > sampler.capacity)
+
+        state = jax.lax.while_loop(waits, feed, state)
     return _placed(state)
 
 
