@@ -15,8 +15,8 @@ from typing import Any, Literal
 import ml_collections
 
 from hybrid_jax.data import manifest as manifests
+from hybrid_jax.data import tokenizers
 from hybrid_jax.data.manifest import Manifest
-from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError, check_settings, free, only, resolved
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.hyperschedule import Hyperschedule
@@ -44,7 +44,8 @@ class DataConfig:
     Attributes:
       source, valid_source: where documents come from; a share of `source` is held out when
         `valid_source` is empty.
-      tokenizer: "sentencepiece", "byte" or "gpt2:FOLDER".
+      tokenizer: "sentencepiece", "byte", "char", "gpt2:FOLDER", "hf:NAME" or "ids:VOCABULARY", see
+        `data.tokenizers.make_tokenizer`.
       vocab_size: of a sentencepiece tokenizer, which is trained; 512 for None.
       length: L, tokens of a record.
       dir: folder of prepared records; empty for one under `data/` named after these settings.
@@ -61,11 +62,7 @@ class DataConfig:
         check_settings(self, "data.", vocab_size=1, length=1)
         if self.length > _LONGEST:
             raise UserError(f"data.length must be at most {_LONGEST}, but is {self.length}.")
-        if self.tokenizer.partition(":")[0] not in ("sentencepiece", "byte", "gpt2"):
-            raise UserError(
-                f"data.tokenizer must be sentencepiece, byte or gpt2:FOLDER, but is "
-                f"{self.tokenizer!r}."
-            )
+        tokenizers.split_name(self.tokenizer, whole=False)
 
     @property
     def preparation(self) -> dict[str, Any]:
@@ -76,9 +73,7 @@ class DataConfig:
     @property
     def expected_vocab_size(self) -> int:
         """N, the number of real tokens, without the tokenizer at hand."""
-        if self.tokenizer == "sentencepiece":
-            return int(resolved(self).vocab_size)
-        return ByteTokenizer.vocab_size if self.tokenizer == "byte" else 50_257
+        return int(resolved(self).vocab_size or tokenizers.expected_size(self.tokenizer))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

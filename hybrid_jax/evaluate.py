@@ -104,7 +104,8 @@ def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
     files = []
 
     say(f"{model.experiment.name}, step {model.step}: {bound.label}")
-    say(f"{'data set':24}{'perplexity':>22}{'bits/byte':>11}{'records':>9}{'draws':>7}")
+    unit = "bits/byte" if model.tokenizer.token_bytes.any() else "bits/token"
+    say(f"{'data set':24}{'perplexity':>22}{unit:>11}{'records':>9}{'draws':>7}")
     for dataset in wanted:
         read = functools.partial(perplexity.records_of, model, dataset, options.records)
         packed = raise_on_all(read)
@@ -132,7 +133,7 @@ def _row(found: perplexity.Measurement) -> str:
     error = "" if estimate.records == 1 else f" ± {estimate.perplexity_se:.2f}"
     value = f"{sign} {estimate.perplexity:.2f}{error}"
     return (
-        f"{found.dataset.name:24}{value:>22}{estimate.bits_per_byte:>11.3f}"
+        f"{found.dataset.name:24}{value:>22}{estimate.bits[0]:>11.3f}"
         f"{estimate.records:>9,}{estimate.draws:>7}"
     )
 

@@ -210,8 +210,12 @@ def spec_of(schedule_name, kernel, alignment, *, context="causal", **objective_s
     )
 
 
-def sampler_distribution(spec, network, params):
-    """Exact distribution of the ancestral sampler after the last step, [N + 1] * L."""
+def sampler_distribution(spec, network, params, given=(-1,) * LENGTH):
+    """Exact distribution of the ancestral sampler after the last step, [N + 1] * L.
+
+    `given`: tokens that it keeps, −1 where there is none.
+    """
+    free = np.array(given) < 0
     schedule, kernel = spec.schedule, spec.kernel
     states = all_sequences(kernel.vocab_size + 1, LENGTH)
 
@@ -219,7 +223,7 @@ def sampler_distribution(spec, network, params):
         """P(next token | state) for every state and position: [states, L, N + 1]."""
         level = schedule.level(step, POSITIONS) / schedule.levels
         after = schedule.level(step + 1, POSITIONS) / schedule.levels
-        active = level != after
+        active = (level != after) & free
         one = functools.partial(spec.objective.reverse_step, kernel)
         log_next = jax.vmap(jax.vmap(one), (0, 0, None, None))(
             logits,
@@ -233,7 +237,8 @@ def sampler_distribution(spec, network, params):
     logits = all_logits(spec, network, params)
     chances = quick_jit(jax.vmap(moves))(jnp.arange(schedule.steps), logits)
     start = np.exp(np.asarray(noising.marginal(kernel, 0, 1.0), np.float64))
-    mass = np.einsum("a,b,c->abc", start, start, start)
+    starts = [start if token < 0 else np.eye(kernel.vocab_size + 1)[token] for token in given]
+    mass = np.einsum("a,b,c->abc", *starts)
     for chance in np.asarray(chances, np.float64):
         weight = mass.reshape(-1)
         now = weight > 0  # impossible states have no reverse step

@@ -1,6 +1,7 @@
 """The public interface: what README shows, without cost until it is used."""
 
 import doctest
+import json
 import math
 import re
 import subprocess
@@ -15,6 +16,7 @@ import tiny
 
 import hybrid_jax as hj
 from hybrid_jax import evaluate, generate
+from hybrid_jax import score as score_command
 from hybrid_jax.api import model as api
 from hybrid_jax.config import TrainConfig
 from hybrid_jax.eval.score import score
@@ -144,6 +146,78 @@ def test_the_score_of_a_text_is_a_mean_of_draws_with_its_error(epsilon):
         model.score(["a", ""])
     with pytest.raises(hj.UserError, match="at least 2 draws"):
         score(model, ["a"], draws=1)
+
+
+def test_a_score_behind_a_prompt_is_that_of_the_rest(ar, epsilon):
+    """log p(rest | prompt) = log p(prompt, rest) − log p(prompt) for autoregression. All ways to go
+    on by a letter have together at most 1, within the error of bounds."""
+    model = hj.load(ar)
+    prompt, rest = AR_TEXT[:7], AR_TEXT[7:12]
+    whole, alone = model.score([prompt + rest, prompt])
+    (behind,) = model.score(rest, prompt=prompt)
+    assert behind.nll == pytest.approx(whole.nll - alone.nll, rel=1e-5)
+    assert (behind.tokens, behind.bytes) == (5, 5)
+    for run in (ar, epsilon):
+        letters = [chr(i) for i in range(128)]
+        scores = hj.load(run).score(letters, prompt="1 plu", draws=256)
+        total = sum(math.exp(-score.nll) for score in scores)
+        error = max(score.nll_se for score in scores)
+        assert 0.5 < total <= math.exp(4 * error) + 1e-5
+
+
+def test_a_score_does_not_depend_on_what_is_scored_beside_it(epsilon):
+    model = hj.load(epsilon)
+    texts = ["makes 2", "m", "makes 24.\n", "plus 1 plus"]
+    together = model.score(texts, prompt="1 plu", draws=8)
+    for order in ([3, 1, 0, 2], [1], [2, 0]):
+        again = model.score([texts[i] for i in order], prompt=["1 plu"] * len(order), draws=8)
+        for number, found in zip(order, again, strict=True):
+            np.testing.assert_allclose(found.draws, together[number].draws, rtol=1e-4)
+    with pytest.raises(hj.UserError, match="Text 1 has 9 tokens behind a prompt of 8, but the mod"):
+        model.score(["a", "b" * 9], prompt="12345678")
+    with pytest.raises(hj.UserError, match="There are 1 prompts for 2 texts"):
+        model.score(["a", "b"], prompt=["x"])
+
+
+def test_draws_are_shared_so_that_differences_are_known_better_than_values(epsilon):
+    from hybrid_jax.eval.score import chance_of_noise
+
+    model = hj.load(epsilon)
+    one, two = model.score(["makes 24", "makes 25"], prompt="12 plus ", draws=256)
+    apart = math.hypot(one.nll_se, two.nll_se)
+    together = np.std(np.subtract(one.draws, two.draws), ddof=1) / 16
+    assert together < 0.8 * apart
+    better, worse = sorted((one, two), key=lambda score: score.nll)
+    assert 0 <= chance_of_noise(better, worse) <= 0.5
+    assert chance_of_noise(one, one) == 0.5
+
+
+def test_the_command_ranks_choices_and_writes_scores(epsilon, ar, tmp_path, capsys):
+    out = tmp_path / "scores.jsonl"
+    command = [f"--workdir={epsilon}", "--prompt=12 plu", "--draws=32", f"--out={out}"]
+    assert score_command.main([*command, "--choice=q", "--choice=s 1", "--choice=s"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    wanted = hj.load(epsilon).score(["q", "s 1", "s"], prompt="12 plu", draws=32)
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["text"] for row in rows] == ["q", "s 1", "s"]
+    np.testing.assert_allclose([row["nll"] for row in rows], [w.nll for w in wanted], rtol=1e-6)
+    ranked = sorted(range(3), key=lambda i: wanted[i].nll)
+    assert [line.rpartition("  ")[2] for line in said[2:]] == [["q", "s 1", "s"][i] for i in ranked]
+    (tmp_path / "texts.txt").write_text("12 plus\n1", encoding="utf-8")
+    assert score_command.main([f"--workdir={ar}", f"--texts={tmp_path}/texts.txt"]) == 0
+    assert "±" not in capsys.readouterr().out  # likelihoods
+    for flags, message in {
+        (): "Say what to score",
+        ("--choice=a",): "There is one --choice",
+        ("--choice=a", "--choice="): "Text 1 is empty",
+        ("--choice=a", "--choice=b", "--texts=x"): "--texts has no effect with --choice",
+        ("--choice=a", "--choice=b", f"--prompt={'x' * 16}"): "behind a prompt of 16",
+        ("--texts=/nowhere",): "/nowhere cannot be read",
+    }.items():
+        assert score_command.main([f"--workdir={ar}", *flags]) == 2
+        said = capsys.readouterr()
+        assert message in said.err
+        assert (said.err.count("\n"), said.out) == (1, "")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from *training* rows, with all phases and all noisy sequences weighted by their 
 The two sides share only the kernels, whose own tests compare them with matrix exponentials.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -24,8 +25,8 @@ from enumeration import (
     spec_of,
 )
 
+from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method import loss as estimator
-from hybrid_jax.method import noising
 from hybrid_jax.method.objective import Draw
 from hybrid_jax.models.transformer import Transformer
 
@@ -44,18 +45,23 @@ def transformer(tokens):
     return network, jax.tree.unflatten(tree, wild)
 
 
-def enumerated_bound(spec, network, params, data):
-    """Σ over phases and noisy sequences, weighted exactly: the mean of the training estimator."""
+def enumerated_bound(spec, network, params, data, given=(-1,) * LENGTH):
+    """Σ over phases and noisy sequences, weighted exactly: the mean of the training estimator.
+
+    `given`: tokens of all `data` that are never corrupted, −1 where there is none.
+    """
     schedule, kernel = spec.schedule, spec.kernel
     phases = all_sequences(schedule.phases, schedule.phase_groups)
+    free = np.array(given) < 0
     states = all_sequences(kernel.vocab_size + 1, LENGTH)
+    states = states[np.all(free | (states == given), axis=1)]
     n = len(states)
 
     def total(tokens, phase):
         step, _ = schedule.tile(phase)
         level = schedule.level(step, POSITIONS) / schedule.levels
         after = schedule.level(step + 1, POSITIONS) / schedule.levels
-        draw = Draw(level, after, level - after, level != after)
+        draw = Draw(level, after, level - after, (level != after) & free)
         noised = estimator.Noised(
             tokens=jnp.broadcast_to(tokens, (n, LENGTH)),
             noisy=jnp.asarray(states),
@@ -64,7 +70,7 @@ def enumerated_bound(spec, network, params, data):
         )
         terms = estimator.drawn_terms(spec, network, params, noised).sum(1)
         log_q = jax.vmap(lambda x, t: noising.marginal(kernel, x, t))(tokens, level)
-        weight = jnp.exp(log_q[POSITIONS, states].sum(1))
+        weight = jnp.exp(jnp.where(free, log_q[POSITIONS, states], 0.0).sum(1))
         return jnp.sum(jnp.where(weight > 0, weight * terms, 0.0))
 
     run = quick_jit(jax.vmap(jax.vmap(total, (None, 0)), (0, None)))
@@ -149,3 +155,86 @@ def test_bound_holds_for_three_tokens():
 
 def test_bound_holds_for_a_transformer():
     check(spec_of("slide", kernels(2)["gamma .1"], "shifted"), *transformer(2), exact=False)
+
+
+GIVEN = [(1, -1, -1), (0, 1, -1), (-1, 0, -1), (1, -1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("schedule_name", "kernel_name", "alignment"),
+    [
+        ("quenched AR", "absorbing", "shifted"),
+        ("flat", "absorbing", "aligned"),
+        ("block", "epsilon", "shifted"),
+        ("slide", "gamma .1", "aligned"),
+        ("custom", "absorbing", "shifted"),
+    ],
+)
+def test_bound_holds_given_tokens_that_the_sampler_keeps(schedule_name, kernel_name, alignment):
+    """−log p(rest | given) of the sampler that keeps what is given, for prompts and for gaps. The
+    sum over all ways to go on is at most 1, and 1 for autoregression behind a prompt."""
+    spec = spec_of(schedule_name, kernels(2)[kernel_name], alignment)
+    network, params = reader(2)
+    for given in GIVEN:
+        exact = sampler_distribution(spec, network, params, given)
+        data = all_sequences(2, LENGTH)
+        data = data[np.all((np.array(given) < 0) | (data == given), axis=1)]
+        p = exact[tuple(data.T)]
+        assert p.sum() == pytest.approx(1.0, abs=1e-5)
+        bound = enumerated_bound(spec, network, params, data, given)
+        with np.errstate(divide="ignore"):
+            assert np.all(bound >= -np.log(p) - 1e-5)
+        if schedule_name == "quenched AR":
+            np.testing.assert_allclose(bound, -np.log(p), rtol=2e-5, atol=5e-6)
+        assert np.exp(-bound).sum() <= 1 + 1e-5
+
+
+def test_given_tokens_are_not_corrupted_and_have_no_term():
+    spec = spec_of("block", kernels(3)["epsilon"], "aligned")
+    count = 400
+    tokens = jnp.broadcast_to(jnp.array([0, 1, 2]), (count, LENGTH))
+    given = jnp.broadcast_to(jnp.array([False, True, False]), (count, LENGTH))
+    batch = estimator.Batch(tokens, jnp.arange(count), jax.random.key(0), count)
+    plain = estimator.corrupt_batch(spec, batch)
+    noised = estimator.corrupt_batch(spec, batch._replace(given=given))
+    np.testing.assert_array_equal(noised.noisy[:, 1], 1)
+    assert np.any(plain.noisy[:, 1] != 1)
+    np.testing.assert_array_equal(noised.noisy[:, ::2], plain.noisy[:, ::2])
+    assert not np.any(noised.draw.active[:, 1])
+    np.testing.assert_array_equal(noised.draw.active[:, ::2], plain.draw.active[:, ::2])
+    terms = estimator.batch_terms(spec, *reader(3), batch._replace(given=given))
+    np.testing.assert_array_equal(terms[:, 1], 0)
+    assert np.any(terms[:, 0] > 0)
+
+
+@pytest.mark.parametrize("schedule_name", ["quenched AR", "flat", "block", "slide", "custom"])
+@pytest.mark.parametrize("alignment", ["aligned", "shifted"])
+def test_positions_behind_the_length_do_not_exist(schedule_name, alignment):
+    """The terms are those of the hyperschedule's beginning, whatever stands behind."""
+    spec = spec_of(schedule_name, kernels(2)["gamma .1"], alignment)
+    schedule, length = spec.schedule, 2
+    short = dataclasses.replace(spec, schedule=hyperschedule.beginning(schedule, length))
+    network, params = transformer(2)
+    count = 24
+    tokens = jax.random.randint(jax.random.key(1), (count, LENGTH), 0, 2)
+    batch = estimator.Batch(tokens, jnp.arange(count), jax.random.key(2), count)
+    noised = estimator.corrupt_batch(spec, batch._replace(length=jnp.full(count, length)))
+    assert not np.any(noised.draw.active[:, length:])
+    found = estimator.drawn_terms(spec, network, params, noised)
+    other = noised._replace(tokens=noised.tokens.at[:, length:].set(0),
+                            noisy=noised.noisy.at[:, length:].set(1))  # fmt: skip
+    np.testing.assert_array_equal(found, estimator.drawn_terms(spec, network, params, other))
+    wanted = estimator.drawn_terms(
+        short,
+        network,
+        params,
+        estimator.Noised(
+            tokens=tokens[:, :length],
+            noisy=noised.noisy[:, :length],
+            phase=noised.phase[:, : short.schedule.phase_groups],
+            draw=jax.tree.map(lambda x: x[:, :length], noised.draw),
+        ),
+    )
+    scale = short.schedule.phases / schedule.phases
+    np.testing.assert_allclose(found[:, :length] * scale, wanted, rtol=1e-4, atol=1e-5)
+    assert np.any(found > 0)

@@ -51,7 +51,11 @@ from hybrid_jax.training import loop, workdir
         ("sampling.top_k", "4294967296", "top_k must be at most 2147483647"),
         ("train.accumulation", "5", "is not divisible by"),
         ("train.ema_decay", "1.0", r"must lie in \[0, 1\)"),
-        ("data.tokenizer", "bytes", "must be sentencepiece, byte or gpt2:FOLDER"),
+        (
+            "data.tokenizer",
+            "bytes",
+            "Unknown tokenizer 'bytes': choose sentencepiece, byte, char, ",
+        ),
         ("schedule.width", "65", "does not fit a sequence of 64 positions"),
         ("schedule.family", "blok", "is not one of quenched_ar, flat, block, slide"),
         ("schedule.levels", "0", "must be at least 1"),

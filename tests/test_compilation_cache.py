@@ -151,7 +151,7 @@ def test_programs_for_other_cores_have_another_folder(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["main", "generate", "evaluate", "demo.__main__", "figures.__main__"]
+    "name", ["main", "generate", "evaluate", "score", "demo.__main__", "figures.__main__"]
 )
 def test_every_command_that_compiles_keeps_programs(name, monkeypatch, tmp_path):
     called = []

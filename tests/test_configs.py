@@ -39,6 +39,7 @@ HYBRID = ("block(ω=8, T=8)", "block(ω=16, T=16)")
 FLAT = ("flat(T=64)", "flat(T=512)", "flat(T=1024)")
 METHODS = {
     "ar": ("absorbing", ("quenched AR",) * 3),
+    "code": ("epsilon(0.01)", (*HYBRID, "flat(T=1024)")),
     "bd3lm": ("absorbing", (*HYBRID, "block(ω=16, T=16)")),
     "epsilon_hybrid": ("epsilon(0.01)", (*HYBRID, "flat(T=1024)")),
     "gamma_hybrid": ("gamma(0.01)", (*HYBRID, "flat(T=2048)")),
@@ -48,7 +49,7 @@ METHODS = {
 }
 
 
-def test_the_rows_of_the_paper_are_there():
+def test_all_configs_are_known():
     assert sorted(METHODS) == NAMES
 
 
@@ -57,7 +58,8 @@ def test_the_rows_of_the_paper_are_there():
 def test_one_training_step_of_every_config_has_its_shapes(name, size):
     made = experiment(f"{name}:{size}")
     vocab_size = made.data.expected_vocab_size
-    assert vocab_size == {"tiny": 512, "small": 16_384, "base": 50_257}[size]
+    tiny = 1024 if name == "code" else 512
+    assert vocab_size == {"tiny": tiny, "small": 16_384, "base": 50_257}[size]
     setup = TrainSetup.build(made, vocab_size, bos=0)
     kernel, schedules = METHODS[name]
     assert setup.spec.schedule.name == schedules[SIZES.index(size)]

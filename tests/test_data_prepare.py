@@ -47,7 +47,7 @@ def stored(folder, split: str) -> np.ndarray:
     return records.read(range(len(records))).reshape(-1)
 
 
-@pytest.mark.parametrize("kind", ["sentencepiece", "byte", "gpt2"])
+@pytest.mark.parametrize("kind", ["sentencepiece", "byte", "char", "gpt2"])
 def test_records_are_the_documents_one_after_the_other(story, tmp_path, kind, request):
     wanted = kind
     if kind == "gpt2":
@@ -58,7 +58,8 @@ def test_records_are_the_documents_one_after_the_other(story, tmp_path, kind, re
     prepare.check_tokenizer(manifest, tokenizer)
     assert manifest.tokenizer_name == tokenizer.name == kind
     held_out = splits.held_out(story, every=20)
-    passages = list(splits.passages(story, held_out=held_out))
+    found = splits.passages(story, held_out=held_out)
+    passages = [(is_valid, list(pieces)) for is_valid, pieces in found]
     for name in ("train", "valid"):
         texts = ["".join(parts) for is_valid, parts in passages if is_valid == (name == "valid")]
         expected = np.concatenate([[*tokenizer.encode(text), tokenizer.eos] for text in texts])
@@ -143,6 +144,62 @@ def test_the_tokenizer_sees_no_held_out_text(tmp_path):
     assert {sizes[c] for c in letters if c not in valid} == {1}
 
 
+@pytest.mark.parametrize("valid", ["", "a text of its own, with ζ\n" * 9])
+def test_the_alphabet_is_that_of_all_text(tmp_path, valid):
+    """Validation text has letters that no other text has, and is prepared all the same."""
+    texts = [text + chr(0x4E00 + n) for n, text in enumerate(STORY)]
+    story = write_story(tmp_path / "a.jsonl", texts)
+    other = valid and write_story(tmp_path / "b.jsonl", [valid])
+    wanted = settings(story, tokenizer="char", valid_source=other)
+    manifest = prepare.prepare(**wanted, out=tmp_path / "out")
+    assert manifest.vocab_size == len(set("".join([*texts, valid]))) + 1
+    train = stored(tmp_path / "out", "train")
+    assert not set(stored(tmp_path / "out", "valid")) <= set(train)
+
+
+NUMBERS = [" ".join(str((n * n + i) % 90) for i in range(40 + n)) for n in range(60)]
+
+
+@pytest.mark.parametrize("lines", [NUMBERS, [" ".join(NUMBERS), *NUMBERS[:2]]])
+def test_records_of_ids_are_the_lines(tmp_path, lines):
+    """Also where lines are long and cut into pieces."""
+    (tmp_path / "a.txt").write_text("".join(f"{line}\n\n" for line in lines))
+    write_story(tmp_path / "a.jsonl", lines)
+    made = [
+        prepare.prepare(
+            **settings(f"lines:{tmp_path}/a.{kind}", tokenizer="ids:90"), out=tmp_path / kind
+        )
+        for kind in ("txt", "jsonl")
+    ]
+    assert made[0].identity == made[1].identity
+    assert (made[0].vocab_size, made[0].train.bytes_per_token) == (91, 0.0)
+    held_out = splits.held_out(made[0].source, every=20, least=256)
+    for split in ("train", "valid"):
+        passages = splits.passages(made[0].source, held_out=held_out)
+        texts = ["".join(parts) for is_valid, parts in passages if is_valid == (split == "valid")]
+        expected = [i for text in texts for i in (*map(int, text.split()), 90)]
+        tokens = stored(tmp_path / "txt", split).tolist()
+        assert tokens == expected[: len(tokens)]
+
+
+@pytest.mark.parametrize("kind", ["lines:{}/a.txt", "files:{}/a.txt", "files:{}/a.jsonl"])
+@pytest.mark.parametrize("is_valid", [False, True])
+def test_a_line_with_a_wrong_id_is_named(tmp_path, kind, is_valid):
+    lines = [*NUMBERS[:3], "", "1 2 90 3"]
+    (tmp_path / "a.txt").write_text("\n".join(lines))
+    (tmp_path / "a.jsonl").write_text("\n".join(x and json.dumps({"text": x}) for x in lines))
+    good = write_story(tmp_path / "good.jsonl", NUMBERS)
+    source = kind.format(tmp_path)
+    chosen = (good, source) if is_valid else (source, "")
+    wanted = settings(chosen[0], valid_source=chosen[1], tokenizer="ids:90")
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    assert str(caught.value) == (
+        f"Line 5 of {source.partition(':')[2]} is wrong: The id 90 of the record '1 2 90 3' is "
+        "outside 0 … 89, those of the tokenizer ids:90."
+    )
+
+
 def test_types_of_tokens_leave_room_for_mask():
     assert token_dtype(2**16 - 1) == np.uint16
     assert token_dtype(2**16) == np.uint32
@@ -153,10 +210,10 @@ def test_documents_longer_than_the_buffer_are_packed(tmp_path):
     ids = np.arange(3_000_000) % 250
     token_bytes = np.ones(258, np.int32)
     with RecordWriter(
-        tmp_path, "train", length=1 << 21, eos=257, token_bytes=token_bytes, shard_records=9
+        tmp_path, "train", length=1 << 21, token_bytes=token_bytes, shard_records=9
     ) as writer:
         for start in range(0, len(ids), 100_000):
-            writer.add(ids[start : start + 100_000], text_bytes=100_000, ends=False)
+            writer.add(ids[start : start + 100_000], text_bytes=100_000, documents=0)
         split = writer.finish()
     assert (split.records, split.dropped_tokens) == (1, 3_000_000 - (1 << 21))
     expected = ids[: 1 << 21].astype("<u2").tobytes()
@@ -303,6 +360,26 @@ def test_records_of_other_tokenizer_files_are_refused(story, tmp_path):
         prepare.prepare(**settings(story, tokenizer=tokenizer), out=out)
 
 
+def test_records_keep_the_tokenizer_of_hugging_face(story, tmp_path):
+    """A copy of their own, and the files are compared while they are there."""
+    library = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    made = library.ByteLevelBPETokenizer()
+    made.train_from_iterator(STORY, vocab_size=300, show_progress=False)
+    (tmp_path / "hf").mkdir()
+    made.save(f"{tmp_path}/hf/tokenizer.json")
+    wanted = settings(story, tokenizer=f"hf:{tmp_path}/hf")
+    out = tmp_path / "out"
+    manifest = prepare.prepare(**wanted, out=out)
+    valid = tokenizers.load_tokenizer(out).decode(stored(out, "valid"))
+    rewrite(tmp_path / "hf" / "tokenizer.json")
+    with pytest.raises(UserError, match=r"other text \(.*tokenizer.json has changed\)"):
+        prepare.prepare(**wanted, out=out)
+    shutil.rmtree(tmp_path / "hf")
+    assert prepare.prepare(**wanted, out=out) == manifest
+    assert tokenizers.load_tokenizer(out).decode(stored(out, "valid")) == valid
+    assert valid[:9] == "Document "
+
+
 def test_records_of_another_python_are_refused(story, tmp_path, monkeypatch):
     wanted = settings(story, valid_source="pydocs")
     monkeypatch.setattr(pydocs, "_corpus", lambda: ("All the documentation of one Python.",))
@@ -405,35 +482,54 @@ def test_a_failure_leaves_nothing(tmp_path):
 
 
 # A test run in the background of a shell ignores these signals, and so would its children.
-LISTENING = (
-    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-    "runpy.run_module('hybrid_jax.data.prepare', run_name='__main__', alter_sys=True)"
-)
+LISTENING = """
+import signal, sys, time
+from hybrid_jax.data import prepare, splits
+
+def wait(source):
+    print("waiting", flush=True)
+    time.sleep(600)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+splits.digests = wait
+sys.exit(prepare.main())
+"""
+KEPT = "what is encoded is kept: the same command goes on from there\n"
 
 
 @contextlib.contextmanager
 def stalled(story, folder):
-    """A process that prepares `folder`/out and waits for text from a pipe."""
-    fifo = folder / "slow.txt"
-    os.mkfifo(fifo)
+    """A process that prepares `folder`/out and does not come to an end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", LISTENING, f"--source={story}", f"--valid_source=files:{fifo}",
+        [sys.executable, "-c", LISTENING, f"--source={story}", f"--valid_source={story}",
          "--tokenizer=byte", "--length=32", f"--out={folder}/out"],
-        stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with process, open(fifo, "w", encoding="utf-8"):  # opens when the other side reads
+    with process:
+        assert process.stdout.readline() == "waiting\n"
         assert any(path.name.startswith(".out-") for path in folder.iterdir())
         yield process
-    fifo.unlink()
+
+
+def test_a_pipe_is_refused(story, tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    for wanted in (
+        {"source": f"files:{tmp_path}/a.txt"},
+        {"valid_source": f"files:{tmp_path}/a.txt"},
+    ):
+        with pytest.raises(
+            UserError, match=r"a\.txt can be read only once: write its text to a file"
+        ):
+            prepare.prepare(**settings(story, **wanted), out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [
-        (signal.SIGINT, 130, "interrupted; nothing was written\n"),
-        (signal.SIGTERM, 143, "terminated; nothing was written\n"),
-        (signal.SIGHUP, 129, "terminated; nothing was written\n"),
+        (signal.SIGINT, 130, f"interrupted; {KEPT}"),
+        (signal.SIGTERM, 143, f"terminated; {KEPT}"),
+        (signal.SIGHUP, 129, f"terminated; {KEPT}"),
     ],
 )
 def test_an_interruption_leaves_nothing(story, tmp_path, number, status, message):
@@ -466,22 +562,24 @@ def test_a_full_disk_is_one_sentence(story, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {out} cannot be written: write() failed: File too large")
+    assert done.stderr.startswith(f"error: {out} cannot be written: File too large")
     assert len(done.stderr.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not out.exists()
+    prepare.prepare(**settings(story, length=16), out=out)  # which removes what the other left
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_of_two_at_once_the_first_wins(story, tmp_path, monkeypatch):
     """A second run finishes while the first one writes; both return the same manifest."""
-    out, build = tmp_path / "out", prepare._build
+    out, pack = tmp_path / "out", prepare._packed
     first = prepare.prepare(**settings(story), out=tmp_path / "first")
 
     def late(*arguments) -> Manifest:
-        manifest = build(*arguments)
+        manifest = pack(*arguments)
         (tmp_path / "first").rename(out)
         return manifest
 
-    monkeypatch.setattr(prepare, "_build", late)
+    monkeypatch.setattr(prepare, "_packed", late)
     before = (tmp_path / "first" / "manifest.json").stat().st_ino
     assert prepare.prepare(**settings(story), out=out) == first
     assert (out / "manifest.json").stat().st_ino == before
@@ -557,7 +655,7 @@ def test_too_little_text(tmp_path):
             {"tokenizer": "sentencepiece", "vocab_size": 10**11},
             "vocab_size must be at most 2147483647",
         ),
-        ({"source": "web:x"}, "Unknown source 'web:x': choose one of files, hf, pydocs, tfds."),
+        ({"source": "web:x"}, "Unknown source 'web:x': choose one of files, hf, lines, pydocs, "),
         ({"tokenizer": "words"}, "Unknown tokenizer 'words'"),
         ({"tokenizer": "sentencepiece", "vocab_size": 9}, "vocab_size=9 is too small"),
     ],

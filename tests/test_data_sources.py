@@ -1,17 +1,24 @@
 """Documents of every source, and the split into training and held-out text."""
 
+import ast
+import encodings.cp1252
 import gzip
+import html.entities
+import inspect
 import io
 import json
 import lzma
 import os
 import random
+import stringprep
+import sysconfig
 from collections.abc import Callable
+from pydoc_data import topics
 
 import pytest
 import zstandard
 
-from hybrid_jax.data import files, public, sources, splits
+from hybrid_jax.data import files, public, pysource, sources, splits
 from hybrid_jax.errors import UserError
 
 TEXT = "naïve\t日本語  two spaces\r\n\n  ➜ 🙂 end "
@@ -50,6 +57,36 @@ def test_pydocs_is_the_documentation_of_this_interpreter():
     assert not any(text.startswith(("test.", "idlelib", "site-packages")) for text in texts)
 
 
+def test_pysource_is_the_code_of_this_interpreter():
+    texts = list(sources.documents("pysource"))
+    assert texts == list(sources.documents("pysource"))
+    assert len(texts) == len(set(texts)) > 400
+    assert 5_000_000 < sum(map(len, texts)) < 20_000_000
+    assert inspect.getsource(json.decoder) in texts
+    assert all(ast.parse(text) for text in texts[:50])
+    for table in (html.entities, stringprep, encodings.cp1252, topics):
+        assert inspect.getsource(table) not in texts
+    assert not any(text.startswith("import unittest\n") for text in texts)
+
+
+def test_modules_that_do_not_parse_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: tmp_path)
+    table = "ROWS = [\n" + "    1,\n" * 60 + "]\n"
+    for name, text in {
+        "b.py": "# naïve\nx = 1\n", "a/__init__.py": "# -*- coding: latin-1 -*-\ny = 'é'\n",
+        "copy.py": "# naïve\nx = 1\n", "broken.py": "def f(\n", "empty.py": "\n",
+        "test/c.py": "z = 1\n", "not-a-name/d.py": "z = 2\n", "table.py": table,
+        "half.py": table + "\n\ndef f():\n" + "    print()\n" * 80,
+    }.items():  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="latin-1" if "latin" in text else "utf-8")
+    pysource._corpus.cache_clear()
+    found = list(pysource.documents())
+    pysource._corpus.cache_clear()
+    assert [text.splitlines()[-1] for text in found] == ["y = 'é'", "x = 1", "    print()"]
+
+
 @pytest.mark.parametrize("suffix", PACKERS)
 def test_text_and_lines_plain_and_compressed(tmp_path, suffix):
     pack = PACKERS[suffix]
@@ -57,6 +94,12 @@ def test_text_and_lines_plain_and_compressed(tmp_path, suffix):
     (tmp_path / f"a.jsonl{suffix}").write_bytes(pack(lines.encode() + b"  \n"))
     (tmp_path / f"b.txt{suffix}").write_bytes(pack(TEXT.encode()))
     assert read(tmp_path / "*") == [TEXT, "second", TEXT]
+    one_by_one = [
+        TEXT,
+        "second",
+        *(line for line in TEXT.replace("\r\n", "\n").split("\n") if line),
+    ]
+    assert list(sources.documents(f"lines:{tmp_path}/*")) == one_by_one
 
 
 def test_patterns_keep_their_order_and_files_come_once(tmp_path):
@@ -159,7 +202,7 @@ def test_a_limit_of_a_library_is_no_damage(tmp_path, monkeypatch):
     window = bytes.fromhex("28b52ffd00f0010000")  # of 2^40 bytes
 
     class Full(io.BytesIO):
-        def read(self, *_):
+        def readlines(self, *_):
             raise MemoryError
 
     monkeypatch.setitem(files._DECOMPRESSORS, ".xz", lambda _: Full())
@@ -276,11 +319,19 @@ def test_files_are_streamed(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("web:x", "Unknown source 'web:x': choose one of files, hf, pydocs, tfds."),
-        ("", "Unknown source '': choose one of files, hf, pydocs, tfds."),
+        (
+            "web:x",
+            "Unknown source 'web:x': choose one of files, hf, lines, pydocs, pysource, tfds.",
+        ),
+        ("", "Unknown source '': choose one of files, hf, lines, pydocs, pysource, tfds."),
         ("pydocs:x", "The source pydocs takes no argument, but got 'x': leave it out."),
+        ("pysource:x", "The source pysource takes no argument, but got 'x': leave it out."),
         ("files:", "The source files: names no file: write files:PATTERN."),
         ("files:{}/*.txt", "No file matches '{}/*.txt': check the path or pattern."),
+        (
+            "files:https://host/a.txt",
+            "https://host/a.txt is no file here: fetch it, or mount its bucket, and name that.",
+        ),
         ("files:{}", "{} is a folder: name its files, for example {}/*.txt."),
     ],
 )
@@ -330,10 +381,10 @@ def write_lines(path, texts) -> str:
 
 def parted(source: str, every: int = 20, least: int = 1) -> tuple[list[str], list[str]]:
     chosen = splits.held_out(source, every=every, least=least)
-    passages = list(splits.passages(source, held_out=chosen))
-    train = ["".join(pieces) for is_held_out, pieces in passages if not is_held_out]
-    valid = ["".join(pieces) for is_held_out, pieces in passages if is_held_out]
-    return train, valid
+    texts: tuple[list[str], list[str]] = ([], [])
+    for is_held_out, pieces in splits.passages(source, held_out=chosen):
+        texts[is_held_out].append("".join(pieces))
+    return texts
 
 
 def words(rng: random.Random, count: int) -> str:
@@ -417,7 +468,8 @@ def test_a_large_document_is_divided_between_lines(tmp_path):
     text = "".join(f"line {n} of a large file\n" for n in range(40_000))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     held_out = splits.held_out(f"files:{tmp_path}/a.txt", every=20)
-    passages = list(splits.passages(f"files:{tmp_path}/a.txt", held_out=held_out))
+    found = splits.passages(f"files:{tmp_path}/a.txt", held_out=held_out)
+    passages = [(is_held_out, list(pieces)) for is_held_out, pieces in found]
     # What was not divided stays together: neighbouring passages are of different splits.
     assert [is_held_out for is_held_out, _ in passages][::2] == [passages[0][0]] * -(
         -len(passages) // 2

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -24,11 +26,17 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", "byte", "gpt2"])
+BYTEWISE = ["sentencepiece", "byte", "gpt2", "hf"]
+
+
+@pytest.fixture(scope="module", params=[*BYTEWISE, "char"])
 def tokenizer(request) -> tokenizers.Tokenizer:
     if request.param == "gpt2":
         return make(f"gpt2:{request.getfixturevalue('shared_data') / 'gpt2'}")
-    return make(request.param)
+    if request.param == "hf":
+        folder = request.getfixturevalue("tmp_path_factory").mktemp("hf")
+        return make(write_hf(folder, special=["<s>", "</s>", "[MASK]"]))
+    return make(request.param, [*TEXTS, *CORPUS])
 
 
 def make(name: str, texts=CORPUS, vocab_size: int = 320) -> tokenizers.Tokenizer:
@@ -67,6 +75,7 @@ def test_special_tokens_and_mask(tokenizer):
     assert tokenizer.token_bytes[[tokenizer.bos, tokenizer.eos]].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("tokenizer", BYTEWISE, indirect=True)
 def test_bytes_that_are_no_text_are_replaced(tokenizer):
     ids = tokenizer.encode("\u2603")  # three bytes, more than one token in each of these
     assert len(ids) > 1
@@ -246,18 +255,251 @@ def test_gpt2_needs_both_files(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("words", "Unknown tokenizer 'words': choose sentencepiece, byte or gpt2:FOLDER."),
-        ("byte:x", "Unknown tokenizer 'byte:x': choose sentencepiece, byte or gpt2:FOLDER."),
-        (
-            "gpt2",
-            "The gpt2 tokenizer needs a folder with encoder.json and vocab.bpe: write gpt2:FOLDER.",
-        ),
+        *((name, f"Unknown tokenizer {name!r}: choose sentencepiece, byte, char, gpt2:FOLDER, "
+           "hf:NAME or ids:VOCABULARY.") for name in ("words", "byte:x", "char:x", "gpt2", "hf:")),
+        *((f"ids:{size}", f"The tokenizer ids:{size} does not say how many ids there are: write "
+           "ids:VOCABULARY, such as ids:128 for the ids 0 … 127.")
+          for size in ("x", "-1", "1.5", "²", "9" * 5000)),
+        ("ids:0", "The tokenizer ids:0 must have 1 … 2147483645 ids."),
+        ("ids:2147483646", "The tokenizer ids:2147483646 must have 1 … 2147483645 ids."),
     ],
-)
+)  # fmt: skip
 def test_unknown_tokenizers(name, message):
     with pytest.raises(UserError) as caught:
         make(name)
     assert str(caught.value) == message
+
+
+# Characters ----------------------------------------------------------------------------------
+
+
+def test_characters_are_in_the_order_of_unicode():
+    one, other = make("char", ["cab", "d🙂"]), make("char", ["🙂dcba" * 9])
+    assert one.encode("abcd🙂").tolist() == [0, 1, 2, 3, 4]
+    assert (one.vocab_size, one.bos, one.eos) == (6, 5, 5)
+    assert one.fingerprint == other.fingerprint != make("char", ["abc"]).fingerprint
+
+
+def test_unknown_characters_are_refused():
+    with pytest.raises(UserError) as caught:
+        make("char", ["abc"]).encode("baé")
+    assert str(caught.value) == (
+        "The character 'é' (U+00E9) is not among the 3 of this tokenizer, those of the text that "
+        "it was made for: leave it out, or use tokenizer=byte."
+    )
+    with pytest.raises(UserError, match="no text to take characters from"):
+        make("char", [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('"abd"', "are not those that"),
+        ('"ab', "is damaged"),
+        ('["a"]', "is damaged"),
+        ('""', "is damaged"),
+        ('"\\ud800"', "is damaged"),
+    ],
+)
+def test_damaged_alphabets_are_refused(tmp_path, content, message):
+    make("char", ["abc"]).save(tmp_path)
+    (tmp_path / "characters.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        tokenizers.load_tokenizer(tmp_path)
+
+
+# Ids -----------------------------------------------------------------------------------------
+
+
+def test_ids_are_read_and_written(tmp_path):
+    ids = make("ids:128")
+    assert (ids.vocab_size, ids.bos, ids.eos) == (129, 128, 128)
+    assert ids.encode(" 3 127\r\n0\n").tolist() == [3, 127, 0]
+    assert ids.decode([128, 3, 127, 128, 0]) == "3 127 0 "
+    assert ids.decode([3, 129, 129, 0], mask_text="_ ") == "3 _ _ 0 "
+    # Parts join to the whole.
+    assert ids.encode(ids.decode([1, 2]) + ids.decode([3])).tolist() == [1, 2, 3]
+    assert not ids.token_bytes.any()
+    ids.save(tmp_path)
+    assert tokenizers.load_tokenizer(tmp_path) == ids
+    assert make("ids:127").fingerprint != ids.fingerprint
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    for size, message in ((127, "are not those that"), ("many", "is damaged")):
+        (tmp_path / "tokenizer.json").write_text(json.dumps({**values, "vocab_size": size}))
+        with pytest.raises(UserError, match=message):
+            tokenizers.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3 128", "The id 128 of the record '3 128' is outside 0 … 127, those of the tokenizer "),
+        ("9" * 5000, f"The id {'9' * 12} of the record '{'9' * 40}…' is outside 0 … 127"),
+        ("1,2", "The record '1,2' holds ',': write ids separated by spaces, such as '3 17 4'."),
+        ("1\t2", r"The record '1\t2' holds '\t': write ids separated by spaces"),
+        ("-1", "The record '-1' holds '-': write ids"),
+        ("٣", "The record '٣' holds '٣': write ids"),
+    ],
+)
+def test_texts_that_are_no_ids(text, message):
+    with pytest.raises(UserError) as caught:
+        make("ids:128").encode(text)
+    assert str(caught.value).startswith(message)
+
+
+# Hugging Face --------------------------------------------------------------------------------
+
+
+def write_hf(folder, kind="bytes", special=()) -> str:
+    """A tokenizer.json trained on the corpus: of bytes, "words" or "spaces" (as of Llama 2)."""
+    library = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    pre, decoders, trainers = library.pre_tokenizers, library.decoders, library.trainers
+    common = {"vocab_size": 320, "show_progress": False}
+    if kind == "words":
+        made = library.Tokenizer(library.models.WordPiece(unk_token="[UNK]"))
+        made.normalizer = library.normalizers.BertNormalizer()
+        made.pre_tokenizer, made.decoder = pre.BertPreTokenizer(), decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(special_tokens=["[UNK]", *special], **common)
+    elif kind == "spaces":
+        made = library.Tokenizer(library.models.BPE(byte_fallback=True))
+        made.pre_tokenizer = pre.Metaspace(split=False)
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        made.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+        trainer = trainers.BpeTrainer(special_tokens=list(special), **common)
+    else:
+        made = library.Tokenizer(library.models.BPE())
+        made.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        common["initial_alphabet"] = pre.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(special_tokens=list(special), **common)
+    made.train_from_iterator(CORPUS, trainer)
+    values = json.loads(made.to_str())
+    if kind == "spaces":
+        ids = values["model"]["vocab"]
+        ids |= {f"<0x{byte:02X}>": len(ids) + byte for byte in range(256)}
+    (folder / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    return f"hf:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("special", "config", "bos", "eos"),
+    [
+        (["<s>", "</s>"], None, "<s>", "</s>"),
+        (["[CLS]", "[SEP]", "[MASK]"], None, "[CLS]", "[SEP]"),
+        (["<|endoftext|>"], None, "<|endoftext|>", "<|endoftext|>"),
+        (["</s>"], None, "</s>", "</s>"),
+        (["<s>", "</s>", "<end>"], {"eos_token": "<end>"}, "<s>", "<end>"),
+        (["<s>", "<a>"], {"bos_token": {"content": "<a>"}, "eos_token": None}, "<a>", "<a>"),
+        (["<s>", "<a>"], {"cls_token": "<a>", "eos_token": "<b>"}, "<a>", "<a>"),
+        ([], None, None, None),
+    ],
+)
+def test_hf_files_tell_bos_and_eos(tmp_path, special, config, bos, eos):
+    name = write_hf(tmp_path, special=special)
+    if config:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    made = make(name)
+    size = 320
+    # Without an end in the files, it is one more.
+    ids = {token: i for i, token in enumerate(special)} | {None: size}
+    assert (made.bos, made.eos) == (ids[bos], ids[eos])
+    assert made.vocab_size == size + (eos is None)
+    assert made.decode([made.bos, *made.encode("hares"), made.eos]) == "hares"
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    made.save(copy)
+    for again in (tokenizers.load_tokenizer(copy), make(f"hf:{copy}")):
+        assert (again.bos, again.eos, again.fingerprint) == (made.bos, made.eos, made.fingerprint)
+
+
+def test_special_tokens_of_hf_are_text_in_texts(tmp_path):
+    """Even in another process, and if the file does not say that they are special."""
+    name = write_hf(tmp_path, special=["</s>"])
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["added_tokens"][0]["special"] = False
+    path.write_text(json.dumps(values), encoding="utf-8")
+    for made in (make(name), pickle.loads(pickle.dumps(make(name)))):
+        ids = made.encode("one</s>two")
+        assert made.eos not in ids
+        assert made.decode([*ids, made.eos]) == "one</s>two"
+        assert made.token_bytes[made.eos] == 0
+
+
+def test_hf_encodes_whole_texts_always_in_the_same_way(tmp_path):
+    plain = make(write_hf(tmp_path, special=["<s>", "</s>"]))
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["truncation"] = {
+        "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0,
+    }  # fmt: skip
+    values["padding"] = {
+        "strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "<s>",
+    }  # fmt: skip
+    values["model"]["dropout"] = 0.5
+    ends = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    values["post_processor"] = {
+        "type": "TemplateProcessing", "single": ends, "pair": ends,
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }  # fmt: skip
+    path.write_text(json.dumps(values), encoding="utf-8")
+    made = make(f"hf:{path}")
+    np.testing.assert_array_equal(made.encode(CORPUS[8]), plain.encode(CORPUS[8]))
+
+
+def test_hf_with_spaces_in_front(tmp_path):
+    made = make(write_hf(tmp_path, "spaces", special=["<s>", "</s>"]))
+    text = "Document  of hares 日本\n é"
+    ids = made.encode(text)
+    assert made.decode(ids) == text
+    assert made.token_bytes[ids].sum() == len(f" {text}".encode())
+
+
+def test_hf_that_changes_texts_counts_the_bytes_of_what_comes_back(tmp_path):
+    made = make(write_hf(tmp_path, "words", special=["[SEP]"]))
+    ids = made.encode("FOXES and  狐 a rivér")
+    assert made.decode(ids) == "foxes and a river"
+    assert made.token_bytes[ids].sum() == len(" foxes and a river")
+    (unknown,) = made.encode("狐")
+    assert made.token_bytes[unknown] == 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": 5}', "[" * 100_000])
+def test_hf_files_that_are_none(tmp_path, content):
+    name = write_hf(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer.json is no tokenizer.json of Hugging Face"):
+        make(name)
+    with pytest.raises(UserError, match=r"none.json cannot be read \(No such file"):
+        make(f"hf:{tmp_path}/none.json")
+
+
+def test_hf_names_of_the_hub(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    write_hf(tmp_path)
+
+    def fetch(name, **_):
+        if name != "someone/model":
+            raise OSError("no network")
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    assert make("hf:someone/model").fingerprint == make(f"hf:{tmp_path}").fingerprint
+    assert [*tokenizers.contents("hf:someone/model")] == [f"{tmp_path}/tokenizer.json"]
+    with pytest.raises(UserError) as caught:
+        make("hf:no-model-of-this-name")
+    assert str(caught.value) == (
+        "There is no file or folder no-model-of-this-name, and no tokenizer of that name can be "
+        "fetched (no network): name a folder with tokenizer.json, or the file."
+    )
+
+
+def test_hf_needs_its_package(tmp_path, monkeypatch):
+    name = write_hf(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match=r"needs tokenizers: install it with pip install 'hybrid_j"):
+        make(name)
 
 
 def test_damaged_folders_are_refused(tmp_path):
@@ -286,3 +528,11 @@ def test_damaged_folders_are_refused(tmp_path):
         (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             tokenizers.load_tokenizer(tmp_path)
+
+
+def test_a_saved_tokenizer_has_a_name_that_makes_it_anew(tmp_path):
+    for made in (make("byte"), make("ids:7"), make(write_hf(tmp_path, special=["</s>"]))):
+        folder = tmp_path / made.name
+        folder.mkdir()
+        made.save(folder)
+        assert make(tokenizers.name_of(made, str(folder))).fingerprint == made.fingerprint

@@ -629,7 +629,7 @@ def test_the_import_and_export_commands_refuse_in_one_sentence(tmp_path, ar, cap
     export_released(random_model("gamma"), released)
     command = ["import", f"--from={released}", f"--workdir={tmp_path / 'run'}"]
     byte = [*command, "--tokenizer=byte"]
-    assert "is trained on a text" in said(capsys, *command, "--tokenizer=sentencepiece")
+    assert "is made for a text" in said(capsys, *command, "--tokenizer=sentencepiece")
     assert "Unknown tokenizer 'bytes'" in said(capsys, *command, "--tokenizer=bytes")
     config = f"--config={REPOSITORY / 'configs/gamma_hybrid.py'}"
     assert "data.tokenizer is 'sentencepiece'" in said(capsys, *byte, config)

@@ -22,7 +22,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid_jax import evaluate, generate, main
+from hybrid_jax import evaluate, generate, main, score
 from hybrid_jax.aot import __main__ as aot
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import files, prepare, sources, tokenizers
@@ -315,8 +315,8 @@ def begin(*_: object, **__: object) -> None:
 
 
 COMMANDS = {
-    "main": main, "generate": generate, "evaluate": evaluate, "aot": aot, "demo": demo,
-    "figures": figures, "interop": interop, "prepare": prepare,
+    "main": main, "generate": generate, "evaluate": evaluate, "score": score, "aot": aot,
+    "demo": demo, "figures": figures, "interop": interop, "prepare": prepare,
 }  # fmt: skip
 
 
@@ -357,6 +357,7 @@ def test_command_lines(models, folder, data):
             "main": ["--config=gamma_hybrid"],
             "generate": [f"--workdir={data.draw(runs)}"],
             "evaluate": [f"--workdir={data.draw(runs)}"],
+            "score": [f"--workdir={data.draw(runs)}", "--choice=a", "--choice=b"],
             "demo": [f"--workdir={data.draw(runs)}"],
             "aot": ["--config=gamma_hybrid", "--topology=h100:1"],
             "prepare": ["--source=pydocs", f"--out={folder}/prepared"],
@@ -370,8 +371,9 @@ def test_command_lines(models, folder, data):
         patch.setattr("sys.stdin", io.StringIO("a prompt\n"))
         patch.setattr(generate, "require_terminal", lambda: None)
         patch.setattr(generate, "generate", begin)
+        patch.setattr(score.scores, "score", begin)
         patch.setattr(evaluate.perplexity, "records_of", begin)
-        patch.setattr(prepare, "_build", begin)
+        patch.setattr(prepare, "_planned", begin)
         patch.setattr(pretrained, "load", lambda path, **_: models.get(str(path)) or begin())
         with contextlib.suppress(WorkBeginsError), one_sentence():
             options = parse(command._parser(), words)
@@ -383,6 +385,8 @@ def test_command_lines(models, folder, data):
                 generate.run(options)
             elif command is evaluate:
                 evaluate._run(options)
+            elif command is score:
+                score.run(options)
             elif command is prepare:
                 prepare._run(options)
             elif command is figures:

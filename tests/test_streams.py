@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-COMMANDS = ("main", "generate", "evaluate", "data.prepare", "figures.__main__", "interop.__main__",
-            "aot.__main__", "demo.__main__")  # fmt: skip
+COMMANDS = ("main", "generate", "evaluate", "score", "data.prepare", "figures.__main__",
+            "interop.__main__", "aot.__main__", "demo.__main__")  # fmt: skip
 COMMAND = """
 import sys
 from hybrid_jax.errors import UserError, exit_status

@@ -8,7 +8,8 @@
 The training step and the sampling loop are the real ones, and so is the compiler. Their memory and
 their communication are those of a run on such devices, and a program that does not fit is refused
 here and not there. Nothing is executed: speed and values are not checked. No data is read; the
-vocabulary has the size of ``data.vocab_size``, or that of the byte or GPT-2 tokenizer.
+vocabulary has the size of ``data.vocab_size``, or that of the byte, ids or GPT-2 tokenizer, which
+stands for files too (of characters there are 128).
 """
 
 import argparse

@@ -70,17 +70,27 @@ class Model(Pretrained):
         texts = driver.run(own, asked, seed=seed, batch_size=batch_size)
         return [text.text for text in texts]
 
-    def score(self, texts: str | Sequence[str], *, draws: int = 16, seed: int = 0) -> list[Score]:
+    def score(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt: str | Sequence[str] = "",
+        draws: int = 16,
+        seed: int = 0,
+    ) -> list[Score]:
         """Bounds −log p of texts, in nats and bits per byte, with standard errors.
 
         >>> (score,) = model.score("1 plus 1 makes 2")
         >>> score.tokens, score.bytes, score.nll > 0
         (16, 16, True)
+        >>> good, bad = model.score(["makes 2", "makes 7"], prompt="1 plus 1 ")
+        >>> good.tokens, len(good.draws)
+        (7, 16)
 
         Arguments and errors are those of `hybrid_jax.eval.score.score`.
         """
         given = [texts] if isinstance(texts, str) else list(texts)
-        return scores.score(self, given, draws=draws, seed=seed)
+        return scores.score(self, given, prompt=prompt, draws=draws, seed=seed)
 
     def perplexity(
         self,

@@ -1,7 +1,5 @@
 """Content of files and texts: its hash, and a stamp that tells without reading if it changed."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Callable, Iterable

@@ -34,6 +34,11 @@ def read(part: str, known: Iterable[Input] = ()) -> tuple[Input, ...]:
     return tuple(found)
 
 
+def stamps(parts: Iterable[str]) -> list[tuple[str, str]]:
+    """Names and stamps of the inputs of all parts, which change when one does."""
+    return [(name, stamp) for part in parts for name, (stamp, _) in _contents(part).items()]
+
+
 def changes(manifest: Manifest, folder: Path) -> str:
     """Differences between what the records in `folder` were made from and what is there now.
 
@@ -71,7 +76,9 @@ def changes(manifest: Manifest, folder: Path) -> str:
 
 
 def _contents(part: str) -> dict[str, Content]:
-    is_source = part.partition(":")[0] in sources.KINDS
+    kind, _, argument = part.partition(":")
+    # "hf:NAME:SPLIT" is a source and "hf:NAME" a tokenizer.
+    is_source = kind in sources.KINDS and (kind != "hf" or ":" in argument)
     return sources.contents(part) if is_source else tokenizers.contents(part)
 
 

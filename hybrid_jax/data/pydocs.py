@@ -4,21 +4,13 @@ About 2 MB of English that every installation has: the topics of `help()` and th
 standard library. Sources are parsed, never imported.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import sys
-import sysconfig
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from pydoc_data.topics import topics
 
-from hybrid_jax.data import content
-
-# Tests and copies of other projects, whose docstrings are not documentation.
-_SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "_vendor", "_bundled"}
+from hybrid_jax.data import content, pysource
 
 
 def documents() -> Iterator[str]:
@@ -34,24 +26,10 @@ def contents() -> dict[str, content.Content]:
 @functools.cache  # parsing takes seconds, and preparation reads a source more than once
 def _corpus() -> tuple[str, ...]:
     bodies: dict[str, None] = dict.fromkeys(topics[name] for name in sorted(topics))
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
-        parts = path.relative_to(root).with_suffix("").parts
-        # Files outside of packages (site-packages, config-…) are not part of the library.
-        if _SKIPPED.isdisjoint(parts) and all(part.isidentifier() for part in parts):
-            bodies[_module(path, ".".join(parts).removesuffix(".__init__"))] = None
+    for module in pysource.modules():
+        found = _docstrings(module.tree, module.name)
+        bodies["\n\n\n".join(f"{title}\n\n{text}" for title, text in found) + "\n"] = None
     return tuple(body for body in bodies if body.strip())
-
-
-def _module(path: Path, name: str) -> str:
-    """The docstrings of one module, each under its qualified name; "" if there are none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes and the like in others' code
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return ""  # a template, or a sample of broken code
-    return "\n\n\n".join(f"{title}\n\n{text}" for title, text in _docstrings(tree, name)) + "\n"
 
 
 def _docstrings(

@@ -4,32 +4,40 @@ A new kind of source is two functions of its argument, listed in `_SOURCES` and 
 its documents, and one to what tells whether they are still the same.
 """
 
-from __future__ import annotations
+import functools
+from collections.abc import Callable, Iterable, Iterator
 
-from collections.abc import Callable, Iterator
-
-from hybrid_jax.data import files, public, pydocs
+from hybrid_jax.data import files, public, pydocs, pysource
 from hybrid_jax.data.content import Content
 from hybrid_jax.errors import UserError
 
 
-def _pydocs(argument: str) -> Iterator[str]:
-    if argument:
-        raise UserError(f"The source pydocs takes no argument, but got {argument!r}: leave it out.")
-    return pydocs.documents()
+def _embedded(name: str, documents: Callable[[], Iterator[str]]) -> Callable[[str], Iterator[str]]:
+    def read(argument: str) -> Iterator[str]:
+        if argument:
+            raise UserError(
+                f"The source {name} takes no argument, but got {argument!r}: leave it out."
+            )
+        return documents()
+
+    return read
 
 
 _SOURCES: dict[str, Callable[[str], Iterator[str]]] = {
     "files": files.documents,
     "hf": public.hub_documents,
-    "pydocs": _pydocs,
+    "lines": functools.partial(files.documents, by_line=True),
+    "pydocs": _embedded("pydocs", pydocs.documents),
+    "pysource": _embedded("pysource", pysource.documents),
     "tfds": public.tfds_documents,
 }
 
 _CONTENTS: dict[str, Callable[[str], dict[str, Content]]] = {
     "files": files.contents,
     "hf": public.hub_contents,
+    "lines": files.contents,
     "pydocs": lambda _: pydocs.contents(),
+    "pysource": lambda _: pysource.contents(),
     "tfds": public.tfds_contents,
 }
 KINDS = tuple(_SOURCES)
@@ -39,9 +47,10 @@ def documents(source: str) -> Iterator[str]:
     """The documents of a source, each non-empty, in an order that depends on `source` alone.
 
     Args:
-      source: "pydocs" (the documentation of the running interpreter, about 2 MB of English), or
-        "files:PATTERN[,PATTERN...]" (.txt: one document a file; .jsonl: one a line, its field
-        "text"; both also ending in .gz, .xz or .zst), "tfds:NAME[/CONFIG]:SPLIT[:FIELD]" (prepared
+      source: "pydocs" or "pysource" (documentation and code of the running interpreter, 2 MB of
+        English and 9 MB of Python), "files:PATTERN[,PATTERN...]" (.txt: one document a file;
+        .jsonl: one a line, its field "text"; both also ending in .gz, .xz or .zst), "lines:" with
+        the same (one document a line of .txt too), "tfds:NAME[/CONFIG]:SPLIT[:FIELD]" (prepared
         by TFDS as ArrayRecord), or "hf:NAME[/CONFIG]:SPLIT[:FIELD]" (Hugging Face datasets).
 
     Returns:
@@ -55,6 +64,34 @@ def documents(source: str) -> Iterator[str]:
     if kind not in _SOURCES:
         raise UserError(f"Unknown source {source!r}: choose one of {', '.join(sorted(_SOURCES))}.")
     return _SOURCES[kind](argument)
+
+
+def located(source: str) -> Iterator[tuple[str, str]]:
+    """Lines of files, and documents of other sources, each behind the name of its place.
+
+    Raises:
+      UserError: as `documents`.
+    """
+    kind, _, argument = source.partition(":")
+    if kind in ("files", "lines"):
+        return files.located(argument)
+    return ((f"Document {n} of {source}", text) for n, text in enumerate(documents(source), 1))
+
+
+def streams(source: str) -> Iterator[Iterable[str]]:
+    """`documents`, each as blocks of text to be read in order: no large file is held as a whole."""
+    kind, _, argument = source.partition(":")
+    if kind in ("files", "lines"):
+        return files.streams(argument, by_line=kind == "lines")
+    return ((text,) for text in documents(source))
+
+
+def parts(source: str) -> list[str]:
+    """Sources that together have the documents of `source` in their order: one for each file."""
+    kind, _, argument = source.partition(":")
+    if kind in ("files", "lines"):
+        return [f"{kind}:{one}" for one in files.parts(argument)]
+    return [source]
 
 
 def contents(source: str) -> dict[str, Content]:

@@ -132,16 +132,28 @@ def pack(dataset: EvaluationSet, tokenizer: Tokenizer, length: int, records: int
 def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
     """Tokens in order, each part with the number of documents that end in it."""
     end = np.array([tokenizer.eos], np.int32)
+    batch: list[tuple[str, bool]] = []
+    size = 0
     detokenize = detokenizer(dataset.detokenizer)
-    documents = sources.documents(dataset.source)
-    passages = ((False, pieces(detokenize(document))) for document in documents)
-    for batch in filter(None, prepare.batches(passages, _CHARACTERS)):
-        texts = tokenizer.encode_batch([piece for _, piece, _ in batch])
-        ends = [last for _, _, last in batch]
+
+    def encode() -> tuple[np.ndarray, int]:
+        texts = tokenizer.encode_batch([text for text, _ in batch])
+        ends = [last for _, last in batch]
         joined = [
             np.append(ids, end) if last else ids for ids, last in zip(texts, ends, strict=True)
         ]
-        yield np.concatenate(joined).astype(np.int32), sum(ends)
+        return np.concatenate(joined).astype(np.int32), sum(ends)
+
+    for document in sources.documents(dataset.source):
+        parts = pieces(detokenize(document))
+        for number, piece in enumerate(parts, 1):
+            batch.append((piece, number == len(parts)))
+            size += len(piece)
+            if size >= _CHARACTERS:
+                yield encode()
+                batch, size = [], 0
+    if batch:
+        yield encode()
 
 
 def batch_count(packed: Packed, batch_size: int) -> int:

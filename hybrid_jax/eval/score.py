@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +14,25 @@ from hybrid_jax.errors import UserError, check_seed, check_text
 from hybrid_jax.eval.perplexity import is_exact
 from hybrid_jax.method import hyperschedule, loss
 from hybrid_jax.method.loss import Network, Spec
+from hybrid_jax.runtime import sharding
 from hybrid_jax.training.pretrained import Pretrained
-from hybrid_jax.training.statistics import mean_and_standard_error
+from hybrid_jax.training.statistics import bits_per_byte, mean_and_standard_error
+
+_ROWS = 64  # draws of texts at a time
+_SHORTEST = 16  # tokens; texts are padded to a power of two, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """A bound on −log p of a text.
+    """A bound on −log p of a text, or of a text behind a prompt.
 
     Attributes:
       nll: nats of the whole text; the likelihood itself if `exact`, else an upper bound.
       nll_se: standard error of `nll` over draws of levels and noise; 0 if `exact`.
-      tokens, bytes: of the text; bytes of UTF-8.
+      tokens, bytes: of the text without the prompt; bytes of UTF-8, and 0 where tokens stand for no
+        text.
       exact: whether the bound is the likelihood.
+      draws: nats of each draw, of which `nll` is the mean.
     """
 
     nll: float
@@ -33,74 +40,167 @@ class Score:
     tokens: int
     bytes: int
     exact: bool
+    draws: tuple[float, ...] = dataclasses.field(repr=False)
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nll / self.tokens
 
     @property
     def bits_per_byte(self) -> float:
-        return self.nll / math.log(2) / self.bytes
+        return bits_per_byte(self.nll, self.bytes)
 
     @property
     def bits_per_byte_se(self) -> float:
-        return self.nll_se / math.log(2) / self.bytes
+        return bits_per_byte(self.nll_se, self.bytes)
 
 
-def score(model: Pretrained, texts: Sequence[str], *, draws: int = 8, seed: int = 0) -> list[Score]:
-    """Scores texts one by one, each written from nothing by the model's hyperschedule.
+class _Piece(NamedTuple):
+    """Tokens that are scored together: the last of at most L, behind `given` ones."""
+
+    text: int
+    number: int  # among the pieces of its text
+    ids: np.ndarray
+    given: int
+
+
+def score(
+    model: Pretrained,
+    texts: Sequence[str],
+    *,
+    prompt: str | Sequence[str] = "",
+    draws: int = 8,
+    seed: int = 0,
+) -> list[Score]:
+    """Scores texts, each written by the model's hyperschedule from nothing or behind a prompt.
 
     A text shorter than the model's L positions is the beginning of the hyperschedule; a longer one
-    is cut into pieces of L tokens, whose nats are added. No end-of-document token is scored.
+    is cut into pieces of L tokens, whose nats are added. No end-of-document token is scored. A
+    prompt is kept as the sampler keeps it, and must leave room for the text.
 
     Args:
+      prompt: of all texts, or one for each; its tokens are those of `generate`.
       draws: of levels and noise for each piece, stratified; at least 2. 1 is taken if exact.
-      seed: of the draws; the same draws for equal numbers of tokens, so that texts compare.
+      seed: of the draws; the same draws for texts of like lengths, so that differences between them
+        are known better than their values.
 
     Raises:
-      UserError: for an empty text or none, a seed out of range, or fewer than 2 draws.
+      UserError: for an empty text or none, a prompt that leaves no room, a seed out of range, or
+        fewer than 2 draws.
     """
     if draws < 2:
         raise UserError(f"A standard error needs at least 2 draws, but draws is {draws}.")
     key = jax.random.key(check_seed(seed))
-    for number, text in enumerate(texts):
-        check_text(text, f"Text {number}")
-        if not text:
-            raise UserError(f"Text {number} is empty: there is nothing to score.")
+    prompts = [prompt] * len(texts) if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != len(texts):
+        raise UserError(f"There are {len(prompts)} prompts for {len(texts)} texts: give one each.")
+    pieces, tokens = [], []
+    for number, (before, text) in enumerate(zip(prompts, texts, strict=True)):
+        found = _pieces(model, number, before, text)
+        pieces += found
+        tokens.append(sum(len(piece.ids) - piece.given for piece in found))
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     exact = is_exact(model, bound)
+    count = 1 if exact else draws
+    nats = np.zeros((len(texts), count))
     spec = model.spec.for_bound(bound)
+    of_text = bool(model.tokenizer.token_bytes.any())
+    groups: dict[tuple[int, int], list[_Piece]] = {}
+    for piece in pieces:
+        size = max(_SHORTEST, 1 << (len(piece.ids) - 1).bit_length())
+        groups.setdefault((min(size, spec.schedule.length), piece.number), []).append(piece)
+    for (size, number), group in groups.items():
+        short = dataclasses.replace(spec, schedule=hyperschedule.beginning(spec.schedule, size))
+        found_nats = _measure(model, short, group, count, jax.random.fold_in(key, number))
+        nats[[piece.text for piece in group]] += found_nats
 
-    def one(text: str, ids: np.ndarray) -> Score:
-        length = spec.schedule.length
-        nll = variance = 0.0
-        for number, start in enumerate(range(0, len(ids), length)):
-            piece = ids[start : start + length]
-            short = hyperschedule.beginning(spec.schedule, len(piece))
-            values = _draws(
-                dataclasses.replace(spec, schedule=short),
-                model.network,
-                1 if exact else draws,
-                model.params,
-                piece,
-                jax.random.fold_in(key, number),
-            )
-            mean, error = mean_and_standard_error(np.asarray(values))
-            nll += mean
-            variance += 0.0 if exact else error**2
+    def one(number: int) -> Score:
+        mean, error = mean_and_standard_error(nats[number])
         return Score(
-            nll=nll,
-            nll_se=math.sqrt(variance),
-            tokens=len(ids),
-            bytes=len(text.encode("utf-8")),
+            nll=mean,
+            nll_se=0.0 if exact else error,
+            tokens=tokens[number],
+            bytes=len(texts[number].encode("utf-8")) if of_text else 0,
             exact=exact,
+            draws=tuple(nats[number].tolist()),
         )
 
-    encoded = model.tokenizer.encode_batch(texts)
-    return [one(text, ids) for text, ids in zip(texts, encoded, strict=True)]
+    return [one(number) for number in range(len(texts))]
+
+
+def chance_of_noise(better: Score, worse: Score) -> float:
+    """The chance that draws put two texts in this order though both are equal, from the paired
+    differences of their draws; 0 for likelihoods. Normal approximation."""
+    difference, error = mean_and_standard_error(np.subtract(worse.draws, better.draws))
+    if better.exact or error == 0:
+        return 0.0 if difference else 0.5
+    return 0.5 * math.erfc(difference / error / math.sqrt(2))
+
+
+def _pieces(model: Pretrained, number: int, prompt: str, text: str) -> list[_Piece]:
+    """The tokens of a text, cut where they are more than L."""
+    check_text(text, f"Text {number}")
+    check_text(prompt, f"The prompt of text {number}")
+    if not text:
+        raise UserError(f"Text {number} is empty: there is nothing to score.")
+    length, encode = model.spec.schedule.length, model.tokenizer.encode
+    if not prompt:
+        ids = np.asarray(encode(text))
+        starts = range(0, len(ids), length)
+        return [_Piece(number, n, ids[i : i + length], 0) for n, i in enumerate(starts)]
+    given, ids = np.asarray(encode(prompt)), np.asarray(encode(prompt + text))
+    # Text may be encoded otherwise behind a prompt than alone; but a prompt keeps its tokens.
+    if len(ids) <= len(given) or not np.array_equal(ids[: len(given)], given):
+        ids = np.concatenate([given, encode(text)])
+    if len(ids) > length:
+        raise UserError(
+            f"Text {number} has {len(ids) - len(given)} tokens behind a prompt of {len(given)}, "
+            f"but the model writes {length} in all: shorten one of them."
+        )
+    return [_Piece(number, 0, ids, len(given))]
+
+
+def _measure(
+    model: Pretrained, spec: Spec, pieces: Sequence[_Piece], draws: int, key: jax.Array
+) -> np.ndarray:
+    """Nats of pieces under the same draws, [pieces, draws]."""
+    size, total = spec.schedule.length, len(pieces) * draws
+    tokens = np.zeros((len(pieces), size), np.int32)
+    for row, piece in enumerate(pieces):
+        tokens[row, : len(piece.ids)] = piece.ids
+    length = np.array([len(piece.ids) for piece in pieces], np.int32)
+    given = np.array([piece.given for piece in pieces], np.int32)
+    rows = min(_ROWS, 1 << (total - 1).bit_length())
+    found = []
+    for first in range(0, total, rows):
+        of = np.minimum(np.arange(first, first + rows), total - 1)
+        which, draw = of // draws, (of % draws).astype(np.int32)
+        with sharding.use(model.mesh):
+            found.append(
+                _nats(
+                    spec, model.network, draws, model.params, tokens[which], length[which],
+                    given[which], draw, np.asarray(jax.random.key_data(key)),
+                )
+            )  # fmt: skip
+    return np.concatenate(jax.device_get(found))[:total].reshape(len(pieces), draws)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _draws(
-    spec: Spec, network: Network, count: int, params: object, tokens: jax.Array, key: jax.Array
+def _nats(
+    spec: Spec,
+    network: Network,
+    draws: int,
+    params: Any,
+    tokens: jax.Array,
+    length: jax.Array,
+    given: jax.Array,
+    draw: jax.Array,
+    key_data: jax.Array,
 ) -> jax.Array:
-    """Nats of one text under `count` draws, float32 [count]."""
-    copies = jnp.broadcast_to(tokens, (count, tokens.shape[0]))
-    batch = loss.Batch(copies, jnp.arange(count), key, count)
-    return loss.batch_terms(spec, network, params, batch).sum(axis=1)
+    """Nats of each row, float32 [R]: of tokens [R, L] from `given` to `length`, int32 [R], under
+    some of `draws` draws, int32 [R]."""
+    kept = jnp.arange(tokens.shape[1])[None] < given[:, None]
+    key = jax.random.wrap_key_data(key_data)
+    tokens = sharding.constrain(tokens, "batch", "whole")
+    batch = loss.Batch(tokens, draw, key, draws, kept, length)
+    return sharding.constrain(loss.batch_terms(spec, network, params, batch).sum(axis=1), "whole")

@@ -110,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--from", dest="source", required=True, type=path_of, metavar="FOLDER",
         help="folder with config.json and weights, or a name on the Hugging Face hub")  # fmt: skip
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder to make")
-    add("--tokenizer", required=True, help="gpt2:FOLDER, byte, or the folder of a saved one")
+    add("--tokenizer", required=True, help="gpt2:FOLDER, hf:NAME, byte, or the folder of "
+        "a saved one")  # fmt: skip
     add("--config", metavar=file, help="what to train it for (default: as it was released)")
     add = command("export", _export, "Writes a trained model in the released format.")
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")

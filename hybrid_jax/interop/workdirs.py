@@ -45,7 +45,7 @@ def workdir_from_released(
     Args:
       source: as for `load_released`.
       workdir: made; may exist if it is empty.
-      tokenizer: that the model was trained with: gpt2:FOLDER, byte, a folder in which a tokenizer
+      tokenizer: that the model was trained with: gpt2:FOLDER, hf:NAME, byte, a folder in which one
         was saved, or the tokenizer itself.
       config: what to train and evaluate it for; None for what it was released as.
       settings: of a command line that replace some of it (see `Experiment.from_config`).
@@ -152,14 +152,14 @@ def _check_fits(
 def _named_tokenizer(given: str | Tokenizer) -> tuple[str, Tokenizer]:
     """A tokenizer, and the `data.tokenizer` that prepares data with it."""
     if not isinstance(given, str):
-        return given.name, given
+        return tokenizers.name_of(given), given
     if (expanded(given) / DESCRIPTOR).exists():
         found = tokenizers.load_tokenizer(expanded(given))
-        return (f"gpt2:{given}" if found.name == "gpt2" else found.name), found
-    if given == "sentencepiece":
+        return tokenizers.name_of(found, given), found
+    if given in ("sentencepiece", "char"):
         raise UserError(
-            "A sentencepiece tokenizer is trained on a text, and this model has one already: name "
-            "the folder in which it was saved."
+            f"A {given} tokenizer is made for a text, and this model has one already: name the "
+            "folder in which it was saved."
         )
     return given, tokenizers.make_tokenizer(given, (), vocab_size=0)
 

@@ -81,12 +81,17 @@ class Batch(NamedTuple):
       places: of the examples in the global batch of `size`. What is drawn is a function of (key,
         place): it does not depend on devices, processes or accumulation.
       key: one for the whole batch.
+      given: tokens that are known, as those of a prompt are when sampling: they are never corrupted
+        and have no term. None for none.
+      length: of each example; positions from there on do not exist. None for L.
     """
 
     tokens: Int[Array, "b L"]
     places: Int[Array, "b"]
     key: Key[Array, ""]
     size: int
+    given: Bool[Array, "b L"] | None = None
+    length: Int[Array, "b"] | None = None
 
 
 class Noised(NamedTuple):
@@ -96,12 +101,14 @@ class Noised(NamedTuple):
       tokens, noisy: x and z.
       phase: of the tiling of each example (see `hyperschedule.Hyperschedule.tile`).
       draw: levels, fields [b, L].
+      length: see `Batch`.
     """
 
     tokens: Int[Array, "b L"]
     noisy: Int[Array, "b L"]
     phase: Int32[Array, "b groups"]
     draw: Draw
+    length: Int[Array, "b"] | None = None
 
 
 def batch_terms(
@@ -109,7 +116,8 @@ def batch_terms(
 ) -> Float32[Array, "b {spec.schedule.length}"]:
     """Terms of the objective's loss for every position of a batch, in nats.
 
-    The sum over an example has the loss (or bound, see `Spec.for_bound`) on −log p(x) as its mean.
+    The sum over an example has the loss (or bound, see `Spec.for_bound`) on −log p(x) as its mean,
+    or on −log p(x | given tokens) of the sampler that keeps these.
     """
     return drawn_terms(spec, network, params, corrupt_batch(spec, batch))
 
@@ -141,7 +149,7 @@ def batch_loss(
 def corrupt_batch(spec: Spec, batch: Batch) -> Noised:
     """Draws levels and noise. Raises AssertionError for records of another length."""
     schedule, kernel, time = spec.schedule, spec.kernel, spec.objective.time
-    tokens, places, key, size = batch
+    tokens, places, key, size, given, length = batch
     records = f"tokens must be int [batch, {schedule.length}]: records of the schedule's length"
     chex.assert_shape(tokens, (None, schedule.length), custom_message=records)
     chex.assert_shape(
@@ -153,7 +161,13 @@ def corrupt_batch(spec: Spec, batch: Batch) -> Noised:
     noisy = jax.vmap(functools.partial(noising.corrupt, kernel))(
         _of_examples(key_noise, places), tokens, draw.level
     )
-    return Noised(tokens, noisy, phase, draw)
+    if given is not None:
+        noisy = jnp.where(given, tokens, noisy)
+        draw = draw._replace(active=draw.active & ~given)
+    if length is not None:
+        exists = jnp.arange(schedule.length)[None] < length[:, None]
+        draw = draw._replace(active=draw.active & exists)
+    return Noised(tokens, noisy, phase, draw, length)
 
 
 def drawn_terms(
@@ -180,13 +194,16 @@ def _predicting(
     Positions that no row predicts are not active.
     """
     schedule, layout = spec.schedule, spec.layout
-    tokens, noisy, phase, draw = noised
+    tokens, noisy, phase, draw, length = noised
     rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
     held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, spec.bos))(rows, noisy, tokens)
     level = jax.vmap(layouts.row_levels)(rows, draw.level)
     # Windows that settle whole do not move with the phase: one pattern serves the whole batch.
-    shared = jax.tree.map(lambda x: x[:1], rows) if schedule.settles_whole else rows
-    pattern = Pattern(layout, schedule, shared)
+    alike = schedule.settles_whole and length is None
+    shared = jax.tree.map(lambda x: x[:1], rows) if alike else rows
+    if length is not None:
+        shared = shared._replace(valid=shared.valid & (shared.position < length[:, None]))
+    pattern = Pattern(layout, schedule, shared, length is None)
     features = network.features(params, held, shared.position, pattern, level, dropout_keys)
     source, exists = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
     draw = draw._replace(active=draw.active & exists)

@@ -64,7 +64,9 @@ class Span(NamedTuple):
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["layout", "schedule"]
+    jax.tree_util.register_dataclass,
+    data_fields=["rows"],
+    meta_fields=["layout", "schedule", "whole"],
 )
 @dataclasses.dataclass(frozen=True)
 class Pattern:
@@ -73,11 +75,13 @@ class Pattern:
     Attributes:
       layout, schedule: that made the rows.
       rows: of `layout.training_rows`, fields [B or 1, R].
+      whole: whether these are the rows as made; otherwise some are not valid in some examples.
     """
 
     layout: Layout
     schedule: Hyperschedule
     rows: Rows
+    whole: bool = True
 
     @functools.cached_property
     def regions(self) -> Regions:
@@ -106,19 +110,21 @@ class Pattern:
         """True if each row sees every row: one window, and nothing else."""
         r = self.regions
         alone = not r.leads and not r.clean and r.regular and r.width == r.noisy
-        return alone and not self.layout.causal_window
+        return self.whole and alone and not self.layout.causal_window
 
     def mask(self) -> Bool[Array, "B R R"]:
         """The mask of all pairs (query, key); B may be 1."""
         return layouts.attention_mask(self.layout, self.rows)
 
-    def constant_mask(self) -> Bool[np.ndarray, "R R"]:
-        """`mask` as a constant of the program: windows that settle whole have one for all phases.
+    @property
+    def constant(self) -> bool:
+        """True if the mask is the same in every example, so that a program may contain it."""
+        return self.whole and self.schedule.settles_whole
 
-        Raises ValueError for others.
-        """
-        if not self.schedule.settles_whole:
-            raise ValueError(f"the windows of {self.schedule.name} move with the phase")
+    def constant_mask(self) -> Bool[np.ndarray, "R R"]:
+        """`mask` as a constant of the program. Raises ValueError if it is none."""
+        if not self.constant:
+            raise ValueError(f"the rows of {self.schedule.name} are not the same in all examples")
         with jax.ensure_compile_time_eval():
             phase = jnp.zeros(self.schedule.phase_groups, jnp.int32)
             rows = layouts.training_rows(self.layout, self.schedule, phase)

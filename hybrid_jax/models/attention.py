@@ -51,7 +51,7 @@ def attend(
     chosen = choose(mask, query.dtype) if backend == "auto" else backend
     if chosen == "fused" and (mask.plain_causal or mask.full):
         return fused(query, key, value, mask)
-    if chosen == "splash" and mask.schedule.settles_whole:
+    if chosen == "splash" and mask.constant:
         from hybrid_jax.models.splash import splash  # Pallas takes a while to import
 
         return splash(query, key, value, mask.constant_mask())

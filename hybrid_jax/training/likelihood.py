@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 
 import jax
@@ -23,7 +24,7 @@ class BoundEstimate:
     Attributes:
       bound: label of the bound.
       nll, nll_se: per token, mean over records and its standard error (of records and draws).
-      bits_per_byte: the same per byte of text.
+      bits_per_byte: the same per byte of text; NaN for tokens that stand for no text.
       unigram_perplexity: of the same tokens under their own token frequencies.
       records, draws: size of the estimate.
     """
@@ -44,6 +45,13 @@ class BoundEstimate:
     def perplexity_se(self) -> float:
         return statistics.perplexity(self.nll, self.nll_se)[1]
 
+    @property
+    def bits(self) -> tuple[float, str]:
+        """Bits per byte, or per token where these stand for no text, and this unit."""
+        if math.isnan(self.bits_per_byte):
+            return self.nll / math.log(2), "token"
+        return self.bits_per_byte, "byte"
+
     def values(self) -> dict[str, float]:
         """As scalars to log."""
         names = ("nll", "nll_se", "perplexity", "perplexity_se", "bits_per_byte",
@@ -51,9 +59,10 @@ class BoundEstimate:
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
+        bits, unit = self.bits
         return (
             f"perplexity ≤ {self.perplexity:.2f} ± {self.perplexity_se:.2f} "
-            f"({self.bits_per_byte:.3f} bits per byte; {self.bound}; {self.records} records, "
+            f"({bits:.3f} bits per {unit}; {self.bound}; {self.records} records, "
             f"{self.draws} draws)"
         )
 

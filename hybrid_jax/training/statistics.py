@@ -55,7 +55,5 @@ def perplexity(nats_mean: float, nats_se: float) -> tuple[float, float]:
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
-    """Bits per byte of text. Raises ValueError unless ``bytes_per_token`` > 0."""
-    if bytes_per_token <= 0:
-        raise ValueError(f"bytes_per_token is {bytes_per_token}; it must be greater than 0")
-    return nats_per_token / math.log(2) / bytes_per_token
+    """Bits per byte of text; NaN for tokens that stand for no text, which have no bytes."""
+    return nats_per_token / math.log(2) / bytes_per_token if bytes_per_token else math.nan

@@ -1,50 +1,107 @@
 """Tokenizers by name: made for a corpus, or loaded from a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from hybrid_jax.data import sources
 from hybrid_jax.data.content import Content
-from hybrid_jax.data.tokenizers import gpt2, sentencepiece
+from hybrid_jax.data.tokenizers import char, gpt2, huggingface, sentencepiece
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
+from hybrid_jax.data.tokenizers.ids import IdTokenizer, of_vocabulary
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import parse_json
 from hybrid_jax.runtime.files import expanded
+
+# What stands behind the colon of a name, by kind.
+_ARGUMENTS = {"sentencepiece": "", "byte": "", "char": "", "gpt2": "FOLDER", "hf": "NAME",
+              "ids": "VOCABULARY"}  # fmt: skip
+
+
+def split_name(name: str, *, whole: bool = True) -> tuple[str, str]:
+    """Kind and argument of a tokenizer's name.
+
+    Args:
+      whole: whether an argument may not be missing.
+
+    Raises:
+      UserError: for an unknown kind, a missing argument, or one that the kind does not take.
+    """
+    kind, _, argument = name.partition(":")
+    takes = _ARGUMENTS.get(kind)
+    if takes is None or (argument and not takes) or (whole and takes and not argument):
+        *names, last = (f"{kind}:{takes}".rstrip(":") for kind, takes in _ARGUMENTS.items())
+        raise UserError(f"Unknown tokenizer {name!r}: choose {', '.join(names)} or {last}.")
+    return kind, argument
 
 
 def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     """The tokenizer of a name, trained where it is to be.
 
     Args:
-      name: "sentencepiece" (trained on `texts`), "byte", or "gpt2:FOLDER" with encoder.json and
-        vocab.bpe in that folder.
-      texts: read for "sentencepiece" only.
+      name: "sentencepiece" (trained on `texts`), "byte", "char" (the characters of `texts`),
+        "gpt2:FOLDER" with encoder.json and vocab.bpe in that folder, "hf:NAME" with the file
+        tokenizer.json, its folder, or a model of the Hugging Face hub, or "ids:VOCABULARY" with the
+        number of ids.
+      texts: see `reads_all`.
       vocab_size: N for "sentencepiece"; the others have their own.
 
     Raises:
       UserError: for an unknown or incomplete `name`, missing files, or an impossible `vocab_size`.
     """
-    kind, _, folder = name.partition(":")
-    if kind == "gpt2" and not folder:
-        raise UserError(
-            f"The gpt2 tokenizer needs a folder with {gpt2.ENCODER} and {gpt2.MERGES}: write "
-            "gpt2:FOLDER."
-        )
-    if kind == "gpt2":
-        return gpt2.load(expanded(folder))
-    if name == "sentencepiece":
-        return sentencepiece.train(texts, vocab_size=vocab_size)
-    if name == "byte":
-        return ByteTokenizer()
-    raise UserError(f"Unknown tokenizer {name!r}: choose sentencepiece, byte or gpt2:FOLDER.")
+    kind, argument = split_name(name)
+    makers: dict[str, Callable[[], Tokenizer]] = {
+        "sentencepiece": lambda: sentencepiece.train(texts, vocab_size=vocab_size),
+        "byte": ByteTokenizer,
+        "char": lambda: char.of_texts(texts),
+        "gpt2": lambda: gpt2.load(expanded(argument)),
+        "hf": lambda: huggingface.load(huggingface.find(argument)),
+        "ids": lambda: of_vocabulary(argument),
+    }
+    return makers[kind]()
+
+
+def reads_all(name: str) -> bool:
+    """Whether a tokenizer is made for all text, and not for that to train on alone.
+
+    An alphabet only says what can be written. Validation text may have letters of its own.
+    """
+    return name == "char"
+
+
+def expected_size(name: str) -> int:
+    """N without files and texts, which may give another: GPT-2's for files, and 128 for "char"."""
+    kind, argument = split_name(name, whole=False)
+    if kind == "ids":
+        return of_vocabulary(argument).vocab_size
+    return {"byte": ByteTokenizer.vocab_size, "char": 128}.get(kind, 50_257)
+
+
+def name_of(tokenizer: Tokenizer, folder: str = "") -> str:
+    """The name by which a tokenizer can be made anew, from the folder in which it was saved."""
+    if isinstance(tokenizer, IdTokenizer):
+        return f"ids:{tokenizer.symbols}"
+    return f"{tokenizer.name}:{folder}" if tokenizer.name in ("gpt2", "hf") else tokenizer.name
+
+
+def check_records(name: str, source: str) -> None:
+    """Raises UserError for the first line of a source that is not of a tokenizer "ids:…"."""
+    if not name.startswith("ids:") or not (source and sources.contents(source)):
+        return  # a pipe is read only once
+    tokenizer = make_tokenizer(name, (), vocab_size=0)
+    for where, text in sources.located(source):
+        try:
+            tokenizer.encode(text)
+        except UserError as error:
+            raise UserError(f"{where} is wrong: {error}") from error
 
 
 def contents(name: str) -> dict[str, Content]:
     """The content of each file that `make_tokenizer` reads. Raises UserError as it does."""
-    kind, _, folder = name.partition(":")
-    return gpt2.contents(expanded(folder)) if kind == "gpt2" else {}
+    kind, _, argument = name.partition(":")
+    if kind == "gpt2":
+        return gpt2.contents(expanded(argument))
+    return huggingface.contents(huggingface.find(argument)) if kind == "hf" else {}
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -58,6 +115,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     try:
         descriptor = parse_json(path.read_bytes())
         name, fingerprint = descriptor["name"], descriptor["fingerprint"]
+        symbols = int(descriptor.get("vocab_size", 1)) - 1  # of ids
     except OSError as error:
         raise UserError(
             f"{folder} holds no tokenizer ({DESCRIPTOR}: {error.strerror}): prepare the data first."
@@ -66,7 +124,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise UserError(f"{path} is damaged: prepare the data again in a new folder.") from error
     loaders: dict[str, Callable[[Path], Tokenizer]] = {
         "byte": lambda folder: ByteTokenizer(),
+        "char": char.load,
         "gpt2": gpt2.load,
+        "hf": huggingface.load,
+        "ids": lambda folder: IdTokenizer(symbols=symbols),
         "sentencepiece": sentencepiece.load,
     }
     if not isinstance(name, str) or name not in loaders:

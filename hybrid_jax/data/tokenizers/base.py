@@ -4,8 +4,6 @@ Real tokens are 0 ... N-1 for N = `vocab_size`. MASK, id N, belongs to the noise
 produces it, and `decode` shows it as a text of the caller's choice.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ class Tokenizer(Protocol):
     """Text to ids and back.
 
     Attributes:
-      name: its kind, "sentencepiece", "byte" or "gpt2".
+      name: its kind: "sentencepiece", "byte", "char", "gpt2", "hf" or "ids".
       vocab_size: N, the number of real tokens.
       bos, eos: ids put before a text and after a document; they may be the same.
       fingerprint: SHA-256, hexadecimal, of all that defines the mapping between text and ids.
@@ -42,14 +40,20 @@ class Tokenizer(Protocol):
 
     @property
     def token_bytes(self) -> np.ndarray:
-        """int32 [N]: UTF-8 bytes of the text of each token; 0 for special tokens.
+        """int32 [N]: UTF-8 bytes of the text of each token; 0 for special tokens, and for all
+        tokens that stand for no text.
 
         Summed over `encode(text)` they are the length of the text in bytes.
         """
         ...
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, int32 [n], without bos and eos; `decode` gives the text back exactly."""
+        """Ids of a text, int32 [n], without bos and eos; `decode` gives the text back exactly,
+        unless the class says what it changes.
+
+        Raises:
+          UserError: for a text that it cannot write.
+        """
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

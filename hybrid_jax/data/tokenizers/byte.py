@@ -1,7 +1,5 @@
 """Bytes as tokens."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

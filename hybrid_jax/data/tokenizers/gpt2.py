@@ -1,7 +1,5 @@
 """GPT-2's byte-level BPE, from its two published files."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
@@ -26,7 +24,7 @@ _SPECIAL = re.compile(r"<.+>|\[.+\]")
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # The files write each byte as a character: itself where it can be seen, else one from 256 on.
 _SEEN = [byte for byte in range(256) if chr(byte).isprintable() and byte != ord(" ")]
-_BYTES = {chr(byte): byte for byte in _SEEN} | {
+BYTES = {chr(byte): byte for byte in _SEEN} | {
     chr(256 + number): byte for number, byte in enumerate(sorted(set(range(256)) - set(_SEEN)))
 }
 
@@ -136,11 +134,11 @@ def _tokenizer(encoder: bytes, merges: bytes) -> GPT2Tokenizer:
         raise ValueError("do not give each token an id from 0 on")
     made = ["".join(pair) for pair in pairs]
     for pair, token in zip(pairs, made, strict=True):
-        if len(pair) != 2 or not set(token) <= set(_BYTES):
+        if len(pair) != 2 or not set(token) <= set(BYTES):
             raise ValueError(f"are damaged at the merge {' '.join(pair)[:40]!r}")
-    special = ids.keys() - _BYTES.keys() - set(made)
+    special = ids.keys() - BYTES.keys() - set(made)
     strange = [token for token in sorted(special) if not _SPECIAL.fullmatch(token)]
-    strange += [token for token in (*_BYTES, *made) if token not in ids]
+    strange += [token for token in (*BYTES, *made) if token not in ids]
     if strange:
         raise ValueError(f"do not belong together: only one of them has {strange[0]!r}")
     if any(ids[first] >= ids[second] for first, second in itertools.pairwise(made)):
@@ -150,7 +148,7 @@ def _tokenizer(encoder: bytes, merges: bytes) -> GPT2Tokenizer:
     return GPT2Tokenizer(
         encoder=encoder,
         merges=merges,
-        ranks={bytes(_BYTES[c] for c in token): ids[token] for token in (*_BYTES, *made)},
+        ranks={bytes(BYTES[c] for c in token): ids[token] for token in (*BYTES, *made)},
         bos=bos,
         eos=eos,
         vocab_size=max(size, bos + 1, eos + 1),

@@ -1,7 +1,5 @@
 """A SentencePiece BPE model, trained here on the text it will encode."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib
