@@ -1,7 +1,5 @@
 """Documents from text and JSON-lines files, plain or compressed."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import gzip

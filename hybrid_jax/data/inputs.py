@@ -1,7 +1,5 @@
 """Identity of what records are made from: the files of text and tokenizer, and what is in them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterable

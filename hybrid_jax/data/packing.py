@@ -1,7 +1,5 @@
 """Documents to fixed-length records in ArrayRecord shards."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Iterator

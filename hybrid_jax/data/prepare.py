@@ -7,8 +7,6 @@ Documents, each followed by eos, run on from record to record. The folder holds 
 of both splits, the tokenizer, and `manifest.json`. It appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import logging

@@ -4,8 +4,6 @@ The choice is by content: all copies of a piece of text are in one split, whatev
 the files they come from.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools
