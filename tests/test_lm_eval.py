@@ -135,13 +135,13 @@ def test_what_is_cut_is_said_once(harness, ar, caplog):
 
     warning_once.cache_clear()
     own, model = harness.Harness(workdir=ar, batch_size="auto", device="cuda:0"), hj.load(ar)
-    requests = [asked("9" * 40, "12"), asked("8" * 40, ""), asked("", "12"), asked("", "")]
-    values = own.loglikelihood(requests)
-    assert values[1] == values[3] == (0.0, True)
-    assert (values[0][0], values[2][0]) == pytest.approx(
-        [-s.nll for s in model.score(["12", "12"], prompt=["9" * 14, ""])], rel=1e-5
-    )
-    own.generate_until([asked("9" * 40, {"max_gen_toks": 2, "top_p": 0.5})])
+    pairs = [("9" * 15, "12"), ("γ" * 20, "123"), ("", "12"), ("8" * 40, ""), ("", "")]
+    *some, without, nothing = own.loglikelihood([asked(*pair) for pair in pairs])
+    assert without == nothing == (0.0, True)
+    # Of a letter of two bytes, half would be left.
+    wanted = model.score(["12", "123", "12"], prompt=["9" * 14, "γ" * 6, ""])
+    assert [bound for bound, _ in some] == pytest.approx([-w.nll for w in wanted], rel=1e-5)
+    own.generate_until([asked("9" * 40, {"max_gen_toks": 2, "top_p": 0.5, "until": None})])
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said == [
         "Contexts are cut on the left to the model's 16 tokens.",

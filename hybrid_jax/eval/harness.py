@@ -90,14 +90,15 @@ class Harness(LM):  # type: ignore[misc]
         """For each (context, continuation), a bound on log p, and whether the rule `greedy` writes
         just this; not, where it is longer than the model's L tokens."""
         pairs = [self._fitting(*request.args) for request in requests]
-        bounds, wanted, asked = self._bounds(pairs), [], {}
+        bounds, wanted = self._bounds(pairs), []
         for prompt, text in pairs:
             ids, given = tokens_behind(self._tokenizer, prompt, text)
-            whole = tuple(ids.tolist())
-            wanted.append((whole[:given], whole))
-            if given < len(whole) <= self._length:
-                new = Request(prompt=prompt, ids=list(whole[:given]), stop=len(whole))
-                asked[whole[:given], len(whole)] = new  # once for choices of one length
+            wanted.append((tuple(ids[:given].tolist()), tuple(ids.tolist())))
+        asked = {  # once for choices of one length
+            (start, len(whole)): Request(prompt="", ids=list(start), stop=len(whole))
+            for start, whole in wanted
+            if len(start) < len(whole) <= self._length
+        }
         texts = driver.run(
             self._greedy, list(asked.values()), seed=0, batch_size=self._own.batch_size
         )
@@ -135,7 +136,7 @@ class Harness(LM):  # type: ignore[misc]
     def _until(self, settings: Mapping[str, Any]) -> tuple[list[str], int]:
         """The strings that end an answer, and its most tokens, from the settings of a task."""
         known = dict(normalize_gen_kwargs(settings, min(_LONGEST, self._length // 2)))
-        until, most = known.pop("until"), known.pop("max_gen_toks")
+        until, most = [end for end in known.pop("until") if end], known.pop("max_gen_toks")
         if not 0 < most < self._length:
             raise UserError(
                 f"The task asks for answers of {most} tokens, but the model writes {self._length} "
