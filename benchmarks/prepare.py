@@ -11,7 +11,6 @@ hosts would take is computed from them: each host plans, all share the encoding,
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import resource
 import subprocess
@@ -25,6 +24,7 @@ import in_turn
 
 from hybrid_jax.data import sources
 from hybrid_jax.runtime.command_line import Parser, path_of, within
+from hybrid_jax.runtime.json_text import json_text
 
 MB = 10**6
 
@@ -41,7 +41,7 @@ def write_text(folder: Path, options: argparse.Namespace) -> int:
                 rng.shuffle(lines)
                 text = "".join(lines)
                 total += len(text.encode("utf-8"))
-                file.write(json.dumps({"text": text}) + "\n")
+                file.write(json_text({"text": text}) + "\n")
     return total
 
 

@@ -20,6 +20,7 @@ from hybrid_jax.data import content
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.files import expanded
+from hybrid_jax.runtime.json_text import json_text
 
 _READ = 1 << 16  # compressed bytes read at a time
 _BLOCK = 1 << 20  # bytes of a text handed on at a time
@@ -109,7 +110,7 @@ def parts(patterns: str) -> list[str]:
             raise UserError(
                 f"{path} can be read only once: write its text to a file, and name that."
             )
-    return [json.dumps([str(path)]) for path in paths]
+    return [json_text([str(path)]) for path in paths]
 
 
 def contents(patterns: str) -> dict[str, content.Content]:

@@ -17,6 +17,7 @@ from hybrid_jax.data.tokenizers.gpt2 import BYTES
 from hybrid_jax.errors import UserError, require
 from hybrid_jax.runtime.decode import parse_json
 from hybrid_jax.runtime.files import expanded, one_line
+from hybrid_jax.runtime.json_text import json_text
 
 _FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 _COPY = "huggingface.json"  # of the file, because our descriptor has its name
@@ -44,7 +45,7 @@ def _read(file: bytes, config: bytes) -> _Parts:
     values |= {"truncation": None, "padding": None}
     if values["model"].get("dropout"):
         values["model"]["dropout"] = None
-    library = require("tokenizers", "tokenizers").Tokenizer.from_str(json.dumps(values))
+    library = require("tokenizers", "tokenizers").Tokenizer.from_str(json_text(values))
     ids: dict[str, int] = library.get_vocab()
     size = max(ids.values()) + 1
     named = parse_json(config)
@@ -110,7 +111,7 @@ class HuggingFaceTokenizer:
     def token_bytes(self) -> np.ndarray:
         """int32 [N]: bytes of what `decode` makes of each token behind another."""
         library, special = self._parts.library, self._parts.special
-        decoder = json.dumps(json.loads(self.file).get("decoder"))
+        decoder = json_text(json.loads(self.file).get("decoder"))
         plain = {i: t for t, i in library.get_vocab().items() if i not in special}
         found = np.zeros(self.vocab_size, np.int32)
         if '"ByteLevel"' in decoder:
