@@ -99,7 +99,7 @@ def rounds(
             places, begun = free[: len(new)], begun + len(new)
             numbers[places] = new
             state = work.begin(state, seed, places, new)
-            step[places] = 0
+            step = np.where(np.isin(np.arange(work.places), places), 0, step)
             if every is not None:
                 yield Round(numbers=numbers.copy(), step=step, state=state, done=done)
         live = int(np.count_nonzero(numbers >= 0))
