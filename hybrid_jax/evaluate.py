@@ -20,8 +20,6 @@ file of its own: its name ends in a digest of its content. Numbers that are not 
 standard error of one record, are null there.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys

@@ -8,8 +8,6 @@ A text depends on the seed, its number and its prompt; not on those it is genera
 devices. All devices are used, and several processes that are started alike share the texts.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -9,8 +9,6 @@ workdir alone stands for the settings of its run. SIGTERM and Ctrl-C save the cu
 the exit status is 75 after SIGTERM and 130 after Ctrl-C.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools
@@ -70,7 +68,7 @@ def run_experiment(options: argparse.Namespace) -> None:
         summary.finish(run, folder, state)
 
 
-def read_experiment(options: argparse.Namespace) -> Experiment:
+def read_experiment(options: argparse.Namespace) -> "Experiment":
     """The experiment of --config, or else of the workdir, with the settings of the command line.
 
     Raises:

@@ -66,16 +66,36 @@ class OptimizerConfig:
                     raise UserError(f"optimizer.{name} must be {rule}, but is {value}.")
 
 
-def learning_rate_at(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+def learning_rate_at(
+    config: OptimizerConfig, total_steps: int, peak: float | None = None
+) -> optax.Schedule:
     """The learning rate as a function of the number of updates made so far, float32 scalar.
 
     0 at step 0 (if there is a warm-up), the peak at the end of the warm-up, the final value from
     ``total_steps`` on.
 
+    Args:
+      peak: None for ``config.learning_rate``.
+
     Raises:
       UserError: if ``total_steps`` < 1.
     """
-    return _schedule(config, config.learning_rate, total_steps)
+    if total_steps < 1:
+        raise UserError(f"train.steps must be at least 1, but is {total_steps}.")
+    peak = peak or config.learning_rate
+    warmup_steps = warmup(config, total_steps)
+    decay_steps = max(1, total_steps - warmup_steps)
+    final_fraction = resolved(config).final_fraction
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, decay_steps, alpha=final_fraction)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, peak * final_fraction, decay_steps)
+    else:
+        after = optax.constant_schedule(peak)
+    if warmup_steps == 0:
+        return after
+    rising = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([rising, after], [warmup_steps])
 
 
 def warmup(config: OptimizerConfig, total_steps: int) -> int:
@@ -157,24 +177,6 @@ def ema_update(ema: Any, params: Any, decay: float, step: jax.Array | int) -> An
     return jax.tree.map(update, ema, params)
 
 
-def _schedule(config: OptimizerConfig, peak: float, total_steps: int) -> optax.Schedule:
-    if total_steps < 1:
-        raise UserError(f"train.steps must be at least 1, but is {total_steps}.")
-    warmup_steps = warmup(config, total_steps)
-    decay_steps = max(1, total_steps - warmup_steps)
-    final_fraction = resolved(config).final_fraction
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, decay_steps, alpha=final_fraction)
-    elif config.schedule == "linear":
-        after = optax.linear_schedule(peak, peak * final_fraction, decay_steps)
-    else:
-        after = optax.constant_schedule(peak)
-    if warmup_steps == 0:
-        return after
-    rising = optax.linear_schedule(0.0, peak, warmup_steps)
-    return optax.join_schedules([rising, after], [warmup_steps])
-
-
 def _with_muon(
     config: OptimizerConfig,
     total_steps: int,
@@ -195,9 +197,8 @@ def _with_muon(
         raise UserError(
             "muon found no weight matrix under 'layers' in the parameters; use adamw instead."
         )
-    peak = config.muon_learning_rate or config.learning_rate
     muon = optax.contrib.muon(
-        _schedule(config, peak, total_steps),
+        learning_rate_at(config, total_steps, config.muon_learning_rate),
         beta=resolved(config).muon_momentum,
         weight_decay=config.weight_decay,
         muon_weight_dimension_numbers=_map_with_name(dimensions, params_abstract),

@@ -34,6 +34,12 @@ def get_config(size="tiny"):
 """
 
 
+def latest_step(folder: Path) -> int | None:
+    """The newest step in a checkpoint folder, or None."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
 def prepare(folder: Path) -> Path:
     """A config file on a small text; both lie in `folder`."""
     lines = [f"{n} plus {n} makes {2 * n}, and that is all there is to say.\n" for n in range(3000)]

@@ -142,7 +142,7 @@ def test_the_step_is_the_one_that_trains(mesh):
     batch = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape[:1], jnp.int32)
     with sharding.use(devices):
         used = setup.compile_step(devices).lower(setup.abstract_state(devices), *batch)
-    assert lines(programs.lower_training(small, devices)) == lines(used)
+    assert lines(programs.lower_training(setup, devices)) == lines(used)
 
 
 def lines(lowered: jax.stages.Lowered) -> set[str]:
@@ -169,9 +169,11 @@ def test_numbers_of_a_training_step():
 def test_batch_of_a_device_counts_what_it_holds_at_a_time(monkeypatch):
     small = experiment(fsdp=4, tensor=2)
     small = dataclasses.replace(small, train=dataclasses.replace(small.train, accumulation=2))
-    monkeypatch.setattr(programs, "lower_training", lambda changed, mesh: changed.train.batch_size)
+    monkeypatch.setattr(programs, "lower_training", lambda changed, mesh: changed)
     monkeypatch.setattr(
-        programs, "compile_program", lambda lowered, *, batch, flops: (lowered, batch)
+        programs,
+        "compile_program",
+        lambda setup, *, batch, flops: (setup.experiment.train.batch_size, batch),
     )
     mesh = sharding.make_mesh(small.mesh)
     assert programs.build(small, mesh, "train", 3) == (3 * 4 * 2, 3 * 4 * 2)

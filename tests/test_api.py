@@ -149,8 +149,8 @@ def test_the_score_of_a_text_is_a_mean_of_draws_with_its_error(epsilon):
 
 
 def test_a_score_behind_a_prompt_is_that_of_the_rest(ar, epsilon):
-    """log p(rest | prompt) = log p(prompt, rest) − log p(prompt) for autoregression; and all ways to
-    go on by a letter have together at most 1, within the error of bounds."""
+    """log p(rest | prompt) = log p(prompt, rest) − log p(prompt) for autoregression. All ways to go
+    on by a letter have together at most 1, within the error of bounds."""
     model = hj.load(ar)
     prompt, rest = AR_TEXT[:7], AR_TEXT[7:12]
     whole, alone = model.score([prompt + rest, prompt])

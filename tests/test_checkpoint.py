@@ -11,14 +11,10 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from runs import latest_step
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.checkpoint import (
-    Checkpointer,
-    DamagedCheckpointError,
-    checksums,
-    latest_step,
-)
+from hybrid_jax.runtime.checkpoint import Checkpointer, DamagedCheckpointError, checksums
 
 
 @jax.tree_util.register_dataclass
@@ -142,34 +138,34 @@ def test_restores_exactly_on_one_device_and_on_a_mesh(saved, mesh):
     state = make_state(30)
     with Checkpointer(saved) as checkpointer:
         assert checkpointer.steps() == [10, 20, 30]
-        step, same = checkpointer.restore_latest(abstract(state))
+        step, same = checkpointer.restore(abstract(state))
         assert step == 30
         assert_equal(same, state)
 
         wanted = abstract(state, mesh)
-        _, sharded = checkpointer.restore_latest(wanted)
+        _, sharded = checkpointer.restore(wanted)
         assert_equal(sharded, state)
         for leaf, want in zip(jax.tree.leaves(sharded), jax.tree.leaves(wanted), strict=True):
             assert leaf.sharding.is_equivalent_to(want.sharding, leaf.ndim)
 
-        assert_equal(checkpointer.restore(10, abstract(state)), make_state(10))
-        assert checkpointer.config(30) == {"width": 8, "levels": [1, 2]}
+        assert_equal(checkpointer.restore(abstract(state), step=10)[1], make_state(10))
+        assert checkpointer._read_meta(30)["config"] == {"width": 8, "levels": [1, 2]}
 
         # and from the mesh back to one device
         checkpointer.save(40, sharded)
         checkpointer.wait()
-        assert_equal(checkpointer.restore(40, abstract(state)), state)
+        assert_equal(checkpointer.restore(abstract(state), step=40)[1], state)
 
 
 def test_nothing_to_restore(tmp_path):
     wanted = abstract(make_state(0))
     with Checkpointer(tmp_path / "new") as checkpointer:
-        assert checkpointer.restore_latest(wanted) is None
+        assert checkpointer.restore(wanted) is None
         with pytest.raises(UserError, match="There is no checkpoint"):
-            checkpointer.restore(5, wanted)
+            checkpointer.restore(wanted, step=5)
     missing = tmp_path / "missing"
     with Checkpointer(missing, read_only=True) as checkpointer:
-        assert checkpointer.restore_latest(wanted) is None
+        assert checkpointer.restore(wanted) is None
     assert not missing.exists()
     assert latest_step(missing) is None
 
@@ -222,7 +218,7 @@ def test_falls_back_and_quarantines(saved, damage, mesh, caplog):
     wanted = abstract(make_state(0), mesh)
     with Checkpointer(saved) as checkpointer:
         with caplog.at_level(logging.WARNING, logger="hybrid_jax.runtime.checkpoint"):
-            step, state = checkpointer.restore_latest(wanted)
+            step, state = checkpointer.restore(wanted)
         assert step == 20
         assert_equal(state, make_state(20))
         assert f"The checkpoint {saved / '30'} is damaged" in caplog.text
@@ -232,10 +228,10 @@ def test_falls_back_and_quarantines(saved, damage, mesh, caplog):
         # The step can be saved again, and damaged again.
         checkpointer.save(30, make_state(30))
         checkpointer.wait()
-        assert_equal(checkpointer.restore(30, wanted), make_state(30))
+        assert_equal(checkpointer.restore(wanted, step=30)[1], make_state(30))
     damage(saved / "30")
     with Checkpointer(saved) as checkpointer:
-        assert checkpointer.restore_latest(wanted)[0] == 20
+        assert checkpointer.restore(wanted)[0] == 20
     assert len(list((saved / "quarantine").iterdir())) == 2
 
 
@@ -243,7 +239,7 @@ def test_a_damaged_step_asked_for_by_number(saved):
     flip_byte(saved / "20")
     with Checkpointer(saved) as checkpointer:
         with pytest.raises(DamagedCheckpointError, match="20"):
-            checkpointer.restore(20, abstract(make_state(0)))
+            checkpointer.restore(abstract(make_state(0)), step=20)
         assert checkpointer.steps() == [10, 20, 30]
 
 
@@ -253,7 +249,7 @@ def test_all_damaged_moves_nothing(saved, damage):
         damage(saved / str(step))
     error = pytest.raises(UserError, match="No checkpoint in")
     with Checkpointer(saved) as checkpointer, error as caught:
-        checkpointer.restore_latest(abstract(make_state(0)))
+        checkpointer.restore(abstract(make_state(0)))
     assert all(str(saved / str(step)) in str(caught.value) for step in (10, 20, 30))
     assert sorted(path.name for path in saved.iterdir()) == ["10", "20", "30"]
 
@@ -263,7 +259,7 @@ def test_a_reader_moves_and_removes_nothing(saved):
     running = saved / "40.orbax-checkpoint-tmp"  # a training that is saving at this moment
     running.mkdir()
     with Checkpointer(saved, read_only=True) as checkpointer:
-        assert checkpointer.restore_latest(abstract(make_state(0)))[0] == 20
+        assert checkpointer.restore(abstract(make_state(0)))[0] == 20
         with pytest.raises(RuntimeError, match="read-only"):
             checkpointer.save(50, make_state(50))
     assert (saved / "30").is_dir()
@@ -273,10 +269,10 @@ def test_a_reader_moves_and_removes_nothing(saved):
 def test_a_reader_sees_later_saves(tmp_path):
     wanted = abstract(make_state(0))
     with Checkpointer(tmp_path) as writer, Checkpointer(tmp_path, read_only=True) as reader:
-        assert reader.restore_latest(wanted) is None
+        assert reader.restore(wanted) is None
         writer.save(1, make_state(1))
         writer.wait()
-        assert reader.restore_latest(wanted)[0] == 1
+        assert reader.restore(wanted)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -302,7 +298,7 @@ def test_a_reader_sees_later_saves(tmp_path):
 )
 def test_another_structure_is_the_users_mistake(saved, change, message):
     with Checkpointer(saved) as checkpointer, pytest.raises(UserError, match=message) as caught:
-        checkpointer.restore_latest(change(abstract(make_state(0))))
+        checkpointer.restore(change(abstract(make_state(0))))
     assert not isinstance(caught.value, DamagedCheckpointError)
     assert sorted(path.name for path in saved.iterdir()) == ["10", "20", "30"]
 
@@ -310,16 +306,17 @@ def test_another_structure_is_the_users_mistake(saved, change, message):
 def test_a_part_of_the_state(saved, mesh):
     wanted = {"ema": abstract(make_state(0), mesh).ema}
     with Checkpointer(saved, read_only=True) as checkpointer:
-        step, part = checkpointer.restore_partial(None, wanted)
+        step, part = checkpointer.restore(wanted, partial=True)
         assert step == 30
         assert_equal(part["ema"], make_state(30).ema)
         assert part["ema"]["embedding"].sharding == wanted["ema"]["embedding"].sharding
-        assert_equal(checkpointer.restore_partial(10, wanted)[1]["ema"], make_state(10).ema)
+        _, part = checkpointer.restore(wanted, step=10, partial=True)
+        assert_equal(part["ema"], make_state(10).ema)
         with pytest.raises(UserError, match="no leaf average/embedding"):
-            checkpointer.restore_partial(None, {"average": wanted["ema"]})
+            checkpointer.restore({"average": wanted["ema"]}, partial=True)
     hollow(saved / "30")
     with Checkpointer(saved, read_only=True) as checkpointer:
-        step, part = checkpointer.restore_partial(None, wanted)
+        step, part = checkpointer.restore(wanted, partial=True)
     assert step == 20
     assert_equal(part["ema"], make_state(20).ema)
 
@@ -331,7 +328,7 @@ def test_damage_to_a_part(saved):
     for name in ("params", "ema", "optimizer"):
         with Checkpointer(saved, read_only=True) as checkpointer:
             wanted = {name: getattr(abstract(make_state(0)), name)}
-            step, restored = checkpointer.restore_partial(None, wanted)
+            step, restored = checkpointer.restore(wanted, partial=True)
         assert_equal(restored[name], getattr(make_state(step), name))
         intact.append(step == 30)
     assert sorted(intact) == [False, True, True]
@@ -351,7 +348,7 @@ def test_values_are_those_at_the_save_although_buffers_are_donated(tmp_path):
         for _ in range(20):
             state = advance(state)
         checkpointer.wait()
-        restored = checkpointer.restore(0, wanted)
+        _, restored = checkpointer.restore(wanted, step=0)
     assert_equal(restored, expected)
     # The runtime may copy rather than donate while Orbax holds a view, but no longer than that.
     last, state = state, advance(state)

@@ -10,8 +10,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from runs import latest_step
 
-from hybrid_jax.runtime.checkpoint import Checkpointer, latest_step
+from hybrid_jax.runtime.checkpoint import Checkpointer
 
 TWO_PROCESSES = """
 import glob, os, sys
@@ -38,11 +39,11 @@ multihost_utils.sync_global_devices("damaged")
 wanted = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make(0))
 with Checkpointer(sys.argv[1]) as checkpointer:
-    step, state = checkpointer.restore_latest(wanted)
+    step, state = checkpointer.restore(wanted)
     same = jax.jit(lambda a, b: (a["w"] == b["w"]).all())(state, make(1))
     checkpointer.save(2, make(2))
     checkpointer.wait()
-    print("RESULT", step, bool(same), checkpointer.restore_latest(wanted)[0])
+    print("RESULT", step, bool(same), checkpointer.restore(wanted)[0])
 """
 
 CHILD = """
@@ -51,7 +52,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax, jax.numpy as jnp
 from hybrid_jax.runtime.checkpoint import Checkpointer
 with Checkpointer(sys.argv[1], keep=2) as checkpointer:
-    found = checkpointer.restore_latest({"w": jax.ShapeDtypeStruct((400_000,), jnp.float32,
+    found = checkpointer.restore({"w": jax.ShapeDtypeStruct((400_000,), jnp.float32,
         sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))})
     step = found[0] if found else 0
     while True:
@@ -94,13 +95,13 @@ def test_killed_during_saves(tmp_path):
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         wanted = {"w": jax.ShapeDtypeStruct((400_000,), jnp.float32, sharding=device)}
         with Checkpointer(tmp_path, keep=2) as checkpointer:
-            found = checkpointer.restore_latest(wanted)
+            found = checkpointer.restore(wanted)
             # What the kill left of the next step is removed before that step is saved again.
             again = found[0] + 1 if found else 1
             value = {"w": jax.random.normal(jax.random.key(again), (400_000,))}
             checkpointer.save(again, value)
             checkpointer.wait()
-            assert checkpointer.restore_latest(wanted)[0] == again
+            assert checkpointer.restore(wanted)[0] == again
         assert not list(tmp_path.glob("*tmp*"))
         # save() waits for the save before it, so only the one just started may be missing.
         if started == 1 and found is None:

@@ -58,7 +58,8 @@ def test_records_are_the_documents_one_after_the_other(story, tmp_path, kind, re
     prepare.check_tokenizer(manifest, tokenizer)
     assert manifest.tokenizer_name == tokenizer.name == kind
     held_out = splits.held_out(story, every=20)
-    passages = list(splits.passages(story, held_out=held_out))
+    found = splits.passages(story, held_out=held_out)
+    passages = [(is_valid, list(pieces)) for is_valid, pieces in found]
     for name in ("train", "valid"):
         texts = ["".join(parts) for is_valid, parts in passages if is_valid == (name == "valid")]
         expected = np.concatenate([[*tokenizer.encode(text), tokenizer.eos] for text in texts])
@@ -209,10 +210,10 @@ def test_documents_longer_than_the_buffer_are_packed(tmp_path):
     ids = np.arange(3_000_000) % 250
     token_bytes = np.ones(258, np.int32)
     with RecordWriter(
-        tmp_path, "train", length=1 << 21, eos=257, token_bytes=token_bytes, shard_records=9
+        tmp_path, "train", length=1 << 21, token_bytes=token_bytes, shard_records=9
     ) as writer:
         for start in range(0, len(ids), 100_000):
-            writer.add(ids[start : start + 100_000], text_bytes=100_000, ends=False)
+            writer.add(ids[start : start + 100_000], text_bytes=100_000, documents=0)
         split = writer.finish()
     assert (split.records, split.dropped_tokens) == (1, 3_000_000 - (1 << 21))
     expected = ids[: 1 << 21].astype("<u2").tobytes()
@@ -481,35 +482,54 @@ def test_a_failure_leaves_nothing(tmp_path):
 
 
 # A test run in the background of a shell ignores these signals, and so would its children.
-LISTENING = (
-    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
-    "runpy.run_module('hybrid_jax.data.prepare', run_name='__main__', alter_sys=True)"
-)
+LISTENING = """
+import signal, sys, time
+from hybrid_jax.data import prepare, splits
+
+def wait(source):
+    print("waiting", flush=True)
+    time.sleep(600)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+splits.digests = wait
+sys.exit(prepare.main())
+"""
+KEPT = "what is encoded is kept: the same command goes on from there\n"
 
 
 @contextlib.contextmanager
 def stalled(story, folder):
-    """A process that prepares `folder`/out and waits for text from a pipe."""
-    fifo = folder / "slow.txt"
-    os.mkfifo(fifo)
+    """A process that prepares `folder`/out and does not come to an end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", LISTENING, f"--source={story}", f"--valid_source=files:{fifo}",
+        [sys.executable, "-c", LISTENING, f"--source={story}", f"--valid_source={story}",
          "--tokenizer=byte", "--length=32", f"--out={folder}/out"],
-        stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with process, open(fifo, "w", encoding="utf-8"):  # opens when the other side reads
+    with process:
+        assert process.stdout.readline() == "waiting\n"
         assert any(path.name.startswith(".out-") for path in folder.iterdir())
         yield process
-    fifo.unlink()
+
+
+def test_a_pipe_is_refused(story, tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    for wanted in (
+        {"source": f"files:{tmp_path}/a.txt"},
+        {"valid_source": f"files:{tmp_path}/a.txt"},
+    ):
+        with pytest.raises(
+            UserError, match=r"a\.txt can be read only once: write its text to a file"
+        ):
+            prepare.prepare(**settings(story, **wanted), out=tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("number", "status", "message"),
     [
-        (signal.SIGINT, 130, "interrupted; nothing was written\n"),
-        (signal.SIGTERM, 143, "terminated; nothing was written\n"),
-        (signal.SIGHUP, 129, "terminated; nothing was written\n"),
+        (signal.SIGINT, 130, f"interrupted; {KEPT}"),
+        (signal.SIGTERM, 143, f"terminated; {KEPT}"),
+        (signal.SIGHUP, 129, f"terminated; {KEPT}"),
     ],
 )
 def test_an_interruption_leaves_nothing(story, tmp_path, number, status, message):
@@ -542,22 +562,24 @@ def test_a_full_disk_is_one_sentence(story, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {out} cannot be written: write() failed: File too large")
+    assert done.stderr.startswith(f"error: {out} cannot be written: File too large")
     assert len(done.stderr.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+    assert not out.exists()
+    prepare.prepare(**settings(story, length=16), out=out)  # which removes what the other left
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_of_two_at_once_the_first_wins(story, tmp_path, monkeypatch):
     """A second run finishes while the first one writes; both return the same manifest."""
-    out, build = tmp_path / "out", prepare._build
+    out, pack = tmp_path / "out", prepare._packed
     first = prepare.prepare(**settings(story), out=tmp_path / "first")
 
     def late(*arguments) -> Manifest:
-        manifest = build(*arguments)
+        manifest = pack(*arguments)
         (tmp_path / "first").rename(out)
         return manifest
 
-    monkeypatch.setattr(prepare, "_build", late)
+    monkeypatch.setattr(prepare, "_packed", late)
     before = (tmp_path / "first" / "manifest.json").stat().st_ino
     assert prepare.prepare(**settings(story), out=out) == first
     assert (out / "manifest.json").stat().st_ino == before

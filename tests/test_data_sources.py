@@ -202,7 +202,7 @@ def test_a_limit_of_a_library_is_no_damage(tmp_path, monkeypatch):
     window = bytes.fromhex("28b52ffd00f0010000")  # of 2^40 bytes
 
     class Full(io.BytesIO):
-        def read(self, *_):
+        def readlines(self, *_):
             raise MemoryError
 
     monkeypatch.setitem(files._DECOMPRESSORS, ".xz", lambda _: Full())
@@ -328,6 +328,10 @@ def test_files_are_streamed(tmp_path):
         ("pysource:x", "The source pysource takes no argument, but got 'x': leave it out."),
         ("files:", "The source files: names no file: write files:PATTERN."),
         ("files:{}/*.txt", "No file matches '{}/*.txt': check the path or pattern."),
+        (
+            "files:https://host/a.txt",
+            "https://host/a.txt is no file here: fetch it, or mount its bucket, and name that.",
+        ),
         ("files:{}", "{} is a folder: name its files, for example {}/*.txt."),
     ],
 )
@@ -377,10 +381,10 @@ def write_lines(path, texts) -> str:
 
 def parted(source: str, every: int = 20, least: int = 1) -> tuple[list[str], list[str]]:
     chosen = splits.held_out(source, every=every, least=least)
-    passages = list(splits.passages(source, held_out=chosen))
-    train = ["".join(pieces) for is_held_out, pieces in passages if not is_held_out]
-    valid = ["".join(pieces) for is_held_out, pieces in passages if is_held_out]
-    return train, valid
+    texts: tuple[list[str], list[str]] = ([], [])
+    for is_held_out, pieces in splits.passages(source, held_out=chosen):
+        texts[is_held_out].append("".join(pieces))
+    return texts
 
 
 def words(rng: random.Random, count: int) -> str:
@@ -464,7 +468,8 @@ def test_a_large_document_is_divided_between_lines(tmp_path):
     text = "".join(f"line {n} of a large file\n" for n in range(40_000))
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     held_out = splits.held_out(f"files:{tmp_path}/a.txt", every=20)
-    passages = list(splits.passages(f"files:{tmp_path}/a.txt", held_out=held_out))
+    found = splits.passages(f"files:{tmp_path}/a.txt", held_out=held_out)
+    passages = [(is_held_out, list(pieces)) for is_held_out, pieces in found]
     # What was not divided stays together: neighbouring passages are of different splits.
     assert [is_held_out for is_held_out, _ in passages][::2] == [passages[0][0]] * -(
         -len(passages) // 2

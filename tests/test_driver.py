@@ -94,7 +94,7 @@ def test_bounds_and_scores_do_not_depend_on_the_mesh(epsilon, ar):
         found = perplexity.measure(model, dataset, packed, bound, draws=2, batch_size=6, seed=0)
         scorer, _ = scorers.load(f"run:{ar}", mesh)
         rows = np.concatenate([np.full((len(packed), 1), scorer.vocab_size - 1), packed.tokens], 1)
-        scores = score(scorer, rows, np.full(len(rows), LENGTH + 1), batch_size=3)
+        scores = score(scorer, rows, batch_size=3)
         return [found.estimate.nll, found.estimate.nll_se], scores, scorer.fingerprint
 
     bound, scores, name = measured(None)

@@ -56,8 +56,7 @@ def ids(*texts):
 
 def nats_of(scorer, row):
     """Nats of every token of a text but the first, which is read alone."""
-    row = np.asarray(row, np.int32)
-    return scoring.score(scorer, row[None], np.array([len(row)]), batch_size=1).nats[0]
+    return scoring.score(scorer, [np.asarray(row, np.int32)], batch_size=1).nats[0]
 
 
 def estimates(quality):

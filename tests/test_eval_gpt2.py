@@ -68,8 +68,7 @@ def nats(tensors, tokens):
 
 def random_texts(*lengths, seed=1):
     rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, SIZES["vocab_size"], (len(lengths), max(lengths))).astype(np.int32)
-    return tokens, np.array(lengths)
+    return [rng.integers(0, SIZES["vocab_size"], length, np.int32) for length in lengths]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,7 @@ def test_logits_and_features_are_those_of_an_independent_gpt2(
     first = sorted(folder.glob("*.safetensors"))[0]
     safetensors.numpy.save_file({**safetensors.numpy.load_file(first), **extra}, first)
     scorer = gpt2.load(folder)
-    tokens, _ = random_texts(20, 20)
+    tokens = np.array(random_texts(20, 20))
     logits, features = scorer_logits(scorer, tokens)
     for row, text in enumerate(tokens):
         wanted_logits, wanted_features = reference(tensors, text)
@@ -121,7 +120,7 @@ def test_logits_and_features_are_those_of_transformers(tmp_path):
         for parameter in theirs.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path / "model")
-    tokens, _ = random_texts(32, 32)
+    tokens = np.array(random_texts(32, 32))
     with torch.no_grad():
         out = theirs(torch.tensor(tokens, dtype=torch.long), output_hidden_states=True)
     logits, features = scorer_logits(gpt2.load(tmp_path / "model"), tokens)
@@ -132,53 +131,50 @@ def test_logits_and_features_are_those_of_transformers(tmp_path):
     np.testing.assert_allclose(features, out.hidden_states[-1].numpy(), atol=1e-4)
 
 
-def test_scores_are_nats_of_each_token_and_nothing_past_the_end(scorer, tensors):
-    tokens, lengths = random_texts(20, 1, 2, 13)
-    found = scoring.score(scorer, tokens, lengths)
-    assert found.nats.shape == (4, 19)
+def test_scores_are_nats_of_each_token_but_the_first(scorer, tensors):
+    texts = random_texts(20, 1, 2, 13)
+    found = scoring.score(scorer, texts)
     assert found.features.shape == (4, SIZES["n_embd"])
-    for row, length in enumerate(lengths):
-        text = tokens[row, :length]
-        np.testing.assert_allclose(found.nats[row, : length - 1], nats(tensors, text), atol=1e-4)
-        np.testing.assert_array_equal(found.nats[row, length - 1 :], 0.0)
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(found.nats[row], nats(tensors, text), atol=1e-4)
         _, features = reference(tensors, text)
         np.testing.assert_allclose(found.features[row], features[-1], atol=1e-4)
-    alone = scoring.last_features(scorer, tokens, lengths)
-    np.testing.assert_allclose(alone, found.features, atol=1e-6)
+    alone = scoring.score(scorer, texts, nats=False)
+    np.testing.assert_allclose(alone.features, found.features, atol=1e-6)
 
 
-def test_scores_depend_neither_on_the_batch_size_nor_on_padding(scorer):
-    tokens, lengths = random_texts(20, 3, 70, 1, 32, 33, 9)
-    found = scoring.score(scorer, tokens, lengths, batch_size=2)
-    garbage = np.where(np.arange(100) < lengths[:, None], np.pad(tokens, ((0, 0), (0, 30))), -7)
+def test_scores_do_not_depend_on_the_batch_size(scorer):
+    """Nor so on padding: texts of all lengths share rows of one width."""
+    texts = random_texts(20, 3, 70, 1, 32, 33, 9)
+    found = scoring.score(scorer, texts, batch_size=2)
     for batch_size in (1, 3, 64):
-        other = scoring.score(scorer, garbage, lengths, batch_size=batch_size)
-        np.testing.assert_allclose(other.nats[:, :69], found.nats, atol=2e-5)
+        other = scoring.score(scorer, texts, batch_size=batch_size)
+        for one, again in zip(found.nats, other.nats, strict=True):
+            np.testing.assert_allclose(again, one, atol=2e-5)
         np.testing.assert_allclose(other.features, found.features, atol=2e-5)
 
 
 @pytest.mark.parametrize("length", [32, 33, 48, 49, 90])
 def test_long_texts_are_scored_in_windows_that_overlap_by_half(scorer, tensors, length):
-    tokens, lengths = random_texts(length)
-    found = scoring.score(scorer, tokens, lengths)
+    (text,) = random_texts(length)
+    found = scoring.score(scorer, [text])
     # Each token from the first window that holds it; windows start at 0, 16, 32, …, length − 32.
     starts = [*range(0, length - 32, 16), length - 32]
-    windows = {start: nats(tensors, tokens[0, start : start + 32]) for start in starts}
+    windows = {start: nats(tensors, text[start : start + 32]) for start in starts}
     wanted = []
     for place in range(1, length):
         start = next(start for start in starts if place < start + 32)
         assert start == 0 or place - start >= 16
         wanted.append(windows[start][place - start - 1])
     np.testing.assert_allclose(found.nats[0], wanted, atol=1e-4)
-    _, features = reference(tensors, tokens[0, -32:])
+    _, features = reference(tensors, text[-32:])
     np.testing.assert_allclose(found.features[0], features[-1], atol=1e-4)
 
 
 def test_a_scorer_of_zeros_is_uniform(scorer):
     params = jax.tree.map(lambda x: 0 * x, scorer.params)
-    tokens, lengths = random_texts(11, 5)
-    found = scoring.score(dataclasses.replace(scorer, params=params), tokens, lengths)
-    np.testing.assert_allclose(found.nats[0, :10], math.log(97), rtol=1e-6)
+    found = scoring.score(dataclasses.replace(scorer, params=params), random_texts(11, 5))
+    np.testing.assert_allclose(found.nats[0], np.full(10, math.log(97)), rtol=1e-6)
 
 
 def test_logits_of_a_batch_never_exist_together(scorer):
@@ -305,19 +301,18 @@ def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "lengths", "batch_size", "said"),
+    ("texts", "batch_size", "said"),
     [
-        ([[1, 97]], [2], 1, "Token 97 is outside the scorer's 0 … 96"),
-        ([[1, -1]], [2], 1, "Token -1"),
-        ([[1, 2]], [3], 1, "must lie in 1 … 2"),
-        ([[1, 2]], [0], 1, "must lie in 1 … 2"),
-        ([[1, 2]], [2], 0, "batch_size"),
-        (np.zeros((0, 4), int), [], 1, "no texts"),
+        ([[1, 97]], 1, "Token 97 is outside the scorer's 0 … 96"),
+        ([[1, -1]], 1, "Token -1"),
+        ([[1, 2], []], 1, "Text 1 has no token"),
+        ([[1, 2]], 0, "batch_size"),
+        ([], 1, "no texts"),
     ],
 )
-def test_texts_that_cannot_be_scored_are_refused(scorer, tokens, lengths, batch_size, said):
+def test_texts_that_cannot_be_scored_are_refused(scorer, texts, batch_size, said):
     with pytest.raises(UserError, match=said):
-        scoring.score(scorer, np.array(tokens), np.array(lengths, int), batch_size=batch_size)
+        scoring.score(scorer, [np.array(text, int) for text in texts], batch_size=batch_size)
 
 
 def test_sizes_that_make_no_sense_are_refused():

@@ -10,8 +10,6 @@ import time
 import pytest
 import runs
 
-from hybrid_jax.runtime.checkpoint import latest_step
-
 SUM = "the same command continues from the newest checkpoint"
 
 
@@ -91,15 +89,15 @@ def test_six_times_interrupted_is_uninterrupted_bit_for_bit(config, whole, tmp_p
             assert status == {"term": 75, "ctrl-c": 130}[how]
             step = max(losses(workdir))
             assert f"after step {step}, which is saved; {SUM}" in err
-            assert latest_step(workdir / "checkpoints") == step
+            assert runs.latest_step(workdir / "checkpoints") == step
         else:
             assert status == -signal.SIGKILL
         if flipped:
             assert f"The checkpoint {flipped} is damaged" in err
             assert (flipped.parent / "quarantine" / flipped.name).is_dir()
             flipped = None
-        if number == 3 and latest_step(workdir / "checkpoints"):
-            flipped = workdir / "checkpoints" / str(latest_step(workdir / "checkpoints"))
+        if number == 3 and runs.latest_step(workdir / "checkpoints"):
+            flipped = workdir / "checkpoints" / str(runs.latest_step(workdir / "checkpoints"))
             flip_a_byte(flipped)
     ((status, out, err),) = runs.run(config, workdir)
     assert status == 0, err
@@ -124,7 +122,7 @@ def test_two_processes_stop_together_and_one_goes_on(config, whole, tmp_path):
         children[1].send_signal(signal.SIGTERM)
         results = runs.finished(children)
     assert [status for status, _, _ in results] == [75, 75], results
-    step = latest_step(workdir / "checkpoints")
+    step = runs.latest_step(workdir / "checkpoints")
     for _, _, err in results:
         assert f"preempted after step {step}, which is saved; {SUM}" in err
     ((status, out, err),) = runs.run(config, workdir, "--config.train.steps=60", devices=4)
@@ -170,7 +168,7 @@ def test_a_full_disk_stops_all_processes(config, whole, tmp_path):
         assert len(said) == 1, err
         assert said[0].startswith("error: ")
         assert f"Cannot write {tmp_path}/checkpoints (" in said[0]
-    assert latest_step(tmp_path / "checkpoints") is None
+    assert runs.latest_step(tmp_path / "checkpoints") is None
 
 
 def test_a_workdir_that_cannot_be_written(config):

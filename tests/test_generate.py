@@ -317,7 +317,7 @@ def test_watching_tells_tokens_apart():
             tokens=np.array([tokens]), step=[step], nfe=[nfe], corrections=[nfe // 2],
             frozen=[np.arange(6) < 1], stop=[5],
         )  # fmt: skip
-        return Round(numbers=np.zeros(1, int), state=state, done=0)
+        return Round(numbers=np.zeros(1, int), step=np.array([step]), state=state, done=0)
 
     recorder = frames.Recorder(own)
     recorder.frame(round_([65, 67, 68, 258, 258, 258], 2, 2))

@@ -486,7 +486,7 @@ def train_on(folder, run: loop.Run):
 def start_of(folder, run):
     """The state of the checkpoint of step 0, as training would take it up."""
     with Checkpointer(folder / "checkpoints", read_only=True) as saver:
-        step, state = saver.restore_latest(run.setup.abstract_state(run.mesh))
+        step, state = saver.restore(run.setup.abstract_state(run.mesh))
     assert step == int(state.step) == 0
     same(state.params, state.ema)
     return state

@@ -35,7 +35,7 @@ def test_a_run_scores_by_its_own_likelihood(ar):
     packed = perplexity.held_out(model, 5)
     front = np.full((5, 1), model.tokenizer.bos, np.int32)
     rows = np.concatenate([front, packed.tokens], axis=1)
-    nats = scoring.score(scorer, rows, np.full(5, LENGTH + 1), batch_size=3).nats
+    nats = scoring.score(scorer, rows, batch_size=3).nats
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     for row, record in zip(nats, packed.tokens, strict=True):
         one = perplexity.Packed(tokens=record[None], documents=1, dropped=0, bytes_per_token=1.0)
@@ -51,13 +51,13 @@ def test_windows_of_a_run_begin_with_the_beginning_of_sequence(ar):
     scorer, tokenizer = run_scorer.load(ar)
     tokens = tokenizer.encode(TEXT)[: LENGTH + LENGTH // 2]
     bos = tokenizer.bos
-    whole = np.concatenate([[bos], tokens])[None].astype(np.int32)
-    found = scoring.score(scorer, whole, np.array([whole.shape[1]])).nats[0]
+    whole = np.concatenate([[bos], tokens]).astype(np.int32)
+    found = scoring.score(scorer, [whole]).nats[0]
     # The last window: LENGTH tokens behind what stands in front.
-    last = np.concatenate([[bos], tokens[-LENGTH:]])[None].astype(np.int32)
-    alone = scoring.score(scorer, last, np.array([LENGTH + 1])).nats[0]
+    last = np.concatenate([[bos], tokens[-LENGTH:]]).astype(np.int32)
+    alone = scoring.score(scorer, [last]).nats[0]
     np.testing.assert_allclose(found[LENGTH:], alone[-(LENGTH // 2) :], rtol=1e-5)
-    first = scoring.score(scorer, whole[:, : LENGTH + 1], np.array([LENGTH + 1])).nats[0]
+    first = scoring.score(scorer, [whole[: LENGTH + 1]]).nats[0]
     np.testing.assert_allclose(found[:LENGTH], first, rtol=1e-5)
 
 
@@ -197,7 +197,7 @@ def test_one_text_has_all_numbers_but_mauve(ar, epsilon, tmp_path, capsys):
     scorer, tokenizer = scorers.load(f"run:{ar}")
     made = requests.read(file, tokenizer)
     row = np.concatenate([[tokenizer.bos], made.tokens[0]]).astype(np.int32)
-    nats = scoring.score(scorer, row[None], np.array([len(row)])).nats[0]
+    nats = scoring.score(scorer, [row]).nats[0]
     assert found["nats"] == {"value": pytest.approx(nats.mean(), rel=1e-5), "error": None,
                              "texts": 1}  # fmt: skip
     assert found["mauve"] is None

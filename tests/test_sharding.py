@@ -70,7 +70,7 @@ def trained(setup: TrainSetup, mesh) -> tuple[np.ndarray, jax.Array]:
         state, step = setup.compile_init(mesh)(), setup.compile_step(mesh)
         for number in range(STEPS):
             batch = (data(number), np.arange(BATCH, dtype=np.int32))
-            tokens, index = (sharding.place_rows(mesh, x[rows], rows, BATCH) for x in batch)
+            tokens, index = (sharding.place_rows(mesh, x[rows], BATCH) for x in batch)
             state, metrics = step(state, tokens, index)
             curve.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     return np.array(curve), state
@@ -122,7 +122,7 @@ def test_corruption_is_identical(name):
     whole = corrupt(data(0), np.arange(BATCH))
     with sharding.use(mesh):
         batch = (data(0)[rows], rows)
-        cut = corrupt(*(sharding.place_rows(mesh, x, rows, BATCH) for x in batch))
+        cut = corrupt(*(sharding.place_rows(mesh, x, BATCH) for x in batch))
     assert not cut.noisy.sharding.is_fully_replicated
     assert np.any(whole.noisy != data(0))
     for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):

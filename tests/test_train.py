@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import latest_step
 
 from hybrid_jax import generate
 from hybrid_jax.config import (
@@ -29,7 +30,6 @@ from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.checkpoint import latest_step
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig

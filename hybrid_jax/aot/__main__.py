@@ -20,15 +20,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.command_line import (
-    SETTINGS,
-    Parser,
-    check_mode,
-    path_of,
-    read_config,
-    run_command,
-    within,
-)
+from hybrid_jax.runtime import command_line
+from hybrid_jax.runtime.command_line import SETTINGS, path_of
 from hybrid_jax.runtime.files import check_writable
 from hybrid_jax.runtime.json_text import write_json
 
@@ -54,17 +47,17 @@ MODES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return run_command(_parser(), argv, run, interrupted="nothing was written")
+    return command_line.run_command(_parser(), argv, run, interrupted="nothing was written")
 
 
 def run(options: argparse.Namespace) -> None:
     """Compiles what the options ask for, prints what was found and writes it."""
-    check_mode(options, "--fit" if options.fit else f"--step={options.step}", MODES)
+    command_line.check_mode(options, "--fit" if options.fit else f"--step={options.step}", MODES)
     if options.json:
         check_writable(options.json)
     os.environ.update(_ENVIRONMENT)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    values = read_config(options.config)
+    values = command_line.read_config(options.config)
 
     from hybrid_jax.aot import programs, search, topology
     from hybrid_jax.aot.report import report
@@ -111,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command_line.Parser(
         prog="python -m hybrid_jax.aot",
         description="Compiles an experiment for accelerators that this machine does not have.",
         epilog=SETTINGS,
@@ -126,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--step", default="train", choices=["train", "sample", "both"],
         help="training, sampling or both (default: train)")  # fmt: skip
-    add("--sample_batch", type=within(1), default=8, metavar="N",
+    add("--sample_batch", type=command_line.within(1), default=8, metavar="N",
         help="texts that a device samples at a time (default: 8)")  # fmt: skip
     add("--fit", action="store_true", help="look for the largest batch that fits")
     add("--json", default="", type=path_of, metavar="FILE", help="file for the same numbers")

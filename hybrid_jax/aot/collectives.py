@@ -44,7 +44,7 @@ def count(text: str) -> tuple[Collective, ...]:
     The parts that one asynchronous operation is cut into share its channel, and count once.
     """
     found: dict[object, tuple[str, str, str]] = {}
-    nfe: dict[str, set[str]] = collections.defaultdict(set)
+    calls: dict[str, set[str]] = collections.defaultdict(set)
     bodies: set[str] = set()
     here = ""
     for number, line in enumerate(text.splitlines()):
@@ -54,7 +54,7 @@ def count(text: str) -> tuple[Collective, ...]:
             continue
         for role, names, name in _CALL.findall(line):
             called = {part.strip(" %") for part in (names or name).split(",")}
-            nfe[here] |= called
+            calls[here] |= called
             if role == "body":
                 bodies |= called
         operation = _OPERATION.search(line)
@@ -64,7 +64,7 @@ def count(text: str) -> tuple[Collective, ...]:
             key = (kind, channel[1]) if channel else number
             found.setdefault(key, (here, kind, _result(kind, type_, bool(start))))
 
-    repeated = _reachable(nfe, bodies)
+    repeated = _reachable(calls, bodies)
     counts = collections.Counter(
         (kind, result, where in repeated) for where, kind, result in found.values()
     )
@@ -93,12 +93,12 @@ def _bytes(result: str) -> int:
     return total
 
 
-def _reachable(nfe: dict[str, set[str]], begin: set[str]) -> set[str]:
+def _reachable(calls: dict[str, set[str]], begin: set[str]) -> set[str]:
     reached: set[str] = set()
     waiting = list(begin)
     while waiting:
         name = waiting.pop()
         if name not in reached:
             reached.add(name)
-            waiting += nfe.get(name, ())
+            waiting += calls.get(name, ())
     return reached

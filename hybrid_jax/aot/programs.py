@@ -1,8 +1,11 @@
-"""Programs of an experiment, compiled for devices that need not be there, and their numbers."""
+"""Programs of an experiment, compiled for devices that need not be there, and their numbers.
+
+They are traced on meshes that are sizes without devices: `sharding.use` would send values that are
+computed meanwhile to these devices.
+"""
 
 import dataclasses
 import time
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -57,27 +60,24 @@ class DoesNotFit(UserError):
     """A program that the compiler refuses, because it needs too much memory."""
 
 
-def lower_training(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
+def lower_training(setup: TrainSetup, mesh: Mesh) -> jax.stages.Lowered:
     """The training step for the mesh. Raises UserError if the batch does not divide."""
-    setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0)
     setup.check(mesh)
     state = setup.abstract_state(mesh)
-    shape = experiment.train.batch_size, experiment.data.length
+    shape = setup.experiment.train.batch_size, setup.experiment.data.length
     whole = sharding.on(mesh, shape, "batch", "whole")
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole)
     rows = sharding.on(mesh, shape[:1], "batch")
     index = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)
-    with _described(mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return setup.compile_step(mesh).lower(state, tokens, index)
 
 
-def lower_sampling(experiment: Experiment, mesh: Mesh, batch: int) -> jax.stages.Lowered:
+def lower_sampling(setup: TrainSetup, mesh: Mesh, batch: int) -> jax.stages.Lowered:
     """The sampling loop for `batch` texts, with parameters cut as in training."""
-    setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0)
-    sampler = Sampler(
-        spec=setup.spec, network=setup.network, eos=0 if experiment.sampling.eos == "stop" else None
-    )
-    rule = experiment.sampling.build()
+    sampling = setup.experiment.sampling
+    eos = 0 if sampling.eos == "stop" else None
+    sampler, rule = Sampler(spec=setup.spec, network=setup.network, eos=eos), sampling.build()
     loop.check(sampler, rule)
     params = setup.abstract_state(mesh).ema
     shapes = jax.eval_shape(lambda: loop.idle(sampler, batch))
@@ -87,16 +87,8 @@ def lower_sampling(experiment: Experiment, mesh: Mesh, batch: int) -> jax.stages
 
     state = sharding.with_shardings(shapes, jax.tree.map(place, shapes))
     rounds = jax.ShapeDtypeStruct((), jnp.int32)
-    with _described(mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return loop.advance.lower(sampler, rule, params, state, rounds)
-
-
-def _described(mesh: Mesh) -> AbstractContextManager[Any]:
-    """The mesh as sizes without devices.
-
-    `sharding.use` would send values computed while a program is traced to these devices.
-    """
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def compile_program(
@@ -137,14 +129,14 @@ def build(
         `texts` when sampling.
     """
     shards = sharding.batch_shards(mesh)
-    if step == "sample":
-        batch = (each or texts) * shards
-        return compile_program(lower_sampling(experiment, mesh, batch), batch=batch)
+    batch = experiment.train.batch_size if step == "train" else texts * shards
     if each is not None:
-        size = each * shards * experiment.train.accumulation
-        train = dataclasses.replace(experiment.train, batch_size=size)
+        batch = each * shards * (experiment.train.accumulation if step == "train" else 1)
+    if step == "train":
+        train = dataclasses.replace(experiment.train, batch_size=batch)
         experiment = dataclasses.replace(experiment, train=train)
-    batch, vocab_size = experiment.train.batch_size, experiment.data.expected_vocab_size
-    network, spec = experiment.network(vocab_size), experiment.spec(vocab_size, bos=0)
-    work = flops.training_flops(network, spec)
-    return compile_program(lower_training(experiment, mesh), batch=batch, flops=work * batch)
+    setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0)
+    if step == "sample":
+        return compile_program(lower_sampling(setup, mesh, batch), batch=batch)
+    work = flops.training_flops(setup.network, setup.spec)
+    return compile_program(lower_training(setup, mesh), batch=batch, flops=work * batch)

@@ -1,7 +1,5 @@
 """A trained model as one object: text out, scores in."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

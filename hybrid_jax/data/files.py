@@ -1,17 +1,16 @@
 """Documents from text and JSON-lines files, plain or compressed."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -23,6 +22,7 @@ from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.files import expanded
 
 _READ = 1 << 16  # compressed bytes read at a time
+_BLOCK = 1 << 20  # bytes of a text handed on at a time
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError)
 # Words of libraries that cannot do what whole files ask for.
 _LIMITS = re.compile(r"unsupported|memory|dictionary", re.IGNORECASE)
@@ -83,13 +83,33 @@ def documents(patterns: str, *, by_line: bool = False) -> Iterator[str]:
       UserError: if a pattern matches no file or a file of another kind; while iterating, if a file
         is empty, damaged, not UTF-8, or has a line that is not an object with a text.
     """
+    return ("".join(blocks) for blocks in streams(patterns, by_line=by_line))
+
+
+def streams(patterns: str, *, by_line: bool = False) -> Iterator[Iterable[str]]:
+    """`documents`, each as blocks of text to be read in order, so that none is held as a whole."""
     paths = _matching(patterns)
     readers = [_reader(path, by_line) for path in paths]
     return (
-        text
+        blocks
         for path, reader in zip(paths, readers, strict=True)
-        for text in _nonempty(path, reader)
+        for blocks in _nonempty(path, reader)
     )
+
+
+def parts(patterns: str) -> list[str]:
+    """The patterns of one file each that together have the same documents in the same order.
+
+    Raises:
+      UserError: as `documents`, or for a pipe, since parts are read more than once.
+    """
+    paths = _matching(patterns)
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise UserError(
+                f"{path} can be read only once: write its text to a file, and name that."
+            )
+    return [json.dumps([str(path)]) for path in paths]
 
 
 def contents(patterns: str) -> dict[str, content.Content]:
@@ -104,8 +124,8 @@ def located(patterns: str) -> Iterator[tuple[str, str]]:
       UserError: as `documents`.
     """
     for path in _matching(patterns):
-        for number, text in enumerate(_reader(path, by_line=True)(path), start=1):
-            yield f"Line {number} of {path}", text
+        for number, blocks in enumerate(_reader(path, by_line=True)(path), start=1):
+            yield f"Line {number} of {path}", "".join(blocks)
 
 
 def prompts(file: str) -> list[str]:
@@ -145,6 +165,10 @@ def lines(path: Path) -> Iterator[str]:
 def _matching(patterns: str) -> list[Path]:
     names: list[str] = []
     for pattern in listed(patterns):
+        if "://" in pattern:
+            raise UserError(
+                f"{pattern} is no file here: fetch it, or mount its bucket, and name that."
+            )
         pattern = os.path.expanduser(pattern)
         # The name of an existing file is no pattern, even with brackets in it.
         found = [pattern] if os.path.exists(pattern) else sorted(_glob(pattern))
@@ -194,8 +218,13 @@ def _kind(path: Path) -> str:
     return name.suffix.lower()
 
 
-def _reader(path: Path, by_line: bool) -> Callable[[Path], Iterator[str]]:
-    readers = {".txt": lines if by_line else _whole_file, ".jsonl": _json_lines}
+def _reader(path: Path, by_line: bool) -> Callable[[Path], Iterator[Iterable[str]]]:
+    readers: dict[str, Callable[[Path], Iterator[Iterable[str]]]] = {
+        ".txt": lambda path: (
+            ((line,) for line in lines(path)) if by_line else iter([_blocks(path)])
+        ),
+        ".jsonl": lambda path: ((text,) for text in _json_lines(path)),
+    }
     if _kind(path) not in readers:
         raise UserError(
             f"{path} is of an unknown kind: files must end in .txt or .jsonl, and may be "
@@ -204,12 +233,18 @@ def _reader(path: Path, by_line: bool) -> Callable[[Path], Iterator[str]]:
     return readers[_kind(path)]
 
 
-def _nonempty(path: Path, reader: Callable[[Path], Iterator[str]]) -> Iterator[str]:
+def _nonempty(
+    path: Path, reader: Callable[[Path], Iterator[Iterable[str]]]
+) -> Iterator[Iterable[str]]:
     empty = True
-    for text in reader(path):
-        if text.strip():
-            empty = False
-            yield text
+    for document in reader(path):
+        head, blocks = "", iter(document)
+        for block in blocks:
+            head += block
+            if head.strip():
+                empty = False
+                yield itertools.chain((head,), blocks)
+                break
     if empty:
         raise UserError(f"{path} has no text in it: remove it from the source.")
 
@@ -234,16 +269,21 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _whole_file(path: Path) -> Iterator[str]:
+def _blocks(path: Path) -> Iterator[str]:
+    """The text of a file in blocks of whole lines."""
+    size = lines = 0
     with _opened(path) as file:
-        content = file.read()
-    try:
-        yield content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path} is not UTF-8 at byte {error.start} (line {line}): convert it to UTF-8."
-        ) from error
+        while content := b"".join(file.readlines(_BLOCK)):
+            try:
+                yield content.decode("utf-8" if size else "utf-8-sig")
+            except UnicodeDecodeError as error:
+                start = size + error.start
+                line = lines + content.count(b"\n", 0, error.start) + 1
+                raise UserError(
+                    f"{path} is not UTF-8 at byte {start} (line {line}): convert it to UTF-8."
+                ) from error
+            size += len(content)
+            lines += content.count(b"\n")
 
 
 def _json_lines(path: Path) -> Iterator[str]:

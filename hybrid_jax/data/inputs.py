@@ -1,7 +1,5 @@
 """Identity of what records are made from: the files of text and tokenizer, and what is in them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterable
@@ -32,6 +30,11 @@ def read(part: str, known: Iterable[Input] = ()) -> tuple[Input, ...]:
             old = Input(part=part, name=name, sha256=digest(), stamp=stamp)
         found.append(old)
     return tuple(found)
+
+
+def stamps(parts: Iterable[str]) -> list[tuple[str, str]]:
+    """Names and stamps of the inputs of all parts, which change when one does."""
+    return [(name, stamp) for part in parts for name, (stamp, _) in _contents(part).items()]
 
 
 def changes(manifest: Manifest, folder: Path) -> str:

@@ -1,7 +1,5 @@
 """Documents to fixed-length records in ArrayRecord shards."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Iterator
@@ -31,26 +29,17 @@ class RecordWriter:
       folder: existing folder for the shards.
       split: "train" or "valid", the beginning of their names.
       length: L, tokens of a record.
-      eos: id put after each document.
       token_bytes: int32 [N], see `Tokenizer.token_bytes`.
       shard_records: records of every shard but the last.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        split: str,
-        *,
-        length: int,
-        eos: int,
-        token_bytes: np.ndarray,
-        shard_records: int,
+        self, folder: Path, split: str, *, length: int, token_bytes: np.ndarray, shard_records: int
     ):
         self._folder, self._split = folder, split
         self._length, self._shard_records = length, shard_records
         self._token_bytes = token_bytes
         self._dtype = token_dtype(len(token_bytes))
-        self._end = np.array([eos], self._dtype)
         self._pending: list[np.ndarray] = []
         self._pending_tokens = 0
         self._documents = self._text_bytes = self._tokens = self._kept_bytes = 0
@@ -64,20 +53,18 @@ class RecordWriter:
     def __exit__(self, *exception: object) -> None:
         self._close()
 
-    def add(self, ids: np.ndarray, *, text_bytes: int, ends: bool) -> None:
-        """Appends a part of a document.
+    def add(self, ids: np.ndarray, *, text_bytes: int, documents: int) -> None:
+        """Appends encoded text.
 
         Args:
-          ids: integer [n].
-          text_bytes: UTF-8 bytes of the part.
-          ends: whether the document ends with it.
+          ids: integer [n], an eos after each document included.
+          text_bytes: UTF-8 bytes of the text.
+          documents: number of those that end in it.
         """
-        parts = [ids.astype(self._dtype)] + [self._end] * ends
-        self._pending += parts
-        size = len(ids) + ends
-        self._pending_tokens += size
-        self._tokens += size
-        self._documents += ends
+        self._pending.append(ids.astype(self._dtype, copy=False))
+        self._pending_tokens += len(ids)
+        self._tokens += len(ids)
+        self._documents += documents
         self._text_bytes += text_bytes
         if self._pending_tokens >= max(_FLUSH, self._length):
             self._flush()
@@ -113,9 +100,12 @@ class RecordWriter:
         tokens = np.concatenate([np.zeros(0, self._dtype), *self._pending])
         kept = len(tokens) // self._length * self._length
         self._pending, self._pending_tokens = [tokens[kept:].copy()], len(tokens) - kept
-        self._kept_bytes += int(self._token_bytes[tokens[:kept]].sum(dtype=np.int64))
-        for record in tokens[:kept].reshape(-1, self._length):
-            self._write(record.tobytes())
+        counts = np.bincount(tokens[:kept], minlength=len(self._token_bytes))
+        self._kept_bytes += int(counts @ self._token_bytes)
+        self._digest.update(tokens[:kept].data)
+        with _system_errors():
+            for record in tokens[:kept].reshape(-1, self._length):
+                self._write(record.tobytes())
 
     def _write(self, record: bytes) -> None:
         if self._file is None or self._records[-1] == self._shard_records:
@@ -125,9 +115,7 @@ class RecordWriter:
                 str(self._path(len(self._records))), "group_size:1,uncompressed"
             )
             self._records.append(0)
-        with _system_errors():
-            self._file.write(record)
-        self._digest.update(record)
+        self._file.write(record)
         self._records[-1] += 1
 
     def _path(self, number: int) -> Path:

@@ -1,7 +1,5 @@
 """Records to batches. A batch is a pure function of (seed, step), for any number of processes."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -7,33 +7,34 @@ Documents, each followed by eos, run on from record to record. The folder holds 
 of both splits, the tokenizer, and `manifest.json`. It appears whole or not at all.
 """
 
-from __future__ import annotations
-
 import argparse
+import contextlib
 import logging
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from hybrid_jax.data import inputs, splits
+from hybrid_jax.data import chunks, inputs, sources, splits
 from hybrid_jax.data import manifest as manifests
+from hybrid_jax.data.chunks import Plan
 from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
-from hybrid_jax.data.tokenizers import check_records, make_tokenizer, reads_all
+from hybrid_jax.data.tokenizers import check_records, load_tokenizer, make_tokenizer, reads_all
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_number
-from hybrid_jax.runtime.command_line import Parser, path_of, run_command
+from hybrid_jax.runtime.command_line import Parser, path_of, run_command, within
 from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.json_text import digest
-from hybrid_jax.runtime.scratch import raise_when_terminated, scratch_folder
+from hybrid_jax.runtime.scratch import raise_when_terminated, resumed_folder
+from hybrid_jax.runtime.workers import available
 
 VALID_EVERY = 20
 SHARD_RECORDS = 1 << 16
-_BATCH_CHARACTERS = 1 << 20
+_OUT = "out"  # what becomes the folder
 _logger = logging.getLogger(__name__)
 
 
@@ -47,12 +48,15 @@ def prepare(
     valid_source: str = "",
     valid_every: int | None = None,
     shard_records: int | None = None,
+    workers: int | None = None,
     check: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Manifest:
     """Prepares the folder `out`, or returns its manifest if it was prepared from the same.
 
-    Equal settings and texts give equal records. A run that fails leaves no folder behind, what a
-    killed one left is removed by the next, and concurrent runs do not harm each other.
+    Equal settings and texts give equal records, whatever the number of workers. A run that was
+    interrupted or has failed may leave what it encoded in a hidden folder beside `out`; the next
+    with the same settings and text goes on from there, and one with others removes it. Of
+    concurrent runs with the same, one works and the others wait for it.
 
     Args:
       source: text, see `sources.documents`.
@@ -65,47 +69,66 @@ def prepare(
       valid_every: see `splits.held_out`; ignored if there is a `valid_source`. None for that of
         `out`, or `VALID_EVERY`.
       shard_records: records of a file. None for those of `out`, or `SHARD_RECORDS`.
+      workers: processes at most; None for one a processor. Little text needs no other.
       check: raises UserError for records that are not wanted. Nothing is kept of new ones.
 
     Raises:
       UserError: for bad settings or text, too little text for one record in both splits, an `out`
         that holds something else, was prepared from other text or cannot be written, or as `check`.
+      Interrupted: if a worker dies.
     """
     settings = _settings(source, tokenizer, vocab_size, length, valid_source, valid_every)
     settings["shard_records"] = shard_records
-    least = {"length": 1, "shard_records": 1} | ({} if valid_source else {"valid_every": 2})
-    for name, value in least.items():
-        if settings[name] is not None and settings[name] < value:
-            raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
-    for name, value in settings.items():
-        check_number(value, name)
-    out = expanded(out)
+    out = _checked(out, settings)
     if manifest := _existing(out, settings):
         check(manifest)
         return manifest
-    natural = {"valid_every": VALID_EVERY, "shard_records": SHARD_RECORDS}
-    settings |= {name: value for name, value in natural.items() if settings[name] is None}
-    makes_parent = not out.parent.exists()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(out) as folder:
-            manifest = _build(folder, settings, vocab_size)
+    with _work_folder(out, settings, shared=False) as folder:
+        if manifest := _existing(out, settings):  # made while this one waited
             check(manifest)
-            try:
-                folder.rename(out)
-            except OSError:
-                # Another process may have been faster.
-                if there := _existing(out, settings):
-                    check(there)
-                    return there
-                raise
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
-    finally:
-        # A failure leaves no empty folder behind.
-        if makes_parent and out.parent.is_dir() and not any(out.parent.iterdir()):
-            out.parent.rmdir()
+            return manifest
+        plan = _planned(folder, settings, workers or available())
+        chunks.encode(folder, plan, workers=workers or available())
+        try:
+            manifest = _packed(folder, settings, plan)
+            check(manifest)
+        except UserError:
+            shutil.rmtree(folder)
+            raise
+        try:
+            (folder / _OUT).rename(out)
+        except OSError:
+            # Another process may have been faster.
+            if there := _existing(out, settings):
+                check(there)
+                return there
+            raise
     return manifest
+
+
+def encode_shard(
+    shard: tuple[int, int], *, out: str | Path, workers: int | None = None, **settings: Any
+) -> None:
+    """Does a share of the work of `prepare`, which finishes it when all shares are done.
+
+    Several hosts do one each, at any times, where they share the folder that `out` is in.
+
+    Args:
+      shard: (I, N) for the I-th of N shares, from 0.
+      settings: of `prepare`.
+
+    Raises:
+      UserError: as `prepare`.
+      Interrupted: if a worker dies.
+    """
+    settings = {"valid_source": "", "valid_every": None, "shard_records": None} | settings
+    shard_records = settings.pop("shard_records")
+    settings = _settings(**settings) | {"shard_records": shard_records}
+    out = _checked(out, settings)
+    if not _existing(out, settings):
+        with _work_folder(out, settings, shared=True) as folder:
+            plan = _planned(folder, settings, workers or available())
+            chunks.encode(folder, plan, workers=workers or available(), shard=shard)
 
 
 def default_dir(
@@ -146,6 +169,46 @@ def _settings(
     return settings | ({"vocab_size": vocab_size} if tokenizer == "sentencepiece" else {})
 
 
+def _checked(out: str | Path, settings: Mapping[str, Any]) -> Path:
+    """The folder to make. Raises UserError for bad settings."""
+    least = {"length": 1, "shard_records": 1}
+    least |= {} if settings["valid_source"] else {"valid_every": 2}
+    for name, value in least.items():
+        if settings[name] is not None and settings[name] < value:
+            raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
+    for name, value in settings.items():
+        check_number(value, name)
+    return expanded(out)
+
+
+@contextlib.contextmanager
+def _work_folder(out: Path, settings: dict[str, Any], *, shared: bool) -> Iterator[Path]:
+    """The folder for what is made on the way; `settings` get their natural values.
+
+    It is another one for other settings and other text. Raises UserError if nothing can be written.
+    """
+    natural = {"valid_every": VALID_EVERY, "shard_records": SHARD_RECORDS}
+    settings |= {name: value for name, value in natural.items() if settings[name] is None}
+    stamps = inputs.stamps(dict.fromkeys(_texts(settings)))
+    name = digest([FORMAT, chunks.CHARACTERS, settings, stamps])[:12]
+    makes_parent = not out.parent.exists()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with resumed_folder(out, name, shared=shared) as folder:
+            yield folder
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
+    finally:
+        # A failure leaves no empty folder behind.
+        if makes_parent and out.parent.is_dir() and not any(out.parent.iterdir()):
+            out.parent.rmdir()
+
+
+def _texts(settings: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What records are made from."""
+    return settings["source"], settings["valid_source"], settings["tokenizer"]
+
+
 def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
     """The manifest in `out`; None if there is nothing; UserError if it holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -167,19 +230,28 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manifest:
-    source, valid_source = settings["source"], settings["valid_source"]
-    parts = dict.fromkeys((source, valid_source, settings["tokenizer"]))
-    found = tuple(one for part in parts for one in inputs.read(part))
+def _planned(folder: Path, settings: Mapping[str, Any], workers: int) -> Plan:
+    """The plan in the folder, or a new one, and with it the tokenizer."""
+    if plan := Plan.load(folder):
+        return plan
+    source, valid_source, name = _texts(settings)
+    found = tuple(one for part in dict.fromkeys(_texts(settings)) for one in inputs.read(part))
+    paths = (Path(one.name) for one in found)
+    if sum(path.stat().st_size for path in paths if path.is_file()) < chunks.CHARACTERS:
+        workers = 1
     for part in (source, valid_source):
-        check_records(settings["tokenizer"], part)
+        check_records(name, part)
     if valid_source:
         held_out = splits.digests(valid_source)
+        size = held_out.size + splits.size(source, workers=workers)
     else:
         # Enough for a record: a byte token has a byte, others several.
-        least = settings["length"] * (2 if settings["tokenizer"] == "byte" else 8)
-        held_out = splits.held_out(source, every=settings["valid_every"], least=least)
-    every = reads_all(settings["tokenizer"])
+        least = settings["length"] * (2 if name == "byte" else 8)
+        held_out = splits.held_out(
+            source, every=settings["valid_every"], least=least, workers=workers
+        )
+        size = held_out.size
+    every = reads_all(name)
     texts = (
         piece
         for part in ((source, valid_source) if every and valid_source else (source,))
@@ -187,7 +259,33 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
         if every or not is_held_out
         for piece in pieces
     )
-    tokenizer = make_tokenizer(settings["tokenizer"], texts, vocab_size=vocab_size)
+    tokenizer = make_tokenizer(name, texts, vocab_size=settings.get("vocab_size", 0))
+    made = Path(tempfile.mkdtemp(dir=folder))
+    tokenizer.save(made)
+    try:
+        made.rename(folder / chunks.TOKENIZER)
+    except OSError:  # it is there: another host was faster
+        shutil.rmtree(made)
+    valid_parts = sources.parts(valid_source) if valid_source else []
+    plan = Plan(
+        inputs=found,
+        parts=(*sources.parts(source), *valid_parts),
+        valid_parts=len(valid_parts),
+        size=size,
+        characters=chunks.CHARACTERS,
+        limit=held_out.limit,
+        held_out=tuple(sorted(digest.hex() for digest in held_out.digests)),
+    )
+    plan.save(folder)
+    return plan
+
+
+def _packed(work: Path, settings: Mapping[str, Any], plan: Plan) -> Manifest:
+    """The records and all that belongs to them, made of the chunks."""
+    folder = work / _OUT
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    tokenizer = load_tokenizer(work / chunks.TOKENIZER)
     tokenizer.save(folder)
 
     def writer(split: str) -> RecordWriter:
@@ -195,18 +293,16 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
             folder,
             split,
             length=settings["length"],
-            eos=tokenizer.eos,
             token_bytes=tokenizer.token_bytes,
             shard_records=settings["shard_records"],
         )
 
     with writer("train") as train, writer("valid") as valid:
-        passages = splits.passages(source, held_out=held_out)
-        if valid_source:
-            _write(_not_held_out(passages), tokenizer, train, valid)
-            passages = splits.passages(valid_source)
-            passages = ((True, pieces) for _, pieces in passages)
-        _write(passages, tokenizer, train, valid)
+        if left_out := chunks.pack(work, plan, train, valid):
+            _logger.warning(
+                "%s bytes of the source are validation text too: left out of training.",
+                f"{left_out:,}",
+            )
         written = {"train": train.finish(), "valid": valid.finish()}
     values: dict[str, Any] = {
         **settings,
@@ -218,64 +314,21 @@ def _build(folder: Path, settings: Mapping[str, Any], vocab_size: int) -> Manife
         "eos": tokenizer.eos,
         "dtype": token_dtype(tokenizer.vocab_size).name,
     }
-    manifest = Manifest(**values, train=written["train"], valid=written["valid"], inputs=found)
+    manifest = Manifest(
+        **values, train=written["train"], valid=written["valid"], inputs=plan.inputs
+    )
     manifest.save(folder)
     if changes := inputs.changes(manifest, folder):
         raise UserError(f"The text changed while it was read ({changes}): prepare it again.")
     for name, split in written.items():
         if not split.records:
-            without = " without the validation text" if valid_source and name == "train" else ""
-            other = "another" if valid_source else "a"
+            without = " without the validation text" if plan.valid_parts and name == "train" else ""
+            other = "another" if plan.valid_parts else "a"
             raise UserError(
                 f"The {name} split has {split.tokens} tokens{without}, too few for one record of "
                 f"{settings['length']}: use more text, a smaller length or {other} valid_source."
             )
     return manifest
-
-
-def _not_held_out(passages: Iterator[tuple[bool, list[str]]]) -> Iterator[tuple[bool, list[str]]]:
-    """The passages to train on; says how much else there is, which is validation text."""
-    size = 0
-    for is_held_out, pieces in passages:
-        if is_held_out:
-            size += sum(len(piece.encode("utf-8")) for piece in pieces)
-        else:
-            yield is_held_out, pieces
-    if size:
-        _logger.warning(
-            "%s bytes of the source are validation text too: left out of training.", f"{size:,}"
-        )
-
-
-def _write(
-    passages: Iterator[tuple[bool, list[str]]],
-    tokenizer: Tokenizer,
-    train: RecordWriter,
-    valid: RecordWriter,
-) -> None:
-    """Encodes passages in batches and adds each to the writer of its split."""
-    # disable=None: the bar is for terminals, a log has no use for it.
-    with tqdm(desc="preparing", unit="B", unit_scale=True, disable=None, leave=False) as bar:
-        for batch in _batches(passages):
-            encoded = tokenizer.encode_batch([piece for _, piece, _ in batch])
-            for (is_held_out, piece, ends), ids in zip(batch, encoded, strict=True):
-                size = len(piece.encode("utf-8"))
-                (valid if is_held_out else train).add(ids, text_bytes=size, ends=ends)
-                bar.update(size)
-
-
-def _batches(passages: Iterator[tuple[bool, list[str]]]) -> Iterator[list[tuple[bool, str, bool]]]:
-    """Lists of (held out?, piece, last of its passage?), each of about `_BATCH_CHARACTERS`."""
-    batch: list[tuple[bool, str, bool]] = []
-    characters = 0
-    for is_held_out, pieces in passages:
-        for number, piece in enumerate(pieces, start=1):
-            batch.append((is_held_out, piece, number == len(pieces)))
-            characters += len(piece)
-            if characters >= _BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
-    yield batch
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,6 +352,9 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens of a record (default: %(default)s)")  # fmt: skip
     add("--shard_records", type=int, default=SHARD_RECORDS, metavar="R",
         help="records of a file (default: %(default)s)")  # fmt: skip
+    add("--workers", type=within(1), metavar="W", help="processes (default: one a processor)")
+    add("--shard", type=_shard, metavar="I/N", help="encode the I-th (from 0) of N shares, and "
+        "leave the rest to others: see docs/scale.md")  # fmt: skip
     add("--out", required=True, type=path_of, metavar="DIR", help="folder to make")
     return parser
 
@@ -306,11 +362,18 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     with raise_when_terminated():
-        return run_command(_parser(), argv, _run, interrupted="nothing was written")
+        interrupted = "what is encoded is kept: the same command goes on from there"
+        return run_command(_parser(), argv, _run, interrupted=interrupted)
 
 
 def _run(options: argparse.Namespace) -> None:
-    settings = {name: value for name, value in vars(options).items() if name != "given"}
+    settings = {n: value for n, value in vars(options).items() if n not in ("given", "shard")}
+    if options.shard:
+        encode_shard(options.shard, **settings)
+        number, count = options.shard
+        print(f"share {number} of {count} is encoded: when all are, give the command without "
+              "--shard")  # fmt: skip
+        return
     manifest = prepare(**settings)
     for name in ("train", "valid"):
         split = manifest.split(name)
@@ -319,6 +382,13 @@ def _run(options: argparse.Namespace) -> None:
             f"{split.records:,} records of {manifest.length} tokens "
             f"({split.bytes_per_token:.2f} bytes each), {split.dropped_tokens:,} tokens dropped"
         )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I in 0 … N-1")
+    return int(number), int(count)
 
 
 if __name__ == "__main__":

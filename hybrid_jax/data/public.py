@@ -5,8 +5,6 @@ prepared before, in the ArrayRecord format: a download may take hours and fails 
 no network, so none starts here.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterator

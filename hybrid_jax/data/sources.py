@@ -5,7 +5,7 @@ its documents, and one to what tells whether they are still the same.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from hybrid_jax.data import files, public, pydocs, pysource
 from hybrid_jax.data.content import Content
@@ -76,6 +76,22 @@ def located(source: str) -> Iterator[tuple[str, str]]:
     if kind in ("files", "lines"):
         return files.located(argument)
     return ((f"Document {n} of {source}", text) for n, text in enumerate(documents(source), 1))
+
+
+def streams(source: str) -> Iterator[Iterable[str]]:
+    """`documents`, each as blocks of text to be read in order: no large file is held as a whole."""
+    kind, _, argument = source.partition(":")
+    if kind in ("files", "lines"):
+        return files.streams(argument, by_line=kind == "lines")
+    return ((text,) for text in documents(source))
+
+
+def parts(source: str) -> list[str]:
+    """Sources that together have the documents of `source` in their order: one for each file."""
+    kind, _, argument = source.partition(":")
+    if kind in ("files", "lines"):
+        return [f"{kind}:{one}" for one in files.parts(argument)]
+    return [source]
 
 
 def contents(source: str) -> dict[str, Content]:

@@ -4,16 +4,15 @@ The choice is by content: all copies of a piece of text are in one split, whatev
 the files they come from.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hybrid_jax.data import sources
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.workers import Ask, run
 
 PIECE_CHARACTERS = 20_000
 _FINER = 8  # ratio of the sizes of pieces that are tried
@@ -28,10 +27,12 @@ class HeldOut:
     Attributes:
       digests: of its pieces.
       limit: characters of a piece at most, see `pieces`.
+      size: bytes of all the text that it was chosen from, about.
     """
 
     digests: frozenset[bytes] = frozenset()
     limit: int = PIECE_CHARACTERS
+    size: int = 0
 
 
 def pieces(document: str, limit: int = PIECE_CHARACTERS) -> list[str]:
@@ -40,28 +41,35 @@ def pieces(document: str, limit: int = PIECE_CHARACTERS) -> list[str]:
     A cut falls after a blank line where there is one in the second half of the part, otherwise
     after a line, otherwise before a space, otherwise anywhere.
     """
-    parts = []
-    start = 0
-    while len(document) - start > limit:
-        end = start + limit
-        for separator, kept in (("\n\n", 2), ("\n", 1), (" ", 0)):
-            found = document.rfind(separator, start + limit // 2, end)
-            if found > start:
-                end = min(found + kept, end)
-                break
-        parts.append(document[start:end])
-        start = end
-    parts.append(document[start:])
-    return parts
+    return list(cut([document], limit))
 
 
-def held_out(source: str, *, every: int, least: int = 1) -> HeldOut:
+def cut(blocks: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """`pieces` of a document that is given as blocks of any sizes."""
+    text = ""
+    for block in blocks:
+        text, start = text + block, 0
+        while len(text) - start > limit:
+            end = start + limit
+            for separator, kept in (("\n\n", 2), ("\n", 1), (" ", 0)):
+                found = text.rfind(separator, start + limit // 2, end)
+                if found > start:
+                    end = min(found + kept, end)
+                    break
+            yield text[start:end]
+            start = end
+        text = text[start:]
+    yield text
+
+
+def held_out(source: str, *, every: int, least: int = 1, workers: int = 1) -> HeldOut:
     """Text to validate on: one `every`-th of the bytes of the source, copies included.
 
     Documents are cut into finer pieces only if whole ones cannot give about that share.
 
     Args:
       least: bytes to hold out of a small source, but no more than half of it.
+      workers: processes that read.
 
     Raises:
       ValueError: if `every` is below 2, which would leave nothing to train on.
@@ -72,11 +80,12 @@ def held_out(source: str, *, every: int, least: int = 1) -> HeldOut:
     best, error = HeldOut(), float("inf")
     limit = PIECE_CHARACTERS
     while limit >= _LEAST_CHARACTERS and error > 0.5:
-        total, sizes = _sizes(source, limit, every)
-        target = max(total / every, min(least, total / 2))
-        chosen, size = _choose(sizes, target)
+        sizes = _sizes(source, limit, every, workers)
+        target = max(sizes.total / every, min(least, sizes.total / 2))
+        chosen, size = _choose(sizes.of_pieces, target)
         if chosen and (found := abs(size / target - 1)) < error:
-            best, error = HeldOut(digests=frozenset(chosen), limit=limit), found
+            best = HeldOut(digests=frozenset(chosen), limit=limit, size=sizes.total)
+            error = found
         limit //= _FINER
     if not best.digests:
         raise UserError(
@@ -88,11 +97,11 @@ def held_out(source: str, *, every: int, least: int = 1) -> HeldOut:
 
 def digests(source: str) -> HeldOut:
     """All text of a source, to hold out of another. Raises UserError as `sources.documents`."""
-    documents = sources.documents(source)
-    return HeldOut(digests=frozenset(_digest(p) for text in documents for p in pieces(text)))
+    sizes = _sizes(source, PIECE_CHARACTERS, 1, 1)
+    return HeldOut(digests=frozenset(sizes.of_pieces), size=sizes.total)
 
 
-def passages(source: str, *, held_out: HeldOut = HeldOut()) -> Iterator[tuple[bool, list[str]]]:
+def passages(source: str, *, held_out: HeldOut = HeldOut()) -> Iterator[tuple[bool, Iterator[str]]]:
     """The source as passages: longest runs of a document that belong to one split.
 
     Args:
@@ -100,34 +109,66 @@ def passages(source: str, *, held_out: HeldOut = HeldOut()) -> Iterator[tuple[bo
       held_out: text to validate on.
 
     Yields:
-      whether the passage is held out, and its pieces; a document that is not divided between the
-      splits is one passage.
+      whether the passage is held out, and its pieces, to be read before the next passage; a
+      document that is not divided between the splits is one passage.
     """
-    for document in sources.documents(source):
-        parts = pieces(document, held_out.limit)
-        runs = itertools.groupby(parts, lambda piece: _digest(piece) in held_out.digests)
-        for is_held_out, run in runs:
-            yield is_held_out, list(run)
+    for blocks in sources.streams(source):
+        yield from itertools.groupby(
+            cut(blocks, held_out.limit), lambda piece: _digest(piece) in held_out.digests
+        )
 
 
-def _sizes(source: str, limit: int, every: int) -> tuple[int, dict[bytes, int]]:
-    """Bytes of the source, and of each different piece in all its copies, with ends of text.
+def size(source: str, *, workers: int = 1) -> int:
+    """Bytes of the documents of a source. Raises UserError as `sources.documents`."""
+    return sum(run(workers, ((_size_of_part, part) for part in sources.parts(source))))
 
-    Of millions of pieces, those with the smallest digests: several times the share to choose.
+
+def _size_of_part(part: str, _: Ask) -> int:
+    return sum(len(block.encode("utf-8")) for blocks in sources.streams(part) for block in blocks)
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Sizes:
+    """Bytes of a text, and of each different piece in all its copies, with ends of text.
+
+    Of millions of pieces, those with the smallest digests: several times the share to choose, one
+    of `every`. They are the same however the text is divided and added.
     """
-    total = 0
-    sizes: Counter[bytes] = Counter()
-    share = 1.0  # of all digests, from the smallest
-    for text in sources.documents(source):
-        for piece in pieces(text, limit):
-            digest, size = _digest(piece), len(piece.encode("utf-8")) + 1
-            total += size
-            if _rank(digest) < share:
-                sizes[digest] += size
-        if len(sizes) > _CANDIDATES and share > 8 / every:
-            share /= 2
-            sizes = Counter({d: size for d, size in sizes.items() if _rank(d) < share})
-    return total, sizes
+
+    every: int
+    total: int = 0
+    share: float = 1.0  # of all digests, from the smallest, that is counted
+    of_pieces: Counter[bytes] = dataclasses.field(default_factory=Counter)
+
+    def add(self, pieces: Iterable[tuple[bytes, int]], *, total: int, share: float = 1.0) -> None:
+        """Counts digests and sizes, of which those beyond `share` are left out."""
+        self.total += total
+        for digest, size in pieces:
+            if _rank(digest) < self.share:
+                self.of_pieces[digest] += size
+        while share < self.share or (
+            len(self.of_pieces) > _CANDIDATES and self.share > 8 / self.every
+        ):
+            self.share /= 2
+            kept = {d: size for d, size in self.of_pieces.items() if _rank(d) < self.share}
+            self.of_pieces = Counter(kept)
+
+
+def _sizes(source: str, limit: int, every: int, workers: int) -> _Sizes:
+    sizes = _Sizes(every=every)
+    jobs = ((_sizes_of_part, part, limit, every) for part in sources.parts(source))
+    for part in run(workers, jobs):
+        sizes.add(part.of_pieces.items(), total=part.total, share=part.share)
+    return sizes
+
+
+def _sizes_of_part(part: str, limit: int, every: int, _: Ask) -> _Sizes:
+    sizes = _Sizes(every=every)
+    for blocks in sources.streams(part):
+        for piece in cut(blocks, limit):
+            size = len(piece.encode("utf-8")) + 1
+            sizes.add([(_digest(piece), size)], total=size)
+    return sizes
 
 
 def _choose(sizes: dict[bytes, int], target: float) -> tuple[list[bytes], int]:

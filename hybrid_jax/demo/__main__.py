@@ -5,8 +5,6 @@
 The page is for this machine alone (docs/demo.md).
 """
 
-from __future__ import annotations
-
 import argparse
 import ipaddress
 import sys

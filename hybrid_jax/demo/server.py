@@ -9,8 +9,6 @@ machine as their host (a name that was rebound to its address does not), and a p
 origin is refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import http.server

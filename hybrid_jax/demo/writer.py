@@ -1,7 +1,5 @@
 """One trained model that writes texts for several people, who take turns round by round."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import shlex

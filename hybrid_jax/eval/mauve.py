@@ -121,7 +121,9 @@ def mauve(
     buckets = min(buckets, len(np.unique(both, axis=0)))
     reduced, values = both[:, :0], tuple(1.0 for _ in seeds)  # all in one bucket
     if buckets > 1:
-        reduced = _reduce(both)
+        # The solver is exact, and needs no seed.
+        pca = require("sklearn.decomposition", "eval").PCA(n_components=VARIANCE, svd_solver="full")
+        reduced = np.asarray(pca.fit_transform(both))
         values = tuple(_area_of_clusters(reduced, len(p), buckets, seed) for seed in seeds)
     return Mauve(
         value=float(np.mean(values)),
@@ -132,12 +134,6 @@ def mauve(
         generated=len(q),
         reference=len(p),
     )
-
-
-def _reduce(rows: np.ndarray) -> np.ndarray:
-    # The solver is exact, and needs no seed.
-    pca = require("sklearn.decomposition", "eval").PCA(n_components=VARIANCE, svd_solver="full")
-    return np.asarray(pca.fit_transform(rows))
 
 
 def _area_of_clusters(rows: np.ndarray, of_reference: int, buckets: int, seed: int) -> float:

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from hybrid_jax.errors import UserError, check_literals
+from hybrid_jax.errors import UserError, check_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,7 @@ class GenEvalProtocol:
     mauve_texts: int | None = None
 
     def __post_init__(self) -> None:
-        check_literals(self, "A protocol's ")
-        for name in ("max_tokens", "mauve_tokens", "mauve_texts"):
-            value = getattr(self, name)
-            if value is not None and value < 2:
-                raise UserError(f"A protocol's {name} must be at least 2, but is {value}.")
+        check_settings(self, "A protocol's ", max_tokens=2, mauve_tokens=2, mauve_texts=2)
         if min(self.ngrams, default=1) < 1:
             raise UserError(f"A protocol's ngrams must be at least 1, but are {self.ngrams}.")
 

@@ -9,6 +9,7 @@ Errors are standard errors over texts, as if these were independent.
 
 import collections
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import platform
@@ -152,14 +153,6 @@ def _scored_rows(
     return [row[: protocol.max_tokens] for row in rows]
 
 
-def _padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.array([len(row) for row in rows])
-    tokens = np.zeros((len(rows), max(lengths)), np.int32)
-    for place, row in zip(tokens, rows, strict=True):
-        place[: len(row)] = row
-    return tokens, lengths
-
-
 # ---------------------------------------------------------------------------------------------
 # The scorer.
 
@@ -183,15 +176,10 @@ def _perplexity(
         raise UserError(
             "No text has a token that the scorer could score: all are empty or too short."
         )
-    nats = scoring.score(scorer, *_padded([rows[i] for i in kept]), batch_size=batch_size).nats
+    nats = scoring.score(scorer, [rows[i] for i in kept], batch_size=batch_size).nats
     counts = np.array([ends[i].sum() for i in kept])
-    totals = np.array(
-        [
-            row[: len(ends[i])][ends[i]].sum(dtype=np.float64)
-            for row, i in zip(nats, kept, strict=True)
-        ]
-    )
-    means = totals / counts
+    scored = [row[ends[i]] for row, i in zip(nats, kept, strict=True)]
+    means = np.array([row.sum(dtype=np.float64) for row in scored]) / counts
     per_token = mean(means, counts)
     if protocol.average == "texts":
         with np.errstate(over="ignore"):  # infinite past what a float64 holds
@@ -226,7 +214,8 @@ def _mauve(
     sets = [
         [row[: protocol.mauve_tokens] for row in rows[:count]] for rows in (generated, reference)
     ]
-    found = [scoring.last_features(scorer, *_padded(rows), batch_size=batch_size) for rows in sets]
+    features = functools.partial(scoring.score, scorer, batch_size=batch_size, nats=False)
+    found = [features(rows).features for rows in sets]
     lengths = [float(np.mean([len(row) for row in rows])) for rows in sets]
     return mauves.mauve(*found, seeds=seeds), (lengths[0], lengths[1])
 

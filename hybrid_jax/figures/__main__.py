@@ -17,14 +17,8 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.figures import canvas, gif, hyperschedules, masks, noise, page
 from hybrid_jax.generation import frames, generator, requests
 from hybrid_jax.generation.frames import Recording
-from hybrid_jax.runtime.command_line import (
-    Parser,
-    check_mode,
-    distinct,
-    path_of,
-    run_command,
-    seed_of,
-)
+from hybrid_jax.runtime import command_line
+from hybrid_jax.runtime.command_line import path_of, seed_of
 from hybrid_jax.runtime.decode import nearest
 from hybrid_jax.runtime.files import check_writable, labels, write_atomic
 from hybrid_jax.training import pretrained
@@ -52,8 +46,8 @@ def names_of(options: argparse.Namespace) -> list[str]:
     if ANIMATION in options.names and not options.workdir:
         raise UserError(f"The {ANIMATION} shows trained runs: say which with --workdir=DIR.")
     chosen = options.names or [*PICTURES, *([ANIMATION] if options.workdir else [])]
-    check_mode(options, ANIMATION if ANIMATION in chosen else OTHERS, MODES)
-    distinct("--workdir", [Path(workdir).resolve() for workdir in options.workdir])
+    command_line.check_mode(options, ANIMATION if ANIMATION in chosen else OTHERS, MODES)
+    command_line.distinct("--workdir", [Path(workdir).resolve() for workdir in options.workdir])
     return list(dict.fromkeys(chosen))
 
 
@@ -100,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command_line.Parser(
         prog="python -m hybrid_jax.figures",
         description="Draws the paper's pictures from the package's own functions.",
         compiles=True,
@@ -120,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return run_command(_parser(), argv, run, interrupted="pictures that were written stay")
+    return command_line.run_command(
+        _parser(), argv, run, interrupted="pictures that were written stay"
+    )
 
 
 if __name__ == "__main__":

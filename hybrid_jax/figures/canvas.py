@@ -62,16 +62,15 @@ def grid_axes(axes: Any, columns: int, rows: int, title: str) -> None:
         spine.set_visible(False)
 
 
-def cell(axes: Any, column: float, row: float, fill: str, **look: Any) -> None:
-    """Fills a cell of such a table."""
-    look = {"edgecolor": "#b5b5b5", "linewidth": 0.5} | look
+def cell(
+    axes: Any, column: float, row: float, fill: str, text: str = "", hatch: str = "", **look: Any
+) -> None:
+    """Fills a cell of such a table, and writes into its middle; `look` is that of the text."""
     box = module("matplotlib.patches").Rectangle
-    axes.add_patch(box((column, row), 1, 1, facecolor=fill, **look))
-
-
-def label(axes: Any, column: float, row: float, text: str, **look: Any) -> None:
-    """Writes into the middle of a cell."""
-    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", **look)
+    look_of_box = {"facecolor": fill, "edgecolor": "#b5b5b5", "linewidth": 0.5, "hatch": hatch}
+    axes.add_patch(box((column, row), 1, 1, **look_of_box))
+    if text:
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", **look)
 
 
 def png(figure: Any) -> bytes:

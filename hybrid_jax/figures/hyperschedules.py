@@ -61,18 +61,14 @@ def _panel(axes: Any, schedule: Hyperschedule) -> None:
     title = f"{schedule.name}: {schedule.steps} steps"
     canvas.grid_axes(axes, schedule.length, schedule.steps, title)
     for step, position in np.ndindex(*region.shape):
-        share = level[step, position] / schedule.levels
-        look: dict[str, Any] = {}
+        number, share = str(level[step, position]), level[step, position] / schedule.levels
+        if region[step, position] == WORTHLESS:
+            canvas.cell(axes, position, step, WORTHLESS_FILL, hatch="////")
+            continue
+        fill, ink = PAPER, FAINT
         if region[step, position] == ACTIVE:
             fill, ink = colours.to_hex(shade(share)), PAPER if share > 0.75 else INK
-        elif region[step, position] == SETTLED:
-            fill, ink = PAPER, FAINT
-        else:
-            fill, ink, look = WORTHLESS_FILL, "", {"hatch": "////", "edgecolor": "#b5b5b5"}
-        canvas.cell(axes, position, step, fill, **look)
-        if ink:
-            number = str(level[step, position])
-            canvas.label(axes, position, step, number, fontsize=7.5, color=ink)
+        canvas.cell(axes, position, step, fill, number, fontsize=7.5, color=ink)
     axes.set_xlabel("position i", fontsize=9, color=INK)
     axes.set_ylabel("step s", fontsize=9, color=INK)
     axes.set_xticks(np.arange(schedule.length) + 0.5, np.arange(schedule.length))

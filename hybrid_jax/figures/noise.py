@@ -68,10 +68,9 @@ def _panel(axes: Any, kernel: NoiseKernel) -> None:
     canvas.grid_axes(axes, len(SENTENCE), len(LEVELS), kernel.name)
     for (row, column), state in np.ndenumerate(states(kernel, tokens)):
         style = NOISE[state]
-        canvas.cell(axes, column, row, style.fill)
         word = "MASK" if state == "masked" else WORDS[tokens[row, column]]
-        canvas.label(
-            axes, column, row, word, fontsize=9, color=style.ink,
+        canvas.cell(
+            axes, column, row, style.fill, word, fontsize=9, color=style.ink,
             fontweight="bold" if style.bold else "normal",
             fontstyle="italic" if style.underlined else "normal",
         )  # fmt: skip

@@ -5,8 +5,6 @@ at once, so that none waits for the longest of a batch (continuous batching). A 
 seed, its number and its request: not on its place, on what is beside it, or on the devices.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence

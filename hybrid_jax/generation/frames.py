@@ -1,7 +1,5 @@
 """A text while it is generated: the state of each token after every round, for all that show it."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence

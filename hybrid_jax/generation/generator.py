@@ -1,7 +1,5 @@
 """A trained model with all that decides how it writes: its rule, its steps, and where texts end."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

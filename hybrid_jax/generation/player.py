@@ -1,7 +1,5 @@
 """The player of pages that show texts while they are generated: player.html, .css and .js."""
 
-from __future__ import annotations
-
 import importlib.resources
 
 from hybrid_jax.generation.frames import STATES, Frame

@@ -3,8 +3,6 @@
 A file of texts has a JSON object a line: the fields of `Text` and all settings it depends on.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The first and the last words of a run: the work ahead, the result, and some texts of it."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path

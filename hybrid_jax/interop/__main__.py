@@ -16,14 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.runtime.command_line import (
-    SETTINGS,
-    Parser,
-    path_of,
-    read_config,
-    run_command,
-    step_of,
-)
+from hybrid_jax.runtime import command_line
+from hybrid_jax.runtime.command_line import SETTINGS, path_of, step_of
 from hybrid_jax.runtime.scratch import raise_when_terminated
 
 
@@ -37,24 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.run(options)
 
     with raise_when_terminated():
-        return run_command(_parser(), argv, work, interrupted="nothing was written")
+        return command_line.run_command(_parser(), argv, work, interrupted="nothing was written")
 
 
 def _import(options: argparse.Namespace) -> None:
     import jax
 
-    from hybrid_jax.config import Experiment
-    from hybrid_jax.interop.released import load_released, require_empty
-    from hybrid_jax.interop.workdirs import named_tokenizer, with_tokenizer, workdir_from_released
+    from hybrid_jax.interop.workdirs import workdir_from_released
 
-    require_empty(Path(options.workdir))
-    values = read_config(options.config) if options.config else None
-    spec, tokenizer = named_tokenizer(options.tokenizer)
-    released = load_released(options.source)
-    if values is None:
-        values = with_tokenizer(released.experiment, spec, tokenizer).to_config()
-    experiment = Experiment.from_config(values, options.settings)
-    workdir_from_released(released, options.workdir, tokenizer=tokenizer, experiment=experiment)
+    released = workdir_from_released(
+        options.source,
+        options.workdir,
+        tokenizer=options.tokenizer,
+        config=command_line.read_config(options.config) if options.config else None,
+        settings=options.settings,
+    )
     for note in released.notes:
         print(f"note: {note}")
     letter = {"epsilon": "ε", "gamma": "γ"}[released.kind]
@@ -67,23 +58,21 @@ def _import(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from hybrid_jax.interop.released import export_released, require_empty
-    from hybrid_jax.runtime.files import unwritable
+    from hybrid_jax.runtime.files import writing
     from hybrid_jax.training import pretrained
 
     require_empty(Path(options.out))
     model = pretrained.load(options.workdir, step=options.step)
     export_released(model, options.out)
     folder = Path(options.out) / "tokenizer"
-    try:
+    with writing(folder):
         folder.mkdir()
         model.tokenizer.save(folder)
-    except OSError as error:
-        raise unwritable(folder, error) from error
     print(f"{options.out} holds the averaged parameters of step {model.step}, and the tokenizer")
 
 
 def _start(options: argparse.Namespace) -> None:
-    values = read_config(options.config)
+    values = command_line.read_config(options.config)
     from hybrid_jax.config import Experiment
     from hybrid_jax.interop.workdirs import start_from
 
@@ -103,7 +92,7 @@ def _next(workdir: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command_line.Parser(
         prog="python -m hybrid_jax.interop",
         description="Reads and writes released HDLM models, and starts a run from another.",
     )

@@ -173,7 +173,13 @@ def parameters(network: Transformer, folder: Path) -> Any:
     abstract = jax.eval_shape(network.init, jax.random.key(0))
     leaves = {name: np.zeros(x.shape, np.float32) for name, x in named_leaves(abstract).items()}
     besides = weights.fill(tensors(network, leaves), folder, _UNNEEDED)
-    _check_frequencies(network, besides, folder)
+    wanted = _frequencies(network.width // network.heads)
+    have = besides.get(_FREQUENCIES, wanted)
+    # Nothing else would show others than ours.
+    if have.shape != wanted.shape or not np.allclose(have, wanted, rtol=2e-3, atol=0.0):
+        raise UserError(
+            f"In {folder} the tensor {_FREQUENCIES} is not that of a rotary base 10000."
+        )
     return jax.tree.unflatten(jax.tree.structure(abstract), map(jnp.asarray, leaves.values()))
 
 
@@ -181,13 +187,3 @@ def _frequencies(head: int) -> np.ndarray:
     """The rotary buffer: in float32 throughout, which gives the released bits."""
     exponent = np.arange(0, head, 2, dtype=np.float32) / np.float32(head)
     return np.float32(1.0) / np.float32(10_000.0) ** exponent
-
-
-def _check_frequencies(network: Transformer, found: Mapping[str, np.ndarray], folder: Path) -> None:
-    """Refuses rotary frequencies that are not ours; nothing else would show them."""
-    wanted = _frequencies(network.width // network.heads)
-    have = found.get(_FREQUENCIES, wanted)
-    if have.shape != wanted.shape or not np.allclose(have, wanted, rtol=2e-3, atol=0.0):
-        raise UserError(
-            f"In {folder} the tensor {_FREQUENCIES} is not that of a rotary base 10000."
-        )

@@ -5,6 +5,7 @@ training with ``hybrid_jax.main --workdir=DIR``.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.interop.released import Released, load_released, require_empty
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.files import expanded, unwritable
+from hybrid_jax.runtime.files import expanded, writing
 from hybrid_jax.runtime.scratch import scratch_folder
 from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
@@ -32,37 +33,41 @@ _ARCHITECTURE = (
 
 
 def workdir_from_released(
-    source: str | Path | Released,
+    source: str | Path,
     workdir: str | Path,
     *,
     tokenizer: str | Tokenizer,
-    experiment: Experiment | None = None,
+    config: Mapping[str, Any] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Released:
     """Makes a workdir of a released model: parameters and their average at step 0.
 
     Args:
-      source: as for `load_released`, or what it returned.
+      source: as for `load_released`.
       workdir: made; may exist if it is empty.
       tokenizer: that the model was trained with: gpt2:FOLDER, hf:NAME, byte, a folder in which one
         was saved, or the tokenizer itself.
-      experiment: what to train and evaluate it for; None for what it was released as.
+      config: what to train and evaluate it for; None for what it was released as.
+      settings: of a command line that replace some of it (see `Experiment.from_config`).
 
     Raises:
-      UserError: as `load_released`; if the tokenizer has another number of tokens, the experiment
-        asks for another network or reads its output in another way, or `workdir` is not empty.
+      UserError: as `load_released` and `Experiment.from_config`; if the tokenizer has another
+        number of tokens, the experiment asks for another network or reads its output in another
+        way, or `workdir` is not empty.
     """
     workdir = expanded(workdir)
     require_empty(workdir)  # before much is read
-    spec, found = named_tokenizer(tokenizer)
-    released = source if isinstance(source, Released) else load_released(source)
+    spec, found = _named_tokenizer(tokenizer)
+    released = load_released(source)
     if found.vocab_size != released.network.vocab_size:
         raise UserError(
             f"The tokenizer {spec} has {found.vocab_size} tokens and the released model has "
             f"{released.network.vocab_size}: name the tokenizer that it was trained with."
         )
-    own = with_tokenizer(released.experiment, spec, found)
-    if experiment is None:
-        experiment = own
+    size = found.vocab_size if spec == "sentencepiece" else None
+    data = dataclasses.replace(released.experiment.data, tokenizer=spec, vocab_size=size)
+    own = dataclasses.replace(released.experiment, data=data)
+    experiment = Experiment.from_config(own.to_config() if config is None else config, settings)
     _check_fits(experiment, own, found, _ARCHITECTURE)
     meaning, wanted = experiment.objective.parameterisation, own.objective.parameterisation
     _check_same("objective.parameterisation", meaning, wanted)
@@ -122,13 +127,6 @@ def _with_condition(network: Transformer, params: Any, key: jax.Array) -> Any:
     return {**params, "level": fresh["level"], "layers": layers}
 
 
-def with_tokenizer(experiment: Experiment, spec: str, tokenizer: Tokenizer) -> Experiment:
-    """The experiment on data that `spec` and `tokenizer` of `named_tokenizer` prepare."""
-    size = tokenizer.vocab_size if spec == "sentencepiece" else None
-    data = dataclasses.replace(experiment.data, tokenizer=spec, vocab_size=size)
-    return dataclasses.replace(experiment, data=data)
-
-
 def _check_same(name: str, new: object, old: object) -> None:
     if new != old:
         raise UserError(
@@ -151,7 +149,7 @@ def _check_fits(
     _check_same("layout.alignment", experiment.layout.alignment, old.layout.alignment)
 
 
-def named_tokenizer(given: str | Tokenizer) -> tuple[str, Tokenizer]:
+def _named_tokenizer(given: str | Tokenizer) -> tuple[str, Tokenizer]:
     """A tokenizer, and the `data.tokenizer` that prepares data with it."""
     if not isinstance(given, str):
         return tokenizers.name_of(given), given
@@ -178,12 +176,10 @@ def _write_workdir(
         optimizer=jax.jit(setup.optimizer.init)(params),
     )
     settings = dataclasses.asdict(experiment)
-    try:
+    with writing(workdir):
         workdir.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(workdir) as folder:
             workdirs.claim(folder, experiment, tokenizer)
             with Checkpointer(folder / "checkpoints", config=settings) as saver:
                 saver.save(0, state)
             folder.rename(workdir)
-    except OSError as error:
-        raise unwritable(workdir, error) from error

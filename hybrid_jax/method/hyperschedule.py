@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int, Int32
+from jaxtyping import Array, Int, Int32
 
 from hybrid_jax.errors import UserError, check_number
 
@@ -296,17 +296,17 @@ def custom(levels_table: npt.ArrayLike, *, name: str = "custom") -> Table:
     top = int(table[0, 0])
     if top < 1:
         raise UserError("A hyperschedule starts at a full-noise level of at least 1.")
+    row = np.arange(len(table))[:, None]
     for wrong, rule in (
-        (_first(table[:1] != top), f"must start at the full-noise level {top}"),
-        (_first(table[-1:] != 0, last_row=table.shape[0] - 1), "must end at level 0"),
-        (_first(np.diff(table, axis=0) > 0, shift=(1, 0)), "must not rise from step to step"),
+        ((table != top) & (row == 0), f"must start at the full-noise level {top}"),
+        ((table != 0) & (row == len(table) - 1), "must end at level 0"),
+        (np.diff(table, axis=0, prepend=table[:1]) > 0, "must not rise from step to step"),
         (
-            _first(np.diff(table, axis=1) < 0, shift=(0, 1)),
+            np.diff(table, axis=1, prepend=table[:, :1]) < 0,
             "must not be below the position to its left (text settles from left to right)",
         ),
     ):
-        if wrong is not None:
-            step, position = wrong
+        for step, position in np.argwhere(wrong):
             raise UserError(
                 f"Hyperschedule entry [step {step}, position {position}] = "
                 f"{table[step, position]} {rule}."
@@ -329,15 +329,6 @@ def table(schedule: Hyperschedule) -> Int32[Array, "{schedule.steps}+1 {schedule
     positions = jnp.arange(schedule.length)[None, :]
     table: Array = jax.jit(schedule.level)(steps, positions)
     return table
-
-
-def _first(
-    wrong: Bool[np.ndarray, "..."], *, shift: tuple[int, int] = (0, 0), last_row: int = 0
-) -> tuple[int, int] | None:
-    hits = np.argwhere(wrong)
-    if not len(hits):
-        return None
-    return int(hits[0, 0]) + shift[0] + last_row, int(hits[0, 1]) + shift[1]
 
 
 def _check_positive(**values: int) -> None:

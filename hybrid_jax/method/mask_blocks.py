@@ -86,7 +86,18 @@ class Pattern:
     @functools.cached_property
     def regions(self) -> Regions:
         """The order of the rows."""
-        return training_regions(self.layout, self.schedule)
+        layout, schedule = self.layout, self.schedule
+        length, width = schedule.length, schedule.width
+        clean = layouts.context_slots(layout, schedule)
+        if layout.plain(schedule):
+            return Regions(leads=0, noisy=0, clean=clean, width=1, regular=True)
+        regular = False
+        if schedule.settles_whole:
+            with jax.ensure_compile_time_eval():
+                starts = np.asarray(layouts.window_start(schedule, jnp.arange(length)))
+            regular = bool(np.all(starts == np.arange(length) // width * width))
+        leads = schedule.windows * layout.shift
+        return Regions(leads=leads, noisy=length, clean=clean, width=width, regular=regular)
 
     @property
     def plain_causal(self) -> bool:
@@ -126,21 +137,6 @@ class Pattern:
             lambda x: jnp.concatenate([x[..., part] for part in keys], axis=-1), self.rows
         )
         return layouts.attention_mask(self.layout, query, key)
-
-
-def training_regions(layout: Layout, schedule: Hyperschedule) -> Regions:
-    """Order of the rows of `layout.training_rows`."""
-    length, width = schedule.length, schedule.width
-    clean = layouts.context_slots(layout, schedule)
-    if layout.plain(schedule):
-        return Regions(leads=0, noisy=0, clean=clean, width=1, regular=True)
-    regular = False
-    if schedule.settles_whole:
-        with jax.ensure_compile_time_eval():
-            starts = np.asarray(layouts.window_start(schedule, jnp.arange(length)))
-        regular = bool(np.all(starts == np.arange(length) // width * width))
-    leads = schedule.windows * layout.shift
-    return Regions(leads=leads, noisy=length, clean=clean, width=width, regular=regular)
 
 
 def spans(layout: Layout, regions: Regions, block: int) -> list[Span]:

@@ -3,8 +3,6 @@
 Functions are written for one token, as in `noising`.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 

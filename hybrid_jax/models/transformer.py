@@ -138,10 +138,9 @@ class Transformer(ModelConfig):
             jnp.ones((1, 1, 1), bool),
             jnp.zeros((1, 1)),
         )
-        key_body, key_head = jax.random.split(key)
-        params = _Body(self).init(key_body, None, one, one, mask, level, None)["params"]
-        head = _Head(self).init(key_head, jnp.zeros((1, self.width)))["params"]
-        return {**params, "head": head}
+        params = _Body(self).init(jax.random.split(key)[0], None, one, one, mask, level, None)
+        head = {"kernel": jnp.zeros((self.width, self.rows)), "bias": jnp.zeros(self.rows)}
+        return {**params["params"], "head": head}
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
@@ -211,27 +210,16 @@ class Transformer(ModelConfig):
         Args:
           params: those of `head`, or all.
         """
-        return cast(jax.Array, _Head(self).apply({"params": params["head"]}, features))
+        head = params["head"]
+        # Gathered along the width, and not the much larger logits summed over it.
+        kernel = gathered(head["kernel"], self.dtype, *_AXES["head/kernel"])
+        rows = features.astype(self.dtype).reshape(-1, self.width)
+        out: Array = jnp.dot(rows, kernel, preferred_element_type=jnp.float32) + head["bias"][None]
+        return out.reshape(*features.shape[:-1], -1)
 
 
 def _body(params: Params) -> Params:
     return {"params": {name: value for name, value in params.items() if name != "head"}}
-
-
-class _Head(nn.Module):
-    config: Transformer
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B D"]) -> Float32[Array, "*B V"]:
-        c = self.config
-        kernel = self.param("kernel", nn.initializers.zeros, (c.width, c.rows))
-        bias = self.param("bias", nn.initializers.zeros, (c.rows,))
-        # Gathered along the width, and not the much larger logits summed over it.
-        kernel = gathered(kernel, c.dtype, *_AXES["head/kernel"])
-        x = x.astype(c.dtype)
-        rows = x.reshape(-1, c.width)
-        out = jnp.dot(rows, kernel, preferred_element_type=jnp.float32) + bias[None]
-        return out.reshape(*x.shape[:-1], -1)
 
 
 class _Body(nn.Module):

@@ -1,14 +1,15 @@
 """Boards that plot metrics: TensorBoard, trackio and Weights & Biases behind one interface."""
 
+import dataclasses
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from hybrid_jax.errors import UserError, require
-from hybrid_jax.runtime.files import one_line, unwritable, write_atomic
+from hybrid_jax.runtime.files import one_line, write_atomic, writing
 
 Kind = Literal["none", "tensorboard", "trackio", "wandb"]
 _PACKAGES = {"tensorboard": "tensorboardX", "trackio": "trackio", "wandb": "wandb"}
@@ -16,16 +17,17 @@ _PROJECT = "hybrid_jax"
 _ID = "board.id"
 
 
-class Board(Protocol):
-    """A place where metrics are plotted."""
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """A place where metrics are plotted.
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Plots finite values by name. A step that was plotted before must have equal values."""
-        ...
+    Attributes:
+      write: plots finite values by name. A step that was plotted before must have equal values.
+      close: writes out what is pending; may be called again.
+    """
 
-    def close(self) -> None:
-        """Writes out what is pending; may be called again."""
-        ...
+    write: Callable[[int, Mapping[str, float]], None]
+    close: Callable[[], None]
 
 
 def check(kind: Kind) -> None:
@@ -52,7 +54,7 @@ def open_board(
     """
     check(kind)
     if kind == "tensorboard":
-        return _TensorBoard(workdir / "tensorboard", resume_step)
+        return _tensorboard(workdir / "tensorboard", resume_step)
     known = _run_id(workdir, resume_step)
     if kind == "trackio":
         name = f"{workdir.resolve().name}-{known}"
@@ -79,41 +81,24 @@ def open_board(
     else:
         return None
     write_atomic(workdir / _ID, known)  # of a run that has begun
-    return _Tracker(run)
+    return Board(lambda step, values: run.log(dict(values), step=step), run.finish)
 
 
-class _TensorBoard:
-    def __init__(self, folder: Path, resume_step: int):
-        try:
-            self._writer = require("tensorboardX", "log").SummaryWriter(
-                str(folder),
-                # TensorBoard hides what an earlier file logged at purge_step and later.
-                purge_step=resume_step + 1 if resume_step else None,
-                # The name's time has a resolution of a second, within which a run may resume.
-                filename_suffix=f".{os.getpid()}.{time.monotonic_ns()}",
-            )
-        except OSError as error:
-            raise unwritable(folder, error) from error
+def _tensorboard(folder: Path, resume_step: int) -> Board:
+    with writing(folder):
+        writer = require("tensorboardX", "log").SummaryWriter(
+            str(folder),
+            # TensorBoard hides what an earlier file logged at purge_step and later.
+            purge_step=resume_step + 1 if resume_step else None,
+            # The name's time has a resolution of a second, within which a run may resume.
+            filename_suffix=f".{os.getpid()}.{time.monotonic_ns()}",
+        )
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _Tracker:
-    """A run of trackio or wandb, whose methods are the same."""
-
-    def __init__(self, run: Any):
-        self._run = run
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    return Board(write, writer.close)
 
 
 def _run_id(workdir: Path, resume_step: int) -> str:

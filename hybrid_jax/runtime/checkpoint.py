@@ -30,7 +30,7 @@ from etils import epath  # a dependency of Orbax, in whose interface it is
 from jax.experimental import multihost_utils
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.files import expanded, one_line, unwritable
+from hybrid_jax.runtime.files import expanded, one_line, unwritable, writing
 from hybrid_jax.runtime.json_text import json_text
 
 logger = logging.getLogger(__name__)
@@ -79,12 +79,10 @@ class Checkpointer:
         self._read_only = read_only
         if not read_only:
             probe = self.directory / f".probe.{uuid.uuid4().hex}"
-            try:
+            with writing(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
                 probe.write_bytes(b"probe")
                 probe.unlink()
-            except OSError as error:
-                raise unwritable(self.directory, error) from error
         # Orbax's own read_only only turns off the same settings, and warns of it.
         best = managers.BestN(
             get_metric_fn=_score,
@@ -134,12 +132,10 @@ class Checkpointer:
         meta: dict[str, Any] = {"format": FORMAT, "leaves": rows, "config": self._config}
         meta["crc32"] = _crc32(meta)
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), meta=ocp.args.JsonSave(meta))
-        try:
-            unrated = score is None or not math.isfinite(score)
-            metrics = {"score": _UNRATED if unrated else score}
+        unrated = score is None or not math.isfinite(score)
+        metrics = {"score": _UNRATED if unrated else score}
+        with writing(self.directory):
             saved = self._manager.save(step, args=args, metrics=metrics)
-        except OSError as error:
-            raise unwritable(self.directory, error) from error
         if not saved:
             newest = self._manager.latest_step()
             raise RuntimeError(f"Orbax skipped the checkpoint of step {step}; newest is {newest}")
@@ -171,69 +167,52 @@ class Checkpointer:
         rated = [step for step in scores if scores[step] < _UNRATED]
         return min(rated, key=lambda step: scores[step], default=None)
 
-    def config(self, step: int) -> dict[str, Any] | None:
-        """The config stored with ``step``. Raises `UserError` if the step cannot be read."""
-        config: dict[str, Any] | None = self._read_meta(step)["config"]
-        return config
-
-    def restore(self, step: int, abstract_state: Any) -> Any:
-        """Restores one step, equal bit for bit to the state that was saved.
-
-        ``abstract_state`` is the state's pytree with `jax.ShapeDtypeStruct` leaves, whose
-        shardings say where each leaf goes; they need not be those it was saved with.
-
-        Raises `DamagedCheckpointError` if it cannot be read or its values are not those saved,
-        `UserError` if there is no such step or its leaves have other names, shapes or dtypes,
-        ValueError if a sharding does not divide its leaf.
-        """
-        return self._load(step, abstract_state, partial=False)
-
-    def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """Restores the newest step that is intact; see `restore`.
-
-        Returns (step, state), or None if there is no checkpoint. Damaged newer steps are reported
-        with `logging.warning` and moved to ``<directory>/quarantine`` (unless read-only).
-
-        Raises `UserError` if the newest readable step's leaves do not match ``abstract_state``, or
-        if every step is damaged. Nothing is moved in either case.
-        """
-        return self._restore_newest(abstract_state, partial=False)
-
-    def restore_partial(
-        self, step: int | None, abstract_subtree: dict[str, Any]
+    def restore(
+        self, abstract: Any, *, step: int | None = None, partial: bool = False
     ) -> tuple[int, Any] | None:
-        """Restores and verifies a part of the state, reading nothing else.
+        """Restores a step, equal bit for bit to the state that was saved.
 
-        ``step`` None is the newest that is intact. ``abstract_subtree`` is a nested dict with the
-        wanted part at its place in the state, such as ``{"ema": abstract_params}`` for a state
-        with a field or key ``ema``.
+        Damaged steps that are newer are reported with `logging.warning` and moved to
+        ``<directory>/quarantine`` (unless `partial` or read-only).
 
-        Returns (step, subtree), or None if ``step`` is None and there is no checkpoint. Raises as
-        `restore` and `restore_latest`, but for damage outside the part; moves no step.
+        Args:
+          abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves, whose shardings say where
+            each leaf goes; they need not be those it was saved with.
+          step: None for the newest that is intact.
+          partial: whether `abstract` is a part, which alone is read and verified: a nested dict
+            with the part at its place, such as ``{"ema": abstract_params}`` for a state with a
+            field or key ``ema``.
+
+        Returns:
+          (step, state); None if `step` is None and there is no checkpoint.
+
+        Raises:
+          DamagedCheckpointError: if `step` cannot be read or its values are not those saved.
+          UserError: if there is no such step, its leaves (those of the newest readable step where
+            `step` is None) have other names, shapes or dtypes, or every step is damaged. Nothing is
+            moved in these cases.
+          ValueError: if a sharding does not divide its leaf.
         """
-        if step is None:
-            return self._restore_newest(abstract_subtree, partial=True)
-        return step, self._load(step, abstract_subtree, partial=True)
-
-    def _restore_newest(self, abstract: Any, *, partial: bool) -> tuple[int, Any] | None:
+        if step is not None:
+            return step, self._load(step, abstract, partial)
         damaged: dict[int, DamagedCheckpointError] = {}
-        for step in reversed(self.steps()):
+        for listed in reversed(self.steps()):
             try:
-                state = self._load(step, abstract, partial=partial)
+                state = self._load(listed, abstract, partial)
             except DamagedCheckpointError as error:
                 logger.warning("%s", error)
-                damaged[step] = error
+                damaged[listed] = error
             else:
                 if damaged and not (partial or self._read_only):
                     self._quarantine(list(damaged))
-                return step, state
+                return listed, state
         if not damaged:
             return None
         # A failing disk or a wrong version is likelier than so many bad files: move nothing.
         causes = " ".join(str(error) for error in damaged.values())
         raise UserError(f"No checkpoint in {self.directory} can be restored. {causes}")
 
-    def _load(self, step: int, abstract: Any, *, partial: bool) -> Any:
+    def _load(self, step: int, abstract: Any, partial: bool) -> Any:
         where = self.directory / str(step)
         saved = {leaf["path"]: leaf for leaf in self._read_meta(step)["leaves"]}
         wanted = named_leaves(abstract)
@@ -287,11 +266,9 @@ class Checkpointer:
                 target = self.directory / "quarantine" / str(step)
                 if target.exists():  # from an earlier time that this step was damaged
                     target = target.with_name(f"{step}.{uuid.uuid4().hex[:8]}")
-                try:
+                with writing(self.directory):
                     target.parent.mkdir(exist_ok=True)
                     source.rename(target)
-                except OSError as error:
-                    raise unwritable(self.directory, error) from error
                 logger.warning("Moved the damaged checkpoint %s to %s.", source, target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("hybrid_jax quarantine")
@@ -302,12 +279,6 @@ def _score(metrics: Any) -> float:
     """The score in the metrics of a step; infinity, as for none, where they are damaged."""
     score = metrics.get("score") if isinstance(metrics, dict) else None
     return float(score) if isinstance(score, int | float) else math.inf
-
-
-def latest_step(directory: str | os.PathLike[str]) -> int | None:
-    """The newest listed step in a checkpoint folder, or None. Only lists the folder."""
-    names = os.listdir(directory) if os.path.isdir(directory) else []
-    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -41,22 +41,19 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     path = expanded(path)
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file() and not path.is_dir():
-        try:
+        with writing(path):
             path.write_bytes(data)
-        except OSError as error:
-            raise unwritable(path, error) from error
         return
     # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{_short(path)}.{uuid.uuid4().hex}")
     try:
-        _make_parents(path)
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise unwritable(path, error) from error
+        with writing(path):
+            _make_parents(path)
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temporary.unlink()
@@ -129,7 +126,7 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
     """
     path = expanded(path)
     os.fsencode(path)  # names that the locale does not know fail here, and not where they are made
-    try:
+    with writing(path):
         if path.is_dir() and not folder:
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         if folder and path.exists() and not path.is_dir():
@@ -141,8 +138,6 @@ def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> Non
         places = (path, *path.absolute().parents) if folder else path.absolute().parents
         with tempfile.TemporaryFile(dir=next(place for place in places if place.exists())):
             pass
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def _make_parents(path: Path) -> None:
@@ -153,6 +148,15 @@ def _make_parents(path: Path) -> None:
 def _short(path: Path) -> str:
     """A part of a file's name, so that a longer name is not too long for a file system."""
     return path.name[:50]
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes `path`: an OSError in it becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def unwritable(path: Path, error: Exception) -> UserError:

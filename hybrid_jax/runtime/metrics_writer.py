@@ -9,7 +9,7 @@ from typing import Self
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.boards import Board
 from hybrid_jax.runtime.decode import checked, parse_json
-from hybrid_jax.runtime.files import expanded, write_atomic
+from hybrid_jax.runtime.files import expanded, write_atomic, writing
 from hybrid_jax.runtime.json_text import json_text
 
 
@@ -45,7 +45,7 @@ class MetricsWriter:
             this log's.
         """
         self.path = expanded(workdir) / "metrics.jsonl"
-        try:
+        with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.open("a").close()  # before the board is opened
             kept, self.found, drops = _kept(self.path, resume_step)
@@ -53,8 +53,6 @@ class MetricsWriter:
             if drops:
                 write_atomic(self.path, kept)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -77,26 +75,18 @@ class MetricsWriter:
         if reserved := {"step", "kind"} & values.keys():
             raise ValueError(f"a metric may not be called {' or '.join(sorted(reserved))}")
         numbers = {name: float(value) for name, value in values.items()}
-        try:
+        with writing(self.path):
             self._file.write(json_text({"step": int(step), "kind": kind, **numbers}) + "\n")
             self._file.flush()
             if self._board:
                 finite = {f"{kind}/{n}": x for n, x in numbers.items() if math.isfinite(x)}
                 self._board.write(int(step), finite)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Closes the file and the board; may be called again."""
         self._file.close()
         if self._board:
             self._board.close()
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"Cannot write {self.path} ({error.strerror or error}); "
-            "make it writable, free space there, or name another working directory."
-        )
 
 
 def _kept(path: Path, step: int) -> tuple[str, set[tuple[int, str]], bool]:

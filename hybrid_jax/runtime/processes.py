@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import compilation_cache, sharding
-from hybrid_jax.runtime.files import unwritable
+from hybrid_jax.runtime.files import writing
 
 T = TypeVar("T")
 
@@ -169,10 +169,8 @@ def check_shared(folder: Path) -> None:
     token = folder / f".shared.{of_process0(uuid.uuid4().hex)}"
 
     def write() -> None:
-        try:
+        with writing(folder):
             token.touch()
-        except OSError as error:
-            raise unwritable(folder, error) from error
 
     def see() -> None:
         if not token.exists():

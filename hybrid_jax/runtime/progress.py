@@ -22,6 +22,7 @@ class Progress:
         *,
         total: int,
         start: int = 0,
+        unit: str = "step",
         interval: float = 0.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -31,11 +32,12 @@ class Progress:
         Args:
           total: step at which the run ends.
           start: step at which this process starts.
+          unit: what a step is.
           interval: least number of seconds between plain lines; the last step is always shown.
           stream: where to write; standard error if None.
           clock: current time in seconds.
         """
-        self._total, self._interval = total, interval
+        self._total, self._unit, self._interval = total, unit, interval
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._begun = clock()
@@ -77,7 +79,7 @@ class Progress:
         first_step, first_time = self._first
         if step > first_step and now > first_time:
             rate = (step - first_step) / (now - first_time)
-            parts.append(f"{rate:.3g} steps/s")
+            parts.append(f"{rate:.3g} {self._unit}{'s' * (self._unit == 'step')}/s")
             times = [f"ETA {format_seconds(max(0, self._total - step) / rate)}"]
         else:
             times = []
@@ -88,7 +90,11 @@ class Progress:
             self._bar.refresh()
         elif step >= self._total or now - self._shown >= self._interval:
             self._shown = now
-            print(f"step {step}/{self._total}  " + "  ".join(parts), file=self._stream, flush=True)
+            print(
+                f"{self._unit} {step}/{self._total}  " + "  ".join(parts),
+                file=self._stream,
+                flush=True,
+            )
 
     def close(self) -> None:
         """Ends the line of the bar, which stays on the screen; may be called again."""

@@ -26,13 +26,10 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     Raises:
       OSError: if the folder cannot be made.
     """
-    prefix = f".{target.name}-"
-    for left in target.parent.glob(f"{glob.escape(prefix)}*/{_LOCK}"):
-        with contextlib.suppress(OSError), locked(left, wait=False):
-            _remove(left.parent)
+    _remove_unused(target)
     with contextlib.ExitStack() as stack:
         while True:
-            folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
+            folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
             stack.callback(_remove, folder)
             # Not every file system has locks; without, nobody removes what may be in use.
             with contextlib.suppress(OSError):
@@ -42,6 +39,41 @@ def scratch_folder(target: Path) -> Iterator[Path]:
                 break
         (folder / _WORK).mkdir()
         yield folder / _WORK
+
+
+@contextlib.contextmanager
+def resumed_folder(target: Path, name: str, *, shared: bool) -> Iterator[Path]:
+    """The folder of this name beside `target`, with what an earlier process has made in it.
+
+    It is removed in the end; after an error it is kept for the next process, if there is anything
+    in it. Folders with other names for this target are removed if no process uses them.
+
+    Args:
+      shared: among processes that all say so, and for which it is kept. Others wait for them.
+
+    Raises:
+      OSError: if the folder cannot be made.
+    """
+    folder = target.parent / f".{target.name}-{name}"
+    _remove_unused(target, but=folder)
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder.mkdir(exist_ok=True)
+            lock = None
+            with contextlib.suppress(OSError):
+                lock = stack.enter_context(locked(folder / _LOCK, wait=True, shared=shared))
+            # The one that had the lock has removed it, unless there are no locks here.
+            with contextlib.suppress(FileNotFoundError):
+                if not lock or os.path.samestat(os.stat(folder / _LOCK), os.fstat(lock.fileno())):
+                    break
+        (folder / _WORK).mkdir(parents=True, exist_ok=True)
+        done = False
+        try:
+            yield folder / _WORK
+            done = not shared
+        finally:
+            if done or not any(folder.glob(f"{_WORK}/*")):
+                _remove(folder)
 
 
 @contextlib.contextmanager
@@ -66,11 +98,12 @@ def raise_when_terminated() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(file: Path, *, wait: bool) -> Iterator[BinaryIO]:
+def locked(file: Path, *, wait: bool, shared: bool = False) -> Iterator[BinaryIO]:
     """Holds the lock of a file, which is made where it is missing; the lock ends with the process.
 
     Args:
       wait: until it is free.
+      shared: with others that share it.
 
     Raises:
       BlockingIOError: if it is taken.
@@ -78,9 +111,18 @@ def locked(file: Path, *, wait: bool) -> Iterator[BinaryIO]:
     """
     import fcntl  # which Windows lacks
 
-    with open(file, "ab") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    with open(file, "a+b") as opened:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(opened, kind | (0 if wait else fcntl.LOCK_NB))
         yield opened
+
+
+def _remove_unused(target: Path, *, but: Path | None = None) -> None:
+    """Removes the hidden folders that killed processes left for this target."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}-*/{_LOCK}"):
+        if left.parent != but:
+            with contextlib.suppress(OSError), locked(left, wait=False):
+                _remove(left.parent)
 
 
 def _remove(folder: Path) -> None:

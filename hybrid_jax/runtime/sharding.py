@@ -239,23 +239,16 @@ def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
     return np.array(sorted(rows))
 
 
-def place_rows(mesh: Mesh, local: np.ndarray, rows: np.ndarray, batch: int) -> jax.Array:
-    """The global array [batch, …] of which this process has `rows`, cut along its batch.
+def place_rows(mesh: Mesh, local: np.ndarray, batch: int) -> jax.Array:
+    """The global array [batch, …] of which this process has the `local_rows`, cut along its batch.
 
     Args:
-      local: [len(rows), …].
-      rows: ascending, as from `local_rows`.
+      local: these rows, ascending, [rows, …].
     """
     shape = (batch, *local.shape[1:])
     where = on(mesh, shape, "batch", *("whole",) * (local.ndim - 1))
-
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None  # it is for arrays without axes
-        start, stop, _ = index[0].indices(batch)
-        first = int(np.searchsorted(rows, start))
-        return local[first : first + stop - start]
-
-    return jax.make_array_from_callback(shape, where, part)
+    placed: jax.Array = jax.make_array_from_process_local_data(where, local, shape)
+    return placed
 
 
 def bytes_per_device(shapes: Any) -> int:

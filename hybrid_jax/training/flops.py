@@ -46,11 +46,6 @@ class Flops:
     def total(self) -> float:
         return self.matmul + self.attention + self.head
 
-    @property
-    def dense_attention(self) -> float:
-        """`attention` as the dense backend computes it: of all pairs of rows."""
-        return self.attention * self.rows**2 / self.pairs
-
 
 def forward_flops(network: Transformer, spec: Spec) -> Flops:
     """FLOPs of a forward pass over one training example of L positions.

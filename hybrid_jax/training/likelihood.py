@@ -59,14 +59,8 @@ class BoundEstimate:
 
     def values(self) -> dict[str, float]:
         """As scalars to log."""
-        names = (
-            "nll",
-            "nll_se",
-            "perplexity",
-            "perplexity_se",
-            "bits_per_byte",
-            "unigram_perplexity",
-        )
+        names = ("nll", "nll_se", "perplexity", "perplexity_se", "bits_per_byte",
+                 "unigram_perplexity")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
@@ -141,7 +135,7 @@ def _record_bounds(
     padded = -(-count // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
     index = np.minimum(np.arange(padded), count - 1)
     rows = sharding.local_rows(mesh, padded)
-    place = functools.partial(sharding.place_rows, mesh, rows=rows, batch=padded)
+    place = functools.partial(sharding.place_rows, mesh, batch=padded)
     drawn_for = place(tokens[index[rows]]), place(index[rows].astype(np.int32))
     # Processes share values of NumPy, but not arrays that live on a device of one of them.
     key_data = np.asarray(jax.random.key_data(key))

@@ -26,7 +26,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import boards, sharding
 from hybrid_jax.runtime import processes as distributed
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.files import expanded, unwritable
+from hybrid_jax.runtime.files import expanded, writing
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.runtime.processes import raise_on_all
 from hybrid_jax.runtime.throughput import Throughput
@@ -158,7 +158,7 @@ def train(
             workdirs.claim(workdir, run.experiment, run.tokenizer, records)
 
     with contextlib.ExitStack() as stack:
-        started: Callable[[], None] = stack.enter_context(
+        started: Callable[[], object] = stack.enter_context(
             workdirs.tentative(workdir) if lead else contextlib.nullcontext(lambda: None)
         )
         raise_on_all(lambda: workdirs.check_tokenizer(workdir, run.tokenizer))
@@ -168,7 +168,7 @@ def train(
             lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
         )
         stack.enter_context(saver)
-        restored = saver.restore_latest(setup.abstract_state(mesh))
+        restored = saver.restore(setup.abstract_state(mesh))
         if restored is None:
             start, state = 0, setup.compile_init(mesh)()
         else:
@@ -198,8 +198,7 @@ def train(
                 with throughput.waiting():
                     _, batch = next(batches)
                 tokens, index = (
-                    sharding.place_rows(mesh, batch[name], rows, size)
-                    for name in ("tokens", "index")
+                    sharding.place_rows(mesh, batch[name], size) for name in ("tokens", "index")
                 )
                 if profile is not None and done == traced[0]:
                     tracing.enter_context(jax.profiler.trace(str(profile)))
@@ -276,10 +275,8 @@ def _check_profile(folder: Path, traced: range, steps: int) -> None:
             f"A trace takes the steps {traced[0]}–{traced[-1]}, but the training ends after step "
             f"{steps}: set train.steps to at least {traced[-1]}, or leave out the profile."
         )
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
 
 
 def _collect(

@@ -74,7 +74,7 @@ def load(
             step = saver.best_step()
             if step is None:
                 raise UserError(f"No checkpoint in {folder} was evaluated: leave out the step.")
-        found = saver.restore_partial(step, {"ema": params})
+        found = saver.restore({"ema": params}, step=step, partial=True)
     if found is None:
         raise UserError(
             f"{folder} holds no checkpoint yet: wait for the training's first, or run it longer."

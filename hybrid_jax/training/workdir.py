@@ -17,7 +17,7 @@ from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import from_values, parse_json
-from hybrid_jax.runtime.files import expanded, unwritable, write_atomic
+from hybrid_jax.runtime.files import expanded, write_atomic, writing
 from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.runtime.scratch import locked
 
@@ -43,11 +43,9 @@ def held(workdir: Path) -> Iterator[None]:
     made = [folder for folder in (workdir, *workdir.parents) if not os.path.lexists(folder)]
     try:
         with contextlib.ExitStack() as stack:
-            try:
+            with writing(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
                 _lock(workdir / _LOCK, stack)
-            except OSError as error:
-                raise unwritable(workdir, error) from error
             yield
     finally:
         with contextlib.suppress(OSError):  # one that is not empty, or not there
@@ -82,33 +80,25 @@ def _lock(path: Path, stack: contextlib.ExitStack) -> None:
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager
-def tentative(workdir: Path) -> Iterator[Callable[[], None]]:
+def tentative(workdir: Path) -> Iterator[Callable[[], object]]:
     """A start of a training in a workdir, which is left as it was unless the start succeeds.
 
     Yields:
       a function to call when it has.
     """
-    new = [workdir / name for name in _MADE if not os.path.lexists(workdir / name)]
-    succeeded = False
-
-    def succeed() -> None:
-        nonlocal succeeded
-        succeeded = True
-
-    try:
-        yield succeed
-    finally:
-        if not succeeded:
-            for path in new:
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+    with contextlib.ExitStack() as undo:
+        for path in (workdir / name for name in _MADE):
+            if not os.path.lexists(path):
+                undo.callback(_remove, path)
+        yield undo.pop_all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +154,7 @@ def claim(
     known = load_data(workdir)
     if records and known:
         known.check(*records)
-    try:
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if not (workdir / _TOKENIZER).exists():
             # Under another name until it is whole.
@@ -172,8 +162,6 @@ def claim(
             part.mkdir()
             tokenizer.save(part)
             part.rename(workdir / _TOKENIZER)
-    except OSError as error:
-        raise unwritable(workdir, error) from error
     if records:
         data = RunData(identity=records[1].identity, folder=str(records[0].absolute()))
         write_json(workdir / _RECORDS, data)
@@ -253,22 +241,18 @@ def load_tokenizer(workdir: Path) -> Tokenizer:
 def difference(first: str, other: str) -> str:
     """The first difference of two experiments, as JSON: "noise.gamma is 0.1 and not 0.2"."""
     experiments = (Experiment.from_json(text) for text in (first, other))
-    name, a, b = next(_differences(*experiments, every=True))
+    name, a, b = _differences(*experiments, every=True)[0]
     return f"{name} is {b!r} and not {a!r}"
 
 
-def _differences(
-    old: Experiment, new: Experiment, *, every: bool
-) -> Iterator[tuple[str, Any, Any]]:
+def _differences(old: Experiment, new: Experiment, *, every: bool) -> list[tuple[str, Any, Any]]:
     """Settings that differ: (name, old value, new value).
 
     Args:
       every: those that may change when a run is continued too.
     """
-    before = dict(_settings(old.resolved(), every))
-    for name, value in _settings(new.resolved(), every):
-        if before[name] != value:
-            yield name, before[name], value
+    before, after = (dict(_settings(one.resolved(), every)) for one in (old, new))
+    return [(name, before[name], value) for name, value in after.items() if before[name] != value]
 
 
 def _settings(section: Any, every: bool, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,16 +61,16 @@ class Scores(NamedTuple):
     """Scores of texts.
 
     Attributes:
-      nats: float32 [B, L − 1], −log p(token i + 1 | tokens up to i); 0 past the end of a text.
+      nats: of each text float32 [n − 1], −log p(token i + 1 | tokens up to i).
       features: float32 [B, D], at each text's last token.
     """
 
-    nats: np.ndarray
+    nats: list[np.ndarray]
     features: np.ndarray
 
 
 def score(
-    scorer: Scorer, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8
+    scorer: Scorer, texts: Sequence[np.ndarray], *, batch_size: int = 8, nats: bool = True
 ) -> Scores:
     """Nats of every token but a text's first, and features of each text.
 
@@ -80,21 +80,41 @@ def score(
     the last window.
 
     Args:
-      tokens: int32 [B, L] in 0 … V − 1; tokens past a text's length are not read.
-      lengths: int [B] in 1 … L.
-      batch_size: windows at a time. The result depends on it, and on L, only by float32 rounding.
+      texts: B texts, int32 [n] each in 0 … V − 1, n ≥ 1.
+      batch_size: windows at a time. The result depends on it only by float32 rounding.
+      nats: False where features alone are wanted, which need no head: all nats are 0 then.
 
     Raises:
-      UserError: for tokens outside the vocabulary, lengths outside 1 … L, or no texts.
+      UserError: for tokens outside the vocabulary, a text without tokens, or no texts.
     """
-    return _scores(scorer, tokens, lengths, batch_size, nats=True)
-
-
-def last_features(
-    scorer: Scorer, tokens: np.ndarray, lengths: np.ndarray, *, batch_size: int = 8
-) -> np.ndarray:
-    """The features of `score` alone, float32 [B, D], which need no head. Raises as `score`."""
-    return _scores(scorer, tokens, lengths, batch_size, nats=False).features
+    _check(scorer, texts, batch_size)
+    read = functools.partial(
+        _read, scorer.features, scorer.logits, scorer.network, scorer.params, nats=nats
+    )
+    out = [np.zeros(len(text) - 1, np.float32) for text in texts]
+    last = np.zeros((len(texts), scorer.width), np.float32)
+    windows = [window for i, text in enumerate(texts) for window in _windows(i, text, scorer)]
+    # Windows of like lengths together, so that little is padded.
+    windows.sort(key=lambda w: (w.length, w.text))
+    shards = sharding.batch_shards(scorer.mesh)
+    batch_size = -(-batch_size // shards) * shards
+    for first in range(0, len(windows), batch_size):
+        batch = windows[first : first + batch_size]
+        widest = min(-(-batch[-1].length // _WIDTHS) * _WIDTHS, scorer.context)
+        rows = np.zeros((batch_size, max(2, widest)), np.int32)
+        sizes = np.ones(batch_size, np.int32)
+        for row, window in enumerate(batch):
+            sizes[row] = window.length
+            rows[row, : window.length] = texts[window.text][window.start : window.stop]
+            if scorer.needs_bos:  # a window begins as the text does
+                rows[row, 0] = texts[window.text][0]
+        with sharding.use(scorer.mesh):
+            each, at_end = jax.device_get(read(rows, sizes))
+        for row, (text, start, stop, known) in enumerate(batch):
+            out[text][known - 1 : stop - 1] = each[row, known - start - 1 : stop - start - 1]
+            if stop == len(texts[text]):
+                last[text] = at_end[row]
+    return Scores(out, last)
 
 
 def fingerprint(described: Any, params: Any) -> str:
@@ -155,72 +175,35 @@ def _read(
 class _Window(NamedTuple):
     text: int
     start: int
-    length: int
+    stop: int
     known: int  # tokens of the text that need no score here
 
-
-def _windows(lengths: np.ndarray, context: int) -> list[_Window]:
-    stride = max(1, context // 2)
-    windows = []
-    for text, length in enumerate(int(n) for n in lengths):
-        known = 1
-        for start in (*range(0, max(0, length - context), stride), max(0, length - context)):
-            windows.append(_Window(text, start, min(context, length - start), known))
-            known = start + context
-    return windows
+    @property
+    def length(self) -> int:
+        return self.stop - self.start
 
 
-def _scores(
-    scorer: Scorer, tokens: np.ndarray, lengths: np.ndarray, batch_size: int, *, nats: bool
-) -> Scores:
-    tokens, lengths = np.asarray(tokens), np.asarray(lengths)
-    _check(scorer, tokens, lengths, batch_size)
-    read = functools.partial(
-        _read, scorer.features, scorer.logits, scorer.network, scorer.params, nats=nats
-    )
-    out = np.zeros((len(tokens), tokens.shape[1] - 1), np.float32)
-    last = np.zeros((len(tokens), scorer.width), np.float32)
-    # Windows of like lengths together, so that little is padded.
-    windows = sorted(_windows(lengths, scorer.context), key=lambda w: (w.length, w.text))
-    shards = sharding.batch_shards(scorer.mesh)
-    batch_size = -(-batch_size // shards) * shards
-    for first in range(0, len(windows), batch_size):
-        batch = windows[first : first + batch_size]
-        widest = min(-(-batch[-1].length // _WIDTHS) * _WIDTHS, scorer.context)
-        rows = np.zeros((batch_size, max(2, widest)), np.int32)
-        sizes = np.ones(batch_size, np.int32)
-        for row, window in enumerate(batch):
-            sizes[row] = window.length
-            stop = window.start + window.length
-            rows[row, : window.length] = tokens[window.text, window.start : stop]
-            if scorer.needs_bos:  # a window begins as the text does
-                rows[row, 0] = tokens[window.text, 0]
-        with sharding.use(scorer.mesh):
-            each, at_end = jax.device_get(read(rows, sizes))
-        for row, window in enumerate(batch):
-            stop = window.start + window.length
-            known = window.known - window.start
-            out[window.text, window.known - 1 : stop - 1] = each[row, known - 1 : window.length - 1]
-            if stop == lengths[window.text]:
-                last[window.text] = at_end[row]
-    return Scores(out, last)
+def _windows(number: int, text: np.ndarray, scorer: Scorer) -> Iterator[_Window]:
+    context, known = scorer.context, 1
+    final = max(0, len(text) - context)
+    for start in (*range(0, final, max(1, context // 2)), final):
+        yield _Window(number, start, min(start + context, len(text)), known)
+        known = start + context
 
 
-def _check(scorer: Scorer, tokens: np.ndarray, lengths: np.ndarray, batch_size: int) -> None:
-    if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
-        raise ValueError(f"tokens {tokens.shape} and lengths {lengths.shape} must be [B, L], [B]")
+def _check(scorer: Scorer, texts: Sequence[np.ndarray], batch_size: int) -> None:
     if not scorer.context > 1:
         raise UserError("A scorer with a context of one token cannot score texts.")
     if batch_size < 1:
         raise UserError(f"The scorer's batch_size must be at least 1, but is {batch_size}.")
-    if not len(tokens):
+    if not len(texts):
         raise UserError("There are no texts to score.")
-    if lengths.min() < 1 or lengths.max() > tokens.shape[1]:
-        raise UserError(f"Lengths of scored texts must lie in 1 … {tokens.shape[1]}.")
-    inside = np.arange(tokens.shape[1]) < lengths[:, None]
-    wrong = tokens[inside & ((tokens < 0) | (tokens >= scorer.vocab_size))]
-    if len(wrong):
-        raise UserError(
-            f"Token {wrong[0]} is outside the scorer's 0 … {scorer.vocab_size - 1}: it comes from "
-            "another tokenizer."
-        )
+    for number, text in enumerate(texts):
+        if not len(text):
+            raise UserError(f"Text {number} has no token to score.")
+        wrong = text[(text < 0) | (text >= scorer.vocab_size)]
+        if len(wrong):
+            raise UserError(
+                f"Token {wrong[0]} is outside the scorer's 0 … {scorer.vocab_size - 1}: it comes "
+                "from another tokenizer."
+            )

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from hybrid_jax.data.tokenizers import gpt2 as tokenizers
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_settings
 from hybrid_jax.eval.scorers.base import Scorer
 from hybrid_jax.interop import weights
 from hybrid_jax.runtime import sharding
@@ -87,10 +87,8 @@ class GPT2Config:
     layer_norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"A scorer's {name} must be at least 1, but is {value}.")
+        sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+        check_settings(self, "A scorer's ", **dict.fromkeys(sizes, 1))
         if self.n_embd % self.n_head:
             raise UserError(
                 f"A scorer's n_embd={self.n_embd} does not split into {self.n_head} heads."

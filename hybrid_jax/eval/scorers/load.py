@@ -21,7 +21,7 @@ def load(name: str, mesh: Mesh | None = None) -> tuple[Scorer, Tokenizer]:
     """
     kind, _, source = name.partition(":")
     if kind == "run" and source:
-        return run.load(source, mesh=mesh)
+        return run.load(source, mesh)
     if kind == "gpt2" and source:
         return gpt2.load_with_tokenizer(source, mesh)
     raise UserError(

@@ -5,7 +5,7 @@ its numbers compare models and samplers of one project, and not with those of pa
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,7 @@ from hybrid_jax.runtime.files import expanded
 from hybrid_jax.training import pretrained
 
 
-def load(
-    workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
-) -> tuple[Scorer, Tokenizer]:
+def load(workdir: str | Path, mesh: Mesh | None = None) -> tuple[Scorer, Tokenizer]:
     """A scorer from the workdir of a run such as `configs/ar.py` trains, and its tokenizer.
 
     It reads behind a beginning-of-sequence token; its context is one token more than the records
@@ -31,7 +29,7 @@ def load(
       UserError: if it cannot be read, or its run is not autoregressive with shifted rows.
     """
     workdir = expanded(workdir)
-    model = pretrained.load(workdir, step=step, mesh=mesh)
+    model = pretrained.load(workdir, mesh=mesh)
     if not model.spec.layout.plain(model.spec.schedule):
         raise UserError(
             f"{workdir} cannot score texts: it holds a run of {model.spec.schedule.name} with "
