@@ -115,16 +115,17 @@ def choose(own, asked, seed=0, batch_size=64):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_true_length_is_found(name, request):
-    """The sum of nats would prefer a single wrong letter to five right ones; and autoregression
-    does not see the full stop that it fills in up to."""
+    """The sum of nats would prefer a single wrong letter to five right ones, and the nats of what
+    is filled in alone a full stop behind the right ones."""
     own = knowing(request.getfixturevalue(SCHEDULES[name][2]), name)
     samples = 4
     asked = [with_gaps(f"{k}{{{{}}}}.", TOKENIZER, SIZE) for k in range(1, MOST + 1)]
     assert [candidates[-1].lengths for candidates in asked] == [(SIZE - 2,)] * MOST
     texts = choose(own, [candidates for candidates in asked for _ in range(samples)])
     found = np.array([text.lengths[0] for text in texts]).reshape(MOST, samples)
-    true = np.arange(1, MOST + 1)[:, None]
-    assert np.all(np.mean(found == true, axis=1) >= 0.75)
+    true = found == np.arange(1, MOST + 1)[:, None]
+    assert np.all(true.mean(axis=1) >= 0.5)
+    assert true.mean() >= 0.85
 
 
 # ---------------------------------------------------------------------------------------------

@@ -4,14 +4,11 @@ A gap is ``{{5}}`` (5 tokens), ``{{3-12}}`` (3 to 12) or ``{{}}`` (1 to 16). The
 the text is written with every length, from the same noise, and the candidate with the fewest nats
 per token is kept. So it is the text that the chosen lengths alone would have given.
 
-The choice is by likelihood normalised by length, as in CAL (arXiv 2602.00476). There it is the
-confidence of one step of a network that sees all that is given, over a curve fitted to it for each
-model. Here it is the bound on −log p of what was filled in *and* the tokens behind it, the rest
-given: windows and autoregression fill a gap before they see what follows, and a wrong length then
-shows in the tokens behind it. This needs no fit, and serves every hyperschedule and noise.
+Nats are the bound on −log p of what was filled in *and* of the tokens close behind, the rest given.
+Windows fill a gap before they see what follows, so a wrong length shows there; and what follows may
+begin within a gap that is too long, where it costs little. See docs/math.md; the normalisation by
+length is that of CAL (arXiv 2602.00476).
 """
-
-from __future__ import annotations
 
 import dataclasses
 import itertools
