@@ -87,13 +87,9 @@ def generate(
 
         every = max(1, steps // _PIECES) if watch is None else 1
         for round_ in driver.rounds(
-            generator,
-            requests,
-            seed=seed,
-            batch_size=batch_size,
-            every=every,
+            generator, requests, seed=seed, batch_size=batch_size, every=every,
             texts_of=choice.texts_of,
-        ):
+        ):  # fmt: skip
             since = time.monotonic()
             texts = choice.take(round_.texts.values())
             choosing += time.monotonic() - since

@@ -107,10 +107,11 @@ def knowing(run, name):
 
 def choose(own, asked, seed=0, batch_size=64):
     choice = Choice(own, asked, seed)
-    done = driver.run(
+    rounds = driver.rounds(
         own, choice.requests, seed=seed, batch_size=batch_size, texts_of=choice.texts_of
     )
-    return sorted(choice.take(done), key=lambda text: text.number)
+    texts = [text for round_ in rounds for text in choice.take(round_.texts.values())]
+    return sorted(texts, key=lambda text: text.number)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -50,22 +50,19 @@ def run(
     batch_size: int,
     on_round: Callable[[Round], None] | None = None,
     every: int | None = None,
-    texts_of: Sequence[int] | None = None,
 ) -> list[Text]:
     """Generates the texts of all requests, in their order.
 
     Args:
       batch_size: texts at a time.
       on_round: called with each of `rounds`.
-      every, texts_of: see `rounds`.
+      every: see `rounds`.
 
     Raises:
       UserError: if a prompt does not fit, or seed or batch size is out of range.
     """
     texts: list[Text] = []
-    for round_ in rounds(
-        generator, requests, seed=seed, batch_size=batch_size, every=every, texts_of=texts_of
-    ):
+    for round_ in rounds(generator, requests, seed=seed, batch_size=batch_size, every=every):
         if on_round is not None:
             on_round(round_)
         texts += round_.texts.values()
@@ -93,7 +90,8 @@ def rounds(
         return
     check(generator, requests)
     check_seed(seed)
-    work = _Work(generator, requests, batch_size, texts_of)
+    work = _Work(generator, requests, batch_size)
+    work.texts_of = work.texts_of if texts_of is None else np.asarray(texts_of)
     numbers, step = np.full(work.places, -1), np.zeros(work.places, int)
     begun = done = 0
     with work.on_devices():
@@ -162,17 +160,11 @@ def _different(requests: Sequence[Request]) -> list[Request]:
 class _Work:
     """The steps of `rounds`, on the devices of the model."""
 
-    def __init__(
-        self,
-        generator: Generator,
-        requests: Sequence[Request],
-        batch_size: int,
-        texts_of: Sequence[int] | None = None,
-    ):
+    def __init__(self, generator: Generator, requests: Sequence[Request], batch_size: int):
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
         self._generator, self._requests = generator, requests
-        self._texts_of = np.arange(len(requests)) if texts_of is None else np.asarray(texts_of)
+        self.texts_of = np.arange(len(requests))
         # A place for each device at least; those above the batch size stay empty.
         shards = sharding.batch_shards(generator.model.mesh)
         self.places = -(-min(batch_size, len(requests)) // shards) * shards
@@ -193,7 +185,7 @@ class _Work:
             stop=[request.stop for request in wanted],
         )
         of_place = np.full(self.places, -1, np.int32)
-        of_place[places] = self._texts_of[numbers]
+        of_place[places] = self.texts_of[numbers]
         whole = prompts.nothing(self.places, length)
         for here, new in zip(whole, given, strict=True):
             here[places] = new

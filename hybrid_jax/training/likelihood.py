@@ -193,34 +193,21 @@ def text_bounds(
             tokens[row, : len(texts[number])] = texts[number]
             kept[row, : len(texts[number])] = given[number]
         lengths = np.array([len(texts[number]) for number in of], np.int32)
-        nats[of] = _measured(model, short, tokens, kept, lengths, draws, key)
+        total = len(of) * draws
+        rows = min(_ROWS, 1 << (total - 1).bit_length())
+        found = []
+        for first in range(0, total, rows):
+            each = np.minimum(np.arange(first, first + rows), total - 1)
+            which, draw = each // draws, (each % draws).astype(np.int32)
+            with sharding.use(model.mesh):
+                found.append(
+                    _text_nats(
+                        short, model.network, draws, model.params, tokens[which], kept[which],
+                        lengths[which], draw, np.asarray(jax.random.key_data(key)),
+                    )
+                )  # fmt: skip
+        nats[of] = np.concatenate(jax.device_get(found))[:total].reshape(-1, draws)
     return nats
-
-
-def _measured(
-    model: Pretrained,
-    spec: Spec,
-    tokens: Int[np.ndarray, "n L"],
-    given: Bool[np.ndarray, "n L"],
-    length: Int[np.ndarray, "n"],
-    draws: int,
-    key: Key[Array, ""],
-) -> Float[np.ndarray, "n draws"]:
-    """`text_bounds` of texts that are padded alike."""
-    total = len(tokens) * draws
-    rows = min(_ROWS, 1 << (total - 1).bit_length())
-    found = []
-    for first in range(0, total, rows):
-        of = np.minimum(np.arange(first, first + rows), total - 1)
-        which, draw = of // draws, (of % draws).astype(np.int32)
-        with sharding.use(model.mesh):
-            found.append(
-                _text_nats(
-                    spec, model.network, draws, model.params, tokens[which], given[which],
-                    length[which], draw, np.asarray(jax.random.key_data(key)),
-                )
-            )  # fmt: skip
-    return np.concatenate(jax.device_get(found))[:total].reshape(len(tokens), draws)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
