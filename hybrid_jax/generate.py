@@ -2,7 +2,7 @@
 
     python -m hybrid_jax.generate --workdir=runs/gamma_hybrid --prompt="The function returns"
     python -m hybrid_jax.generate --workdir=runs/epsilon_hybrid --rule=acs --eta=0.5 --watch
-    python -m hybrid_jax.generate --workdir=runs/mdlm --infill="The {{3}} returns {{5}}."
+    python -m hybrid_jax.generate --workdir=runs/mdlm --infill="The {{3}} returns {{}}."
 
 A text depends on the seed, its number and its prompt; not on those it is generated with, nor on the
 devices. All devices are used, and several processes that are started alike share the texts.
@@ -21,10 +21,11 @@ import numpy as np
 
 from hybrid_jax.data import files
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import driver
+from hybrid_jax.generation import driver, infill
 from hybrid_jax.generation import requests as writing
 from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.generator import Generator, build, choose_sampling
+from hybrid_jax.generation.infill import Choice
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import Watch, require_terminal, shown
 from hybrid_jax.runtime.command_line import (
@@ -50,22 +51,25 @@ _MOST_TEXTS = 1_000_000
 
 def generate(
     generator: Generator,
-    requests: Sequence[Request],
+    asked: Sequence[Sequence[Request]],
     *,
     seed: int,
     batch_size: int,
     keep: Callable[[Iterable[Text]], None],
     watch: float | None = None,
 ) -> float:
-    """Generates all requests and shows progress on standard error.
+    """Generates all texts and shows progress on standard error.
 
     Args:
+      asked: the candidates for each text.
       keep: gets texts when they are done.
       watch: show the texts in the first place in the terminal, with so many seconds a frame.
 
     Returns:
-      the seconds that they took without compilation.
+      the seconds that they took without compilation and the choice of lengths.
     """
+    choice = Choice(generator, asked, seed)
+    requests, chosen, choosing = choice.requests, 0, 0.0
     steps = generator.sampler.spec.schedule.steps
     driver.compile_rounds(generator, requests, batch_size=batch_size)
     begun = time.monotonic()
@@ -79,19 +83,28 @@ def generate(
                 step = np.where(round_.numbers < 0, 0, round_.step)
                 step[list(round_.texts)] = 0
                 done = round_.done * steps + int(step.sum())
-                bar.update(done, {"texts": round_.done})
+                bar.update(done, {"texts": chosen})
 
         every = max(1, steps // _PIECES) if watch is None else 1
         for round_ in driver.rounds(
-            generator, requests, seed=seed, batch_size=batch_size, every=every
-        ):
+            generator, requests, seed=seed, batch_size=batch_size, every=every,
+            texts_of=choice.texts_of,
+        ):  # fmt: skip
+            since = time.monotonic()
+            texts = choice.take(round_.texts.values())
+            choosing += time.monotonic() - since
+            chosen += len(texts)
             show(round_)
-            keep(round_.texts.values())
-    return time.monotonic() - begun
+            keep(texts)
+    return time.monotonic() - begun - choosing
 
 
-def read_requests(options: argparse.Namespace, generator: Generator) -> list[Request]:
-    """The texts to generate. Raises UserError for prompts that cannot be read or do not fit."""
+def read_requests(options: argparse.Namespace, generator: Generator) -> list[list[Request]]:
+    """The texts to generate, the candidates for each.
+
+    Raises:
+      UserError: for prompts that cannot be read or do not fit, or too many texts.
+    """
     if options.infill and options.length is not None:
         raise UserError("--infill makes texts as long as their gaps do: leave out --length.")
     tokenizer, length = generator.model.tokenizer, generator.sampler.spec.schedule.length
@@ -101,17 +114,18 @@ def read_requests(options: argparse.Namespace, generator: Generator) -> list[Req
     texts = list(options.prompt or [])
     if options.prompt_file:
         texts += files.prompts(options.prompt_file)
-    requests = [writing.beginning(text, tokenizer, stop=wanted) for text in texts]
-    requests += [writing.with_gaps(text, tokenizer, length) for text in options.infill or []]
-    if not requests:
-        requests = [writing.beginning("", tokenizer, stop=wanted)]
-    driver.check(generator, requests)
-    if len(requests) * options.num_samples > _MOST_TEXTS:
+    if not texts and not options.infill:
+        texts = [""]
+    asked = [[writing.beginning(text, tokenizer, stop=wanted)] for text in texts]
+    asked += [infill.with_gaps(text, tokenizer, length) for text in options.infill or []]
+    driver.check(generator, [candidates[0] for candidates in asked])
+    made = sum(map(len, asked)) * options.num_samples
+    if made > _MOST_TEXTS:
         raise UserError(
-            f"--num_samples={options.num_samples} makes {len(requests) * options.num_samples} "
-            f"texts, and a command holds at most {_MOST_TEXTS}: run several, with other seeds."
+            f"--num_samples={options.num_samples} makes {made} texts, and a command holds at most "
+            f"{_MOST_TEXTS}: run several, with other seeds."
         )
-    return [request for request in requests for _ in range(options.num_samples)]
+    return [candidates for candidates in asked for _ in range(options.num_samples)]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -128,10 +142,12 @@ def run(options: argparse.Namespace) -> None:
     settings = {name: getattr(options, name) for name in (*rules.OPTIONS, "eos")}
     sampling = choose_sampling(model.experiment.sampling, options.rule, settings)
     generator = build(model, sampling, levels=options.levels)
-    requests = raise_on_all(lambda: read_requests(options, generator))
+    asked = raise_on_all(lambda: read_requests(options, generator))
     record = generator.settings(options.workdir, options.seed)
     if jax.process_count() > 1:
-        assert_same("request", digest([record, *map(dataclasses.asdict, requests)]))
+        assert_same(
+            "request", digest([record, *([dataclasses.asdict(r) for r in c] for c in asked)])
+        )
     texts: list[Text] = []
     early: dict[int, Text] = {}  # done, while one before them is not
     try:
@@ -146,7 +162,7 @@ def run(options: argparse.Namespace) -> None:
             try:
                 seconds = generate(
                     generator,
-                    requests,
+                    asked,
                     seed=options.seed,
                     batch_size=options.batch_size,
                     keep=lambda done: raise_on_all(lambda: keep(done) if lead else None),
@@ -156,13 +172,14 @@ def run(options: argparse.Namespace) -> None:
                 keep((), gaps=True)
     finally:  # what was made is not lost when something goes wrong
         for text in (*texts, *early.values()):
-            print(f"--- text {text.number + 1} of {len(requests)} ---")
+            gaps = f", gaps of {' and '.join(map(str, text.lengths))}" if text.lengths else ""
+            print(f"--- text {text.number + 1} of {len(asked)}{gaps} ---")
             print(shown(text.text))
     if not lead:
         return
     made = sum(
-        len(text.tokens) - sum(i != GAP for i in request.ids)
-        for text, request in zip(texts, requests, strict=True)
+        len(text.tokens) - sum(i != GAP for i in candidates[0].ids)
+        for text, candidates in zip(texts, asked, strict=True)
     )
     print(
         f"{made} tokens in {seconds:.2f} s without compilation: {made / seconds:.1f} tokens/s; "
@@ -186,7 +203,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt_file", type=path_of, metavar="FILE",
         help="prompts, one a line (.jsonl: in the field text); - for standard input")  # fmt: skip
     add("--infill", action="append", metavar="TEXT",
-        help="text with gaps, {{5}} for 5 tokens; may be repeated")  # fmt: skip
+        help="text with gaps, {{5}} for 5 tokens, {{3-12}} and {{}} for the number that fits best; "
+        "may be repeated")  # fmt: skip
     add("--num_samples", type=within(1), default=1, metavar="K", help="texts for each prompt")
     add("--batch_size", type=within(1), default=8, metavar="B", help="texts at a time")
     add("--length", type=int, metavar="N",

@@ -166,6 +166,7 @@ REQUESTS = [
     ("pieces_server", {"text": "  7  plus ▁γ€"}),
     ("pieces_server", {"text": "a{{3}}ö{{2}} €", "gaps": True, "rule": "remdm",
                        "strategy": "rescale", "eta": 0.4}),
+    ("server", {"text": "a{{2-4}}b{{}}", "gaps": True, "seed": 1}),
 ]  # fmt: skip
 
 

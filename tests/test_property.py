@@ -33,7 +33,7 @@ from hybrid_jax.demo import __main__ as demo
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import datasets
 from hybrid_jax.figures import __main__ as figures
-from hybrid_jax.generation import driver, generator, requests
+from hybrid_jax.generation import driver, generator, infill, requests
 from hybrid_jax.interop import __main__ as interop
 from hybrid_jax.interop import released_config, weights
 from hybrid_jax.runtime.command_line import parse, read_config
@@ -283,7 +283,9 @@ def test_names(text):
 
 @given(
     st.lists(
-        st.one_of(st.text(max_size=20), st.from_regex(r"a?\{\{\d*\}\}b?", fullmatch=True), WORDS),
+        st.one_of(
+            st.text(max_size=20), st.from_regex(r"a?\{\{\d*(-\d*)?\}\}b?", fullmatch=True), WORDS
+        ),
         max_size=3,
     ),
     st.one_of(st.integers(-1, 20), st.sampled_from([2**31, 2**63, 2**64])),
@@ -293,7 +295,7 @@ def test_prompts_and_gaps(texts, stop):
     tokenizer = ByteTokenizer()
     with one_sentence():
         asked = [requests.beginning(text, tokenizer, stop=stop) for text in texts]
-        asked += [requests.with_gaps(text, tokenizer, 16) for text in texts]
+        asked += [request for text in texts for request in infill.with_gaps(text, tokenizer, 16)]
         prompts.build(
             [request.ids for request in asked],
             length=16,

@@ -4,7 +4,7 @@
 
 const HINTS = {
   continue: ["Beginning of the text", "May be empty. Ctrl+Enter writes, Escape stops."],
-  gaps: ["Text with gaps", "{{5}} is 5 tokens to fill. Ctrl+Enter writes, Escape stops."],
+  gaps: ["Text with gaps", "{{5}} is 5 tokens to fill, {{3-12}} and {{}} as many as fit best. Ctrl+Enter writes, Escape stops."],
 };
 
 let model = null; // as the server describes it
@@ -94,16 +94,17 @@ async function* lines(stream) {
   }
 }
 
-function receive({ error, begun, compiling, frame, done }) {
+function receive({ error, begun, compiling, trying, frame, done }) {
   if (error) throw new Error(error);
   if (begun) {
     say(`${compiling ? "Compiling, once for this rule and these levels" : "Writing"}: ${begun} …`);
   }
+  if (trying) say(at("status").textContent.replace(/^[^:]*/, `Trying lengths, ${trying} done`));
   if (frame) {
     text.add(frame);
     player.extend(text.frames.length - 1, true);
     if (text.frames.length === 2) {
-      say(at("status").textContent.replace(/^Compiling[^:]*/, "Writing"));
+      say(at("status").textContent.replace(/^[^:]*/, "Writing"));
     }
   }
   if (done) {

@@ -4,15 +4,17 @@ import dataclasses
 import math
 import shlex
 import threading
+from collections.abc import Generator as Iteration
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from hybrid_jax.errors import UserError, check_seed
-from hybrid_jax.generation import driver, generator, requests
+from hybrid_jax.generation import driver, generator, infill, requests
 from hybrid_jax.generation.frames import GLYPHS, MEANINGS, Frame, Recorder
 from hybrid_jax.generation.generator import Generator
+from hybrid_jax.generation.infill import Choice
 from hybrid_jax.generation.player import changes
 from hybrid_jax.runtime import decode
 from hybrid_jax.sampling import rules
@@ -31,7 +33,7 @@ class PageRequest(RuleOptions):
     Settings of rules (`sampling.rules.OPTIONS`) are fields too.
 
     Attributes:
-      text: the beginning of the text, or with `gaps` a text with ``{{n}}`` for n tokens to fill.
+      text: the beginning of the text, or with `gaps` a text for `infill.with_gaps`.
       length: tokens of the text; not for texts with gaps.
       levels: steps of a window.
       seed: in 0 ... 2^32 − 1.
@@ -63,10 +65,11 @@ class Job:
     """A request that can be answered.
 
     Attributes:
+      candidates: for the text; several where lengths are to be chosen.
       command: makes `hybrid_jax.generate` write the same text.
     """
 
-    request: requests.Request
+    candidates: list[requests.Request]
     generator: Generator
     seed: int
     about: str
@@ -151,13 +154,13 @@ class Writer:
         sampling = generator.choose_sampling(trained, asked.rule, given(asked))
         own = generator.build(model, sampling, levels=asked.levels)
         if asked.gaps:
-            request = requests.with_gaps(asked.text, tokenizer, length)
+            candidates = infill.with_gaps(asked.text, tokenizer, length)
         else:
             stop = length if asked.length is None else asked.length
-            request = requests.beginning(asked.text, tokenizer, stop=stop)
-        driver.check(own, [request])
+            candidates = [requests.beginning(asked.text, tokenizer, stop=stop)]
+        driver.check(own, candidates[:1])
         return Job(
-            request=request,
+            candidates=candidates,
             generator=own,
             seed=asked.seed,
             about=_about(own),
@@ -176,12 +179,14 @@ class Writer:
         """Writes a text: yields events as JSON values.
 
         The first says whether the loop has yet to be compiled for this rule and these levels; then
-        comes a frame a round; the last is the text. Closing the iterator ends the generation.
+        come lengths that are tried, where they are to be chosen, and a frame a round; the last is
+        the text. Closing the iterator ends the generation.
         """
         yield {"begun": job.about, "compiling": _program(job) not in self._compiled}
         with self._turn:
             self._make_room(job)
-        rounds = driver.rounds(job.generator, [job.request], seed=job.seed, batch_size=1, every=1)
+        request = yield from self._chosen(job)
+        rounds = driver.rounds(job.generator, [request], seed=job.seed, batch_size=1, every=1)
         recorder = Recorder(job.generator)
         before: Frame | None = None
         while True:
@@ -196,6 +201,23 @@ class Writer:
                 break
         yield {"done": {**dataclasses.asdict(round_.texts[0]), "command": job.command}}
 
+    def _chosen(self, job: Job) -> Iteration[dict[str, Any], None, requests.Request]:
+        """Yields events while candidates are tried, and returns the one that is chosen."""
+        if len(job.candidates) == 1:
+            return job.candidates[0]
+        choice = Choice(job.generator, [job.candidates], job.seed)
+        rounds = driver.rounds(
+            job.generator, job.candidates, seed=job.seed, batch_size=1, every=1,
+            texts_of=choice.texts_of,
+        )  # fmt: skip
+        best: list[requests.Text] = []
+        while not best:
+            with self._turn:
+                round_ = next(rounds)
+                best = choice.take(round_.texts.values())
+            yield {"trying": f"{round_.done} of {len(job.candidates)}"}
+        return next(each for each in job.candidates if each.lengths == best[0].lengths)
+
     def _make_room(self, job: Job) -> None:
         """Forgets all programs when one more would be too many; those in use compile again."""
         if _program(job) not in self._compiled and len(self._compiled) >= _MOST_PROGRAMS:
@@ -206,7 +228,7 @@ class Writer:
 def _program(job: Job) -> Any:
     """All that the loop is compiled for, and is not traced."""
     own = job.generator
-    return own.sampler, jax.tree.structure(own.rule), driver.prefills(own, [job.request])
+    return own.sampler, jax.tree.structure(own.rule), driver.prefills(own, job.candidates)
 
 
 def _about(generator: Generator) -> str:

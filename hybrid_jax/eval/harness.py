@@ -14,7 +14,6 @@ from lm_eval.utils import warning_once
 from tqdm import tqdm
 
 from hybrid_jax.errors import UserError, check_settings
-from hybrid_jax.eval.perplexity import is_exact
 from hybrid_jax.eval.score import score, tokens_behind
 from hybrid_jax.generation import driver, generator
 from hybrid_jax.generation.requests import Request
@@ -23,6 +22,7 @@ from hybrid_jax.runtime.command_line import step_of
 from hybrid_jax.runtime.decode import from_values, overridden
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
+from hybrid_jax.training.likelihood import is_exact
 
 _AT_ONCE = 128  # texts that are scored between two steps of the progress bar
 _LONGEST = 256  # tokens of an answer where the task names no number, as for lm-eval's own models

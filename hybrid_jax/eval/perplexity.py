@@ -17,7 +17,7 @@ from hybrid_jax.errors import UserError, check_seed
 from hybrid_jax.eval.datasets import EvaluationSet, validation_set
 from hybrid_jax.eval.detokenize import detokenizer
 from hybrid_jax.method.objective import Bound
-from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound
+from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound, is_exact
 from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.workdir import data_folders
 
@@ -159,13 +159,6 @@ def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.
 def batch_count(packed: Packed, batch_size: int) -> int:
     """Number of batches of a text."""
     return -(-len(packed) // batch_size)
-
-
-def is_exact(model: Pretrained, bound: Bound) -> bool:
-    """True if the bound is the likelihood itself, so that one draw is as good as many."""
-    alone = model.spec.schedule.width == 1 and model.spec.schedule.levels == 1
-    shifted = model.spec.layout.alignment == "shifted"
-    return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)
 
 
 def held_out(model: Pretrained, records: int = 0) -> Packed:

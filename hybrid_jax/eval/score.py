@@ -1,26 +1,18 @@
 """Log-likelihood bounds of single texts, with the standard error of their draws."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_seed, check_text
-from hybrid_jax.eval.perplexity import is_exact
-from hybrid_jax.method import hyperschedule, loss
-from hybrid_jax.method.loss import Network, Spec
-from hybrid_jax.runtime import sharding
+from hybrid_jax.training.likelihood import is_exact, text_bounds
 from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.statistics import bits_per_byte, mean_and_standard_error
-
-_ROWS = 64  # draws of texts at a time
-_SHORTEST = 16  # tokens; texts are padded to a power of two, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,16 +96,18 @@ def score(
     exact = is_exact(model, bound)
     count = 1 if exact else draws
     nats = np.zeros((len(texts), count))
-    spec = model.spec.for_bound(bound)
     of_text = bool(model.tokenizer.token_bytes.any())
-    groups: dict[tuple[int, int], list[_Piece]] = {}
+    groups: dict[int, list[_Piece]] = {}
     for piece in pieces:
-        size = max(_SHORTEST, 1 << (len(piece.ids) - 1).bit_length())
-        groups.setdefault((min(size, spec.schedule.length), piece.number), []).append(piece)
-    for (size, number), group in groups.items():
-        short = dataclasses.replace(spec, schedule=hyperschedule.beginning(spec.schedule, size))
-        found_nats = _measure(model, short, group, count, jax.random.fold_in(key, number))
-        nats[[piece.text for piece in group]] += found_nats
+        groups.setdefault(piece.number, []).append(piece)
+    for number, group in groups.items():
+        nats[[piece.text for piece in group]] += text_bounds(
+            model,
+            [piece.ids for piece in group],
+            [np.arange(len(piece.ids)) < piece.given for piece in group],
+            draws=count,
+            key=jax.random.fold_in(key, number),
+        )
 
     def one(number: int) -> Score:
         mean, error = mean_and_standard_error(nats[number])
@@ -166,49 +160,3 @@ def tokens_behind(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndar
     if len(ids) <= len(given) or not np.array_equal(ids[: len(given)], given):
         ids = np.concatenate([given, tokenizer.encode(text)])
     return ids, len(given)
-
-
-def _measure(
-    model: Pretrained, spec: Spec, pieces: Sequence[_Piece], draws: int, key: jax.Array
-) -> np.ndarray:
-    """Nats of pieces under the same draws, [pieces, draws]."""
-    size, total = spec.schedule.length, len(pieces) * draws
-    tokens = np.zeros((len(pieces), size), np.int32)
-    for row, piece in enumerate(pieces):
-        tokens[row, : len(piece.ids)] = piece.ids
-    length = np.array([len(piece.ids) for piece in pieces], np.int32)
-    given = np.array([piece.given for piece in pieces], np.int32)
-    rows = min(_ROWS, 1 << (total - 1).bit_length())
-    found = []
-    for first in range(0, total, rows):
-        of = np.minimum(np.arange(first, first + rows), total - 1)
-        which, draw = of // draws, (of % draws).astype(np.int32)
-        with sharding.use(model.mesh):
-            found.append(
-                _nats(
-                    spec, model.network, draws, model.params, tokens[which], length[which],
-                    given[which], draw, np.asarray(jax.random.key_data(key)),
-                )
-            )  # fmt: skip
-    return np.concatenate(jax.device_get(found))[:total].reshape(len(pieces), draws)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _nats(
-    spec: Spec,
-    network: Network,
-    draws: int,
-    params: Any,
-    tokens: jax.Array,
-    length: jax.Array,
-    given: jax.Array,
-    draw: jax.Array,
-    key_data: jax.Array,
-) -> jax.Array:
-    """Nats of each row, float32 [R]: of tokens [R, L] from `given` to `length`, int32 [R], under
-    some of `draws` draws, int32 [R]."""
-    kept = jnp.arange(tokens.shape[1])[None] < given[:, None]
-    key = jax.random.wrap_key_data(key_data)
-    tokens = sharding.constrain(tokens, "batch", "whole")
-    batch = loss.Batch(tokens, draw, key, draws, kept, length)
-    return sharding.constrain(loss.batch_terms(spec, network, params, batch).sum(axis=1), "whole")

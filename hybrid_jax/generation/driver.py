@@ -76,18 +76,22 @@ def rounds(
     seed: int,
     batch_size: int,
     every: int | None = None,
+    texts_of: Sequence[int] | None = None,
 ) -> Iterator[Round]:
     """Generates the texts of all requests. Arguments and errors are those of `run`.
 
     Args:
       every: yields when texts have begun, after at most so many rounds, and when texts are done;
         None yields only when texts are done.
+      texts_of: number of the text that each request is a candidate for, of which what is drawn
+        depends; None where each is a text of its own.
     """
     if not requests:
         return
     check(generator, requests)
     check_seed(seed)
     work = _Work(generator, requests, batch_size)
+    work.texts_of = work.texts_of if texts_of is None else np.asarray(texts_of)
     numbers, step = np.full(work.places, -1), np.zeros(work.places, int)
     begun = done = 0
     with work.on_devices():
@@ -160,6 +164,7 @@ class _Work:
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
         self._generator, self._requests = generator, requests
+        self.texts_of = np.arange(len(requests))
         # A place for each device at least; those above the batch size stay empty.
         shards = sharding.batch_shards(generator.model.mesh)
         self.places = -(-min(batch_size, len(requests)) // shards) * shards
@@ -180,7 +185,7 @@ class _Work:
             stop=[request.stop for request in wanted],
         )
         of_place = np.full(self.places, -1, np.int32)
-        of_place[places] = numbers
+        of_place[places] = self.texts_of[numbers]
         whole = prompts.nothing(self.places, length)
         for here, new in zip(whole, given, strict=True):
             here[places] = new
@@ -214,6 +219,7 @@ class _Work:
                 tokens=ids,
                 nfe=int(found.nfe[place]),
                 corrections=int(found.corrections[place]),
+                lengths=self._requests[number].lengths,
             )
         return np.array(found.step), texts
 

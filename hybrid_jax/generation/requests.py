@@ -4,7 +4,6 @@ A file of texts has a JSON object a line: the fields of `Text` and all settings 
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from hybrid_jax.errors import UserError, check_text
 from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import json_text
-from hybrid_jax.sampling.prompts import GAP
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,13 +24,15 @@ class Request:
 
     Attributes:
       prompt: the given text, for the record.
-      ids: its first tokens, ids or `GAP`.
+      ids: its first tokens, ids or `sampling.prompts.GAP`.
       stop: tokens wanted, given ones included.
+      lengths: of its open gaps, where it is one of several candidates (see `infill`).
     """
 
     prompt: str
     ids: list[int]
     stop: int
+    lengths: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class Text:
       tokens: the same as ids.
       nfe: rounds of the network that it took.
       corrections: shown tokens that were replaced or masked again on the way.
+      lengths: chosen for its open gaps.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Text:
     tokens: tuple[int, ...]
     nfe: int
     corrections: int
+    lengths: tuple[int, ...] = ()
 
 
 def beginning(text: str, tokenizer: Tokenizer, *, stop: int) -> Request:
@@ -65,32 +67,6 @@ def beginning(text: str, tokenizer: Tokenizer, *, stop: int) -> Request:
     if not hasattr(stop, "__index__"):
         raise UserError(f"A text has a whole number of tokens, and not {stop!r}.")
     return Request(prompt=text, ids=[int(i) for i in tokenizer.encode(text)], stop=stop)
-
-
-def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> Request:
-    """This text, in which ``{{n}}`` stands for n tokens to fill.
-
-    Raises:
-      UserError: if it is no text, there is no gap, or one is longer than `length`, the tokens that
-        the model writes.
-    """
-    check_text(text, "The text with gaps")
-    parts = re.split(r"\{\{([0-9]+)\}\}", text)
-    if len(parts) == 1:
-        shown = text if len(text) <= 40 else f"{text[:40]}…"
-        raise UserError(
-            f"The text {shown!r} has no gap: write {{{{5}}}} where 5 tokens are to be filled in."
-        )
-    ids: list[int] = []
-    for i, part in enumerate(parts):
-        # The number of digits first: Python refuses to read very long numbers.
-        if i % 2 and (len(part) > 9 or int(part) > length):
-            raise UserError(
-                f"The gap {{{{{part[:12]}}}}} is longer than the {length} tokens that the model "
-                "writes."
-            )
-        ids += [GAP] * int(part) if i % 2 else [int(token) for token in tokenizer.encode(part)]
-    return Request(prompt=text, ids=ids, stop=max(1, len(ids)))
 
 
 def write(file: str | Path, texts: Sequence[Text], settings: Mapping[str, Any]) -> None:
@@ -137,7 +113,8 @@ def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
             continue
         try:
             values = parse_json(line)
-            own = {field.name: values.pop(field.name) for field in dataclasses.fields(Text)}
+            names = [field.name for field in dataclasses.fields(Text)]
+            own = {name: values.pop(name) for name in names if name in values}
             text: Text = from_values(Text, own, "text")
             tokens.append(np.array(text.tokens, np.int32))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, UserError) as error:

@@ -1,20 +1,25 @@
-"""The reported number: a true bound on held-out text, with its standard error."""
+"""Bounds on −log p: of held-out records with their standard error, and of single texts."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int, Key, PyTree, UInt
+from jaxtyping import Array, Bool, Float, Float32, Int, Key, PyTree, UInt
 
+from hybrid_jax.method import hyperschedule
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.loss import Network, Spec
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.runtime import sharding
 from hybrid_jax.training import statistics
+from hybrid_jax.training.pretrained import Pretrained
+
+_ROWS = 64  # draws of texts at a time
+_SHORTEST = 16  # tokens; texts are padded to a power of two, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,5 +155,76 @@ def _padded_bounds(
     key_data: UInt[Array, "..."],
 ) -> Float32[Array, "b"]:
     batch = estimator.Batch(tokens, index, jax.random.wrap_key_data(key_data), count)
+    terms = estimator.batch_terms(spec, network, params, batch)
+    return sharding.constrain(terms.sum(axis=1), "whole")
+
+
+def is_exact(model: Pretrained, bound: Bound) -> bool:
+    """True if the bound is the likelihood itself, so that one draw is as good as many."""
+    alone = model.spec.schedule.width == 1 and model.spec.schedule.levels == 1
+    shifted = model.spec.layout.alignment == "shifted"
+    return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)
+
+
+def text_bounds(
+    model: Pretrained,
+    texts: Sequence[Int[np.ndarray, "n"]],
+    given: Sequence[Bool[np.ndarray, "n"]],
+    *,
+    draws: int,
+    key: Key[Array, ""],
+) -> Float[np.ndarray, "texts draws"]:
+    """Nats of each text under the model's bound on −log p(text | its given tokens), by draws.
+
+    Args:
+      texts: ids, at most L each, the beginning of the hyperschedule.
+      given: tokens that are known, as `loss.Batch.given`.
+      draws: of levels and noise, stratified; the same for texts of like lengths.
+    """
+    spec = model.spec.for_bound(model.experiment.bound(model.tokenizer.vocab_size))
+    length = spec.schedule.length
+    sizes = [min(max(_SHORTEST, 1 << (len(text) - 1).bit_length()), length) for text in texts]
+    nats = np.zeros((len(texts), draws))
+    for size in sorted(set(sizes)):
+        of = [number for number, own in enumerate(sizes) if own == size]
+        short = dataclasses.replace(spec, schedule=hyperschedule.beginning(spec.schedule, size))
+        tokens, kept = np.zeros((len(of), size), np.int32), np.zeros((len(of), size), bool)
+        for row, number in enumerate(of):
+            tokens[row, : len(texts[number])] = texts[number]
+            kept[row, : len(texts[number])] = given[number]
+        lengths = np.array([len(texts[number]) for number in of], np.int32)
+        total = len(of) * draws
+        rows = min(_ROWS, 1 << (total - 1).bit_length())
+        found = []
+        for first in range(0, total, rows):
+            each = np.minimum(np.arange(first, first + rows), total - 1)
+            which, draw = each // draws, (each % draws).astype(np.int32)
+            with sharding.use(model.mesh):
+                found.append(
+                    _text_nats(
+                        short, model.network, draws, model.params, tokens[which], kept[which],
+                        lengths[which], draw, np.asarray(jax.random.key_data(key)),
+                    )
+                )  # fmt: skip
+        nats[of] = np.concatenate(jax.device_get(found))[:total].reshape(-1, draws)
+    return nats
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _text_nats(
+    spec: Spec,
+    network: Network,
+    draws: int,
+    params: PyTree,
+    tokens: Int[Array, "r L"],
+    given: Bool[Array, "r L"],
+    length: Int[Array, "r"],
+    draw: Int[Array, "r"],
+    key_data: UInt[Array, "..."],
+) -> Float32[Array, "r"]:
+    """Nats of each row under some of `draws` draws."""
+    key = jax.random.wrap_key_data(key_data)
+    tokens = sharding.constrain(tokens, "batch", "whole")
+    batch = estimator.Batch(tokens, draw, key, draws, given, length)
     terms = estimator.batch_terms(spec, network, params, batch)
     return sharding.constrain(terms.sum(axis=1), "whole")
