@@ -197,6 +197,24 @@ def test_only_full_and_causal_patterns_are_taken_for_such(schedule, how):
             attention.fused(*inputs(pattern.regions.rows)[:3], pattern)
 
 
+@pytest.mark.parametrize("backend", ["blockwise", "fused", "splash", "auto"])
+@pytest.mark.parametrize(("schedule", "how"), [("flat", "aligned"), ("block", "aligned")])
+def test_rows_that_some_examples_lack_are_hidden_by_every_backend(schedule, how, backend):
+    """No kernel may take such a pattern for the one of the schedule."""
+    pattern = pattern_of(schedule, how)
+    last = jnp.arange(2, 5)[:, None]  # positions of each example
+    rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (3, x.shape[-1])), pattern.rows)
+    rows = rows._replace(valid=rows.valid & (rows.position < last))
+    partial = dataclasses.replace(pattern, rows=rows, whole=False)
+    query, key, value, _ = inputs(pattern.regions.rows)
+    found = attention.attend(query, key, value, partial, backend=backend)
+    wanted = attention.dense(query, key, value, partial.mask())
+    seen = np.asarray(partial.mask().any(-1))[:, None, :, None]
+    np.testing.assert_allclose(
+        np.where(seen, found, 0), np.where(seen, wanted, 0), rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("filled", "read"), [(0, 256), (3, 256), (256, 256), (257, 512), (600, 600)]
 )
