@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
             chance = "".join(f"{scores.chance_of_noise(own, found[n]):.3f}" for n in after)
             chance = f"{chance:>8}"
         say(_row(own) + f"{chance}  {_short(texts[number])}")
-    if options.out and is_process0():
+    if options.out:
         record = {"workdir": options.workdir, "step": model.step, "prompt": options.prompt,
                   "draws": options.draws, "seed": options.seed}  # fmt: skip
         lines = [
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
                        "tokens": own.tokens, "bytes": own.bytes, **record}) + "\n"
             for text, own in zip(texts, found, strict=True)
         ]  # fmt: skip
-        write_atomic(options.out, "".join(lines))
+        raise_on_all(lambda: write_atomic(options.out, "".join(lines)) if is_process0() else None)
 
 
 def _row(own: Score) -> str:

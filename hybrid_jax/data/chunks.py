@@ -118,7 +118,7 @@ def encode(folder: Path, plan: Plan, *, workers: int, shard: tuple[int, int] = (
     )
 
     def answer(question: tuple[int, int] | int) -> bool:
-        """Whether to encode the chunk of a part and a number; or notes bytes that are done."""
+        """True if the chunk of a part and number is to be encoded; or notes bytes that are done."""
         nonlocal done
         if isinstance(question, int):
             done += question

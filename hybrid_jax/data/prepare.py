@@ -205,7 +205,7 @@ def _work_folder(out: Path, settings: dict[str, Any], *, shared: bool) -> Iterat
 
 
 def _texts(settings: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What records are made from."""
+    """The source, the validation source and the tokenizer of records."""
     return settings["source"], settings["valid_source"], settings["tokenizer"]
 
 

@@ -90,8 +90,7 @@ def rounds(
         return
     check(generator, requests)
     check_seed(seed)
-    work = _Work(generator, requests, batch_size)
-    work.texts_of = work.texts_of if texts_of is None else np.asarray(texts_of)
+    work = _Work(generator, requests, batch_size, texts_of)
     numbers, step = np.full(work.places, -1), np.zeros(work.places, int)
     begun = done = 0
     with work.on_devices():
@@ -141,7 +140,7 @@ def check(generator: Generator, requests: Sequence[Request]) -> None:
 
 
 def prefills(generator: Generator, requests: Sequence[Request]) -> bool:
-    """Whether a prompt may need rounds of its own (see `Sampler.prefills`)."""
+    """True if a prompt may need rounds of its own (see `Sampler.prefills`)."""
     most = max(sum(i != GAP for i in request.ids) for request in _different(requests))
     return generator.sampler.prefills(most)
 
@@ -160,11 +159,17 @@ def _different(requests: Sequence[Request]) -> list[Request]:
 class _Work:
     """The steps of `rounds`, on the devices of the model."""
 
-    def __init__(self, generator: Generator, requests: Sequence[Request], batch_size: int):
+    def __init__(
+        self,
+        generator: Generator,
+        requests: Sequence[Request],
+        batch_size: int,
+        texts_of: Sequence[int] | None = None,
+    ):
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
         self._generator, self._requests = generator, requests
-        self.texts_of = np.arange(len(requests))
+        self._texts_of = np.asarray(range(len(requests)) if texts_of is None else texts_of)
         # A place for each device at least; those above the batch size stay empty.
         shards = sharding.batch_shards(generator.model.mesh)
         self.places = -(-min(batch_size, len(requests)) // shards) * shards
@@ -177,23 +182,18 @@ class _Work:
         """Begins texts, by their numbers, in some places."""
         spec = self._generator.sampler.spec
         length, kernel = spec.schedule.length, spec.kernel
-        wanted = [self._requests[number] for number in numbers]
-        given = prompts.build(
-            [request.ids for request in wanted],
-            length=length,
-            vocab_size=kernel.vocab_size,
-            stop=[request.stop for request in wanted],
-        )
         of_place = np.full(self.places, -1, np.int32)
-        of_place[places] = self.texts_of[numbers]
-        whole = prompts.nothing(self.places, length)
-        for here, new in zip(whole, given, strict=True):
-            here[places] = new
+        of_place[places] = self._texts_of[numbers]
+        ids: list[list[int]] = [[]] * self.places
+        stop = [length] * self.places
+        for place, number in zip(places, numbers, strict=True):
+            ids[place], stop[place] = self._requests[number].ids, self._requests[number].stop
+        given = prompts.build(ids, length=length, vocab_size=kernel.vocab_size, stop=stop)
         own = self._generator
         with self.on_devices():
             begun = _begin(
                 own.sampler, self._prefills, own.model.params, state, np.uint32(seed), of_place,
-                whole,
+                given,
             )  # fmt: skip
         return cast(Generation, begun)
 

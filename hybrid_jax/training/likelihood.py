@@ -140,12 +140,12 @@ def _record_bounds(
     # Processes share values of NumPy, but not arrays that live on a device of one of them.
     key_data = np.asarray(jax.random.key_data(key))
     with sharding.use(mesh):
-        found = _padded_bounds(spec, network, count, params, *drawn_for, key_data)
+        found = _row_nats(spec, network, count, params, *drawn_for, key_data)
     return np.asarray(found)[:count]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _padded_bounds(
+def _row_nats(
     spec: Spec,
     network: Network,
     count: int,
@@ -153,8 +153,13 @@ def _padded_bounds(
     tokens: Int[Array, "b L"],
     index: Int[Array, "b"],
     key_data: UInt[Array, "..."],
+    given: Bool[Array, "b L"] | None = None,
+    length: Int[Array, "b"] | None = None,
 ) -> Float32[Array, "b"]:
-    batch = estimator.Batch(tokens, index, jax.random.wrap_key_data(key_data), count)
+    """Nats of each row; see `loss.Batch` for its arguments."""
+    tokens = sharding.constrain(tokens, "batch", "whole")
+    key = jax.random.wrap_key_data(key_data)
+    batch = estimator.Batch(tokens, index, key, count, given, length)
     terms = estimator.batch_terms(spec, network, params, batch)
     return sharding.constrain(terms.sum(axis=1), "whole")
 
@@ -201,30 +206,10 @@ def text_bounds(
             which, draw = each // draws, (each % draws).astype(np.int32)
             with sharding.use(model.mesh):
                 found.append(
-                    _text_nats(
-                        short, model.network, draws, model.params, tokens[which], kept[which],
-                        lengths[which], draw, np.asarray(jax.random.key_data(key)),
+                    _row_nats(
+                        short, model.network, draws, model.params, tokens[which], draw,
+                        np.asarray(jax.random.key_data(key)), kept[which], lengths[which],
                     )
                 )  # fmt: skip
         nats[of] = np.concatenate(jax.device_get(found))[:total].reshape(-1, draws)
     return nats
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _text_nats(
-    spec: Spec,
-    network: Network,
-    draws: int,
-    params: PyTree,
-    tokens: Int[Array, "r L"],
-    given: Bool[Array, "r L"],
-    length: Int[Array, "r"],
-    draw: Int[Array, "r"],
-    key_data: UInt[Array, "..."],
-) -> Float32[Array, "r"]:
-    """Nats of each row under some of `draws` draws."""
-    key = jax.random.wrap_key_data(key_data)
-    tokens = sharding.constrain(tokens, "batch", "whole")
-    batch = estimator.Batch(tokens, draw, key, draws, given, length)
-    terms = estimator.batch_terms(spec, network, params, batch)
-    return sharding.constrain(terms.sum(axis=1), "whole")

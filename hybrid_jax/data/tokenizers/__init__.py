@@ -62,7 +62,7 @@ def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Token
 
 
 def reads_all(name: str) -> bool:
-    """Whether a tokenizer is made for all text, and not for that to train on alone.
+    """True if a tokenizer is made for all text, and not for that to train on alone.
 
     An alphabet only says what can be written. Validation text may have letters of its own.
     """

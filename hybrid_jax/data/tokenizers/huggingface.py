@@ -28,7 +28,7 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class _Parts(NamedTuple):
-    """What the files say; the library's object can be changed, and would lose that in a pickle."""
+    """Contents of the files; the library's object may change, and would lose that in a pickle."""
 
     library: Any
     bos: int
@@ -70,7 +70,7 @@ def _id(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HuggingFaceTokenizer:
-    """What tokenizer.json defines, without cuts, padding and special tokens that it may add.
+    """A tokenizer.json, without the cuts, padding and special tokens that it may add.
 
     Byte-level tokenizers give every text back exactly. Others may change it: they normalise letters
     and spaces, and have [UNK], which has no text, for what they lack. Special tokens have no text,
