@@ -524,6 +524,16 @@ def test_signals_end_it_while_it_writes(block, number, status):
     assert out == ""
 
 
+def test_no_thread_outlives_the_server(block):
+    """Python aborts at its end if a thread is inside JAX then."""
+    before = set(threading.enumerate())
+    with contextlib.ExitStack() as stack, serving(block) as server:
+        stack.enter_context(socket.create_connection(server.server_address))
+        ask(server, "GET", "/model")  # by now the silent connection has its thread
+        assert len(set(threading.enumerate()) - before) >= 2
+    assert set(threading.enumerate()) <= before
+
+
 # ---------------------------------------------------------------------------------------------
 # In a browser.
 

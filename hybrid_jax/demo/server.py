@@ -84,8 +84,6 @@ def _answers(host: str, port: int) -> bool:
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """Serves the page of one writer, a thread for each connection."""
 
-    daemon_threads = True
-
     def __init__(self, listener: socket.socket, writer: Writer, *, host: str):
         """`host`: the name or address that `listener` was made for."""
         super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
@@ -96,6 +94,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.names = [] if loopback else _own_names(listener.family)
         self.places = threading.Semaphore(PLACES)
         self.stopping = threading.Event()
+        self._connections: set[Any] = set()
         self.files = {
             path: (player.read(name, package).encode("utf-8"), kind)
             for path, (package, name, kind) in _FILES.items()
@@ -120,12 +119,22 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return bool(ipaddress.ip_address(host))
         return host in {"localhost", self.host.lower(), *self.names}
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
     def finish(self) -> None:
-        """Ends serving and the texts that are being written, and waits until they have ended."""
+        """Ends serving and the texts that are being written, and waits until all threads have
+        ended: Python must not exit while one of them is inside JAX, which ends in an abort."""
         self.stopping.set()
         self.shutdown()
-        for _ in range(PLACES):
-            self.places.acquire()
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):  # it may have ended just now
+                connection.shutdown(socket.SHUT_RD)  # none waits any longer for a request
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
