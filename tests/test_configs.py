@@ -18,6 +18,7 @@ from hybrid_jax.method import hyperschedule
 from hybrid_jax.method.layout import Layout, attention_mask, training_rows
 from hybrid_jax.optim import OptimizerConfig, make_optimizer
 from hybrid_jax.presets import sized
+from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.command_line import read_config
 from hybrid_jax.training.train_step import TrainSetup, train_step
 
@@ -67,9 +68,8 @@ def test_one_training_step_of_every_config_has_its_shapes(name, size):
     share = {key: value for key, value in share.items() if value}
     assert kernel == next((f"{key}({value})" for key, value in share.items()), "absorbing")
     state = jax.eval_shape(setup.init)
-    batch = jax.ShapeDtypeStruct((made.train.batch_size, made.data.length), jnp.int32)
-    index = jax.ShapeDtypeStruct((made.train.batch_size,), jnp.int32)
-    new, metrics = jax.eval_shape(functools.partial(train_step, setup), state, batch, index)
+    batch = setup.abstract_batch(sharding.one_device())
+    new, metrics = jax.eval_shape(functools.partial(train_step, setup), state, batch)
     assert jax.tree.all(
         jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new)
     )
@@ -160,10 +160,11 @@ def built(made: Experiment) -> dict:
     spec, network = made.spec(258, bos=256), made.network(258)
     setup = TrainSetup.build(made, 258, bos=256)
     data = dataclasses.asdict(made.data) | {"vocab_size": made.data.expected_vocab_size}
-    folder = data.pop("dir") or str(prepare.default_dir(**data))
+    padded, named = data.pop("padded"), data.pop("dir")
+    folder = named or str(prepare.default_dir(**data))
     return {
         "name": made.name,
-        "data": (folder, made.data.length),
+        "data": (folder, made.data.length, padded),
         "schedule": spec.schedule,
         "noise": (spec.kernel, made.bound(258)),
         "layout": spec.layout,
@@ -188,6 +189,7 @@ EFFECTS = {
     "data.tokenizer": ({}, "byte"),
     "data.vocab_size": ({}, 300),
     "data.length": ({}, 32),
+    "data.padded": ({"data__source": "pairs:x.jsonl", "sampling__eos": "stop"}, "false"),
     "data.dir": ({}, "somewhere"),
     "schedule.family": ({}, "slide"),
     "schedule.width": ({}, 4),

@@ -471,7 +471,7 @@ def said(capsys, *arguments):
 
 def continued(folder) -> Experiment:
     """The experiment that ``hybrid_jax.main --workdir=WORKDIR`` goes on with."""
-    return read_experiment(argparse.Namespace(config="", workdir=str(folder), settings={}))
+    return read_experiment(argparse.Namespace(config="", workdir=str(folder), init="", settings={}))
 
 
 def open_run(experiment: Experiment) -> loop.Run:

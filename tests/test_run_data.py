@@ -179,7 +179,7 @@ def books(tmp_path):
 
 def read(config, **settings):
     settings = {f"data.{name}": value for name, value in settings.items()}
-    options = argparse.Namespace(config=config, workdir="", settings=settings)
+    options = argparse.Namespace(config=config, workdir="", init="", settings=settings)
     return main.read_experiment(options)
 
 
