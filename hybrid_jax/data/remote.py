@@ -91,7 +91,7 @@ def opened(url: str) -> BinaryIO:
 class _File(io.RawIOBase):
     """Raises UserError for what goes wrong, and for an early end, which not all servers tell."""
 
-    def __init__(self, url: str, size: int | None, file: BinaryIO):
+    def __init__(self, url: str, size: int | None, file: Any):
         self._url, self._size, self._file, self._at = url, size, file, 0
 
     def readable(self) -> bool:
