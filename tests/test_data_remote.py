@@ -107,6 +107,8 @@ def test_objects_are_read_as_files_are(memory):
     check_read("files:memory://in/[ab].*,memory://in/c[1].txt.gz,memory://in/*/?.txt.*")
     assert list(sources.documents("lines:memory://in/a*")) == ["plain"]
     assert [text for _, text in sources.located("files:memory://in/b.jsonl")] == ["one", "two"]
+    memory.pipe("/pairs.jsonl", b'{"prompt": "1", "answer": "2"}')
+    assert list(sources.documents("pairs:memory://*.jsonl")) == ["1\n2"]
 
 
 def test_web_pages_are_read_as_files_are(web, tmp_path):
