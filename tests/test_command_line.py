@@ -103,6 +103,9 @@ def sentence(capsys, *arguments: str) -> str:
         (["--config=mdlm", "--processes=two"], "Argument --processes: invalid int value: 'two'"),
         (["--config=mdlm", "--processes=2"], "--coordinator, --processes and --process belong"),
         (["--config=mdlm", "--config.data.source=files:none.txt"], "No file matches 'none.txt'"),
+        (["--config=mdlm", "--workdir=gs://b/run"], "gs://b/run is not on a disk here: mount"),
+        (["--config=mdlm", "--config.data.dir=s3://b/d"], "s3://b/d is not on a disk here: mount"),
+        (["--config=mdlm", "--config.name=gs://b"], "runs/gs://b is not on a disk here: mount"),
     ],
 )  # fmt: skip
 def test_command_line_mistakes_end_in_one_sentence(

@@ -329,10 +329,6 @@ def test_files_are_streamed(tmp_path):
         ("pysource:x", "The source pysource takes no argument, but got 'x': leave it out."),
         ("files:", "The source files: names no file: write files:PATTERN."),
         ("files:{}/*.txt", "No file matches '{}/*.txt': check the path or pattern."),
-        (
-            "files:https://host/a.txt",
-            "https://host/a.txt is no file here: fetch it, or mount its bucket, and name that.",
-        ),
         ("files:{}", "{} is a folder: name its files, for example {}/*.txt."),
     ],
 )

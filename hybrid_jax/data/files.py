@@ -11,12 +11,12 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO, cast
 
 import zstandard
 
-from hybrid_jax.data import content
+from hybrid_jax.data import content, remote
 from hybrid_jax.data.pairs import FIELDS, checked
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import listed
@@ -29,7 +29,7 @@ _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, zstandard.Zs
 # Words of libraries that cannot do what whole files ask for.
 _LIMITS = re.compile(r"unsupported|memory|dictionary", re.IGNORECASE)
 _WINDOW = 1 << zstandard.WINDOWLOG_MAX  # of `zstd --long=31`; the library's default is 1 << 27
-_STDIN = Path("-")  # for standard input
+_STDIN = "-"
 
 
 class _ZstdFile(io.RawIOBase):
@@ -77,7 +77,7 @@ def documents(patterns: str, *, by_line: bool = False) -> Iterator[str]:
     A file is read once, however many names and links lead to it.
 
     Args:
-      patterns: file names or globs ("**" descends into folders), separated by commas, or a
+      patterns: file names, URLs or globs ("**" descends into folders), separated by commas, or a
         JSON list of them where one has a comma in it.
       by_line: whether each line of a .txt file is a document.
 
@@ -107,16 +107,20 @@ def parts(patterns: str) -> list[str]:
     """
     paths = _matching(patterns)
     for path in paths:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(
                 f"{path} can be read only once: write its text to a file, and name that."
             )
-    return [json_text([str(path)]) for path in paths]
+    return [json_text([path]) for path in paths]
 
 
 def contents(patterns: str) -> dict[str, content.Content]:
     """The content of each file of `documents`. Raises UserError as it does."""
-    return {str(path): content.of_file(path) for path in _matching(patterns) if path.is_file()}
+    return {
+        path: remote.content(path) if remote.is_remote(path) else content.of_file(Path(path))
+        for path in _matching(patterns)
+        if remote.is_remote(path) or os.path.isfile(path)
+    }
 
 
 def pairs(patterns: str) -> Iterator[tuple[str, str]]:
@@ -152,7 +156,7 @@ def prompts(file: str) -> list[str]:
     Raises:
       UserError: if there are none, or as `documents`.
     """
-    path = expanded(file)
+    path = str(expanded(file))
     read = _json_prompts if _kind(path) == ".jsonl" else lines
     found = [text for text in read(path) if text.strip()]
     if not found:
@@ -160,7 +164,7 @@ def prompts(file: str) -> list[str]:
     return found
 
 
-def lines(path: Path) -> Iterator[str]:
+def lines(path: str) -> Iterator[str]:
     r"""The lines of a file, which end in "\n" or "\r\n", without these ends.
 
     Raises:
@@ -177,16 +181,15 @@ def lines(path: Path) -> Iterator[str]:
             yield text.removesuffix("\n").removesuffix("\r")
 
 
-def _matching(patterns: str) -> list[Path]:
+def _matching(patterns: str) -> list[str]:
     names: list[str] = []
     for pattern in listed(patterns):
-        if "://" in pattern:
-            raise UserError(
-                f"{pattern} is no file here: fetch it, or mount its bucket, and name that."
-            )
-        pattern = os.path.expanduser(pattern)
-        # The name of an existing file is no pattern, even with brackets in it.
-        found = [pattern] if os.path.exists(pattern) else sorted(_glob(pattern))
+        if remote.is_remote(pattern):
+            found = remote.matching(pattern)
+        else:
+            pattern = os.path.expanduser(pattern)
+            # The name of an existing file is no pattern, even with brackets in it.
+            found = [pattern] if os.path.exists(pattern) else sorted(_glob(pattern))
         if not found:
             raise UserError(f"No file matches {pattern!r}: check the path or pattern.")
         if os.path.isdir(pattern):
@@ -197,7 +200,7 @@ def _matching(patterns: str) -> list[Path]:
     first: dict[Any, str] = {}
     for name in names:
         first.setdefault(_identity(name), name)
-    return [Path(name) for name in first.values()]
+    return [name if remote.is_remote(name) else str(Path(name)) for name in first.values()]
 
 
 def _glob(pattern: str) -> Iterator[str]:
@@ -227,14 +230,20 @@ def _identity(name: str) -> tuple[int, int] | str:
     return status.st_dev, status.st_ino
 
 
-def _kind(path: Path) -> str:
+def _kind(path: str) -> str:
     """The suffix that says what is in a file, apart from compression."""
-    name = path.with_suffix("") if path.suffix.lower() in _DECOMPRESSORS else path
+    name = _plain(path)
+    name = name.with_suffix("") if name.suffix.lower() in _DECOMPRESSORS else name
     return name.suffix.lower()
 
 
-def _reader(path: Path, by_line: bool) -> Callable[[Path], Iterator[Iterable[str]]]:
-    readers: dict[str, Callable[[Path], Iterator[Iterable[str]]]] = {
+def _plain(path: str) -> PurePath:
+    """A path, without the query of a web address."""
+    return PurePath(re.sub(r"^(https?://[^?#]*).*", r"\1", path))
+
+
+def _reader(path: str, by_line: bool) -> Callable[[str], Iterator[Iterable[str]]]:
+    readers: dict[str, Callable[[str], Iterator[Iterable[str]]]] = {
         ".txt": lambda path: (
             ((line,) for line in lines(path)) if by_line else iter([_blocks(path)])
         ),
@@ -249,7 +258,7 @@ def _reader(path: Path, by_line: bool) -> Callable[[Path], Iterator[Iterable[str
 
 
 def _nonempty(
-    path: Path, reader: Callable[[Path], Iterator[Iterable[str]]]
+    path: str, reader: Callable[[str], Iterator[Iterable[str]]]
 ) -> Iterator[Iterable[str]]:
     empty = True
     for document in reader(path):
@@ -265,12 +274,11 @@ def _nonempty(
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: str) -> Iterator[BinaryIO]:
     """A file, decompressed. Raises UserError for what goes wrong while it is read."""
-    decompressor = _DECOMPRESSORS.get(path.suffix.lower(), contextlib.nullcontext)
+    decompressor = _DECOMPRESSORS.get(_plain(path).suffix.lower(), contextlib.nullcontext)
     try:
-        source, ours = (0, False) if path == _STDIN else (path, True)
-        with open(source, "rb", closefd=ours) as raw, decompressor(raw) as file:
+        with _raw(path) as raw, decompressor(raw) as file:
             yield file
     except (*_DAMAGED, MemoryError) as error:
         reason = str(error) or "out of memory"
@@ -284,7 +292,13 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _blocks(path: Path) -> Iterator[str]:
+def _raw(path: str) -> BinaryIO:
+    if remote.is_remote(path):
+        return remote.opened(path)
+    return open(0, "rb", closefd=False) if path == _STDIN else open(path, "rb")
+
+
+def _blocks(path: str) -> Iterator[str]:
     """The text of a file in blocks of whole lines."""
     size = lines = 0
     with _opened(path) as file:
@@ -301,20 +315,20 @@ def _blocks(path: Path) -> Iterator[str]:
             lines += content.count(b"\n")
 
 
-def _json_lines(path: Path) -> Iterator[str]:
+def _json_lines(path: str) -> Iterator[str]:
     """The text of each line; "" for a blank one."""
     for where, value in _json_values(path):
         yield "" if value is None else _string(where, value, "text")
 
 
-def _json_prompts(path: Path) -> Iterator[str]:
+def _json_prompts(path: str) -> Iterator[str]:
     """The prompt or else the text of each line; "" for a blank one."""
     for where, value in _json_values(path):
         has_prompt = isinstance(value, dict) and FIELDS[0] in value
         yield "" if value is None else _string(where, value, FIELDS[0] if has_prompt else "text")
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+def _pairs(path: str) -> Iterator[tuple[str, str]]:
     empty = True
     for where, value in _json_values(path):
         if value is not None:
@@ -324,7 +338,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str]]:
         raise UserError(f"{path} has no pairs in it: remove it from the source.")
 
 
-def _json_values(path: Path) -> Iterator[tuple[str, Any]]:
+def _json_values(path: str) -> Iterator[tuple[str, Any]]:
     """The place and the value of each line; None for a blank one."""
     for number, line in enumerate(lines(path), start=1):
         where = f"Line {number} of {path}"

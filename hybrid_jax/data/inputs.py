@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from hybrid_jax.data import manifest as manifests
-from hybrid_jax.data import sources, tokenizers
+from hybrid_jax.data import remote, sources, tokenizers
 from hybrid_jax.data.content import Content
 from hybrid_jax.data.manifest import Input, Manifest
 from hybrid_jax.errors import UserError
@@ -60,10 +60,11 @@ def changes(manifest: Manifest, folder: Path) -> str:
         try:
             found = read(part, before)
         except UserError:
-            there = tuple(old for old in before if Path(old.name).exists())
-            if before and there == before:
+            here = {old.name for old in before if Path(old.name).exists()}
+            there = tuple(old for old in before if old.name in here or remote.is_remote(old.name))
+            if here and there == before:
                 raise
-            found = there or before
+            found = there if here else before
         said += _differences(before, found)
         now += found
     stamps = [[(one.name, one.stamp) for one in inputs] for inputs in (manifest.inputs, now)]
@@ -75,8 +76,8 @@ def changes(manifest: Manifest, folder: Path) -> str:
 
 def _contents(part: str) -> dict[str, Content]:
     kind, _, argument = part.partition(":")
-    # "hf:NAME:SPLIT" is a source and "hf:NAME" a tokenizer.
-    is_source = kind in sources.KINDS and (kind != "hf" or ":" in argument)
+    # "hf:NAME:SPLIT" is a source, "hf:NAME" a tokenizer, and "hf:gs://…" neither.
+    is_source = kind in sources.KINDS and (kind != "hf" or ":" in argument.replace("://", ""))
     return sources.contents(part) if is_source else tokenizers.contents(part)
 
 

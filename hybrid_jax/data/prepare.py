@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.data import chunks, inputs, sources, splits
+from hybrid_jax.data import chunks, inputs, remote, sources, splits
 from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data.chunks import Plan
 from hybrid_jax.data.manifest import FORMAT, Manifest
@@ -242,7 +242,9 @@ def _planned(folder: Path, settings: Mapping[str, Any], workers: int) -> Plan:
     source, valid_source, name = _texts(settings)
     found = tuple(one for part in dict.fromkeys(_texts(settings)) for one in inputs.read(part))
     paths = (Path(one.name) for one in found)
-    if sum(path.stat().st_size for path in paths if path.is_file()) < chunks.CHARACTERS:
+    is_local = not any(remote.is_remote(one.name) for one in found)
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    if is_local and size < chunks.CHARACTERS:
         workers = 1
     for part in (source, valid_source):
         check_records(name, part)

@@ -108,7 +108,7 @@ def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
     texts: list[Text] = []
     tokens = []
     settings: dict[str, Any] = {}
-    for number, line in enumerate(files.lines(Path(path)), start=1):
+    for number, line in enumerate(files.lines(str(path)), start=1):
         if not line.strip():
             continue
         try:

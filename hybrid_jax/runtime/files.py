@@ -17,9 +17,14 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     """A path with the home folder in place of a leading "~", as shells write it.
 
     Raises `UserError` where nothing can be, so that it is enough to look for files afterwards: a
-    name that is too long, or a folder that may not be entered.
+    name that is too long, a URL, or a folder that may not be entered.
     """
     text = os.path.expanduser(path)
+    if "://" in text:
+        raise UserError(
+            f"{text} is not on a disk here: mount its bucket (see docs/scale.md), and name the "
+            "path where it is mounted."
+        )
     try:
         os.lstat(text)
     except (FileNotFoundError, NotADirectoryError):
