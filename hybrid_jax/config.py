@@ -225,7 +225,7 @@ class Experiment:
         """The transformer for N = `vocab_size` real tokens."""
         return Transformer(vocab_size=vocab_size, **dataclasses.asdict(self.model))
 
-    def spec(self, vocab_size: int, bos: int) -> Spec:
+    def spec(self, vocab_size: int, bos: int, eos: int | None = None) -> Spec:
         """Schedule, noise, layout and objective for N = `vocab_size` real tokens."""
         return Spec(
             schedule=self.schedule.build(self.data.length),
@@ -233,6 +233,7 @@ class Experiment:
             layout=self.layout,
             objective=self.objective,
             bos=bos,
+            eos=eos,
             chunk=self.train.loss_chunk,
         )
 
@@ -257,7 +258,7 @@ class Experiment:
 
     def check(self) -> None:
         """Raises UserError for settings that do not go together, or have no effect together."""
-        spec = self.spec(vocab_size=2, bos=0)  # N = 2 stands for any size
+        spec = self.spec(vocab_size=2, bos=0, eos=1)  # N = 2 stands for any size
         if not self.name:
             raise UserError("The experiment has no name: give it one, with config.name.")
         effective = effective_layout(self.layout, spec.schedule)
@@ -276,6 +277,11 @@ class Experiment:
                 f"with {spec.kernel.name}: leave it out."
             )
         self.sampling.build().check(spec.kernel, spec.objective)
+        if self.layout.documents == "separate" and self.sampling.eos == "continue":
+            raise UserError(
+                "layout.documents=separate trains nothing behind the end of a document: choose "
+                "sampling.eos=stop as well."
+            )
         self.network(vocab_size=2)
         if self.bound(vocab_size=2).kernel.jumps_at_zero and self.evaluation.time != "discrete":
             raise UserError(
