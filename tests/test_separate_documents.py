@@ -98,6 +98,33 @@ def test_terms_of_a_document_do_not_depend_on_its_neighbours(family, layout, ker
     assert np.abs(last[:, 3] - last[:, 0]).max() > 1e-3
 
 
+def test_the_row_in_front_of_a_document_holds_bos_without_noise():
+    """Also inside of a window, in noisy and in clean rows."""
+    fed = []
+
+    class Spy(Reader):
+        def features(self, params, *rows):
+            fed.extend(rows)
+            return super().features(params, *rows)
+
+    network = Spy(vocab_size=5, length=LENGTH)
+
+    def rows(key):
+        batch = estimator.Batch(jnp.asarray(TEXT)[None], jnp.arange(1), key, 1)
+        spec = spec_of("block", SHIFTED, "absorbing")
+        estimator.batch_terms(spec, network, network.init(seed=3), batch)
+        tokens, position, _, level, *_ = fed
+        return tokens[0], position[0], level[0]
+
+    tokens, position, level = map(np.asarray, quick_jit(rows)(jax.random.key(0)))
+    begins = (position < 0) | (TEXT[position] == EOS)
+    # Leading rows, noisy rows, clean rows.
+    np.testing.assert_array_equal(position[begins], [-1, 7, 2, 7, -1, 2, 7])
+    np.testing.assert_array_equal(tokens == BOS, begins)
+    assert (level[begins] == 0).all()
+    assert (level[~begins] > 0).any()
+
+
 @pytest.mark.parametrize(
     ("family", "layout"),
     [
