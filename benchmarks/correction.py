@@ -142,7 +142,7 @@ def _run(options: argparse.Namespace) -> None:
     model = pretrained.load(options.workdir)
     held_out = Records(options.data, "valid")
     count = min(len(held_out), options.windows)
-    records = held_out.read(range(count // options.batch_size * options.batch_size))
+    records = held_out.read(range(count // options.batch_size * options.batch_size))["tokens"]
     table = as_markdown(repair(model, records, batch=options.batch_size))
     what = (
         f"{Path(options.workdir).name}, step {model.step}: {model.spec.schedule.name}, "

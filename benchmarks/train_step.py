@@ -72,14 +72,15 @@ class Steps:
         with sharding.use(self.mesh):
             self.state = self.setup.compile_init(self.mesh)()
             step = self.setup.compile_step(self.mesh)
-            self.tokens = jnp.asarray(
-                rng.integers(0, tokens, (options.batch_size, length)), jnp.int32
-            )
-            self.index = jnp.arange(options.batch_size)
+            drawn = rng.integers(0, tokens, (options.batch_size, length))
+            self.batch = {
+                "tokens": jnp.asarray(drawn, jnp.int32),
+                "index": jnp.arange(options.batch_size),
+            }
             if not donate:
                 step = jax.jit(step.__wrapped__)
             begun = time.perf_counter()
-            self.step = step.lower(self.state, self.tokens, self.index).compile()
+            self.step = step.lower(self.state, self.batch).compile()
             self.seconds_to_compile = time.perf_counter() - begun
         needs = self.step.memory_analysis()
         new = needs.output_size_in_bytes - needs.alias_size_in_bytes
@@ -88,13 +89,14 @@ class Steps:
 
     def run(self):
         for _ in range(self.count):
-            self.state, metrics = self.step(self.state, self.tokens, self.index)
+            self.state, metrics = self.step(self.state, self.batch)
         return metrics
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         """What a step is made of, each part with all before it."""
         setup, spec = self.setup, self.setup.spec
-        batch = estimator.Batch(self.tokens, self.index, jax.random.key(0), len(self.index))
+        tokens, index = self.batch["tokens"], self.batch["index"]
+        batch = estimator.Batch(tokens, index, jax.random.key(0), len(index))
 
         @jax.jit
         def loss(params):

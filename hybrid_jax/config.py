@@ -17,6 +17,7 @@ import ml_collections
 from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data import tokenizers
 from hybrid_jax.data.manifest import Manifest
+from hybrid_jax.data.pairs import is_pairs
 from hybrid_jax.errors import UserError, check_settings, free, only, resolved
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.hyperschedule import Hyperschedule
@@ -44,10 +45,12 @@ class DataConfig:
     Attributes:
       source, valid_source: where documents come from; a share of `source` is held out when
         `valid_source` is empty.
-      tokenizer: "sentencepiece", "byte", "char", "gpt2:FOLDER", "hf:NAME" or "ids:VOCABULARY", see
-        `data.tokenizers.make_tokenizer`.
+      tokenizer: "sentencepiece", "byte", "char", "gpt2:FOLDER", "hf:NAME" or "ids:VOCABULARY"
+        or "saved:FOLDER", see `data.tokenizers.make_tokenizer`.
       vocab_size: of a sentencepiece tokenizer, which is trained; 512 for None.
       length: L, tokens of a record.
+      padded: whether the tokens behind the end of a pair, each an eos, are learned too, as models
+        need that write all positions of a window; True for None.
       dir: folder of prepared records; empty for one under `data/` named after these settings.
     """
 
@@ -56,6 +59,7 @@ class DataConfig:
     tokenizer: str = "sentencepiece"
     vocab_size: int | None = only(512, tokenizer="sentencepiece")
     length: int = 64
+    padded: bool | None = only(True, source="pairs:*")
     dir: str = free("")
 
     def __post_init__(self) -> None:
@@ -68,7 +72,17 @@ class DataConfig:
     def preparation(self) -> dict[str, Any]:
         """The settings by the names of `prepare.prepare`."""
         values = dataclasses.asdict(self) | {"vocab_size": self.expected_vocab_size}
-        return {name: value for name, value in values.items() if name != "dir"}
+        return {name: value for name, value in values.items() if name not in ("dir", "padded")}
+
+    @property
+    def pairs(self) -> bool:
+        """True if records are pairs of a prompt and an answer (see `data.pairs`)."""
+        return is_pairs(self.source)
+
+    @property
+    def is_padded(self) -> bool:
+        """`padded`, or the value that None stands for."""
+        return bool(resolved(self).padded)
 
     @property
     def expected_vocab_size(self) -> int:
@@ -277,10 +291,17 @@ class Experiment:
                 f"with {spec.kernel.name}: leave it out."
             )
         self.sampling.build().check(spec.kernel, spec.objective)
-        if self.layout.documents == "separate" and self.sampling.eos == "continue":
+        separate = self.layout.documents == "separate"
+        if separate and self.data.pairs:
             raise UserError(
-                "layout.documents=separate trains nothing behind the end of a document: choose "
-                "sampling.eos=stop as well."
+                "layout.documents belongs to records of several documents and has no effect with "
+                "pairs, which have records of their own: leave it out."
+            )
+        if (separate or self.data.padded is False) and self.sampling.eos != "stop":
+            silent = "layout.documents=separate" if separate else "data.padded=false"
+            raise UserError(
+                f"With {silent} nothing is learned behind the end of a text: give "
+                "sampling.eos=stop, so that texts end there."
             )
         self.network(vocab_size=2)
         if self.bound(vocab_size=2).kernel.jumps_at_zero and self.evaluation.time != "discrete":

@@ -4,6 +4,7 @@ checks of settings that raise it.
 
 import contextlib
 import dataclasses
+import fnmatch
 import functools
 import importlib
 import io
@@ -183,7 +184,8 @@ def only(natural: Any = None, **choices: str | tuple[str, ...]) -> Any:
     Its default is None, which stands for `natural` where it has an effect.
 
     Args:
-      choices: by the name of another field, the value or values that it belongs to.
+      choices: by the name of another field, the value or values that it belongs to, in which "*"
+        stands for any text.
     """
     known = {name: (v,) if isinstance(v, str) else v for name, v in choices.items()}
     return dataclasses.field(default=None, metadata={"natural": natural, "only": known})
@@ -205,7 +207,7 @@ def void(section: type, values: Mapping[str, Any], prefix: str = "") -> dict[str
     for name, field in fields.items():
         for other, known in field.metadata.get("only", {}).items():
             beside = values.get(other, fields[other].default)
-            if values.get(name) is not None and beside not in known:
+            if values.get(name) is not None and not _suits(beside, known):
                 found[name] = (
                     f"{prefix}{name} belongs to {prefix}{other}={' or '.join(known)} and has no "
                     f"effect with {beside}: leave it out, or set it to None."
@@ -220,9 +222,16 @@ def resolved(section: Any) -> Any:
         field.name: field.metadata["natural"]
         for field in fields
         if getattr(section, field.name) is None
-        and all(getattr(section, other) in known for other, known in field.metadata["only"].items())
+        and all(
+            _suits(getattr(section, other), known)
+            for other, known in field.metadata["only"].items()
+        )
     }
     return dataclasses.replace(section, **values)
+
+
+def _suits(value: Any, known: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(str(value), one) for one in known)
 
 
 def check_settings(section: Any, prefix: str = "", **least: float) -> None:

@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
     add("--prompt_file", type=path_of, metavar="FILE",
-        help="prompts, one a line (.jsonl: in the field text); - for standard input")  # fmt: skip
+        help="prompts, one a line (.jsonl: field prompt or text); - for standard input")  # fmt: skip
     add("--infill", action="append", metavar="TEXT",
         help="text with gaps, {{5}} for 5 tokens, {{3-12}} and {{}} for the number that fits best; "
         "may be repeated")  # fmt: skip

@@ -3,6 +3,8 @@
     python -m hybrid_jax.main --config=configs/gamma_hybrid.py
     python -m hybrid_jax.main --config=mdlm:small --workdir=runs/mdlm --config.train.steps=20000
     python -m hybrid_jax.main --workdir=runs/mdlm
+    python -m hybrid_jax.main --workdir=runs/tuned --init=runs/mdlm \\
+        --config.data.source=pairs:questions.jsonl --config.train.steps=2000
 
 Running it again with the same workdir continues from the newest checkpoint, on any devices; the
 workdir alone stands for the settings of its run. SIGTERM and Ctrl-C save the current step first;
@@ -45,6 +47,7 @@ def run_experiment(options: argparse.Namespace) -> None:
         check_writable(options.profile, folder=True)
     # JAX and friends start slowly, so they are imported after the flags have been checked.
     from hybrid_jax.generation import summary
+    from hybrid_jax.interop.workdirs import network_of
     from hybrid_jax.runtime import processes as distributed
     from hybrid_jax.runtime.preemption import Signals
     from hybrid_jax.runtime.quiet import quieten_orbax
@@ -64,26 +67,42 @@ def run_experiment(options: argparse.Namespace) -> None:
         run = loop.open_run(experiment, known=known)
         distributed.say(summary.introduction(run, folder))
         profile = expanded(options.profile) if options.profile else None
-        state = loop.train(run, folder, signals, say=distributed.say, profile=profile)
+        params = None
+        if options.init and not (folder / "config.json").exists():
+            model, params = network_of(options.init, experiment, mesh=run.mesh)
+            distributed.say(f"starting from step {model.step} of {options.init}")
+        state = loop.train(
+            run, folder, signals, params=params, say=distributed.say, profile=profile
+        )
         summary.finish(run, folder, state)
 
 
 def read_experiment(options: argparse.Namespace) -> "Experiment":
-    """The experiment of --config, or else of the workdir, with the settings of the command line.
+    """The experiment of --config, or else of the workdir, or else of --init, with the settings of
+    the command line.
 
     Raises:
-      UserError: if there is neither, or something is wrong with it.
+      UserError: if there is none, or something is wrong with it.
     """
+    begun = options.workdir and os.path.isfile(expanded(options.workdir) / "config.json")
+    if options.init and not options.workdir:
+        raise UserError("--init needs a --workdir for the run that it starts.")
     if options.config:
         values = read_config(options.config)
-    elif not (options.workdir and os.path.isfile(expanded(options.workdir) / "config.json")):
+    elif not (begun or options.init):
         raise UserError("Say what to train, for example --config=configs/gamma_hybrid.py.")
     from hybrid_jax.config import Experiment
     from hybrid_jax.training import workdir
 
+    settings = dict(options.settings)
     if not options.config:
-        values = workdir.load(expanded(options.workdir)).to_config()
-    return Experiment.from_config(values, options.settings)
+        source = options.workdir if begun else options.init
+        values = workdir.load(expanded(source)).to_config()
+        if not begun and "data.source" in settings:
+            settings = {"data.dir": "", "data.valid_source": ""} | settings
+    if options.init and not (begun and not options.config):
+        settings = {"data.tokenizer": f"saved:{expanded(options.init).absolute()}"} | settings
+    return Experiment.from_config(values, settings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", default="", type=path_of, metavar="DIR",
         help="folder of the run (default: runs/NAME); "
         "without --config, the run to continue")  # fmt: skip
+    add("--init", default="", type=path_of, metavar="DIR",
+        help="workdir of a trained run to start from: its parameters, its tokenizer and, without "
+        "--config, its settings")  # fmt: skip
     add("--profile", default="", type=path_of, metavar="DIR",
         help="folder for a trace of a few training steps")  # fmt: skip
     add_processes(parser)

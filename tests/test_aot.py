@@ -139,9 +139,12 @@ def test_the_step_is_the_one_that_trains(mesh):
     devices = sharding.make_mesh(small.mesh)
     setup = TrainSetup.build(small, 100, bos=0)
     shape = small.train.batch_size, small.data.length
-    batch = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    batch = {
+        "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
+        "index": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+    }
     with sharding.use(devices):
-        used = setup.compile_step(devices).lower(setup.abstract_state(devices), *batch)
+        used = setup.compile_step(devices).lower(setup.abstract_state(devices), batch)
     assert lines(programs.lower_training(setup, devices)) == lines(used)
 
 

@@ -409,5 +409,7 @@ def test_settings_that_do_not_go_together_are_refused():
         experiment("epsilon_hybrid", evaluation__kernel="own")
     with pytest.raises(UserError, match="windows that settle whole"):
         experiment("slide", layout__context="block_causal")
-    with pytest.raises(UserError, match=r"choose sampling\.eos=stop"):
+    with pytest.raises(UserError, match=r"separate nothing is learned .* sampling\.eos=stop"):
         experiment("ar", layout__documents="separate")
+    with pytest.raises(UserError, match="has no effect with pairs"):
+        experiment("ar", layout__documents="separate", data__source="pairs:x.jsonl")

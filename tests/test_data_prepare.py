@@ -44,7 +44,7 @@ def settings(story: str, **changes) -> dict:
 def stored(folder, split: str) -> np.ndarray:
     """All tokens of a split, one after the other."""
     records = pipeline.Records(folder, split)
-    return records.read(range(len(records))).reshape(-1)
+    return records.read(range(len(records)))["tokens"].reshape(-1)
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "byte", "char", "gpt2"])
@@ -655,7 +655,10 @@ def test_too_little_text(tmp_path):
             {"tokenizer": "sentencepiece", "vocab_size": 10**11},
             "vocab_size must be at most 2147483647",
         ),
-        ({"source": "web:x"}, "Unknown source 'web:x': choose one of files, hf, lines, pydocs, "),
+        (
+            {"source": "web:x"},
+            "Unknown source 'web:x': choose one of files, hf, lines, pairs, pydocs, ",
+        ),
         ({"tokenizer": "words"}, "Unknown tokenizer 'words'"),
         ({"tokenizer": "sentencepiece", "vocab_size": 9}, "vocab_size=9 is too small"),
     ],

@@ -321,9 +321,10 @@ def test_files_are_streamed(tmp_path):
     [
         (
             "web:x",
-            "Unknown source 'web:x': choose one of files, hf, lines, pydocs, pysource, tfds.",
+            "Unknown source 'web:x': choose one of files, hf, lines, pairs, pydocs, pysource, "
+            "tfds.",
         ),
-        ("", "Unknown source '': choose one of files, hf, lines, pydocs, pysource, tfds."),
+        ("", "Unknown source '': choose one of files, hf, lines, pairs, pydocs, pysource, tfds."),
         ("pydocs:x", "The source pydocs takes no argument, but got 'x': leave it out."),
         ("pysource:x", "The source pysource takes no argument, but got 'x': leave it out."),
         ("files:", "The source files: names no file: write files:PATTERN."),

@@ -256,7 +256,7 @@ def test_gpt2_needs_both_files(tmp_path):
     ("name", "message"),
     [
         *((name, f"Unknown tokenizer {name!r}: choose sentencepiece, byte, char, gpt2:FOLDER, "
-           "hf:NAME or ids:VOCABULARY.") for name in ("words", "byte:x", "char:x", "gpt2", "hf:")),
+           "hf:NAME, ids:VOCABULARY or saved:FOLDER.") for name in ("words", "byte:x", "char:x", "gpt2", "hf:")),
         *((f"ids:{size}", f"The tokenizer ids:{size} does not say how many ids there are: write "
            "ids:VOCABULARY, such as ids:128 for the ids 0 … 127.")
           for size in ("x", "-1", "1.5", "²", "9" * 5000)),

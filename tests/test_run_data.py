@@ -161,7 +161,7 @@ def test_validation_text_is_that_of_the_records_and_not_of_today(ar, tmp_path):
     records = perplexity.records_of(found, dataset)
     np.testing.assert_array_equal(records.tokens, packed.tokens)
     stored = pipeline.Records(tmp_path / "data", "valid")
-    np.testing.assert_array_equal(records.tokens, stored.read(range(len(stored))))
+    np.testing.assert_array_equal(records.tokens, stored.read(range(len(stored)))["tokens"])
 
 
 # Folders that are named by hand ---------------------------------------------------------------

@@ -69,9 +69,9 @@ def trained(setup: TrainSetup, mesh) -> tuple[np.ndarray, jax.Array]:
     with sharding.use(mesh):
         state, step = setup.compile_init(mesh)(), setup.compile_step(mesh)
         for number in range(STEPS):
-            batch = (data(number), np.arange(BATCH, dtype=np.int32))
-            tokens, index = (sharding.place_rows(mesh, x[rows], BATCH) for x in batch)
-            state, metrics = step(state, tokens, index)
+            batch = {"tokens": data(number), "index": np.arange(BATCH, dtype=np.int32)}
+            placed = {n: sharding.place_rows(mesh, x[rows], BATCH) for n, x in batch.items()}
+            state, metrics = step(state, placed)
             curve.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     return np.array(curve), state
 
@@ -162,9 +162,8 @@ def test_activations_stay_cut_along_the_batch():
     made = setup(batch_size=batch)
     with sharding.use(mesh):
         state = made.abstract_state(mesh)
-        tokens = jax.ShapeDtypeStruct((batch, LENGTH), jnp.int32)
-        index = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        text = made.compile_step(mesh).lower(state, tokens, index).compile().as_text()
+        shapes = made.abstract_batch(mesh)
+        text = made.compile_step(mesh).lower(state, shapes).compile().as_text()
     moved = [
         line for line in text.splitlines() if re.search(r" all-(gather|to-all)(-start)?\(", line)
     ]

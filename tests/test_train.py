@@ -128,12 +128,12 @@ def test_noise_depends_on_the_place_in_the_batch_alone(experiment):
     tokens = jax.random.randint(jax.random.key(0), (8, 16), 0, 256)
     index = jnp.arange(8)
     step = jax.jit(functools.partial(train_step, run.setup))
-    _, whole = step(state, tokens, index)
+    _, whole = step(state, {"tokens": tokens, "index": index})
     order = jnp.asarray([3, 1, 7, 0, 2, 6, 5, 4])
-    _, shuffled = step(state, tokens[order], index[order])
+    _, shuffled = step(state, {"tokens": tokens[order], "index": index[order]})
     for name in ("loss", "grad_norm"):
         assert float(whole[name]) == pytest.approx(float(shuffled[name]), rel=1e-5)
-    _, moved = step(state, tokens[order], index)
+    _, moved = step(state, {"tokens": tokens[order], "index": index})
     assert float(whole["grad_norm"]) != pytest.approx(float(moved["grad_norm"]), rel=1e-4)
 
 
@@ -143,14 +143,13 @@ def test_one_compilation_for_all_steps(experiment):
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def step(state, tokens, index):
-        return train_step(run.setup, state, tokens, index)
+    def step(state, batch):
+        return train_step(run.setup, state, batch)
 
     state = jax.jit(run.setup.init)()
-    tokens = np.zeros((8, 16), np.int32)
-    index = np.arange(8, dtype=np.int32)
+    batch = {"tokens": np.zeros((8, 16), np.int32), "index": np.arange(8, dtype=np.int32)}
     for _ in range(3):
-        state, _ = step(state, tokens, index)
+        state, _ = step(state, batch)
     assert int(state.step) == 3
 
 

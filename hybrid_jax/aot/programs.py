@@ -63,14 +63,9 @@ class DoesNotFit(UserError):
 def lower_training(setup: TrainSetup, mesh: Mesh) -> jax.stages.Lowered:
     """The training step for the mesh. Raises UserError if the batch does not divide."""
     setup.check(mesh)
-    state = setup.abstract_state(mesh)
-    shape = setup.experiment.train.batch_size, setup.experiment.data.length
-    whole = sharding.on(mesh, shape, "batch", "whole")
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=whole)
-    rows = sharding.on(mesh, shape[:1], "batch")
-    index = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=rows)
+    shapes = setup.abstract_state(mesh), setup.abstract_batch(mesh)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return setup.compile_step(mesh).lower(state, tokens, index)
+        return setup.compile_step(mesh).lower(*shapes)
 
 
 def lower_sampling(setup: TrainSetup, mesh: Mesh, batch: int) -> jax.stages.Lowered:

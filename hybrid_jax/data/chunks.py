@@ -19,7 +19,8 @@ import numpy as np
 
 from hybrid_jax.data import content, splits
 from hybrid_jax.data.manifest import Input
-from hybrid_jax.data.packing import RecordWriter, token_dtype
+from hybrid_jax.data.packing import RecordWriter, pair_record, token_dtype
+from hybrid_jax.data.pairs import Piece, texts
 from hybrid_jax.data.splits import HeldOut
 from hybrid_jax.data.tokenizers import load_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
@@ -48,6 +49,7 @@ class Plan:
       size: UTF-8 bytes of all parts, about.
       characters: of a chunk at least, but for the last of a part.
       limit: characters of a piece at most.
+      pair_length: tokens of a record that is a pair; 0 for text, which runs on.
       held_out: digests of the source's pieces that are not trained on, hexadecimal.
     """
 
@@ -57,6 +59,7 @@ class Plan:
     size: int
     characters: int
     limit: int
+    pair_length: int
     held_out: tuple[str, ...]
 
     @classmethod
@@ -168,7 +171,8 @@ def _encode_part(folder: Path, stamp: str, part: int, ask: Ask) -> int:
     pieces = ((to[is_held_out], *piece) for is_held_out, run in passages for piece in _ends(run))
     for number, (batch, is_last) in enumerate(_batches(pieces, plan.characters)):
         if ask((part, number)):
-            size = _write(_path(folder, (part, number), is_last), batch, tokenizer)
+            path = _path(folder, (part, number), is_last)
+            size = _write(path, batch, tokenizer, plan.pair_length)
             ask(size)
     return part
 
@@ -184,7 +188,7 @@ def _loaded(folder: Path, stamp: str) -> tuple[Plan, HeldOut, Tokenizer]:
     return plan, held_out, load_tokenizer(folder / TOKENIZER)
 
 
-def _ends(run: Iterator[str]) -> Iterator[tuple[str, bool]]:
+def _ends(run: Iterator[Piece]) -> Iterator[tuple[Piece, bool]]:
     """The pieces of a passage, each with whether it is the last."""
     piece = next(run)
     for after in run:
@@ -194,30 +198,36 @@ def _ends(run: Iterator[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _batches(
-    pieces: Iterator[tuple[int, str, bool]], least: int
-) -> Iterator[tuple[list[tuple[int, str, bool]], bool]]:
+    pieces: Iterator[tuple[int, Piece, bool]], least: int
+) -> Iterator[tuple[list[tuple[int, Piece, bool]], bool]]:
     """Lists of pieces of `least` characters together, each with whether it is the last."""
-    batch: list[tuple[int, str, bool]] = []
+    batch: list[tuple[int, Piece, bool]] = []
     characters = 0
     for piece in pieces:
         batch.append(piece)
-        characters += len(piece[1])
+        characters += sum(map(len, texts(piece[1])))
         if characters >= least:
             yield batch, False
             batch, characters = [], 0
     yield batch, True
 
 
-def _write(path: Path, batch: list[tuple[int, str, bool]], tokenizer: Tokenizer) -> int:
+def _write(
+    path: Path, batch: list[tuple[int, Piece, bool]], tokenizer: Tokenizer, pair_length: int
+) -> int:
     """Encodes a chunk; returns its bytes of text."""
-    dtype = token_dtype(tokenizer.vocab_size)
+    dtype = token_dtype(tokenizer.vocab_size, pair_length)
     end = np.array([tokenizer.eos], dtype)
     tokens = [[end[:0]], [end[:0]]]
     numbers = np.zeros((3, 2), np.int64)  # documents and bytes of each place
     for to, piece, ends in batch:
-        numbers[to] += ends, len(piece.encode("utf-8"))
-        if to != _LEFT_OUT:
+        numbers[to] += ends, splits.size_of(piece)
+        if to == _LEFT_OUT:
+            continue
+        if isinstance(piece, str):
             tokens[to] += [tokenizer.encode(piece).astype(dtype), end[: int(ends)]]
+        else:
+            tokens[to].append(pair_record(piece, tokenizer, pair_length).astype(dtype))
     train, valid = map(np.concatenate, tokens)
     buffer = io.BytesIO()
     np.savez(buffer, train=train, valid=valid, numbers=numbers)

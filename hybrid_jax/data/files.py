@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 import zstandard
 
 from hybrid_jax.data import content
+from hybrid_jax.data.pairs import FIELDS, checked
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.files import expanded
@@ -118,6 +119,19 @@ def contents(patterns: str) -> dict[str, content.Content]:
     return {str(path): content.of_file(path) for path in _matching(patterns) if path.is_file()}
 
 
+def pairs(patterns: str) -> Iterator[tuple[str, str]]:
+    """Prompt and answer of each line of all .jsonl files that match.
+
+    Raises:
+      UserError: as `documents`, or for a line without one of them.
+    """
+    paths = _matching(patterns)
+    for path in paths:
+        if _kind(path) != ".jsonl":
+            raise UserError(f"{path} has no pairs: they are lines of .jsonl files.")
+    return (pair for path in paths for pair in _pairs(path))
+
+
 def located(patterns: str) -> Iterator[tuple[str, str]]:
     """The lines of all files that match, of .jsonl their texts, each behind the name of its place.
 
@@ -130,7 +144,7 @@ def located(patterns: str) -> Iterator[tuple[str, str]]:
 
 
 def prompts(file: str) -> list[str]:
-    """The lines of a text file, or the documents of a .jsonl file, that are not blank.
+    """The lines of a text file that are not blank, or the prompts or texts of a .jsonl file.
 
     Args:
       file: its path, or "-" for standard input.
@@ -139,7 +153,7 @@ def prompts(file: str) -> list[str]:
       UserError: if there are none, or as `documents`.
     """
     path = expanded(file)
-    read = _json_lines if _kind(path) == ".jsonl" else lines
+    read = _json_prompts if _kind(path) == ".jsonl" else lines
     found = [text for text in read(path) if text.strip()]
     if not found:
         raise UserError(f"There are no prompts in {file}: write one a line.")
@@ -289,11 +303,34 @@ def _blocks(path: Path) -> Iterator[str]:
 
 def _json_lines(path: Path) -> Iterator[str]:
     """The text of each line; "" for a blank one."""
+    for where, value in _json_values(path):
+        yield "" if value is None else _string(where, value, "text")
+
+
+def _json_prompts(path: Path) -> Iterator[str]:
+    """The prompt or else the text of each line; "" for a blank one."""
+    for where, value in _json_values(path):
+        has_prompt = isinstance(value, dict) and FIELDS[0] in value
+        yield "" if value is None else _string(where, value, FIELDS[0] if has_prompt else "text")
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str]]:
+    empty = True
+    for where, value in _json_values(path):
+        if value is not None:
+            empty = False
+            yield checked(where, *(_string(where, value, field) for field in FIELDS))
+    if empty:
+        raise UserError(f"{path} has no pairs in it: remove it from the source.")
+
+
+def _json_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """The place and the value of each line; None for a blank one."""
     for number, line in enumerate(lines(path), start=1):
         where = f"Line {number} of {path}"
         line = line.lstrip("\ufeff")  # files with a byte order mark may have been joined
         if not line.strip():
-            yield ""
+            yield where, None
             continue
         try:
             # Numbers are not needed, and Python refuses to read very long ones as int.
@@ -302,11 +339,16 @@ def _json_lines(path: Path) -> Iterator[str]:
             raise UserError(f"{where} is not valid JSON ({error.msg}): fix or drop it.") from error
         except RecursionError as error:
             raise UserError(f"{where} is nested too deeply to be read: drop it.") from error
-        document = value.get("text") if isinstance(value, dict) else None
-        if not isinstance(document, str):
-            raise UserError(f'{where} has no field "text" with a string: add it or drop the line.')
-        try:
-            document.encode("utf-8")
-        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
-            raise UserError(f"{where} has half a surrogate pair in it: fix or drop it.") from error
-        yield document
+        yield where, value
+
+
+def _string(where: str, value: Any, field: str) -> str:
+    """A field of a JSON object. Raises UserError if it has none with a text."""
+    text = value.get(field) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise UserError(f'{where} has no field "{field}" with a string: add it or drop the line.')
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise UserError(f"{where} has half a surrogate pair in it: fix or drop it.") from error
+    return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from hybrid_jax.data.pairs import is_pairs
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import expanded
@@ -56,10 +57,10 @@ class Split:
     Attributes:
       documents: texts followed by an eos; a document divided between the splits counts as several.
       text_bytes: UTF-8 bytes of all documents.
-      tokens: of all documents, with one eos each.
+      tokens: of all documents, with one eos each; of pairs, with those that fill their records.
       records: fixed-length records packed from these tokens.
       dropped_tokens: tokens after the last whole record.
-      kept_bytes: UTF-8 bytes of the text in the records; an eos has none.
+      kept_bytes: UTF-8 bytes of the text in the records, of pairs of the answers; an eos has none.
       sha256: of the records' bytes in order.
       shards: the files, in the order of their records.
     """
@@ -75,7 +76,7 @@ class Split:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per token of the records, eos tokens counted as tokens without bytes.
+        """Bytes of text (`kept_bytes`) per token of the records, an eos being one without bytes.
 
         Nats per token over all tokens, divided by this and by log 2, are bits per byte.
         """
@@ -112,6 +113,11 @@ class Manifest:
     train: Split
     valid: Split
     inputs: tuple[Input, ...] = ()
+
+    @property
+    def pairs(self) -> bool:
+        """True if the records are pairs (see `packing.pair_record`)."""
+        return is_pairs(self.source)
 
     @property
     def identity(self) -> str:

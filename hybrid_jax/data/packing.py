@@ -1,4 +1,7 @@
-"""Documents to fixed-length records in ArrayRecord shards."""
+"""Documents to fixed-length records in ArrayRecord shards.
+
+A record is L tokens, or a pair (see `pair_record`).
+"""
 
 import contextlib
 import hashlib
@@ -11,13 +14,17 @@ from array_record.python import array_record_module
 
 from hybrid_jax.data import content
 from hybrid_jax.data.manifest import Shard, Split
+from hybrid_jax.data.tokenizers.base import Tokenizer
+from hybrid_jax.errors import UserError
 
+_SHOWN = 40  # characters of a prompt in a sentence
 _FLUSH = 1 << 20  # tokens gathered before records are cut from them
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest little-endian type that holds the tokens and MASK, ids 0 ... vocab_size."""
-    return np.dtype("<u2" if vocab_size < 1 << 16 else "<u4")
+def token_dtype(vocab_size: int, pair_length: int = 0) -> np.dtype:
+    """The smallest little-endian type that holds the tokens and MASK, ids 0 ... vocab_size, and
+    numbers of tokens of a pair."""
+    return np.dtype("<u2" if max(vocab_size, pair_length) < 1 << 16 else "<u4")
 
 
 class RecordWriter:
@@ -31,15 +38,24 @@ class RecordWriter:
       length: L, tokens of a record.
       token_bytes: int32 [N], see `Tokenizer.token_bytes`.
       shard_records: records of every shard but the last.
+      pairs: whether the tokens are those of `pair_record`.
     """
 
     def __init__(
-        self, folder: Path, split: str, *, length: int, token_bytes: np.ndarray, shard_records: int
+        self,
+        folder: Path,
+        split: str,
+        *,
+        length: int,
+        token_bytes: np.ndarray,
+        shard_records: int,
+        pairs: bool = False,
     ):
         self._folder, self._split = folder, split
-        self._length, self._shard_records = length, shard_records
+        self._pairs, self._shard_records = pairs, shard_records
+        self._length = length + pairs
         self._token_bytes = token_bytes
-        self._dtype = token_dtype(len(token_bytes))
+        self._dtype = token_dtype(len(token_bytes), length if pairs else 0)
         self._pending: list[np.ndarray] = []
         self._pending_tokens = 0
         self._documents = self._text_bytes = self._tokens = self._kept_bytes = 0
@@ -57,7 +73,7 @@ class RecordWriter:
         """Appends encoded text.
 
         Args:
-          ids: integer [n], an eos after each document included.
+          ids: integer [n], an eos after each document included; or whole rows of pairs.
           text_bytes: UTF-8 bytes of the text.
           documents: number of those that end in it.
         """
@@ -80,7 +96,7 @@ class RecordWriter:
         return Split(
             documents=self._documents,
             text_bytes=self._text_bytes,
-            tokens=self._tokens,
+            tokens=self._tokens - self._pairs * sum(self._records),
             records=sum(self._records),
             dropped_tokens=self._pending_tokens,
             kept_bytes=self._kept_bytes,
@@ -100,11 +116,15 @@ class RecordWriter:
         tokens = np.concatenate([np.zeros(0, self._dtype), *self._pending])
         kept = len(tokens) // self._length * self._length
         self._pending, self._pending_tokens = [tokens[kept:].copy()], len(tokens) - kept
-        counts = np.bincount(tokens[:kept], minlength=len(self._token_bytes))
+        records = tokens[:kept].reshape(-1, self._length)
+        counted = records
+        if self._pairs:
+            counted = records[:, 1:][np.arange(self._length - 1) >= records[:, :1]]
+        counts = np.bincount(counted.reshape(-1), minlength=len(self._token_bytes))
         self._kept_bytes += int(counts @ self._token_bytes)
         self._digest.update(tokens[:kept].data)
         with _system_errors():
-            for record in tokens[:kept].reshape(-1, self._length):
+            for record in records:
                 self._write(record.tobytes())
 
     def _write(self, record: bytes) -> None:
@@ -127,6 +147,30 @@ class RecordWriter:
         if file is not None:
             with _system_errors():
                 file.close()
+
+
+def pair_record(pair: tuple[str, str], tokenizer: Tokenizer, length: int) -> np.ndarray:
+    """A pair as a record.
+
+    Returns:
+      int32 [1 + L]: the tokens of the prompt alone, as a number; prompt, answer and eos; and eos
+      up to L tokens.
+
+    Raises:
+      UserError: if that is more than L tokens.
+    """
+    prompt, answer = (tokenizer.encode(text) for text in pair)
+    size = len(prompt) + len(answer) + 1
+    if size > length:
+        shown = pair[0] if len(pair[0]) <= _SHOWN else f"{pair[0][:_SHOWN]}…"
+        raise UserError(
+            f"The pair with the prompt {shown!r} has {len(prompt)} + {len(answer)} tokens and an "
+            f"eos, but a record has {length}: choose a length of at least {size}, or drop the pair."
+        )
+    made = np.full(1 + length, tokenizer.eos, np.int32)
+    made[0] = len(prompt)
+    made[1:size] = np.concatenate([prompt, answer])
+    return made
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from hybrid_jax.data import content
+from hybrid_jax.data import content, pairs
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.files import expanded
@@ -32,15 +32,17 @@ class Records:
     Args:
       folder: prepared by `prepare.prepare`.
       split: "train" or "valid".
+      padded: whether the tokens behind the end of a pair are part of it.
 
     Raises:
       UserError: if the folder holds no prepared data, or files are missing or damaged.
     """
 
-    def __init__(self, folder: str | Path, split: str):
+    def __init__(self, folder: str | Path, split: str, *, padded: bool = True):
         self.manifest = Manifest.load(folder)
         self._split = self.manifest.split(split)
         self._folder = expanded(folder)
+        self._padded = padded
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         paths = [self._folder / shard.name for shard in self._split.shards]
         for path, shard in zip(paths, self._split.shards, strict=True):
@@ -69,19 +71,34 @@ class Records:
     def __len__(self) -> int:
         return self._split.records
 
-    def read(self, numbers: Sequence[int]) -> np.ndarray:
-        """Records by number, 0 ... len-1, as int32 [n, L].
+    def read(self, numbers: Sequence[int]) -> Batch:
+        """Records by number, 0 ... len-1.
+
+        Returns:
+          "tokens" int32 [n, L]; and of pairs "given" int32 [n], the number of tokens of the prompt,
+          and where they are not padded "length" int32 [n], that of all.
 
         Raises:
           UserError: if the files are damaged.
         """
-        length = self.manifest.length
+        tokens = self._read(numbers)
+        if not self.manifest.pairs:
+            return {"tokens": tokens}
+        given, tokens = tokens[:, 0], tokens[:, 1:]
+        batch = {"tokens": tokens, "given": given}
+        if not self._padded:
+            batch["length"] = pairs.lengths(tokens, given, self.manifest.eos)
+        return batch
+
+    def _read(self, numbers: Sequence[int]) -> np.ndarray:
+        """All that records hold, int32 [n, L], or [n, 1 + L] for pairs."""
+        length = self.manifest.length + self.manifest.pairs
         try:
             data = self._source.__getitems__([int(number) for number in numbers])
         except RuntimeError as error:
             raise self._damaged("a record cannot be read", error) from error
         if any(len(record) != length * self._dtype.itemsize for record in data):
-            raise self._damaged(f"a record has not {length} tokens")
+            raise self._damaged(f"a record has not {self.manifest.length} tokens")
         tokens = np.frombuffer(b"".join(data), self._dtype).reshape(len(data), length)
         return tokens.astype(np.int32)
 
@@ -89,7 +106,7 @@ class Records:
         """Reads everything. Raises UserError unless it is what was prepared, to the last bit."""
         digest = hashlib.sha256()
         for start in range(0, len(self), 1024):
-            block = self.read(range(start, min(start + 1024, len(self))))
+            block = self._read(range(start, min(start + 1024, len(self))))
             digest.update(block.astype(self._dtype).tobytes())
         if digest.hexdigest() != self._split.sha256:
             raise self._damaged("the records are not those of the manifest")
@@ -162,13 +179,13 @@ class Stream:
         """The batch of a step, 0 or more.
 
         Returns:
-          "tokens" int32 [b, L], and "index" int32 [b], each row's place in the global batch.
+          those of `Records.read`, and "index" int32 [b], each row's place in the global batch.
         """
         if step < 0:
             raise ValueError(f"step is {step}; it must be 0 or more")
         first = step * self._batch_size
         numbers = [self._order[first + int(row)] for row in self._rows]
-        return {"tokens": self._records.read(numbers), "index": self._rows.copy()}
+        return {**self._records.read(numbers), "index": self._rows.copy()}
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
         """Yields (step, batch_at(step)) from `start_step` on without end, read ahead by threads."""
@@ -182,7 +199,7 @@ class Readable(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, numbers: Sequence[int]) -> np.ndarray: ...
+    def read(self, numbers: Sequence[int]) -> Batch: ...
 
 
 def evaluation_batches(
@@ -195,7 +212,7 @@ def evaluation_batches(
       limit: if given, only the first `limit` records.
 
     Yields:
-      "tokens" int32 [B, L] and "valid" bool [B]: False marks the rows that fill the last batch.
+      what `read` gives, and "valid" bool [B]: False marks the rows that fill the last batch.
 
     Raises:
       UserError: if `batch_size` or `limit` is below 1.
@@ -209,5 +226,5 @@ def evaluation_batches(
     for start in range(0, total, batch_size):
         places = np.arange(start, start + batch_size)
         # The filling repeats the last record, whose tokens are valid for a model.
-        tokens = records.read(np.minimum(places, total - 1).tolist())
-        yield {"tokens": tokens, "valid": places < total}
+        batch = records.read(np.minimum(places, total - 1).tolist())
+        yield {**batch, "valid": places < total}

@@ -23,6 +23,7 @@ from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data.chunks import Plan
 from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
+from hybrid_jax.data.pairs import is_pairs, texts
 from hybrid_jax.data.tokenizers import check_records, load_tokenizer, make_tokenizer, reads_all
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_number
@@ -178,6 +179,10 @@ def _checked(out: str | Path, settings: Mapping[str, Any]) -> Path:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
     for name, value in settings.items():
         check_number(value, name)
+    if settings["valid_source"]:
+        pairs = [is_pairs(settings[name]) for name in ("source", "valid_source")]
+        if pairs[0] != pairs[1]:
+            raise UserError("One of source and valid_source is pairs: choose both of one kind.")
     return expanded(out)
 
 
@@ -252,14 +257,15 @@ def _planned(folder: Path, settings: Mapping[str, Any], workers: int) -> Plan:
         )
         size = held_out.size
     every = reads_all(name)
-    texts = (
-        piece
+    written = (
+        text
         for part in ((source, valid_source) if every and valid_source else (source,))
         for is_held_out, pieces in splits.passages(part, held_out=held_out)
         if every or not is_held_out
         for piece in pieces
+        for text in texts(piece)
     )
-    tokenizer = make_tokenizer(name, texts, vocab_size=settings.get("vocab_size", 0))
+    tokenizer = make_tokenizer(name, written, vocab_size=settings.get("vocab_size", 0))
     made = Path(tempfile.mkdtemp(dir=folder))
     tokenizer.save(made)
     try:
@@ -274,6 +280,7 @@ def _planned(folder: Path, settings: Mapping[str, Any], workers: int) -> Plan:
         size=size,
         characters=chunks.CHARACTERS,
         limit=held_out.limit,
+        pair_length=settings["length"] if is_pairs(source) else 0,
         held_out=tuple(sorted(digest.hex() for digest in held_out.digests)),
     )
     plan.save(folder)
@@ -295,6 +302,7 @@ def _packed(work: Path, settings: Mapping[str, Any], plan: Plan) -> Manifest:
             length=settings["length"],
             token_bytes=tokenizer.token_bytes,
             shard_records=settings["shard_records"],
+            pairs=bool(plan.pair_length),
         )
 
     with writer("train") as train, writer("valid") as valid:
@@ -312,7 +320,7 @@ def _packed(work: Path, settings: Mapping[str, Any], plan: Plan) -> Manifest:
         "vocab_size": tokenizer.vocab_size,
         "bos": tokenizer.bos,
         "eos": tokenizer.eos,
-        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "dtype": token_dtype(tokenizer.vocab_size, plan.pair_length).name,
     }
     manifest = Manifest(
         **values, train=written["train"], valid=written["valid"], inputs=plan.inputs
@@ -339,7 +347,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", required=True, help="pydocs, pysource, files:PATTERN[,PATTERN...] (.txt or "
         ".jsonl, plain or .gz, .xz, .zst), lines:PATTERN[,PATTERN...] (a document a line), "
-        "tfds:NAME:SPLIT[:FIELD] or hf:NAME:SPLIT[:FIELD]")  # fmt: skip
+        "tfds:NAME:SPLIT[:FIELD], hf:NAME:SPLIT[:FIELD], or pairs: and one of files, tfds and hf "
+        "(a prompt and an answer a record)")  # fmt: skip
     add("--valid_source", default="", help="text to validate on (default: a part of the source)")
     add("--valid_every", type=int, default=VALID_EVERY, metavar="K",
         help="else hold out one K-th of the source (default: %(default)s)")  # fmt: skip

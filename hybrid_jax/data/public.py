@@ -7,12 +7,13 @@ no network, so none starts here.
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hybrid_jax.data import content
 from hybrid_jax.data.content import Content
+from hybrid_jax.data.pairs import FIELDS, checked
 from hybrid_jax.errors import UserError, require
 from hybrid_jax.runtime.files import one_line
 
@@ -30,7 +31,12 @@ def tfds_documents(argument: str) -> Iterator[str]:
       UserError: if the argument is malformed, or the data set is not prepared; the message
         has the command that prepares it.
     """
-    name, split, field = _parts("tfds", argument)
+    name, _, field = _parts("tfds", argument)
+    return _texts(f"tfds:{name}", field, _tfds_rows(argument))
+
+
+def _tfds_rows(argument: str) -> Iterator[dict[str, Any]]:
+    name, split, _ = _parts("tfds", argument)
     builder, command = _tfds_builder(name, split)
     try:
         rows = builder.as_data_source(split=split)
@@ -39,7 +45,26 @@ def tfds_documents(argument: str) -> Iterator[str]:
             f"{name} is prepared in {builder.data_dir} in a format that cannot be read without "
             f"TensorFlow: run  {command} --overwrite  where there is a network."
         ) from error
-    return _texts(f"tfds:{name}", field, (rows[number] for number in range(len(rows))))
+    return (rows[number] for number in range(len(rows)))
+
+
+def pairs(kind: str, argument: str) -> Iterator[tuple[str, str]]:
+    """Prompt and answer of each row of the same data sets.
+
+    Args:
+      kind: "tfds" or "hf".
+      argument: "NAME[/CONFIG]:SPLIT[:PROMPT+ANSWER]", with the names of the fields.
+
+    Raises:
+      UserError: as `tfds_documents` and `hub_documents`, or if an answer is missing.
+    """
+    name, _, field = _parts(kind, argument)
+    fields = tuple(field.split("+")) if field else FIELDS
+    if len(fields) != len(FIELDS):
+        raise UserError(f"{kind}:{argument} names no two fields: write PROMPT+ANSWER.")
+    rows = _tfds_rows(argument) if kind == "tfds" else _hub_rows(argument)
+    _, found = _fields(f"{kind}:{name}", [fields], rows)
+    return (checked(*values) for values in found)
 
 
 def tfds_contents(argument: str) -> dict[str, Content]:
@@ -87,17 +112,21 @@ def hub_documents(argument: str) -> Iterator[str]:
     Raises:
       UserError: if the package `datasets` is missing, or the data set cannot be read.
     """
-    name, split, field = _parts("hf", argument)
-    rows = _hub("load_dataset", argument, split=split)
-    return _texts(f"hf:{name}", field, iter(rows))
+    name, _, field = _parts("hf", argument)
+    return _texts(f"hf:{name}", field, _hub_rows(argument))
 
 
-def hub_contents(argument: str) -> dict[str, Content]:
-    """The content of the same texts, stamped with the data set's version. Raises UserError."""
+def _hub_rows(argument: str) -> Iterator[dict[str, Any]]:
+    _, split, _ = _parts("hf", argument)
+    return iter(_hub("load_dataset", argument, split=split))
+
+
+def hub_contents(argument: str, texts: Callable[[], Iterator[str]]) -> dict[str, Content]:
+    """The content of `texts` of a data set, stamped with its version. Raises UserError."""
     builder = _hub("load_dataset_builder", argument)
     # The folder has the commit of the hub in its name.
     stamp = Path(builder.cache_dir).name
-    return {f"hf:{argument}": content.of_texts(stamp, lambda: hub_documents(argument))}
+    return {f"hf:{argument}": content.of_texts(stamp, texts)}
 
 
 def _hub(function: str, argument: str, **settings: str) -> Any:
@@ -123,31 +152,47 @@ def _parts(kind: str, argument: str) -> tuple[str, str, str]:
 
 
 def _texts(where: str, field: str, rows: Iterator[dict[str, Any]]) -> Iterator[str]:
-    first = next(rows, None)
-    if first is None:
-        raise UserError(f"{where} has no rows in this split: choose another.")
-    wanted = [field] if field else _FIELDS
-    chosen = next((name for name in wanted if name in first), None)
-    if chosen is None:
-        raise UserError(
-            f"{where} has no field {' or '.join(wanted)}: add one of {', '.join(first)} after "
-            "the split."
-        )
     empty = True
-    for number, row in enumerate(itertools.chain([first], rows), start=1):
-        value = row[chosen]
-        try:
-            text = value.decode("utf-8") if isinstance(value, bytes) else value
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"Row {number} of {where} is not UTF-8 in its field {chosen}: name another field."
-            ) from error
-        if not isinstance(text, str | None):
-            raise UserError(
-                f"Row {number} of {where} has no string in its field {chosen}: name another field."
-            )
+    wanted = [(field,)] if field else [(name,) for name in _FIELDS]
+    (chosen,), found = _fields(where, wanted, rows)
+    for _, text in found:
         if text and text.strip():
             empty = False
             yield text
     if empty:
         raise UserError(f"{where} has no text in its field {chosen}: name another field.")
+
+
+def _fields(
+    where: str, wanted: Sequence[tuple[str, ...]], rows: Iterator[dict[str, Any]]
+) -> tuple[tuple[str, ...], Iterator[tuple[Any, ...]]]:
+    """The first of the wanted fields that there are; and of each row, its place and their texts."""
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{where} has no rows in this split: choose another.")
+    chosen = next((names for names in wanted if set(names) <= set(first)), None)
+    if chosen is None:
+        known = " or ".join("+".join(names) for names in wanted)
+        raise UserError(
+            f"{where} has no field {known}: add one of {', '.join(first)} after the split."
+        )
+
+    def found() -> Iterator[tuple[Any, ...]]:
+        for number, row in enumerate(itertools.chain([first], rows), start=1):
+            place = f"Row {number} of {where}"
+            yield place, *(_text(place, name, row[name]) for name in chosen)
+
+    return chosen, found()
+
+
+def _text(place: str, field: str, value: Any) -> str | None:
+    """The value of a field. Raises UserError unless it is a text or None."""
+    try:
+        text = value.decode("utf-8") if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place} is not UTF-8 in its field {field}: name another field."
+        ) from error
+    if not isinstance(text, str | None):
+        raise UserError(f"{place} has no string in its field {field}: name another field.")
+    return text

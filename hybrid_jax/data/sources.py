@@ -27,6 +27,7 @@ _SOURCES: dict[str, Callable[[str], Iterator[str]]] = {
     "files": files.documents,
     "hf": public.hub_documents,
     "lines": functools.partial(files.documents, by_line=True),
+    "pairs": lambda argument: map("\n".join, _pairs(argument)),
     "pydocs": _embedded("pydocs", pydocs.documents),
     "pysource": _embedded("pysource", pysource.documents),
     "tfds": public.tfds_documents,
@@ -34,8 +35,9 @@ _SOURCES: dict[str, Callable[[str], Iterator[str]]] = {
 
 _CONTENTS: dict[str, Callable[[str], dict[str, Content]]] = {
     "files": files.contents,
-    "hf": public.hub_contents,
+    "hf": lambda argument: public.hub_contents(argument, lambda: public.hub_documents(argument)),
     "lines": files.contents,
+    "pairs": lambda argument: _pairs_contents(argument),
     "pydocs": lambda _: pydocs.contents(),
     "pysource": lambda _: pysource.contents(),
     "tfds": public.tfds_contents,
@@ -51,7 +53,9 @@ def documents(source: str) -> Iterator[str]:
         English and 9 MB of Python), "files:PATTERN[,PATTERN...]" (.txt: one document a file;
         .jsonl: one a line, its field "text"; both also ending in .gz, .xz or .zst), "lines:" with
         the same (one document a line of .txt too), "tfds:NAME[/CONFIG]:SPLIT[:FIELD]" (prepared
-        by TFDS as ArrayRecord), or "hf:NAME[/CONFIG]:SPLIT[:FIELD]" (Hugging Face datasets).
+        by TFDS as ArrayRecord), "hf:NAME[/CONFIG]:SPLIT[:FIELD]" (Hugging Face datasets), or
+        "pairs:" with a pattern of .jsonl files, "tfds:…" or "hf:…" (a pair of a prompt and an
+        answer for each line or row, the fields "prompt" and "answer" or PROMPT+ANSWER).
 
     Returns:
       an iterator that holds one document at a time.
@@ -79,8 +83,13 @@ def located(source: str) -> Iterator[tuple[str, str]]:
 
 
 def streams(source: str) -> Iterator[Iterable[str]]:
-    """`documents`, each as blocks of text to be read in order: no large file is held as a whole."""
+    """`documents`, each as blocks of text to be read in order: no large file is held as a whole.
+
+    The blocks of a pair are its prompt and its answer.
+    """
     kind, _, argument = source.partition(":")
+    if kind == "pairs":
+        return _pairs(argument)
     if kind in ("files", "lines"):
         return files.streams(argument, by_line=kind == "lines")
     return ((text,) for text in documents(source))
@@ -89,7 +98,7 @@ def streams(source: str) -> Iterator[Iterable[str]]:
 def parts(source: str) -> list[str]:
     """Sources that together have the documents of `source` in their order: one for each file."""
     kind, _, argument = source.partition(":")
-    if kind in ("files", "lines"):
+    if kind in ("files", "lines") or (kind == "pairs" and not _public(argument)):
         return [f"{kind}:{one}" for one in files.parts(argument)]
     return [source]
 
@@ -101,3 +110,21 @@ def contents(source: str) -> dict[str, Content]:
     """
     kind, _, argument = source.partition(":")
     return _CONTENTS[kind](argument)
+
+
+def _public(argument: str) -> tuple[str, str] | None:
+    """Kind and argument of pairs of a public data set; None for those of files."""
+    kind, _, rest = argument.partition(":")
+    return (kind, rest) if kind in ("hf", "tfds") else None
+
+
+def _pairs(argument: str) -> Iterator[tuple[str, str]]:
+    found = _public(argument)
+    return public.pairs(*found) if found else files.pairs(argument)
+
+
+def _pairs_contents(argument: str) -> dict[str, Content]:
+    kind, rest = _public(argument) or ("files", argument)
+    if kind == "hf":
+        return public.hub_contents(rest, lambda: documents(f"pairs:{argument}"))
+    return _CONTENTS[kind](rest)

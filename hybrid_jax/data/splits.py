@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from hybrid_jax.data import sources
+from hybrid_jax.data.pairs import Piece, is_pairs, texts
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.workers import Ask, run
 
@@ -62,6 +63,18 @@ def cut(blocks: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str]:
     yield text
 
 
+def read(source: str, limit: int = PIECE_CHARACTERS) -> Iterator[Iterator[Piece]]:
+    """The pieces of each document; a pair is one, whatever its length."""
+    if is_pairs(source):
+        return (iter([(prompt, answer)]) for prompt, answer in sources.streams(source))
+    return (cut(blocks, limit) for blocks in sources.streams(source))
+
+
+def size_of(piece: Piece) -> int:
+    """UTF-8 bytes of a piece."""
+    return sum(len(text.encode("utf-8")) for text in texts(piece))
+
+
 def held_out(source: str, *, every: int, least: int = 1, workers: int = 1) -> HeldOut:
     """Text to validate on: one `every`-th of the bytes of the source, copies included.
 
@@ -86,7 +99,7 @@ def held_out(source: str, *, every: int, least: int = 1, workers: int = 1) -> He
         if chosen and (found := abs(size / target - 1)) < error:
             best = HeldOut(digests=frozenset(chosen), limit=limit, size=sizes.total)
             error = found
-        limit //= _FINER
+        limit = 0 if is_pairs(source) else limit // _FINER
     if not best.digests:
         raise UserError(
             f"{source} is a single piece of text, alone or repeated, and a lone piece is held out "
@@ -101,7 +114,9 @@ def digests(source: str) -> HeldOut:
     return HeldOut(digests=frozenset(sizes.of_pieces), size=sizes.total)
 
 
-def passages(source: str, *, held_out: HeldOut = HeldOut()) -> Iterator[tuple[bool, Iterator[str]]]:
+def passages(
+    source: str, *, held_out: HeldOut = HeldOut()
+) -> Iterator[tuple[bool, Iterator[Piece]]]:
     """The source as passages: longest runs of a document that belong to one split.
 
     Args:
@@ -112,10 +127,8 @@ def passages(source: str, *, held_out: HeldOut = HeldOut()) -> Iterator[tuple[bo
       whether the passage is held out, and its pieces, to be read before the next passage; a
       document that is not divided between the splits is one passage.
     """
-    for blocks in sources.streams(source):
-        yield from itertools.groupby(
-            cut(blocks, held_out.limit), lambda piece: _digest(piece) in held_out.digests
-        )
+    for pieces in read(source, held_out.limit):
+        yield from itertools.groupby(pieces, lambda piece: _digest(piece) in held_out.digests)
 
 
 def size(source: str, *, workers: int = 1) -> int:
@@ -164,9 +177,9 @@ def _sizes(source: str, limit: int, every: int, workers: int) -> _Sizes:
 
 def _sizes_of_part(part: str, limit: int, every: int, _: Ask) -> _Sizes:
     sizes = _Sizes(every=every)
-    for blocks in sources.streams(part):
-        for piece in cut(blocks, limit):
-            size = len(piece.encode("utf-8")) + 1
+    for pieces in read(part, limit):
+        for piece in pieces:
+            size = size_of(piece) + 1
             sizes.add([(_digest(piece), size)], total=size)
     return sizes
 
@@ -190,8 +203,9 @@ def _choose(sizes: dict[bytes, int], target: float) -> tuple[list[bytes], int]:
     return chosen, size
 
 
-def _digest(piece: str) -> bytes:
-    return hashlib.blake2b(piece.encode("utf-8"), digest_size=16).digest()
+def _digest(piece: Piece) -> bytes:
+    # Of a pair the prompt alone: no prompt is in both splits, with another answer.
+    return hashlib.blake2b(texts(piece)[0].encode("utf-8"), digest_size=16).digest()
 
 
 def _rank(digest: bytes) -> float:

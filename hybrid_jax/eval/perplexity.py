@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,24 +61,28 @@ class Packed:
       tokens: int32 [n, L].
       documents, dropped: number of documents, and of tokens behind the last whole record.
       bytes_per_token: UTF-8 bytes of the text in the records, per token.
+      others: of records that are pairs, what else `pipeline.Records.read` gives.
     """
 
     tokens: np.ndarray
     documents: int
     dropped: int
     bytes_per_token: float
+    others: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
         """SHA-256 of the records, as little-endian int32."""
-        return hashlib.sha256(self.tokens.astype("<i4").tobytes()).hexdigest()
+        arrays = self.tokens, *self.others.values()
+        return hashlib.sha256(b"".join(x.astype("<i4").tobytes() for x in arrays)).hexdigest()
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def read(self, numbers: Sequence[int]) -> np.ndarray:
+    def read(self, numbers: Sequence[int]) -> pipeline.Batch:
         """Records by number, as `pipeline.Records`."""
-        return np.asarray(self.tokens[np.asarray(numbers)])
+        arrays = {"tokens": self.tokens, **self.others}
+        return {name: array[np.asarray(numbers)] for name, array in arrays.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,13 +183,14 @@ def held_out(model: Pretrained, records: int = 0) -> Packed:
             f"The run's validation records are not in {' or '.join(map(str, folders))}: bring them "
             "back, start in the folder in which it was trained, or evaluate on other text."
         )
-    found = pipeline.Records(folder, "valid")
+    found = pipeline.Records(folder, "valid", padded=model.experiment.data.is_padded)
     if model.data:
         model.data.check(folder, found.manifest)
     prepare.check_tokenizer(found.manifest, model.tokenizer)
-    tokens = found.read(range(min(records, len(found)) if records else len(found)))
+    batch = found.read(range(min(records, len(found)) if records else len(found)))
     return Packed(
-        tokens=tokens,
+        tokens=batch.pop("tokens"),
+        others=batch,
         documents=found.manifest.valid.documents,
         dropped=found.manifest.valid.dropped_tokens,
         bytes_per_token=found.manifest.valid.bytes_per_token,

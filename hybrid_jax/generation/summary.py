@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from hybrid_jax import optim
+from hybrid_jax.data import pipeline
 from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import shown
@@ -101,8 +102,9 @@ def _publish(
 def sample_texts(
     run: train.Run, workdir: Path, state: TrainState
 ) -> tuple[list[Text], dict[str, Any]]:
-    """Texts generated from nothing with the experiment's update rule, and their settings.
+    """Texts generated with the experiment's update rule, and their settings.
 
+    They begin with nothing, or with prompts of the validation records where these are pairs.
     `hybrid_jax.generate` writes the same with `--num_samples` of `sampling.count` and the seed of
     training.
     """
@@ -117,6 +119,12 @@ def sample_texts(
         mesh=run.mesh,
     )
     own = generator.build(model)
-    wanted = [Request(prompt="", ids=[], stop=setup.spec.schedule.length)] * sampling.count
+    length, count = setup.spec.schedule.length, sampling.count
+    wanted = [Request(prompt="", ids=[], stop=length)] * count
+    if run.manifest.pairs:
+        records = raise_on_all(lambda: pipeline.Records(run.data_dir, "valid"))
+        pairs = records.read(range(min(count, len(records))))
+        starts = [t[:n].tolist() for t, n in zip(pairs["tokens"], pairs["given"], strict=True)]
+        wanted = [Request(prompt=run.tokenizer.decode(s), ids=s, stop=length) for s in starts]
     texts = driver.run(own, wanted, seed=seed, batch_size=_BATCH)
     return texts, own.settings(workdir, seed)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import tokenizers
@@ -85,21 +86,42 @@ def start_from(
 ) -> Pretrained:
     """Makes a workdir whose step 0 is the network of another run: AR to hybrid, for example.
 
-    The averaged parameters of `source` are copied; schedule, noise, objective and training are
-    those of `experiment`. The row of MASK is in every embedding and starts as it was initialised,
-    where the other run never showed it. A network without conditioning may become one with it: its
-    new parameters start so that they change nothing.
+    Schedule, noise, objective and training are those of `experiment`.
 
     Returns:
       the model of `source`.
 
     Raises:
-      UserError: if `source` has no model, it has another shape, alignment, tokenizer or meaning of
-        the output than `experiment` asks for, or `workdir` is not empty.
+      UserError: as `network_of`, or if `workdir` is not empty.
     """
     workdir = expanded(workdir)
     require_empty(workdir)
-    model = pretrained.load(source, step=step)
+    model, params = network_of(source, experiment, step=step)
+    _write_workdir(workdir, experiment, model.tokenizer, params)
+    return model
+
+
+def network_of(
+    source: str | Path,
+    experiment: Experiment,
+    *,
+    step: int | Literal["best"] | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Pretrained, Any]:
+    """The model of another run, and its averaged parameters for an experiment to start from.
+
+    The row of MASK is in every embedding and starts as it was initialised, where the other run
+    never showed it. A network without conditioning may become one with it: its new parameters start
+    so that they change nothing.
+
+    Args:
+      mesh: see `pretrained.load`.
+
+    Raises:
+      UserError: if `source` has no model, or it has another shape, alignment, tokenizer or meaning
+        of the output than `experiment` asks for.
+    """
+    model = pretrained.load(source, step=step, mesh=mesh)
     grows = bool(experiment.model.condition) and not model.network.condition
     free = {"condition", "embedding_gamma"} if grows else set()
     shape = tuple(name for name in _ARCHITECTURE if name not in free)
@@ -112,8 +134,7 @@ def start_from(
     if grows:
         network = experiment.network(model.tokenizer.vocab_size)
         params = _with_condition(network, params, jax.random.key(experiment.train.seed))
-    _write_workdir(workdir, experiment, model.tokenizer, params)
-    return model
+    return model, params
 
 
 def _with_condition(network: Transformer, params: Any, key: jax.Array) -> Any:
@@ -139,9 +160,17 @@ def _check_fits(
     experiment: Experiment, old: Experiment, tokenizer: Tokenizer, shape: tuple[str, ...]
 ) -> None:
     """Raises UserError if tokenizer, alignment or `shape` of the network are not the model's."""
-    wanted = experiment.data.tokenizer.partition(":")[0]
+    wanted, _, folder = experiment.data.tokenizer.partition(":")
+    if wanted == "saved":
+        found = tokenizers.load_saved(folder)
+        if found.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"The tokenizer in {folder} is not that of the model to start from: name the "
+                "workdir of that model, with --config.data.tokenizer=saved:WORKDIR."
+            )
+        wanted = found.name
     _check_same("data.tokenizer", wanted, tokenizer.name)
-    if wanted == "sentencepiece":
+    if experiment.data.tokenizer == "sentencepiece":
         vocab_size = experiment.data.expected_vocab_size
         _check_same("data.vocab_size", vocab_size, tokenizer.vocab_size)
     for name in shape:

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax.errors import UserError
@@ -97,6 +98,26 @@ class Batch(NamedTuple):
     given: Bool[Array, "b L"] | None = None
     length: Int[Array, "b"] | None = None
 
+    @property
+    def predicted_tokens(self) -> Int[ArrayLike, ""]:
+        """Number of tokens that have a term."""
+        if self.given is None and self.length is None:
+            return self.tokens.size
+        return jnp.sum(predicted(self.tokens, self.given, self.length))
+
+
+def predicted(
+    tokens: Int[ArrayLike, "b L"],
+    given: Bool[ArrayLike, "b L"] | None,
+    length: Int[ArrayLike, "b"] | None,
+) -> Bool[Array, "b L"]:
+    """True for tokens that have a term: those that exist and are not given (see `Batch`)."""
+    place = jnp.arange(jnp.shape(tokens)[1])[None]
+    found = jnp.ones(jnp.shape(tokens), bool)
+    if given is not None:
+        found &= ~jnp.asarray(given)
+    return found if length is None else found & (place < jnp.asarray(length)[:, None])
+
 
 class Noised(NamedTuple):
     """Examples with the levels and the noise drawn for them.
@@ -132,11 +153,13 @@ def batch_loss(
     params: PyTree,
     batch: Batch,
     *,
+    count: Float[ArrayLike, ""] | None = None,
     dropout_key: Key[Array, ""] | None = None,
 ) -> Float32[Array, ""]:
-    """The mean of `batch_terms`, nats per token, to be differentiated.
+    """The mean of `batch_terms`, nats per predicted token, to be differentiated.
 
     Args:
+      count: tokens that the sum is divided by; None for those of the batch.
       dropout_key: one for the whole batch; None for no dropout.
     """
     noised = corrupt_batch(spec, batch)
@@ -147,7 +170,7 @@ def batch_loss(
     total = chunked_loss.summed_terms(
         term, network.logits, head, features, *positions, chunk=spec.chunk
     )
-    return total * (spec.schedule.phases / batch.tokens.size)
+    return total * (spec.schedule.phases / (batch.predicted_tokens if count is None else count))
 
 
 def corrupt_batch(spec: Spec, batch: Batch) -> Noised:
@@ -167,10 +190,7 @@ def corrupt_batch(spec: Spec, batch: Batch) -> Noised:
     )
     if given is not None:
         noisy = jnp.where(given, tokens, noisy)
-        draw = draw._replace(active=draw.active & ~given)
-    if length is not None:
-        exists = jnp.arange(schedule.length)[None] < length[:, None]
-        draw = draw._replace(active=draw.active & exists)
+    draw = draw._replace(active=draw.active & predicted(tokens, given, length))
     return Noised(tokens, noisy, phase, draw, length)
 
 

@@ -87,34 +87,45 @@ def evaluate_bound(
     """Estimates `bound` on every valid record of `batches`.
 
     Args:
-      batches: dicts with "tokens" int32 [B, L] and "valid" bool [B] (False marks padding).
+      batches: of `pipeline.evaluation_batches`.
       key: fixes levels and noise: equal keys compare models on equal draws.
       draws: independent draws of levels and noise for each record.
-      bytes_per_token: bytes of text per token of these records.
+      bytes_per_token: bytes of text per token of these records, given ones and padding counted as
+        tokens without bytes.
       mesh: of the devices that share a batch, on which the estimate does not depend; None for the
         first device.
     """
     spec = spec.for_bound(bound)
     mesh = mesh or sharding.one_device()
     per_record: list[Float[np.ndarray, "B"]] = []
+    predicted: list[Int[np.ndarray, "B"]] = []
     counts = np.zeros(bound.kernel.vocab_size, np.int64)
     for number, batch in enumerate(batches):
         tokens = np.asarray(batch["tokens"])
         valid = np.asarray(batch["valid"], bool)
+        place = np.arange(tokens.shape[1])
+        given = place < batch["given"][:, None] if "given" in batch else None
+        length = batch.get("length")
         total = np.zeros(len(tokens))
         for draw in range(draws):
             draw_key = jax.random.fold_in(jax.random.fold_in(key, number), draw)
-            total += _record_bounds(spec, network, params, tokens, draw_key, mesh)
-        per_record.append(total[valid] / draws / tokens.shape[1])
-        counts += np.bincount(tokens[valid].reshape(-1), minlength=len(counts))
-    values = np.concatenate(per_record)
-    nats, error = statistics.mean_and_standard_error(values)
+            records = tokens, given, length
+            total += _record_bounds(spec, network, params, records, draw_key, mesh)
+        own = np.asarray(estimator.predicted(tokens, given, length))[valid]
+        predicted.append(own.sum(axis=1))
+        per_record.append(total[valid] / draws)
+        counts += np.bincount(tokens[valid][own], minlength=len(counts))
+    sizes = np.concatenate(predicted)
+    values = np.concatenate(per_record) / sizes.mean()
+    nats, _ = statistics.mean_and_standard_error(values)
+    _, error = statistics.mean_and_standard_error(values - nats * sizes / sizes.mean())
+    share_predicted = sizes.mean() / spec.schedule.length
     share = counts[counts > 0] / counts.sum()
     return BoundEstimate(
         bound=bound.label,
         nll=nats,
         nll_se=error,
-        bits_per_byte=statistics.bits_per_byte(nats, bytes_per_token),
+        bits_per_byte=statistics.bits_per_byte(nats * share_predicted, bytes_per_token),
         unigram_perplexity=float(np.exp(-np.sum(share * np.log(share)))),
         records=len(values),
         draws=draws,
@@ -125,22 +136,25 @@ def _record_bounds(
     spec: Spec,
     network: Network,
     params: PyTree,
-    tokens: Int[np.ndarray, "B L"],
+    records: tuple[np.ndarray, np.ndarray | None, np.ndarray | None],
     key: Key[Array, ""],
     mesh: Mesh,
 ) -> Float32[np.ndarray, "B"]:
-    """Nats of each record of a batch."""
-    count = len(tokens)
+    """Nats of each record of a batch: tokens, given and length of `loss.Batch`."""
+    count = len(records[0])
     # Rows are added, not draws: what is drawn for a record depends on its place among `count`.
     padded = -(-count // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
     index = np.minimum(np.arange(padded), count - 1)
     rows = sharding.local_rows(mesh, padded)
     place = functools.partial(sharding.place_rows, mesh, batch=padded)
-    drawn_for = place(tokens[index[rows]]), place(index[rows].astype(np.int32))
+    tokens, given, length = (
+        None if array is None else place(array[index[rows]]) for array in records
+    )
+    places = place(index[rows].astype(np.int32))
     # Processes share values of NumPy, but not arrays that live on a device of one of them.
     key_data = np.asarray(jax.random.key_data(key))
     with sharding.use(mesh):
-        found = _row_nats(spec, network, count, params, *drawn_for, key_data)
+        found = _row_nats(spec, network, count, params, tokens, places, key_data, given, length)
     return np.asarray(found)[:count]
 
 

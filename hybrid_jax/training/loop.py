@@ -119,6 +119,7 @@ def train(
     workdir: Path,
     signals: Signals,
     *,
+    params: Any = None,
     say: Callable[[str], None] = print,
     profile: Path | None = None,
 ) -> TrainState:
@@ -128,6 +129,8 @@ def train(
     it as it was.
 
     Args:
+      params: to start from where there is no checkpoint, which they become at step 0; None for
+        fresh ones.
       say: shows a line.
       profile: folder for a trace of a few steps, by each process.
 
@@ -141,7 +144,7 @@ def train(
     learning_rate = optim.learning_rate_at(run.experiment.optimizer, config.steps)
     size = config.batch_size
     rows = sharding.local_rows(mesh, size)
-    records = raise_on_all(lambda: pipeline.Records(run.data_dir, "train"))
+    records = raise_on_all(lambda: _records(run, "train"))
     stream = pipeline.Stream(records, batch_size=size, seed=config.seed, rows=rows)
     settings = dataclasses.asdict(run.experiment)
     throughput = Throughput(
@@ -162,7 +165,7 @@ def train(
             workdirs.tentative(workdir) if lead else contextlib.nullcontext(lambda: None)
         )
         raise_on_all(lambda: workdirs.check_tokenizer(workdir, run.tokenizer))
-        raise_on_all(lambda: pipeline.Records(run.data_dir, "valid"))
+        raise_on_all(lambda: _records(run, "valid"))
         stack.enter_context(sharding.use(mesh))
         saver = raise_on_all(
             lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
@@ -170,7 +173,9 @@ def train(
         stack.enter_context(saver)
         restored = saver.restore(setup.abstract_state(mesh))
         if restored is None:
-            start, state = 0, setup.compile_init(mesh)()
+            start, state = 0, setup.compile_init(mesh)(params)
+            if params is not None:
+                saver.save(0, state)
         else:
             start, state = restored
             say(f"resuming at step {start} from {workdir / 'checkpoints'}")
@@ -197,13 +202,13 @@ def train(
             for done in range(start + 1, config.steps + 1):
                 with throughput.waiting():
                     _, batch = next(batches)
-                tokens, index = (
-                    sharding.place_rows(mesh, batch[name], size) for name in ("tokens", "index")
-                )
+                placed = {
+                    name: sharding.place_rows(mesh, rows, size) for name, rows in batch.items()
+                }
                 if profile is not None and done == traced[0]:
                     tracing.enter_context(jax.profiler.trace(str(profile)))
                 with jax.profiler.StepTraceAnnotation("train", step_num=done):
-                    state, metrics = update(state, tokens, index)
+                    state, metrics = update(state, placed)
                 if done == start + 1:
                     jax.block_until_ready(metrics)
                     raise_on_all(claim)
@@ -252,9 +257,7 @@ def evaluate(run: Run, params: Any, *, final: bool) -> BoundEstimate:
     config = run.experiment.evaluation
     limit = config.final_records if final else config.records
     batches = pipeline.evaluation_batches(
-        raise_on_all(lambda: pipeline.Records(run.data_dir, "valid")),
-        config.batch_size,
-        limit=limit or None,
+        raise_on_all(lambda: _records(run, "valid")), config.batch_size, limit=limit or None
     )
     return evaluate_bound(
         run.setup.spec,
@@ -267,6 +270,10 @@ def evaluate(run: Run, params: Any, *, final: bool) -> BoundEstimate:
         bytes_per_token=run.manifest.valid.bytes_per_token,
         mesh=run.mesh,
     )
+
+
+def _records(run: Run, split: str) -> pipeline.Records:
+    return pipeline.Records(run.data_dir, split, padded=run.experiment.data.is_padded)
 
 
 def _check_profile(folder: Path, traced: range, steps: int) -> None:

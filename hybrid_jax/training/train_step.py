@@ -8,7 +8,7 @@ batch nor on whether the run was interrupted.
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self, cast
 
 import jax
@@ -81,9 +81,10 @@ class TrainSetup:
         """The key of one purpose."""
         return jax.random.fold_in(jax.random.key(self.experiment.train.seed), purpose)
 
-    def init(self) -> TrainState:
-        """A fresh state."""
-        params = self.network.init(self.key(KeyPurpose.INIT))
+    def init(self, params: PyTree = None) -> TrainState:
+        """A fresh state, with these parameters if given."""
+        if params is None:
+            params = self.network.init(self.key(KeyPurpose.INIT))
         return TrainState(
             step=jnp.int32(0),
             params=params,
@@ -116,62 +117,82 @@ class TrainSetup:
         places = sharding.like_parameters(mesh, shapes, self.network.axes)
         return cast(TrainState, sharding.with_shardings(shapes, places))
 
-    def compile_init(self, mesh: Mesh) -> Callable[[], TrainState]:
+    def compile_init(self, mesh: Mesh) -> Callable[..., TrainState]:
         """`init`, each leaf made where it is to live."""
         places = jax.tree.map(lambda x: x.sharding, self.abstract_state(mesh))
         return jax.jit(self.init, out_shardings=places)
 
     def compile_step(self, mesh: Mesh) -> jax.stages.Wrapped:
-        """`train_step` under jit on a mesh: (state, tokens, index) -> (state, metrics).
+        """`train_step` under jit on a mesh: (state, batch) -> (state, metrics).
 
-        The state is donated; tokens and index are global arrays, cut along the batch.
+        The state is donated; the batch has global arrays, cut along it.
         """
-        size, length = self.experiment.train.batch_size, self.experiment.data.length
-        places = jax.tree.map(lambda x: x.sharding, self.abstract_state(mesh))
+        shapes = self.abstract_state(mesh), self.abstract_batch(mesh)
+        places, rows = jax.tree.map(lambda x: x.sharding, shapes)
         return jax.jit(
             functools.partial(train_step, self),
-            in_shardings=(
-                places,
-                sharding.on(mesh, (size, length), "batch", "whole"),
-                sharding.on(mesh, (size,), "batch"),
-            ),
+            in_shardings=(places, rows),
             out_shardings=(places, sharding.everywhere(mesh)),
             donate_argnums=0,
         )
 
+    def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, types and places of a batch of `pipeline.Stream` on a mesh."""
+        size, data = self.experiment.train.batch_size, self.experiment.data
+        shapes = {"tokens": (size, data.length), "index": (size,)}
+        if data.pairs:
+            shapes |= {"given": (size,)} | ({} if data.is_padded else {"length": (size,)})
+        axes = ("batch", "whole")
+        return {
+            name: jax.ShapeDtypeStruct(
+                shape, jnp.int32, sharding=sharding.on(mesh, shape, *axes[: len(shape)])
+            )
+            for name, shape in shapes.items()
+        }
+
 
 def train_step(
-    setup: TrainSetup, state: TrainState, tokens: Int[Array, "B L"], index: Int[Array, "B"]
+    setup: TrainSetup, state: TrainState, batch: Mapping[str, Int[Array, "B ..."]]
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
     Args:
-      tokens: the global batch.
-      index: place of each example in it.
+      batch: the global one, of `pipeline.Stream`.
 
     Returns:
-      the new state, and "loss" (nats per token) and "grad_norm".
+      the new state, and "loss" (nats per predicted token) and "grad_norm".
     """
     config = setup.experiment.train
     noise_key = jax.random.fold_in(setup.key(KeyPurpose.NOISE), state.step)
     dropout_key = jax.random.fold_in(setup.key(KeyPurpose.DROPOUT), state.step)
 
-    def loss(params: PyTree, tokens: Array, index: Array) -> Array:
-        batch = estimator.Batch(tokens, index, noise_key, config.batch_size)
-        keys = dropout_key if setup.network.dropout else None
-        return estimator.batch_loss(setup.spec, setup.network, params, batch, dropout_key=keys)
-
-    def accumulate(total: PyTree, part: tuple[Array, Array]) -> tuple[PyTree, None]:
-        value = jax.value_and_grad(loss)(state.params, *part)
-        return jax.tree.map(jnp.add, total, value), None
+    def examples(part: Mapping[str, Array]) -> estimator.Batch:
+        given, length = part.get("given"), part.get("length")
+        if given is not None:
+            given = jnp.arange(part["tokens"].shape[1])[None] < given[:, None]
+        return estimator.Batch(
+            part["tokens"], part["index"], noise_key, config.batch_size, given, length
+        )
 
     rounds = config.accumulation
+    count = examples(batch).predicted_tokens / rounds  # not its own: each weighs what it holds
+
+    def loss(params: PyTree, part: Mapping[str, Array]) -> Array:
+        keys = dropout_key if setup.network.dropout else None
+        return estimator.batch_loss(
+            setup.spec, setup.network, params, examples(part), count=count, dropout_key=keys
+        )
+
+    def accumulate(total: PyTree, part: Mapping[str, Array]) -> tuple[PyTree, None]:
+        value = jax.value_and_grad(loss)(state.params, part)
+        return jax.tree.map(jnp.add, total, value), None
+
     if rounds == 1:
-        value, gradient = jax.value_and_grad(loss)(state.params, tokens, index)
+        value, gradient = jax.value_and_grad(loss)(state.params, batch)
     else:
         # Every round takes a part of what each device holds: no example changes its device.
         parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(-1, rounds, *x.shape[1:]), 1, 0), (tokens, index)
+            lambda x: jnp.moveaxis(x.reshape(-1, rounds, *x.shape[1:]), 1, 0), dict(batch)
         )
         zero = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, state.params))
         summed, _ = jax.lax.scan(accumulate, zero, parts)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from hybrid_jax.data import sources
+from hybrid_jax.data import content, sources
 from hybrid_jax.data.content import Content
 from hybrid_jax.data.tokenizers import char, gpt2, huggingface, sentencepiece
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
@@ -15,7 +15,7 @@ from hybrid_jax.runtime.files import expanded
 
 # What stands behind the colon of a name, by kind.
 _ARGUMENTS = {"sentencepiece": "", "byte": "", "char": "", "gpt2": "FOLDER", "hf": "NAME",
-              "ids": "VOCABULARY"}  # fmt: skip
+              "ids": "VOCABULARY", "saved": "FOLDER"}  # fmt: skip
 
 
 def split_name(name: str, *, whole: bool = True) -> tuple[str, str]:
@@ -41,8 +41,8 @@ def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Token
     Args:
       name: "sentencepiece" (trained on `texts`), "byte", "char" (the characters of `texts`),
         "gpt2:FOLDER" with encoder.json and vocab.bpe in that folder, "hf:NAME" with the file
-        tokenizer.json, its folder, or a model of the Hugging Face hub, or "ids:VOCABULARY" with the
-        number of ids.
+        tokenizer.json, its folder, or a model of the Hugging Face hub, "ids:VOCABULARY" with the
+        number of ids, or "saved:FOLDER" for the one of a workdir or of prepared records.
       texts: see `reads_all`.
       vocab_size: N for "sentencepiece"; the others have their own.
 
@@ -57,6 +57,7 @@ def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Token
         "gpt2": lambda: gpt2.load(expanded(argument)),
         "hf": lambda: huggingface.load(huggingface.find(argument)),
         "ids": lambda: of_vocabulary(argument),
+        "saved": lambda: load_saved(argument),
     }
     return makers[kind]()
 
@@ -72,6 +73,8 @@ def reads_all(name: str) -> bool:
 def expected_size(name: str) -> int:
     """N without files and texts, which may give another: GPT-2's for files, and 128 for "char"."""
     kind, argument = split_name(name, whole=False)
+    if kind == "saved" and argument:
+        return load_saved(argument).vocab_size
     if kind == "ids":
         return of_vocabulary(argument).vocab_size
     return {"byte": ByteTokenizer.vocab_size, "char": 128}.get(kind, 50_257)
@@ -86,9 +89,11 @@ def name_of(tokenizer: Tokenizer, folder: str = "") -> str:
 
 def check_records(name: str, source: str) -> None:
     """Raises UserError for the first line of a source that is not of a tokenizer "ids:…"."""
-    if not name.startswith("ids:") or not (source and sources.contents(source)):
+    if not name.startswith(("ids:", "saved:")) or not (source and sources.contents(source)):
         return  # a pipe is read only once
     tokenizer = make_tokenizer(name, (), vocab_size=0)
+    if not isinstance(tokenizer, IdTokenizer):
+        return
     for where, text in sources.located(source):
         try:
             tokenizer.encode(text)
@@ -101,7 +106,21 @@ def contents(name: str) -> dict[str, Content]:
     kind, _, argument = name.partition(":")
     if kind == "gpt2":
         return gpt2.contents(expanded(argument))
+    if kind == "saved":
+        files = sorted(path for path in saved_folder(argument).iterdir() if path.is_file())
+        return {str(path): content.of_file(path) for path in files}
     return huggingface.contents(huggingface.find(argument)) if kind == "hf" else {}
+
+
+def saved_folder(place: str) -> Path:
+    """The folder of a saved tokenizer: `place`, or the one in it, as workdirs have one."""
+    folder = expanded(place)
+    return next((f for f in (folder / "tokenizer", folder) if (f / DESCRIPTOR).is_file()), folder)
+
+
+def load_saved(place: str) -> Tokenizer:
+    """The tokenizer of `saved_folder`. Raises UserError as `load_tokenizer`."""
+    return load_tokenizer(saved_folder(place))
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
