@@ -239,7 +239,7 @@ class Experiment:
         """The transformer for N = `vocab_size` real tokens."""
         return Transformer(vocab_size=vocab_size, **dataclasses.asdict(self.model))
 
-    def spec(self, vocab_size: int, bos: int) -> Spec:
+    def spec(self, vocab_size: int, bos: int, eos: int | None = None) -> Spec:
         """Schedule, noise, layout and objective for N = `vocab_size` real tokens."""
         return Spec(
             schedule=self.schedule.build(self.data.length),
@@ -247,6 +247,7 @@ class Experiment:
             layout=self.layout,
             objective=self.objective,
             bos=bos,
+            eos=eos,
             chunk=self.train.loss_chunk,
         )
 
@@ -271,7 +272,7 @@ class Experiment:
 
     def check(self) -> None:
         """Raises UserError for settings that do not go together, or have no effect together."""
-        spec = self.spec(vocab_size=2, bos=0)  # N = 2 stands for any size
+        spec = self.spec(vocab_size=2, bos=0, eos=1)  # N = 2 stands for any size
         if not self.name:
             raise UserError("The experiment has no name: give it one, with config.name.")
         effective = effective_layout(self.layout, spec.schedule)
@@ -290,9 +291,16 @@ class Experiment:
                 f"with {spec.kernel.name}: leave it out."
             )
         self.sampling.build().check(spec.kernel, spec.objective)
-        if self.data.padded is False and self.sampling.eos != "stop":
+        separate = self.layout.documents == "separate"
+        if separate and self.data.pairs:
             raise UserError(
-                "With data.padded=false nothing is learned behind the end of an answer: give "
+                "layout.documents belongs to records of several documents and has no effect with "
+                "pairs, which have records of their own: leave it out."
+            )
+        if (separate or self.data.padded is False) and self.sampling.eos != "stop":
+            silent = "layout.documents=separate" if separate else "data.padded=false"
+            raise UserError(
+                f"With {silent} nothing is learned behind the end of a text: give "
                 "sampling.eos=stop, so that texts end there."
             )
         self.network(vocab_size=2)

@@ -197,14 +197,22 @@ def test_only_full_and_causal_patterns_are_taken_for_such(schedule, how):
             attention.fused(*inputs(pattern.regions.rows)[:3], pattern)
 
 
+@pytest.mark.parametrize("hidden", ["lengths", "documents"])
 @pytest.mark.parametrize("backend", ["blockwise", "fused", "splash", "auto"])
-@pytest.mark.parametrize(("schedule", "how"), [("flat", "aligned"), ("block", "aligned")])
-def test_rows_that_some_examples_lack_are_hidden_by_every_backend(schedule, how, backend):
+@pytest.mark.parametrize(
+    ("schedule", "how"),
+    [("flat", "aligned"), ("block", "shifted"), ("quenched AR", "shifted"), ("slide", "aligned")],
+)
+def test_rows_that_some_examples_hide_are_hidden_by_every_backend(schedule, how, backend, hidden):
     """No kernel may take such a pattern for the one of the schedule."""
     pattern = pattern_of(schedule, how)
-    last = jnp.arange(2, 5)[:, None]  # positions of each example
     rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (3, x.shape[-1])), pattern.rows)
-    rows = rows._replace(valid=rows.valid & (rows.position < last))
+    if hidden == "lengths":
+        rows = rows._replace(valid=rows.valid & (rows.position < jnp.arange(2, 5)[:, None]))
+    else:
+        texts = jax.random.randint(jax.random.key(4), (3, LENGTH), 0, 4, jnp.int32)
+        separated = functools.partial(layouts.separated, pattern.layout, eos=0)
+        rows = jax.vmap(separated)(rows, texts)
     partial = dataclasses.replace(pattern, rows=rows, whole=False)
     query, key, value, _ = inputs(pattern.regions.rows)
     found = attention.attend(query, key, value, partial, backend=backend)

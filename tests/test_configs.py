@@ -157,8 +157,8 @@ def moved(optimizer: OptimizerConfig, steps: int) -> str:
 @functools.cache
 def built(made: Experiment) -> dict:
     """What the settings of an experiment make, in values that compare."""
-    spec, network = made.spec(258, bos=256), made.network(258)
-    setup = TrainSetup.build(made, 258, bos=256)
+    spec, network = made.spec(258, bos=256, eos=257), made.network(258)
+    setup = TrainSetup.build(made, 258, bos=256, eos=257)
     data = dataclasses.asdict(made.data) | {"vocab_size": made.data.expected_vocab_size}
     padded, named = data.pop("padded"), data.pop("dir")
     folder = named or str(prepare.default_dir(**data))
@@ -201,6 +201,7 @@ EFFECTS = {
     "layout.alignment": ({}, "shifted"),
     "layout.causal_window": ({}, "true"),
     "layout.context": ({}, "block_causal"),
+    "layout.documents": ({"sampling__eos": "stop"}, "separate"),
     "objective.parameterisation": ({}, "mean"),
     "objective.loss": ({}, "weighted_cross_entropy"),
     "objective.time": ({}, "discrete"),
@@ -410,3 +411,7 @@ def test_settings_that_do_not_go_together_are_refused():
         experiment("epsilon_hybrid", evaluation__kernel="own")
     with pytest.raises(UserError, match="windows that settle whole"):
         experiment("slide", layout__context="block_causal")
+    with pytest.raises(UserError, match=r"separate nothing is learned .* sampling\.eos=stop"):
+        experiment("ar", layout__documents="separate")
+    with pytest.raises(UserError, match="has no effect with pairs"):
+        experiment("ar", layout__documents="separate", data__source="pairs:x.jsonl")

@@ -129,7 +129,7 @@ def may(query, key):
 
 def single(rows):
     return [
-        {name: values[i].item() for name, values in rows._asdict().items()}
+        {name: v[i].item() for name, v in rows._asdict().items() if v is not None}
         for i in range(len(rows.position))
     ]
 

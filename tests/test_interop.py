@@ -401,6 +401,7 @@ def test_unneeded_tensors_are_known_by_name(tmp_path):
         ("model", {"mlp_ratio": 2}, r"model\.mlp_ratio=2, only 4"),
         ("model", {"condition": 0, "embedding_gamma": 0.0}, "has model.condition for scores only"),
         ("model", {"embedding_gamma": 0.1}, r"model\.embedding_gamma=0\.1, only 0\.0 or 0\.05"),
+        ("layout", {"documents": "separate"}, r"layout\.documents=separate, only joined"),
         ("objective", {"parameterisation": "context"}, "parameterisation=context, only mean or"),
         (
             "noise",

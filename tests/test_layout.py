@@ -18,7 +18,7 @@ from hybrid_jax.method.layout import NO_TARGET, Layout, Rows
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
-BOS = 99
+BOS, EOS = 99, 98
 
 
 def matrix(text):
@@ -181,6 +181,37 @@ def test_positions_outside_the_one_window_of_a_table_are_hidden():
     np.testing.assert_array_equal(mask_of(Layout(), schedule, phase=1), matrix(wanted))
 
 
+def test_mask_of_aligned_blocks_of_separate_documents():
+    """Positions 0 to 2 and 3 to 4: the second window is of both documents."""
+    wanted = """
+        1 1 0 0 0 0 0 0 0
+        1 1 0 0 0 0 0 0 0
+        0 0 1 0 0 1 1 0 0
+        0 0 0 1 0 0 0 0 0
+        0 0 0 0 1 0 0 0 1
+        0 0 0 0 0 1 0 0 0
+        0 0 0 0 0 1 1 0 0
+        0 0 0 0 0 1 1 1 0
+        0 0 0 0 0 0 0 0 1
+    """
+    rows = layout.separated(Layout(), training(Layout(), BLOCKS), jnp.array([1, 2, EOS, 3, 4]), EOS)
+    np.testing.assert_array_equal(attention_mask(Layout(), rows), matrix(wanted))
+
+
+def test_a_shifted_row_is_of_the_document_that_it_predicts():
+    """The third row holds position 1, the eos, and predicts the first token behind it."""
+    how = Layout(alignment="shifted")
+    rows = training(how, hyperschedule.quenched_ar(length=4))
+    rows = layout.separated(how, rows, jnp.array([1, EOS, 2, 3]), EOS)
+    wanted = """
+        1 0 0 0
+        1 1 0 0
+        0 0 1 0
+        0 0 1 1
+    """
+    np.testing.assert_array_equal(attention_mask(how, rows), matrix(wanted))
+
+
 # ---------------------------------------------------------------------------------------------
 # Training shows what generation will show.
 
@@ -243,7 +274,7 @@ def all_rows(schedule, alignment):
 
 
 def at(rows, index):
-    return Rows(*(field[index] for field in rows))
+    return jax.tree.map(lambda field: field[index], rows)
 
 
 @pytest.mark.parametrize(("schedule", "how"), COMBINATIONS)

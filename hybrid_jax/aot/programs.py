@@ -130,7 +130,7 @@ def build(
     if step == "train":
         train = dataclasses.replace(experiment.train, batch_size=batch)
         experiment = dataclasses.replace(experiment, train=train)
-    setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0)
+    setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0, eos=0)
     if step == "sample":
         return compile_program(lower_sampling(setup, mesh, batch), batch=batch)
     work = flops.training_flops(setup.network, setup.spec)

@@ -190,6 +190,7 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
         ("objective.parameterisation", objective.parameterisation,
          ("mean", "score", "context") if noise.kernel == "absorbing" else ("mean", "score")),
         ("noise.kernel", noise.kernel, ("absorbing", "gamma" if score else "epsilon")),
+        ("layout.documents", experiment.layout.documents, ("joined",)),
         ("model.embedding_gamma", network.embedding_gamma, (0.0, embedding) if score else (0.0,)),
     ):  # fmt: skip
         if value not in wanted:

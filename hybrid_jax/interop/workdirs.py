@@ -197,7 +197,7 @@ def _write_workdir(
     workdir: Path, experiment: Experiment, tokenizer: Tokenizer, params: Any
 ) -> None:
     """A workdir with a checkpoint of step 0, whole or not at all."""
-    setup = TrainSetup.build(experiment, tokenizer.vocab_size, tokenizer.bos)
+    setup = TrainSetup.build(experiment, tokenizer.vocab_size, tokenizer.bos, tokenizer.eos)
     state = TrainState(
         step=jnp.int32(0),
         params=params,

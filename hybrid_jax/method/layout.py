@@ -7,7 +7,8 @@ trained once, seen exactly as the sampler will see it. Each row carries
 - ``first``     the first position of its window,
 - ``position``  the position of the token it holds (−1: the beginning-of-sequence token),
 - ``target``    the position it predicts, or `NO_TARGET`,
-- ``valid``     False for rows that exist only to keep shapes static.
+- ``valid``     False for rows that exist only to keep shapes static,
+- ``document``  the number of its document where these do not see one another, else None.
 
 *Aligned* rows predict the token they hold (masked language model style). *Shifted* rows predict
 the next token (autoregressive style): a window that starts at w gets one extra row in front, which
@@ -45,11 +46,13 @@ class Layout:
       causal_window: rows of a window see only rows up to their own position in it.
       context: clean rows see the clean rows up to themselves ("causal") or up to the end of
         their own window ("block_causal"; only where windows settle whole).
+      documents: documents of a record see one another ("joined") or not ("separate").
     """
 
     alignment: Literal["aligned", "shifted"] = "aligned"
     causal_window: bool = False
     context: Literal["causal", "block_causal"] = "causal"
+    documents: Literal["joined", "separate"] = "joined"
 
     def check(self, schedule: Hyperschedule) -> None:
         """Raises UserError if this layout cannot serve `schedule`."""
@@ -82,6 +85,7 @@ class Rows(NamedTuple):
     position: Int[Array, "*B R"]
     target: Int[Array, "*B R"]
     valid: Bool[Array, "*B R"]
+    document: Int[Array, "*B R"] | None = None
 
     @property
     def holds_noise(self) -> Bool[Array | np.ndarray, "*B R"]:
@@ -102,7 +106,8 @@ def may_attend(layout: Layout, query: Rows, key: Rows) -> Bool[Array, "..."]:
         context = ~key.noisy & (key.first <= query.first)
     else:
         context = ~key.noisy & (key.position <= query.position)
-    return query.valid & key.valid & jnp.where(query.noisy, window | prefix, context)
+    allowed = query.valid & key.valid & jnp.where(query.noisy, window | prefix, context)
+    return allowed if query.document is None else allowed & (query.document == key.document)
 
 
 def attention_mask(
@@ -186,8 +191,8 @@ def generation_rows(layout: Layout, schedule: Hyperschedule, step: Int[ArrayLike
     index = jnp.arange(schedule.length + 2 * layout.shift)
     clean = _clean_rows(layout, schedule, index, index < known)
     window = _window_rows(layout, schedule, step, index - 2 * layout.shift)
-    pairs = zip(clean, window, strict=True)
-    return Rows(*(jnp.where(index < known, settled, open_) for settled, open_ in pairs))
+    rows: Rows = jax.tree.map(lambda *row: jnp.where(index < known, *row), clean, window)
+    return rows
 
 
 class Query(NamedTuple):
@@ -344,6 +349,16 @@ def window_start(schedule: Hyperschedule, position: Int[Array, "..."]) -> Int[Ar
     return jnp.asarray(settled[settling_step])[position]
 
 
+def separated(layout: Layout, rows: Rows, clean: Int[Array, "L"], eos: int) -> Rows:
+    """The same rows, each of the document of its position or, if shifted, of the next one.
+
+    Args:
+      clean: tokens, in which each document ends with `eos`.
+    """
+    ended = jnp.append(jnp.zeros(1, jnp.int32), jnp.cumsum(clean == eos, dtype=jnp.int32))
+    return rows._replace(document=ended[rows.position + layout.shift])
+
+
 # ---------------------------------------------------------------------------------------------
 # Contents of rows.
 
@@ -378,4 +393,5 @@ def predictors(rows: Rows, length: int) -> tuple[Int[Array, "{length}"], Bool[Ar
 
 def concatenate(*parts: Rows) -> Rows:
     """Rows one group after the other."""
-    return Rows(*map(jnp.concatenate, zip(*parts, strict=True)))
+    rows: Rows = jax.tree.map(lambda *fields: jnp.concatenate(fields), *parts)
+    return rows

@@ -50,6 +50,7 @@ class Spec:
 
     Attributes:
       bos: id of the beginning-of-sequence token (shifted layouts).
+      eos: id of the token that ends a document (separate documents).
       chunk: positions of an example whose logits exist at the same time.
     """
 
@@ -58,11 +59,14 @@ class Spec:
     layout: Layout
     objective: Objective
     bos: int = 0
+    eos: int | None = None
     chunk: int = 128
 
     def __post_init__(self) -> None:
         self.layout.check(self.schedule)
         self.objective.check(self.kernel)
+        if self.layout.documents == "separate" and self.eos is None:
+            raise UserError("Separate documents are told by the token that ends them: give `eos`.")
         if self.chunk < 1:
             raise UserError(f"The chunk of positions must be at least 1, but is {self.chunk}.")
 
@@ -216,14 +220,24 @@ def _predicting(
     schedule, layout = spec.schedule, spec.layout
     tokens, noisy, phase, draw, length = noised
     rows = jax.vmap(lambda p: layouts.training_rows(layout, schedule, p))(phase)
-    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, spec.bos))(rows, noisy, tokens)
-    level = jax.vmap(layouts.row_levels)(rows, draw.level)
+    whole = length is None
+    shown, level = (noisy, tokens), draw.level
+    if layout.documents == "separate":
+        assert spec.eos is not None
+        whole, eos = False, spec.eos
+        rows = jax.vmap(lambda r, x: layouts.separated(layout, r, x, eos))(rows, tokens)
+        if layout.shift:
+            # In front of a document is bos, as in front of a text: nothing shows the one before.
+            begins = tokens == eos
+            shown = jnp.where(begins, spec.bos, noisy), jnp.where(begins, spec.bos, tokens)
+            level = jnp.where(begins, 0.0, level)
+    held = jax.vmap(lambda r, z, x: layouts.row_tokens(r, z, x, spec.bos))(rows, *shown)
+    level = jax.vmap(layouts.row_levels)(rows, level)
     # Windows that settle whole do not move with the phase: one pattern serves the whole batch.
-    alike = schedule.settles_whole and length is None
-    shared = jax.tree.map(lambda x: x[:1], rows) if alike else rows
+    shared = jax.tree.map(lambda x: x[:1], rows) if whole and schedule.settles_whole else rows
     if length is not None:
         shared = shared._replace(valid=shared.valid & (shared.position < length[:, None]))
-    pattern = Pattern(layout, schedule, shared, length is None)
+    pattern = Pattern(layout, schedule, shared, whole)
     features = network.features(params, held, shared.position, pattern, level, dropout_keys)
     source, exists = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
     draw = draw._replace(active=draw.active & exists)

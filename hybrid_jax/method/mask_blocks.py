@@ -75,7 +75,8 @@ class Pattern:
     Attributes:
       layout, schedule: that made the rows.
       rows: of `layout.training_rows`, fields [B or 1, R].
-      whole: whether these are the rows as made; otherwise some are not valid in some examples.
+      whole: whether these are the rows as made; otherwise some examples hide some of them, because
+        they are not valid or of other documents.
     """
 
     layout: Layout
@@ -101,9 +102,9 @@ class Pattern:
 
     @property
     def plain_causal(self) -> bool:
-        """True if each row sees all rows up to itself."""
-        r = self.regions
-        return not r.noisy and self.layout.context == "causal"
+        """True if each valid row sees all rows up to itself."""
+        causal = not self.regions.noisy and self.layout.context == "causal"
+        return causal and self.rows.document is None
 
     @property
     def full(self) -> bool:

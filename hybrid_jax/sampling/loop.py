@@ -65,6 +65,11 @@ def generate(
 def check(sampler: Sampler, rule: Rule) -> None:
     """Raises UserError for a rule or setting that cannot work."""
     rule.check(sampler.spec.kernel, sampler.spec.objective)
+    if sampler.spec.layout.documents == "separate" and sampler.eos is None:
+        raise UserError(
+            "This model was trained on separate documents and knows nothing behind the end of one: "
+            "choose eos=stop."
+        )
     if sampler.prefill < 1:
         raise UserError(f"prefill must be at least 1, but is {sampler.prefill}.")
     if sampler.eos is not None and not 0 <= sampler.eos < sampler.spec.kernel.vocab_size:

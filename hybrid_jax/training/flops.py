@@ -30,7 +30,8 @@ class Flops:
 
     Attributes:
       rows: rows fed to the network, noisy and clean.
-      pairs: of rows that attend to one another, the mean over the schedule's phases.
+      pairs: of rows that attend to one another, the mean over the schedule's phases; as if
+        documents were joined.
       matmul: of the layers' weights, and of the conditioning on levels.
       attention: scores and weighted values of the `pairs` that the mask allows.
       head: logits of the L predicted positions over the N + 1 tokens.

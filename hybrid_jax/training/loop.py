@@ -82,14 +82,14 @@ def open_run(
     raise_on_all(lambda: boards.check(experiment.train.board))
     mesh = sharding.make_mesh(experiment.mesh, devices)
     # Before the data are prepared, which may take hours; nothing here depends on them.
-    TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0).check(mesh)
+    TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0, eos=0).check(mesh)
     data_dir, manifest, changes = distributed.process0_first(
         lambda: _prepared_data(experiment.data, known)
     )
     tokenizer = raise_on_all(lambda: tokenizers.load_tokenizer(data_dir))
     raise_on_all(lambda: prepare.check_tokenizer(manifest, tokenizer))
     distributed.assert_same("set of prepared data", manifest.identity)
-    setup = TrainSetup.build(experiment, manifest.vocab_size, manifest.bos)
+    setup = TrainSetup.build(experiment, manifest.vocab_size, manifest.bos, manifest.eos)
     return Run(
         setup=setup,
         manifest=manifest,

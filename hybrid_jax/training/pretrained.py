@@ -83,7 +83,7 @@ def load(
         experiment=experiment,
         tokenizer=tokenizer,
         network=network,
-        spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos),
+        spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos, tokenizer.eos),
         params=found[1]["ema"],
         step=found[0],
         data=data,

@@ -64,13 +64,15 @@ class TrainSetup:
     optimizer: optax.GradientTransformation
 
     @classmethod
-    def build(cls, experiment: Experiment, vocab_size: int, bos: int) -> Self:
-        """The setup for N = `vocab_size` real tokens, of which `bos` begins a sequence."""
+    def build(
+        cls, experiment: Experiment, vocab_size: int, bos: int, eos: int | None = None
+    ) -> Self:
+        """The setup for N = `vocab_size` real tokens; for `bos` and `eos` see `Spec`."""
         network = experiment.network(vocab_size)
         params = jax.eval_shape(network.init, jax.random.key(0))
         return cls(
             experiment=experiment,
-            spec=experiment.spec(vocab_size, bos),
+            spec=experiment.spec(vocab_size, bos, eos),
             network=network,
             optimizer=optim.make_optimizer(experiment.optimizer, experiment.train.steps, params),
         )
