@@ -138,6 +138,7 @@ def test_tasks_are_of_functions_that_fit():
         for n in range(1, 10)
     )
     found = dict.fromkeys(code.functions(text))
+    text += "def braces():\n    x = '{{3}}'\n    return x\n"  # a gap to fill is written so
     drawn = code.tasks(records(text * 2), BYTES, 55, count=5, seed=1)
     assert drawn == code.tasks(records(text * 2), BYTES, 55, count=5, seed=1)
     assert drawn != code.tasks(records(text * 2), BYTES, 55, count=5, seed=2)

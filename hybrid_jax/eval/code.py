@@ -25,9 +25,8 @@ import numpy as np
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.statistics import Estimate, mean
-from hybrid_jax.generation import infill, requests
+from hybrid_jax.generation import infill
 from hybrid_jax.generation.generator import Generator
-from hybrid_jax.generation.requests import Request
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.training.flops import training_flops
 from hybrid_jax.training.pretrained import Pretrained
@@ -160,7 +159,8 @@ def tasks(
     records: Sequence[np.ndarray], tokenizer: Tokenizer, length: int, *, count: int, seed: int
 ) -> Tasks:
     """At most `count` functions whose header leaves a third of the L tokens, and at most `count`
-    lines, each of another function that fits as a whole; drawn at random.
+    lines, each of another function that fits as a whole; drawn at random. Left out is text with two
+    braces, which would be gaps of `infill`.
 
     Args:
       records: ids of held-out text in its order, int [L] each.
@@ -179,7 +179,11 @@ def tasks(
         )
     draw = np.random.default_rng(seed)
     order = [list(found)[number] for number in draw.permutation(len(found))]
-    headers = (own for own in order if 3 * len(tokenizer.encode(own.header)) <= 2 * length)
+    headers = (
+        own
+        for own in order
+        if 3 * len(tokenizer.encode(own.header)) <= 2 * length and "{{" not in own.header
+    )
     hidden = filter(None, (_hide(own, tokenizer, length, draw) for own in order))
     chosen = Tasks(*(list(itertools.islice(some, count)) for some in (headers, hidden)))
     if not all(chosen):
@@ -202,53 +206,40 @@ def _hide(
         sizes = [len(tokenizer.encode(part)) for part in line]
         if line.text.strip() and sizes[1] <= infill.LONGEST and sum(sizes) <= length:
             fitting.append(line)
-    # Two braces would be a gap of `infill`.
     return fitting[draw.integers(len(fitting))] if fitting and "{{" not in "".join(own) else None
 
 
 def write(
     generator: Generator, given: Tasks, *, seed: int, batch_size: int
 ) -> dict[str, list[str]]:
-    """What a model writes for the tasks, as `Row.written`.
-
-    Args:
-      generator: goes on behind the end of a document.
-    """
+    """What a model writes for the tasks, as `Row.written`; it must go on behind documents' ends."""
     tokenizer, length = generator.model.tokenizer, generator.sampler.spec.schedule.length
-    work: list[tuple[str, str, str, list[Request]]] = []
 
     def size(text: str) -> int:
         return len(tokenizer.encode(text))
 
-    def begin(way: str, before: str, room: int) -> None:
-        stop = min(length, size(before) + room)
-        work.append((way, before, "", [requests.beginning(before, tokenizer, stop=stop)]))
-
-    for own in given.functions:
-        begin("parse", own.header, length)
-    for line in given.lines:
-        for way, gap in (("known", size(line.text)), ("open", "")):
-            text = f"{line.before}{{{{{gap}}}}}{line.behind}"
-            candidates = infill.with_gaps(text, tokenizer, length)
-            work.append((way, line.before, line.behind, candidates))
-        begin("left", line.before, infill.LONGEST + 1)
-    asked = [candidates for *_, candidates in work]
+    wanted: list[tuple[str, str, str, int | None]]  # way, both sides, most tokens between them
+    wanted = [("parse", own.header, "", length) for own in given.functions]
+    for before, line, behind in given.lines:
+        wanted.append(("known", before, behind, size(line)))
+        wanted.append(("open", before, behind, None))
+        wanted.append(("left", before, "", infill.LONGEST + 1))
+    asked = []
+    for _, before, behind, most in wanted:
+        gap = "" if most is None else min(most, length - size(before))
+        asked.append(infill.with_gaps(f"{before}{{{{{gap}}}}}{behind}", tokenizer, length))
     with Progress(total=sum(map(len, asked)), unit="text", interval=10.0) as bar:
         texts = infill.run(
             generator, asked, seed=seed, batch_size=batch_size,
             on_round=lambda now: bar.update(now.done, {}),
         )  # fmt: skip
     written: dict[str, list[str]] = {way: [] for way in ("parse", *WAYS)}
-    for (way, before, behind, _), made in zip(work, texts, strict=True):
+    for (way, before, behind, _), made in zip(wanted, texts, strict=True):
         ids = made.tokens[size(before) : len(made.tokens) - size(behind)]
-        if tokenizer.eos in ids:
-            text = tokenizer.decode(ids[: ids.index(tokenizer.eos)]) + "\n"
-        else:
-            text = tokenizer.decode(ids)
-        if way == "parse":
-            text = body_of(before, text)
-        elif way == "left":
-            text = text.partition("\n")[0]
+        ended = tokenizer.eos in ids
+        text = tokenizer.decode(ids[: ids.index(tokenizer.eos)] if ended else ids) + "\n" * ended
+        if not behind:
+            text = body_of(before, text) if way == "parse" else text.partition("\n")[0]
         written[way].append(text)
     return written
 
@@ -277,11 +268,10 @@ def row(label: str, given: Tasks, written: Mapping[str, Sequence[str]], **settin
 
 def limits(given: Tasks, tokenizer: Tokenizer, length: int) -> list[Row]:
     """Rows to compare with: real functions cut to L tokens, and each line in place of the next."""
-    rooms = [length - len(tokenizer.encode(own.header)) for own in given.functions]
-    bodies = [
-        body_of(own.header, tokenizer.decode(tokenizer.encode(own.body)[:room]))
-        for own, room in zip(given.functions, rooms, strict=True)
-    ]
+    bodies = []
+    for header, body in given.functions:
+        room = length - len(tokenizer.encode(header))
+        bodies.append(body_of(header, tokenizer.decode(tokenizer.encode(body)[:room])))
     others = [line.text for line in (*given.lines[-1:], *given.lines[:-1])]
     return [
         row("the real functions", given, {"parse": bodies}),
