@@ -1,4 +1,4 @@
-"""Evaluation of trained models: perplexity on named texts, and quality of generated text.
+"""Evaluation of trained models: perplexity on named texts, quality of generated text, and code.
 
 Perplexities are true bounds, given with their errors and their protocol::
 
@@ -15,6 +15,10 @@ or texts of many update rules at several numbers of tokens per NFE, for a table 
 
     python -m hybrid_jax.evaluate --workdir=runs/epsilon_hybrid --pareto --scorer=run:runs/ar
 
+Code is written on and filled in, by one run or several side by side::
+
+    python -m hybrid_jax.evaluate --workdir=runs/code --code --beside=runs/code-ar
+
 Each number is stored in the workdir, under evaluation/, with everything that it depends on, in a
 file of its own: its name ends in a digest of its content. Numbers that are not finite, such as the
 standard error of one record, are null there.
@@ -30,13 +34,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hybrid_jax.errors import UserError, check_seed
-from hybrid_jax.eval import datasets, pareto, perplexity, protocols, quality_table, text_quality
+from hybrid_jax.eval import (
+    code,
+    datasets,
+    pareto,
+    perplexity,
+    protocols,
+    quality_table,
+    text_quality,
+)
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.eval.scorers.base import fingerprint
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
+from hybrid_jax.generation.generator import build, choose_sampling
 from hybrid_jax.runtime.command_line import (
     Parser,
     add_devices,
@@ -63,6 +76,7 @@ MODES = {
     "--datasets": ("datasets", "records", "draws", "seed", "step"),
     "--texts": ("texts", *_GENERATED),
     "--pareto": ("pareto", "rules", "rho", "count", "seeds", "seed", "step", *_GENERATED),
+    "--code": ("code", "beside", "temperature", "count", "reference", "seed", "step"),
 }
 
 
@@ -72,17 +86,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    mode = (
-        "--pareto" if options.pareto else "--texts" if options.texts is not None else "--datasets"
-    )
+    chosen = {"--pareto": options.pareto, "--code": options.code,
+              "--texts": options.texts is not None, "--datasets": True}  # fmt: skip
+    mode = next(name for name, given in chosen.items() if given)
     check_mode(options, mode, MODES)
     check_seed(options.seed + options.seeds - 1, "The last of the seeds from --seed on")
-    if mode != "--datasets" and options.scorer is None:
+    if "scorer" in MODES[mode] and options.scorer is None:
         raise UserError(
             "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive "
             "run, or --scorer=gpt2:gpt2-large."
         )
-    work = {"--datasets": _measure_sets, "--texts": _score_files, "--pareto": _sweep}[mode]
+    work = {"--datasets": _measure_sets, "--texts": _score_files, "--pareto": _sweep,
+            "--code": _measure_code}[mode]  # fmt: skip
     work(options, join(options))
 
 
@@ -240,6 +255,39 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
     say(f"stored in {folder}: {', '.join(f'{file.stem}.{kind}' for kind in ('json', 'md', 'png'))}")
 
 
+def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
+    paths = [expanded(path) for path in (options.workdir, *listed(options.beside or ""))]
+    distinct("--code", [path.resolve() for path in paths])
+    models = [pretrained.load(path, step=options.step, mesh=mesh) for path in paths]
+    first = models[0]
+    length, tokenizer = first.spec.schedule.length, first.tokenizer
+    records = [_human_texts(model, options, 0, least=1) for model in models]
+    for path, model, other in zip(paths, models, records, strict=True):
+        same = model.tokenizer.fingerprint == tokenizer.fingerprint
+        if not (same and np.array_equal(other, records[0])):
+            raise UserError(
+                f"{path} has other validation records than {paths[0]}: compare runs that were "
+                "trained on the same data."
+            )
+    settings = {"eos": "continue", "temperature": options.temperature}
+    generators = [
+        build(model, choose_sampling(model.experiment.sampling, None, settings)) for model in models
+    ]
+    given = raise_on_all(
+        lambda: code.tasks(records[0], tokenizer, length, count=options.count, seed=options.seed)
+    )
+    folder = _folder(options)
+    rows = []
+    for path, label, own in zip(paths, labels(paths), generators, strict=True):
+        written = code.write(own, given, seed=options.seed, batch_size=options.batch_size)
+        rows.append(code.row(label, given, written, **own.settings(path, options.seed),
+                             **code.budget(own.model)))  # fmt: skip
+    rows += code.limits(given, tokenizer, length)
+    say(code.as_markdown(rows))  # first: the disk may be full
+    found = {"rows": rows, "functions": given.functions, "lines": given.lines}
+    say(f"stored in {folder}: {_store(folder, 'code', found)}")
+
+
 def _from(bar: Progress, before: int, done: int) -> None:
     bar.update(before + done, {})
 
@@ -298,7 +346,7 @@ def _store(folder: Path, label: str, found: Any) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m hybrid_jax.evaluate",
-        description="Perplexity of a trained model on named texts, or quality of its own texts.",
+        description="Perplexity of a trained model on texts, or quality of its own texts and code.",
         compiles=True,
     )
     # Lists: see `runtime.decode.listed`.
@@ -325,15 +373,20 @@ def _parser() -> argparse.ArgumentParser:
         "quality against NFE and diversity")  # fmt: skip
     add("--protocol", default="standard", help=f"{', '.join(protocols.PROTOCOLS)} (default: "
         "%(default)s)")  # fmt: skip
-    add("--reference", metavar="SET", help="human text for MAUVE (default: valid)")
+    add("--reference", metavar="SET", help="human text for MAUVE, code for --code (default: valid)")
     add("--rules", metavar="A,B,...", help="of --pareto, such as acs:eta=0.5,ancestral "
         "(default: ten, as far as they go with the model's noise)")  # fmt: skip
     add("--rho", metavar="A,B,...", help="of --pareto: tokens per NFE "
         "(default: those of 8,4,2,1 that divide the model's window)")  # fmt: skip
     add("--count", type=within(2), default=128, metavar="N",
-        help="texts for each point of --pareto (default: %(default)s)")  # fmt: skip
+        help="texts for each point of --pareto, and functions and lines of --code "
+        "(default: %(default)s)")  # fmt: skip
     add("--seeds", type=within(1), default=1, metavar="K",
         help="of texts of --pareto, from --seed on (default: %(default)s)")  # fmt: skip
+    add = parser.add_argument_group("code").add_argument
+    add("--code", action="store_true", help="write functions of held-out code, and hidden lines")
+    add("--beside", metavar="A,B,...", help="other runs on the same data, for the same table")
+    add("--temperature", type=float, help="of what is drawn (default: that of each run)")
     add_devices(parser)
     return parser
 

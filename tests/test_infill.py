@@ -15,8 +15,8 @@ from hybrid_jax import generate
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.data.tokenizers.char import CharTokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.generation import driver, generator, requests
-from hybrid_jax.generation.infill import Choice, with_gaps
+from hybrid_jax.generation import generator, infill, requests
+from hybrid_jax.generation.infill import with_gaps
 from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
@@ -105,15 +105,6 @@ def knowing(run, name):
     return dataclasses.replace(own, sampler=dataclasses.replace(own.sampler, cached=False))
 
 
-def choose(own, asked, seed=0, batch_size=64):
-    choice = Choice(own, asked, seed)
-    rounds = driver.rounds(
-        own, choice.requests, seed=seed, batch_size=batch_size, texts_of=choice.texts_of
-    )
-    texts = [text for round_ in rounds for text in choice.take(round_.texts.values())]
-    return sorted(texts, key=lambda text: text.number)
-
-
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_true_length_is_found(name, request):
     """The sum of nats would prefer a single wrong letter to five right ones, and the nats of what
@@ -122,7 +113,8 @@ def test_the_true_length_is_found(name, request):
     samples = 4
     asked = [with_gaps(f"{k}{{{{}}}}.", TOKENIZER, SIZE) for k in range(1, MOST + 1)]
     assert [candidates[-1].lengths for candidates in asked] == [(SIZE - 2,)] * MOST
-    texts = choose(own, [candidates for candidates in asked for _ in range(samples)])
+    every = [candidates for candidates in asked for _ in range(samples)]
+    texts = infill.run(own, every, seed=0, batch_size=64)
     found = np.array([text.lengths[0] for text in texts]).reshape(MOST, samples)
     true = found == np.arange(1, MOST + 1)[:, None]
     assert np.all(true.mean(axis=1) >= 0.5)

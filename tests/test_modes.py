@@ -58,7 +58,8 @@ class Watched:
 @pytest.mark.parametrize("mode", evaluate.MODES)
 def test_what_evaluation_does_not_refuse_it_reads(mode, ar, epsilon, text, tmp_path, monkeypatch):
     """On a real run: what is in no table of flags cannot slip through."""
-    way = {"--datasets": "_measure_sets", "--texts": "_score_files", "--pareto": "_sweep"}[mode]
+    way = {"--datasets": "_measure_sets", "--texts": "_score_files", "--pareto": "_sweep",
+           "--code": "_measure_code"}[mode]  # fmt: skip
     real, seen = getattr(evaluate, way), []
 
     def watched(options, mesh):
@@ -66,19 +67,29 @@ def test_what_evaluation_does_not_refuse_it_reads(mode, ar, epsilon, text, tmp_p
         real(seen[0], mesh)
 
     monkeypatch.setattr(evaluate, way, watched)
-    texts = tmp_path / "x.jsonl"
+    texts, code = tmp_path / "x.jsonl", tmp_path / "code.txt"
+    code.write_text("def a():\n b\n c\n", encoding="utf-8")
     if mode == "--texts":
         assert generate.main([f"--workdir={epsilon}", "--num_samples=2", f"--out={texts}"]) == 0
     flags = {
         "--datasets": ["--records=2", "--draws=1"],
         "--texts": [f"--texts={texts}", f"--scorer=run:{ar}", f"--reference=files:{text}/b.txt"],
         "--pareto": ["--pareto", "--count=2", "--rho=4", "--rules=acs", f"--scorer=run:{ar}"],
+        "--code": ["--code", f"--reference=files:{code}"],
     }[mode]
     assert evaluate.main([f"--workdir={epsilon}", *flags]) == 0
     every = {name for name, _, _ in flags_of(evaluate)}
     elsewhere = {name for names in evaluate.MODES.values() for name in names}
     accepted = every - (elsewhere - set(evaluate.MODES[mode]))
-    before = {"pareto", "no_compilation_cache", "tensor", "coordinator", "processes", "process"}
+    before = {
+        "pareto",
+        "code",
+        "no_compilation_cache",
+        "tensor",
+        "coordinator",
+        "processes",
+        "process",
+    }
     assert accepted - before <= seen[0].read
 
 

@@ -14,19 +14,21 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_text
+from hybrid_jax.generation import driver
+from hybrid_jax.generation.driver import Round
 from hybrid_jax.generation.generator import Generator
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.training import likelihood
 
-_LONGEST = 16  # tokens of a gap that gives no length
+LONGEST = 16  # tokens of a gap that gives no length
 _MOST = 256  # candidates of a text
 _BEHIND = 16  # given tokens behind a gap that count
 _DRAWS = 64  # of levels and noise for each candidate, where the bound is not exact
@@ -74,7 +76,7 @@ def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> list[Request]:
 def _lengths(gap: str, length: int) -> Sequence[int]:
     """The lengths that a gap may have."""
     if not gap:
-        return range(1, min(_LONGEST, length) + 1)
+        return range(1, min(LONGEST, length) + 1)
     least, to, most = gap.partition("-")
     # The number of digits first: Python refuses to read very long numbers.
     if any(len(n) > 9 or (n.isdigit() and int(n) > length) for n in (least, most)):
@@ -89,6 +91,25 @@ def _lengths(gap: str, length: int) -> Sequence[int]:
             "the most, as in {{3-12}}."
         )
     return range(int(least), int(most) + 1)
+
+
+def run(
+    generator: Generator,
+    asked: Sequence[Sequence[Request]],
+    *,
+    seed: int,
+    batch_size: int,
+    on_round: Callable[[Round], None] | None = None,
+) -> list[Text]:
+    """Generates texts in their order, as `driver.run`, each chosen among the candidates for it."""
+    choice, texts = Choice(generator, asked, seed), []
+    for round_ in driver.rounds(
+        generator, choice.requests, seed=seed, batch_size=batch_size, texts_of=choice.texts_of
+    ):
+        texts += choice.take(round_.texts.values())
+        if on_round is not None:
+            on_round(round_)
+    return sorted(texts, key=lambda text: text.number)
 
 
 class Choice:
