@@ -81,8 +81,10 @@ def _run(options: argparse.Namespace) -> None:
             for rule in RULES:
                 texts = workdir / f"answers-{rule}.jsonl"
                 texts.unlink(missing_ok=True)
-                _command("generate", f"--workdir={workdir}", f"--prompt_file={folder}/valid.jsonl",
-                         f"--out={texts}", "--batch_size=64", f"--seed={seed}", f"--rule={rule}")  # fmt: skip
+                _command(
+                    "generate", f"--workdir={workdir}", f"--prompt_file={folder}/valid.jsonl",
+                    f"--out={texts}", "--batch_size=64", f"--seed={seed}", f"--rule={rule}",
+                )  # fmt: skip
                 right = exact_match(texts, options.task)
                 error = right.std(ddof=1) / np.sqrt(len(right))
                 row += f" {right.mean():.3f} | {error:.3f} |"
