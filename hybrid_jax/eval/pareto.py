@@ -21,17 +21,10 @@ from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training.pretrained import Pretrained
 
 RULES = (
-    "ancestral",
-    "acs:eta=0",
-    "acs:eta=0.25",
-    "acs:eta=0.5",
-    "acs:eta=1",
-    "acs:eta=0.25:guidance=confidence",
-    "acs:eta=0.5:guidance=confidence",
-    "remdm:eta=0.1:strategy=rescale",
-    "threshold:threshold=0.9",
-    "entropy:bound=0.5",
-)
+    "ancestral", "acs:eta=0", "acs:eta=0.25", "acs:eta=0.5", "acs:eta=1",
+    "acs:eta=0.25:guidance=confidence", "acs:eta=0.5:guidance=confidence",
+    "remdm:eta=0.1:strategy=rescale", "threshold:threshold=0.9", "entropy:bound=0.5",
+)  # fmt: skip
 TOKENS_PER_NFE = (8.0, 4.0, 2.0, 1.0)
 
 

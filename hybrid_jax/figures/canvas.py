@@ -19,8 +19,7 @@ def figure(width: float, height: float, title: str) -> Any:
     made = module("matplotlib.figure").Figure(
         figsize=(width, height), facecolor=PAPER, layout="constrained"
     )
-    if title:
-        made.suptitle(title, fontsize=11, color=INK)
+    made.suptitle(title, fontsize=11, color=INK)
     return made
 
 

@@ -40,12 +40,10 @@ def _import(options: argparse.Namespace) -> None:
     from hybrid_jax.interop.workdirs import workdir_from_released
 
     released = workdir_from_released(
-        options.source,
-        options.workdir,
-        tokenizer=options.tokenizer,
+        options.source, options.workdir, tokenizer=options.tokenizer,
         config=command_line.read_config(options.config) if options.config else None,
         settings=options.settings,
-    )
+    )  # fmt: skip
     for note in released.notes:
         print(f"note: {note}")
     letter = {"epsilon": "ε", "gamma": "γ"}[released.kind]
