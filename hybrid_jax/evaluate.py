@@ -45,7 +45,7 @@ from hybrid_jax.generation.generator import build, choose_sampling
 from hybrid_jax.runtime import command_line
 from hybrid_jax.runtime.command_line import check_mode, distinct, path_of, seed_of, step_of, within
 from hybrid_jax.runtime.decode import listed
-from hybrid_jax.runtime.files import check_writable, expanded, labels, write_atomic, writing
+from hybrid_jax.runtime.files import check_writable, expanded, labels, write_atomic
 from hybrid_jax.runtime.json_text import file_name, write_json
 from hybrid_jax.runtime.processes import assert_same, is_process0, join, raise_on_all, say
 from hybrid_jax.runtime.progress import Progress
@@ -191,8 +191,6 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
     reference, held_out = human[: len(human) // 2], human[len(human) // 2 :]
     folder = _folder(options)
     network = fingerprint(model.network, model.params)
-    texts = folder / "pareto"
-    texts.mkdir(exist_ok=True)
     seeds = range(options.seed, options.seed + options.seeds)
 
     scored = functools.partial(
@@ -206,9 +204,9 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
             made = []
             for seed in seeds:
                 made.append(pareto.texts_of(
-                    point, texts, workdir=options.workdir, fingerprint=network, seed=seed,
-                    count=options.count, batch_size=min(options.batch_size, options.count),
-                    progress=functools.partial(_from, bar, before),
+                    point, folder / "pareto", workdir=options.workdir, fingerprint=network,
+                    seed=seed, count=options.count, progress=functools.partial(_from, bar, before),
+                    batch_size=min(options.batch_size, options.count),
                 ))  # fmt: skip
                 before += options.count
             qualities = tuple(scored(one.tokens, settings=one.settings) for one in made)
@@ -233,8 +231,7 @@ def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
     paths = [expanded(path) for path in (options.workdir, *listed(options.beside or ""))]
     distinct("--code", [path.resolve() for path in paths])
     models = [pretrained.load(path, step=options.step, mesh=mesh) for path in paths]
-    first = models[0]
-    length, tokenizer = first.spec.schedule.length, first.tokenizer
+    length, tokenizer = models[0].spec.schedule.length, models[0].tokenizer
     records = [_human_texts(model, options, 0, least=1) for model in models]
     for path, model, other in zip(paths, models, records, strict=True):
         same = model.tokenizer.fingerprint == tokenizer.fingerprint
@@ -294,13 +291,7 @@ def _numbers(text: str) -> list[float]:
 
 def _folder(options: argparse.Namespace) -> Path:
     folder = Path(options.workdir) / "evaluation"
-
-    def make() -> None:
-        check_writable(folder, folder=True)
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-
-    raise_on_all(make)
+    raise_on_all(lambda: check_writable(folder, folder=True))
     return folder
 
 
