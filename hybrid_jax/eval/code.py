@@ -170,14 +170,15 @@ def tasks(
     """
     ids = np.concatenate(records)
     documents = np.split(ids, np.flatnonzero(ids == tokenizer.eos))
-    found = dict.fromkeys(own for part in documents for own in functions(tokenizer.decode(part)))
+    texts = map(tokenizer.decode, documents)
+    found = list(dict.fromkeys(own for text in texts for own in functions(text)))
     if not found:
         raise UserError(
             "The held-out text has no Python function: evaluate a run on code, such as that of "
             "configs/code.py, or name code with --reference."
         )
     draw = np.random.default_rng(seed)
-    order = [list(found)[number] for number in draw.permutation(len(found))]
+    order = [found[number] for number in draw.permutation(len(found))]
     headers = (
         own
         for own in order
@@ -220,9 +221,8 @@ def write(
     wanted: list[tuple[str, str, str, int | None]]  # way, both sides, most tokens between them
     wanted = [("parse", own.header, "", length) for own in given.functions]
     for before, line, behind in given.lines:
-        wanted.append(("known", before, behind, size(line)))
-        wanted.append(("open", before, behind, None))
-        wanted.append(("left", before, "", infill.LONGEST + 1))
+        wanted += [("known", before, behind, size(line)), ("open", before, behind, None),
+                   ("left", before, "", infill.LONGEST + 1)]  # fmt: skip
     asked = []
     for _, before, behind, most in wanted:
         gap = "" if most is None else min(most, length - size(before))

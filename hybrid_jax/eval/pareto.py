@@ -104,18 +104,17 @@ def texts_of(
       UserError: if they cannot be read or written.
     """
     own = point.generator
-    tokenizer = own.model.tokenizer
     settings = own.settings(workdir, seed)
     # The folder's own place may change, and a step of the same number may be that of a new run.
     depends = {**settings, "workdir": fingerprint, "count": count}
     file = folder / f"{file_name(f'{point.label}-rho{point.rho:g}-seed{seed}', depends)}.jsonl"
     if of_process0("made" if file.exists() else ""):
         progress(count)
-        return requests.read(file, tokenizer)
-    wanted = [Request(prompt="", ids=[], stop=own.sampler.spec.schedule.length)] * count
-    texts = driver.run(
-        own, wanted, seed=seed, batch_size=batch_size,
-        on_round=lambda round_: progress(round_.done),
-    )  # fmt: skip
-    raise_on_all(lambda: requests.write(file, texts, settings) if is_process0() else None)
-    return requests.read(file, tokenizer)
+    else:
+        wanted = [Request(prompt="", ids=[], stop=own.sampler.spec.schedule.length)] * count
+        texts = driver.run(
+            own, wanted, seed=seed, batch_size=batch_size,
+            on_round=lambda round_: progress(round_.done),
+        )  # fmt: skip
+        raise_on_all(lambda: requests.write(file, texts, settings) if is_process0() else None)
+    return requests.read(file, own.model.tokenizer)
