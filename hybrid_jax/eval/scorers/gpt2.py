@@ -96,13 +96,8 @@ class GPT2Config:
 
     def shape(self, axes: tuple[str, ...]) -> tuple[int, ...]:
         """The shape of a parameter with these axes."""
-        sizes = {
-            "vocab": self.vocab_size,
-            "context": self.n_positions,
-            "width": self.n_embd,
-            "qkv": 3 * self.n_embd,
-            "hidden": self.n_inner or 4 * self.n_embd,
-        }
+        sizes = {"vocab": self.vocab_size, "context": self.n_positions, "width": self.n_embd,
+                 "qkv": 3 * self.n_embd, "hidden": self.n_inner or 4 * self.n_embd}  # fmt: skip
         return tuple(sizes[axis] for axis in axes)
 
 
