@@ -15,8 +15,9 @@ from typing import Any, Literal
 import ml_collections
 
 from hybrid_jax.data import manifest as manifests
-from hybrid_jax.data import tokenizers
+from hybrid_jax.data import mixture, tokenizers
 from hybrid_jax.data.manifest import Manifest
+from hybrid_jax.data.mixture import mixed
 from hybrid_jax.data.pairs import is_pairs
 from hybrid_jax.errors import UserError, check_settings, free, only, resolved
 from hybrid_jax.method import hyperschedule, noising
@@ -35,6 +36,7 @@ from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
 
 FORMAT = 2  # of `Experiment.to_json`
+_NOT_PREPARED = ("dir", "padded", "weights")  # settings of data that do not change records
 _LONGEST = 2**20  # tokens of a record, each of which a schedule has a number for
 
 
@@ -49,6 +51,8 @@ class DataConfig:
         or "saved:FOLDER", see `data.tokenizers.make_tokenizer`.
       vocab_size: of a sentencepiece tokenizer, which is trained; 512 for None.
       length: L, tokens of a record.
+      weights: of the sources of a mixture, "0.7,0.3", and those from a later step on, "0.7,0.3
+        1000:0.2,0.8" (see `data.mixture`); equal for None.
       padded: whether the tokens behind the end of a pair, each an eos, are learned too, as models
         need that write all positions of a window; True for None.
       dir: folder of prepared records; empty for one under `data/` named after these settings.
@@ -59,7 +63,8 @@ class DataConfig:
     tokenizer: str = "sentencepiece"
     vocab_size: int | None = only(512, tokenizer="sentencepiece")
     length: int = 64
-    padded: bool | None = only(True, source="pairs:*")
+    weights: str | None = only(source="mix:*")
+    padded: bool | None = only(True, source=("pairs:*", "mix:*pairs:*"))
     dir: str = free("")
 
     def __post_init__(self) -> None:
@@ -67,12 +72,13 @@ class DataConfig:
         if self.length > _LONGEST:
             raise UserError(f"data.length must be at most {_LONGEST}, but is {self.length}.")
         tokenizers.split_name(self.tokenizer, whole=False)
+        mixture.parse(self.weights or "", len(mixed(self.source)))
 
     @property
     def preparation(self) -> dict[str, Any]:
         """The settings by the names of `prepare.prepare`."""
         values = dataclasses.asdict(self) | {"vocab_size": self.expected_vocab_size}
-        return {name: value for name, value in values.items() if name not in ("dir", "padded")}
+        return {name: value for name, value in values.items() if name not in _NOT_PREPARED}
 
     @property
     def pairs(self) -> bool:
@@ -256,7 +262,9 @@ class Experiment:
         kernel = self.noise.build(vocab_size)
         if self.evaluation.kernel == "absorbing":
             kernel = noising.absorbing(vocab_size=vocab_size)
-        return Bound(kernel=kernel, time=self.evaluation.time)
+        cut = self.layout.documents == "separate" or self.data.padded is False
+        windows = not self.layout.plain(self.schedule.build(self.data.length))
+        return Bound(kernel=kernel, time=self.evaluation.time, ends_known=cut and windows)
 
     def resolved(self) -> Experiment:
         """The same experiment with the values that None stands for."""

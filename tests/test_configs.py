@@ -160,11 +160,11 @@ def built(made: Experiment) -> dict:
     spec, network = made.spec(258, bos=256, eos=257), made.network(258)
     setup = TrainSetup.build(made, 258, bos=256, eos=257)
     data = dataclasses.asdict(made.data) | {"vocab_size": made.data.expected_vocab_size}
-    padded, named = data.pop("padded"), data.pop("dir")
+    named, *others = (data.pop(name) for name in ("dir", "padded", "weights"))
     folder = named or str(prepare.default_dir(**data))
     return {
         "name": made.name,
-        "data": (folder, made.data.length, padded),
+        "data": (folder, made.data.length, others),
         "schedule": spec.schedule,
         "noise": (spec.kernel, made.bound(258)),
         "layout": spec.layout,
@@ -189,6 +189,7 @@ EFFECTS = {
     "data.tokenizer": ({}, "byte"),
     "data.vocab_size": ({}, 300),
     "data.length": ({}, 32),
+    "data.weights": ({"data__source": "mix:pydocs,pysource"}, "0.9,0.1"),
     "data.padded": ({"data__source": "pairs:x.jsonl", "sampling__eos": "stop"}, "false"),
     "data.dir": ({}, "somewhere"),
     "schedule.family": ({}, "slide"),

@@ -110,7 +110,7 @@ def test_rows_of_data_sets_are_pairs(monkeypatch):
         ("\n", {}, "{} has no pairs in it: remove it from the source."),
         (None, {"length": 8}, "The pair with the prompt '1+9=' has 4 + 4 tokens and an eos, but a "
          "record has 8: choose a length of at least 9, or drop the pair."),
-        (None, {"valid_source": "pydocs"}, "One of source and valid_source is pairs"),
+        (None, {"valid_source": "pydocs"}, "Some of the sources are pairs and others text"),
         (None, {"source": "pairs:{}x"}, "No file matches '{}x'"),
         (None, {"tokenizer": "ids:5"}, "Document 1 of pairs:{} is wrong: "),
     ],

@@ -46,9 +46,10 @@ class Plan:
       inputs: what the text and the tokenizer were made of when this was planned.
       parts: the parts of the source, then those of the validation text.
       valid_parts: number of the latter.
+      sources: number of parts of each source, which records of another do not run on into.
       size: UTF-8 bytes of all parts, about.
       characters: of a chunk at least, but for the last of a part.
-      limit: characters of a piece at most.
+      limits: characters of a piece at most, for each part of the source.
       pair_length: tokens of a record that is a pair; 0 for text, which runs on.
       held_out: digests of the source's pieces that are not trained on, hexadecimal.
     """
@@ -56,9 +57,10 @@ class Plan:
     inputs: tuple[Input, ...]
     parts: tuple[str, ...]
     valid_parts: int
+    sources: tuple[int, ...]
     size: int
     characters: int
-    limit: int
+    limits: tuple[int, ...]
     pair_length: int
     held_out: tuple[str, ...]
 
@@ -148,6 +150,7 @@ def pack(folder: Path, plan: Plan, train: RecordWriter, valid: RecordWriter) -> 
     """
     there = _there(folder)
     left_out = 0
+    ends = set(itertools.accumulate(plan.sources))
     for part in range(len(plan.parts)):
         for number in itertools.count():
             is_last = there[part, number]
@@ -159,6 +162,10 @@ def pack(folder: Path, plan: Plan, train: RecordWriter, valid: RecordWriter) -> 
             left_out += numbers[_LEFT_OUT][1]
             if is_last:
                 break
+        if part + 1 in ends:
+            train.end_source()
+            if not plan.valid_parts:
+                valid.end_source()
     return left_out
 
 
@@ -167,7 +174,8 @@ def _encode_part(folder: Path, stamp: str, part: int, ask: Ask) -> int:
     plan, held_out, tokenizer = _loaded(folder, stamp)
     is_source = part < len(plan.parts) - plan.valid_parts
     to = {False: _TRAIN if is_source else _VALID, True: _LEFT_OUT if plan.valid_parts else _VALID}
-    passages = splits.passages(plan.parts[part], held_out=held_out if is_source else HeldOut())
+    out = HeldOut(digests=held_out, limit=plan.limits[part]) if is_source else HeldOut()
+    passages = splits.passages(plan.parts[part], held_out=out)
     pieces = ((to[is_held_out], *piece) for is_held_out, run in passages for piece in _ends(run))
     for number, (batch, is_last) in enumerate(_batches(pieces, plan.characters)):
         if ask((part, number)):
@@ -178,14 +186,12 @@ def _encode_part(folder: Path, stamp: str, part: int, ask: Ask) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, stamp: str) -> tuple[Plan, HeldOut, Tokenizer]:
-    """The plan, whose file has this stamp, and what it needs."""
+def _loaded(folder: Path, stamp: str) -> tuple[Plan, frozenset[bytes], Tokenizer]:
+    """The plan, whose file has this stamp, the digests that it holds out, and the tokenizer."""
     plan = Plan.load(folder)
     if plan is None:
         raise UserError(f"{folder} is gone: give the same command again.")
-    digests = frozenset(map(bytes.fromhex, plan.held_out))
-    held_out = HeldOut(digests=digests, limit=plan.limit)
-    return plan, held_out, load_tokenizer(folder / TOKENIZER)
+    return plan, frozenset(map(bytes.fromhex, plan.held_out)), load_tokenizer(folder / TOKENIZER)
 
 
 def _ends(run: Iterator[Piece]) -> Iterator[tuple[Piece, bool]]:

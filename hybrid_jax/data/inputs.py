@@ -9,6 +9,7 @@ from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data import remote, sources, tokenizers
 from hybrid_jax.data.content import Content
 from hybrid_jax.data.manifest import Input, Manifest
+from hybrid_jax.data.mixture import mixed
 from hybrid_jax.errors import UserError
 
 
@@ -50,7 +51,9 @@ def changes(manifest: Manifest, folder: Path) -> str:
     Raises:
       UserError: if text that is there cannot be read.
     """
-    parts = dict.fromkeys((manifest.source, manifest.valid_source, manifest.tokenizer))
+    parts = dict.fromkeys(
+        (*mixed(manifest.source), *mixed(manifest.valid_source), manifest.tokenizer)
+    )
     if not manifest.inputs:
         return _newer(parts, manifests.find(folder))
     said: list[str] = []

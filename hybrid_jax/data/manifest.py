@@ -63,6 +63,7 @@ class Split:
       kept_bytes: UTF-8 bytes of the text in the records, of pairs of the answers; an eos has none.
       sha256: of the records' bytes in order.
       shards: the files, in the order of their records.
+      sources: records of each source of a mixture, one after the other; empty for one source.
     """
 
     documents: int
@@ -73,6 +74,7 @@ class Split:
     kept_bytes: int
     sha256: str
     shards: tuple[Shard, ...]
+    sources: tuple[int, ...] = ()
 
     @property
     def bytes_per_token(self) -> float:

@@ -5,6 +5,7 @@ A record is L tokens, or a pair (see `pair_record`).
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -61,6 +62,8 @@ class RecordWriter:
         self._documents = self._text_bytes = self._tokens = self._kept_bytes = 0
         self._digest = hashlib.sha256()
         self._records: list[int] = []  # of each shard so far
+        self._dropped = 0
+        self._sources: list[int] = []  # records so far at the end of each
         self._file: array_record_module.ArrayRecordWriter | None = None
 
     def __enter__(self) -> Self:
@@ -85,9 +88,18 @@ class RecordWriter:
         if self._pending_tokens >= max(_FLUSH, self._length):
             self._flush()
 
+    def end_source(self) -> None:
+        """Ends the records of a source: its last tokens, too few for one, are dropped."""
+        self._flush()
+        self._dropped += self._pending_tokens
+        self._pending, self._pending_tokens = [], 0
+        self._sources.append(sum(self._records))
+
     def finish(self) -> Split:
         """Writes the last whole records, closes and names the files, and describes the split."""
         self._flush()
+        starts = [0, *self._sources]
+        sizes = [end - start for start, end in itertools.pairwise(starts)]
         self._close()
         names = [f"{self._split}-{n:05d}-of-{len(self._records):05d}.array_record"
                  for n in range(len(self._records))]  # fmt: skip
@@ -98,7 +110,8 @@ class RecordWriter:
             text_bytes=self._text_bytes,
             tokens=self._tokens - self._pairs * sum(self._records),
             records=sum(self._records),
-            dropped_tokens=self._pending_tokens,
+            dropped_tokens=self._dropped + self._pending_tokens,
+            sources=tuple(sizes) if len(sizes) > 1 else (),
             kept_bytes=self._kept_bytes,
             sha256=self._digest.hexdigest(),
             shards=tuple(

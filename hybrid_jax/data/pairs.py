@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hybrid_jax.data.mixture import mixed
 from hybrid_jax.errors import UserError
 
 FIELDS = ("prompt", "answer")
@@ -9,8 +10,8 @@ Piece = str | tuple[str, str]  # of a document, or a pair
 
 
 def is_pairs(source: str) -> bool:
-    """True for a source of pairs (see `sources.documents`)."""
-    return source.startswith("pairs:")
+    """True for a source of pairs (see `sources.documents`), or a mixture of such."""
+    return any(one.startswith("pairs:") for one in mixed(source))
 
 
 def texts(piece: Piece) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from hybrid_jax.data import content, pairs
+from hybrid_jax.data import content, mixture, pairs
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.files import expanded
@@ -71,6 +72,17 @@ class Records:
     def __len__(self) -> int:
         return self._split.records
 
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Records of each source, one after the other."""
+        return self._split.sources or (len(self),)
+
+    def first(self, count: int) -> np.ndarray:
+        """Numbers of so many records: of a mixture, from all its sources, by their sizes."""
+        if len(self.sources) == 1:
+            return np.arange(count)
+        return np.arange(count) * len(self) // count
+
     def read(self, numbers: Sequence[int]) -> Batch:
         """Records by number, 0 ... len-1.
 
@@ -126,17 +138,19 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Order:
-    """The record at each place of an endless sequence of epochs."""
+    """The record at each place of an endless sequence of epochs of a source, from 0."""
 
     records: int
     seed: int | None
+    source: int
 
     @functools.cached_property
     def dataset(self) -> grain.MapDataset:
         numbers = grain.MapDataset.range(self.records)
         if self.seed is not None:
             # Grain shuffles epoch e of seed s with s + e: neighbouring seeds would share epochs.
-            mixed = np.random.SeedSequence(self.seed).generate_state(1)[0]
+            own = (self.source,) if self.source else ()
+            mixed = np.random.SeedSequence(self.seed, spawn_key=own).generate_state(1)[0]
             numbers = numbers.shuffle(seed=int(mixed))
         return numbers.repeat()
 
@@ -144,12 +158,15 @@ class _Order:
 class Stream:
     """Endless training batches; every epoch takes every record once, in an order of its own.
 
+    Sources of a mixture have epochs of their own.
+
     Args:
       records: the split to train on; may be fewer than a batch.
       batch_size: B, rows of the global batch.
       seed: of the order, 0 or more.
       shuffle: False for the order of the records in every epoch.
       rows: which rows of the global batch to read, int [b]; None for all.
+      weights: of the sources, see `mixture.parse`.
 
     Raises:
       UserError: if B is below 1, or the seed is negative.
@@ -163,6 +180,7 @@ class Stream:
         seed: int,
         shuffle: bool = True,
         rows: np.ndarray | None = None,
+        weights: str = "",
     ):
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
@@ -173,7 +191,12 @@ class Stream:
         self._rows = np.asarray(np.arange(batch_size) if rows is None else rows, np.int32)
         if self._rows.min() < 0 or self._rows.max() >= batch_size:
             raise ValueError(f"rows must lie in 0 … {batch_size - 1}, but are {self._rows}")
-        self._order = _Order(records=len(records), seed=seed if shuffle else None).dataset
+        self._stages = mixture.parse(weights, len(records.sources))
+        starts = itertools.accumulate(records.sources, initial=0)
+        self._sources = [
+            (start, _Order(records=size, seed=seed if shuffle else None, source=number).dataset)
+            for number, (start, size) in enumerate(zip(starts, records.sources, strict=False))
+        ]
 
     def batch_at(self, step: int) -> Batch:
         """The batch of a step, 0 or more.
@@ -184,8 +207,14 @@ class Stream:
         if step < 0:
             raise ValueError(f"step is {step}; it must be 0 or more")
         first = step * self._batch_size
-        numbers = [self._order[first + int(row)] for row in self._rows]
+        numbers = [self._record(first + int(row)) for row in self._rows]
         return {**self._records.read(numbers), "index": self._rows.copy()}
+
+    def _record(self, index: int) -> int:
+        """The number of the record at a place among all rows."""
+        source, number = mixture.place(self._stages, self._batch_size, index)
+        start, order = self._sources[source]
+        return start + int(order[number])
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
         """Yields (step, batch_at(step)) from `start_step` on without end, read ahead by threads."""
@@ -199,6 +228,8 @@ class Readable(Protocol):
 
     def __len__(self) -> int: ...
 
+    def first(self, count: int) -> np.ndarray: ...
+
     def read(self, numbers: Sequence[int]) -> Batch: ...
 
 
@@ -209,7 +240,7 @@ def evaluation_batches(
 
     Args:
       batch_size: B.
-      limit: if given, only the first `limit` records.
+      limit: if given, only `Records.first` so many.
 
     Yields:
       what `read` gives, and "valid" bool [B]: False marks the rows that fill the last batch.
@@ -223,8 +254,9 @@ def evaluation_batches(
             f"Evaluation needs a batch_size and a limit of at least 1, but got {batch_size} and "
             f"{limit}."
         )
+    chosen = records.first(total)
     for start in range(0, total, batch_size):
         places = np.arange(start, start + batch_size)
         # The filling repeats the last record, whose tokens are valid for a model.
-        batch = records.read(np.minimum(places, total - 1).tolist())
+        batch = records.read(chosen[np.minimum(places, total - 1)].tolist())
         yield {**batch, "valid": places < total}

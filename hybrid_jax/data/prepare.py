@@ -9,6 +9,8 @@ of both splits, the tokenizer, and `manifest.json`. It appears whole or not at a
 
 import argparse
 import contextlib
+import dataclasses
+import itertools
 import logging
 import re
 import shutil
@@ -22,8 +24,10 @@ from hybrid_jax.data import chunks, inputs, remote, sources, splits
 from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data.chunks import Plan
 from hybrid_jax.data.manifest import FORMAT, Manifest
+from hybrid_jax.data.mixture import mixed
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.pairs import is_pairs, texts
+from hybrid_jax.data.splits import HeldOut
 from hybrid_jax.data.tokenizers import check_records, load_tokenizer, make_tokenizer, reads_all
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_number
@@ -179,10 +183,9 @@ def _checked(out: str | Path, settings: Mapping[str, Any]) -> Path:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
     for name, value in settings.items():
         check_number(value, name)
-    if settings["valid_source"]:
-        pairs = [is_pairs(settings[name]) for name in ("source", "valid_source")]
-        if pairs[0] != pairs[1]:
-            raise UserError("One of source and valid_source is pairs: choose both of one kind.")
+    kinds = {is_pairs(one) for one in _texts(settings)[:-1] if one}
+    if len(kinds) > 1:
+        raise UserError("Some of the sources are pairs and others text: choose all of one kind.")
     return expanded(out)
 
 
@@ -209,9 +212,9 @@ def _work_folder(out: Path, settings: dict[str, Any], *, shared: bool) -> Iterat
             out.parent.rmdir()
 
 
-def _texts(settings: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The source, the validation source and the tokenizer of records."""
-    return settings["source"], settings["valid_source"], settings["tokenizer"]
+def _texts(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sources, the validation source and the tokenizer of records."""
+    return *mixed(settings["source"]), settings["valid_source"], settings["tokenizer"]
 
 
 def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
@@ -239,30 +242,38 @@ def _planned(folder: Path, settings: Mapping[str, Any], workers: int) -> Plan:
     """The plan in the folder, or a new one, and with it the tokenizer."""
     if plan := Plan.load(folder):
         return plan
-    source, valid_source, name = _texts(settings)
+    *mixture, valid_source, name = _texts(settings)
     found = tuple(one for part in dict.fromkeys(_texts(settings)) for one in inputs.read(part))
     paths = (Path(one.name) for one in found)
     is_local = not any(remote.is_remote(one.name) for one in found)
     size = sum(path.stat().st_size for path in paths if path.is_file())
     if is_local and size < chunks.CHARACTERS:
         workers = 1
-    for part in (source, valid_source):
+    for part in (*mixture, valid_source):
         check_records(name, part)
     if valid_source:
-        held_out = splits.digests(valid_source)
-        size = held_out.size + splits.size(source, workers=workers)
+        apart = splits.digests(valid_source)
+        size = apart.size + sum(splits.size(source, workers=workers) for source in mixture)
+        held_out = [apart] * len(mixture)
     else:
         # Enough for a record: a byte token has a byte, others several.
         least = settings["length"] * (2 if name == "byte" else 8)
-        held_out = splits.held_out(
-            source, every=settings["valid_every"], least=least, workers=workers
-        )
-        size = held_out.size
+        share = settings["valid_every"]
+        held_out = [
+            splits.held_out(source, every=share, least=least, workers=workers) for source in mixture
+        ]
+        size = sum(chosen.size for chosen in held_out)
+    # A text of one source is not trained on where it is held out of another.
+    digests = frozenset().union(*(chosen.digests for chosen in held_out))
+    held_out = [dataclasses.replace(chosen, digests=digests) for chosen in held_out]
+    read = list(zip(mixture, held_out, strict=True))
     every = reads_all(name)
+    if every and valid_source:
+        read.append((valid_source, HeldOut()))
     written = (
         text
-        for part in ((source, valid_source) if every and valid_source else (source,))
-        for is_held_out, pieces in splits.passages(part, held_out=held_out)
+        for part, chosen in read
+        for is_held_out, pieces in splits.passages(part, held_out=chosen)
         if every or not is_held_out
         for piece in pieces
         for text in texts(piece)
@@ -275,15 +286,19 @@ def _planned(folder: Path, settings: Mapping[str, Any], workers: int) -> Plan:
     except OSError:  # it is there: another host was faster
         shutil.rmtree(made)
     valid_parts = sources.parts(valid_source) if valid_source else []
+    parts = [sources.parts(source) for source in mixture]
     plan = Plan(
         inputs=found,
-        parts=(*sources.parts(source), *valid_parts),
+        parts=(*itertools.chain(*parts), *valid_parts),
+        sources=tuple(map(len, parts)),
         valid_parts=len(valid_parts),
         size=size,
         characters=chunks.CHARACTERS,
-        limit=held_out.limit,
-        pair_length=settings["length"] if is_pairs(source) else 0,
-        held_out=tuple(sorted(digest.hex() for digest in held_out.digests)),
+        limits=tuple(
+            chosen.limit for chosen, own in zip(held_out, parts, strict=True) for _ in own
+        ),
+        pair_length=settings["length"] if is_pairs(settings["source"]) else 0,
+        held_out=tuple(sorted(digest.hex() for digest in digests)),
     )
     plan.save(folder)
     return plan
@@ -338,6 +353,12 @@ def _packed(work: Path, settings: Mapping[str, Any], plan: Plan) -> Manifest:
                 f"The {name} split has {split.tokens} tokens{without}, too few for one record of "
                 f"{settings['length']}: use more text, a smaller length or {other} valid_source."
             )
+    for source, records in zip(mixed(settings["source"]), written["train"].sources, strict=False):
+        if not records:
+            raise UserError(
+                f"{source} has too few tokens for one record of {settings['length']}: use more "
+                "text, a smaller length, or leave it out."
+            )
     return manifest
 
 
@@ -349,8 +370,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--source", required=True, help="pydocs, pysource, files:PATTERN[,PATTERN...] (.txt or "
         ".jsonl, plain or .gz, .xz, .zst), lines:PATTERN[,PATTERN...] (a document a line), "
-        "tfds:NAME:SPLIT[:FIELD], hf:NAME:SPLIT[:FIELD], or pairs: and one of files, tfds and hf "
-        "(a prompt and an answer a record)")  # fmt: skip
+        "tfds:NAME:SPLIT[:FIELD], hf:NAME:SPLIT[:FIELD]; pairs: and one of files, tfds and hf "
+        "(a prompt and an answer a record); or mix:SOURCE,SOURCE")  # fmt: skip
     add("--valid_source", default="", help="text to validate on (default: a part of the source)")
     add("--valid_every", type=int, default=VALID_EVERY, metavar="K",
         help="else hold out one K-th of the source (default: %(default)s)")  # fmt: skip

@@ -79,6 +79,10 @@ class Packed:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def first(self, count: int) -> np.ndarray:
+        """Numbers of the first records."""
+        return np.arange(count)
+
     def read(self, numbers: Sequence[int]) -> pipeline.Batch:
         """Records by number, as `pipeline.Records`."""
         arrays = {"tokens": self.tokens, **self.others}
@@ -177,7 +181,7 @@ def held_out(model: Pretrained, records: int = 0) -> Packed:
     if model.data:
         model.data.check(folder, found.manifest)
     prepare.check_tokenizer(found.manifest, model.tokenizer)
-    batch = found.read(range(min(records, len(found)) if records else len(found)))
+    batch = found.read(found.first(min(records or len(found), len(found))).tolist())
     split = found.manifest.valid
     return Packed(
         tokens=batch.pop("tokens"), others=batch, documents=split.documents,

@@ -231,14 +231,18 @@ class Bound:
       kernel: the noise of the bound: that of training, or absorbing for a network trained with
         any noise (what the paper does for ε-hybrid).
       time: "discrete" or "continuous".
+      ends_known: whether the rows show where documents end. It is a bound on −log p(text | ends)
+        then, which is below that of the text.
     """
 
     kernel: NoiseKernel
     time: Time
+    ends_known: bool = False
 
     @property
     def label(self) -> str:
-        return f"{self.kernel.name}, {self.time} time"
+        ends = ", ends of documents known" if self.ends_known else ""
+        return f"{self.kernel.name}, {self.time} time{ends}"
 
 
 def draw_uniforms(

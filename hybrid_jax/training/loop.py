@@ -145,7 +145,10 @@ def train(
     size = config.batch_size
     rows = sharding.local_rows(mesh, size)
     records = raise_on_all(lambda: _records(run, "train"))
-    stream = pipeline.Stream(records, batch_size=size, seed=config.seed, rows=rows)
+    stream = pipeline.Stream(
+        records, batch_size=size, seed=config.seed, rows=rows,
+        weights=run.experiment.data.weights or "",
+    )  # fmt: skip
     settings = dataclasses.asdict(run.experiment)
     throughput = Throughput(
         tokens=size * run.manifest.length,
