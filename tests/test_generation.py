@@ -108,14 +108,13 @@ def served(schedule, how):
     return "block-causal" not in how or SCHEDULES[schedule].settles_whole
 
 
-# Every schedule, in alternating alignments; that of GPT is below.
+# Every schedule, in alternating alignments.
 PAIRS = [
-    *((schedule, ("aligned", "shifted")[i % 2]) for i, schedule in enumerate(SCHEDULES)),
+    *((schedule, ("shifted", "aligned")[i % 2]) for i, schedule in enumerate(SCHEDULES)),
     ("block", "shifted, block-causal"),
     ("slide", "causal window"),
 ]
-# Every rule under two schedules, in alternating layouts; test_rules.py has all of both. Every other
-# case has every rule.
+# Every rule under two schedules, in alternating layouts. Every other case has every rule.
 CASES = [
     (schedule, hows[(i + j) % len(hows)], rule)
     for i, schedule in enumerate(name for name in SCHEDULES if name != "fast slide")
@@ -181,7 +180,8 @@ def test_cached_texts_are_those_of_full_recomputation(schedule, how, rule):
     np.testing.assert_array_equal(texts.tokens, whole.tokens)
     np.testing.assert_array_equal(texts.corrections, whole.corrections)
     assert texts.tokens.max() < N
-    assert texts.corrections.sum() > 0 or RULES[rule].adaptive or rule == "greedy"
+    if rule in ("acs", "remdm") and schedule != "quenched AR":
+        assert texts.corrections.sum() > 0
     np.testing.assert_array_equal(texts.tokens[prompt.frozen], prompt.tokens[prompt.frozen])
 
 
@@ -392,9 +392,8 @@ def test_adaptive_rules_move_on_early_and_keep_pace_at_the_latest():
     # At least one token a step: the last block has two.
     slow = nfe("block", Threshold(threshold=1.0), rows)
     np.testing.assert_array_equal(slow, 3 + 3 + 2)
-    some = nfe("flat", EntropyBound(bound=1.0), rows)
-    assert np.all((some > 1) & (some <= 5))
-    assert np.any(some < 5), "nothing was sure enough"
+    some = nfe("flat", EntropyBound(bound=4.0), rows)
+    assert np.all((some > 1) & (some < 5))
 
 
 def test_closing_sweeps_are_counted_and_end_when_nothing_changes():
