@@ -215,27 +215,8 @@ def sampler_distribution(spec, network, params, given=(-1,) * LENGTH):
 
     `given`: tokens that it keeps, −1 where there is none.
     """
-    free = np.array(given) < 0
-    schedule, kernel = spec.schedule, spec.kernel
-    states = all_sequences(kernel.vocab_size + 1, LENGTH)
-
-    def moves(step, logits):
-        """P(next token | state) for every state and position: [states, L, N + 1]."""
-        level = schedule.level(step, POSITIONS) / schedule.levels
-        after = schedule.level(step + 1, POSITIONS) / schedule.levels
-        active = (level != after) & free
-        one = functools.partial(spec.objective.reverse_step, kernel)
-        log_next = jax.vmap(jax.vmap(one), (0, 0, None, None))(
-            logits,
-            jnp.asarray(states),
-            jnp.where(active, after, 0.0),
-            jnp.where(active, level, 0.5),
-        )
-        stay = jax.nn.one_hot(jnp.asarray(states), kernel.vocab_size + 1)
-        return jnp.where(active[None, :, None], jnp.exp(log_next), stay)
-
-    logits = all_logits(spec, network, params)
-    chances = quick_jit(jax.vmap(moves))(jnp.arange(schedule.steps), logits)
+    kernel = spec.kernel
+    chances = _moves(spec, all_logits(spec, network, params), jnp.asarray(given) < 0)
     start = np.exp(np.asarray(noising.marginal(kernel, 0, 1.0), np.float64))
     starts = [start if token < 0 else np.eye(kernel.vocab_size + 1)[token] for token in given]
     mass = np.einsum("a,b,c->abc", *starts)
@@ -244,3 +225,23 @@ def sampler_distribution(spec, network, params, given=(-1,) * LENGTH):
         now = weight > 0  # impossible states have no reverse step
         mass = np.einsum("s,sa,sb,sc->abc", weight[now], *np.moveaxis(chance[now], 1, 0))
     return mass
+
+
+@functools.partial(quick_jit, static_argnums=0)
+def _moves(spec, logits, free):
+    """P(next token | state) for every step, state and position: [S, states, L, N + 1]."""
+    schedule, kernel = spec.schedule, spec.kernel
+    states = jnp.asarray(all_sequences(kernel.vocab_size + 1, LENGTH))
+
+    def at(step, logits):
+        level = schedule.level(step, POSITIONS) / schedule.levels
+        after = schedule.level(step + 1, POSITIONS) / schedule.levels
+        active = (level != after) & free
+        one = functools.partial(spec.objective.reverse_step, kernel)
+        log_next = jax.vmap(jax.vmap(one), (0, 0, None, None))(
+            logits, states, jnp.where(active, after, 0.0), jnp.where(active, level, 0.5)
+        )
+        stay = jax.nn.one_hot(states, kernel.vocab_size + 1)
+        return jnp.where(active[None, :, None], jnp.exp(log_next), stay)
+
+    return jax.vmap(at)(jnp.arange(schedule.steps), logits)

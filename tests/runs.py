@@ -29,7 +29,7 @@ def get_config(size="tiny"):
     config.train.update(dict(steps=120, batch_size=8, log_every=5, checkpoint_every=10,
                              eval_every=30, loss_chunk=16))
     config.evaluation.update(dict(records=16, final_records=16, draws=1, batch_size=16))
-    config.sampling.count = 1
+    config.sampling.count = 0
     return config
 """
 

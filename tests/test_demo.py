@@ -416,7 +416,7 @@ def test_the_files_of_the_pages_are_installed(tmp_path):
 
 
 def test_two_write_at_once_and_do_not_disturb_each_other(server):
-    both = [{"seed": 1, "text": "one "}, {"seed": 2, "rule": "remdm"}]
+    both = [{"seed": 1, "text": "one "}, {"seed": 2, "length": 9}]
     alone = [write(server, **values)[-1]["done"] for values in both]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(lambda values: write(server, **values)[-1]["done"], both))

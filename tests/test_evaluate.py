@@ -106,9 +106,6 @@ def test_command_line_prints_and_stores(gamma, text, capsys):
 
 
 BUILD = """
-import sys
-import tensorflow_datasets as tfds
-
 class {name}(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     {configs}
@@ -145,11 +142,10 @@ BUILDERS = {
 
 def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
     """Sets with the features of the real ones, built here and read back by their usual names."""
-    for settings in BUILDERS.values():
-        script = BUILD.format(**settings)
-        file = tmp_path / "build.py"
-        file.write_text(script, encoding="utf-8")
-        subprocess.run([sys.executable, str(file), str(tmp_path)], check=True, capture_output=True)
+    classes = "".join(BUILD.format(**settings) for settings in BUILDERS.values())
+    file = tmp_path / "build.py"
+    file.write_text(f"import sys\nimport tensorflow_datasets as tfds\n{classes}", encoding="utf-8")
+    subprocess.run([sys.executable, str(file), str(tmp_path)], check=True, capture_output=True)
     command = (
         "import sys; from hybrid_jax import evaluate; status = evaluate.main(sys.argv[1:]); "
         "from hybrid_jax.data import inputs; found = inputs.read('tfds:lambada:test'); "

@@ -108,13 +108,13 @@ def served(schedule, how):
     return "block-causal" not in how or SCHEDULES[schedule].settles_whole
 
 
+# Every schedule, in alternating alignments.
 PAIRS = [
-    *((schedule, how) for schedule in SCHEDULES for how in ("aligned", "shifted")),
-    ("block", "aligned, block-causal"),
+    *((schedule, ("shifted", "aligned")[i % 2]) for i, schedule in enumerate(SCHEDULES)),
     ("block", "shifted, block-causal"),
     ("slide", "causal window"),
 ]
-# Every rule under two schedules, in alternating layouts; test_rules.py has all of both.
+# Every rule under two schedules, in alternating layouts. Every other case has every rule.
 CASES = [
     (schedule, hows[(i + j) % len(hows)], rule)
     for i, schedule in enumerate(name for name in SCHEDULES if name != "fast slide")
@@ -155,49 +155,64 @@ def test_cached_logits_are_those_of_full_recomputation_at_every_step(schedule, h
         compared += int(count)
         state = loop.advance(cached, rule, params, state, 1)
     assert np.all(state.step == cached.spec.schedule.steps)
+    assert state.nfe[0] == cached.spec.schedule.steps  # from nothing, one call a step
     assert compared > LENGTH * len(ROWS) / 3
+
+
+@functools.cache
+def batch_of(schedule, how, rule):
+    """A sampler with a cache, and what it writes: its rows, keys, prompt and texts."""
+    network, params = transformer()
+    cached = Sampler(spec=spec_of(schedule, how), network=network, prefill=3)
+    # Nothing tells the positions of a text of MASKs alone apart: rounding would pick the surest.
+    rows = ROWS[1:] if RULES[rule].adaptive else ROWS
+    keys, prompt = keys_of(len(rows), seed=len(rule)), given(rows)
+    return cached, rows, keys, prompt, generate(cached, RULES[rule], params, keys, prompt)
 
 
 @pytest.mark.parametrize(("schedule", "how", "rule"), CASES)
 def test_cached_texts_are_those_of_full_recomputation(schedule, how, rule):
-    """For the same keys, to the last token; no MASK is left, and given tokens stand."""
-    network, params = transformer()
-    cached = Sampler(spec=spec_of(schedule, how), network=network, prefill=3)
-    # Nothing tells the positions of a text of MASKs alone apart: rounding would pick the surest.
-    prompt = given(ROWS[1:] if RULES[rule].adaptive else ROWS)
-    keys = keys_of(len(prompt.stop), seed=len(rule))
-    texts = generate(cached, RULES[rule], params, keys, prompt)
+    """For the same keys, to the last token; no MASK is left, and given tokens stand where others
+    are corrected."""
+    _, params = transformer()
+    cached, _, keys, prompt, texts = batch_of(schedule, how, rule)
     whole = generate(dataclasses.replace(cached, cached=False), RULES[rule], params, keys, prompt)
     np.testing.assert_array_equal(texts.tokens, whole.tokens)
     np.testing.assert_array_equal(texts.corrections, whole.corrections)
     assert texts.tokens.max() < N
+    if rule in ("acs", "remdm") and schedule != "quenched AR":
+        assert texts.corrections.sum() > 0
     np.testing.assert_array_equal(texts.tokens[prompt.frozen], prompt.tokens[prompt.frozen])
 
 
-@pytest.mark.parametrize(("schedule", "how"), [("slide", "shifted"), ("block", "aligned")])
-def test_a_score_network_is_cached_alike(schedule, how):
+@pytest.mark.parametrize(
+    ("schedule", "how", "rule"),
+    [
+        ("slide", "shifted", ACS(eta=0.5)),
+        ("block", "aligned", Ancestral(warp=Warp(temperature=0.5))),
+    ],
+)
+def test_a_score_network_is_cached_alike(schedule, how, rule):
     network, params = reader()
     spec = spec_of(schedule, how, parameterisation="score")
     cached = Sampler(spec=spec, network=network)
-    for rule in (Ancestral(), ACS(eta=0.5), Ancestral(warp=Warp(temperature=0.5))):
-        texts, whole = (
-            generate(sampler, rule, params, keys_of(6), given())
-            for sampler in (cached, dataclasses.replace(cached, cached=False))
-        )
-        np.testing.assert_array_equal(texts.tokens, whole.tokens)
-        assert texts.tokens.max() < N
+    texts, whole = (
+        generate(sampler, rule, params, keys_of(6), given())
+        for sampler in (cached, dataclasses.replace(cached, cached=False))
+    )
+    np.testing.assert_array_equal(texts.tokens, whole.tokens)
+    assert texts.tokens.max() < N
 
 
 def test_a_text_does_not_depend_on_how_its_prompt_was_fed():
     network, params = transformer()
     spec = spec_of("block", "shifted, block-causal")
-    results = [
+    one, all_ = (
         generate(Sampler(spec=spec, network=network, prefill=size), ACS(), params,
                  keys_of(6), given()).tokens
-        for size in (1, 6, 256)
-    ]  # fmt: skip
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
+        for size in (1, 256)
+    )  # fmt: skip
+    np.testing.assert_array_equal(one, all_)
 
 
 def test_bfloat16_caches_hold_bfloat16():
@@ -212,25 +227,12 @@ def test_bfloat16_caches_hold_bfloat16():
 # What a text depends on.
 
 
-@pytest.mark.parametrize(
-    ("schedule", "how", "rule"),
-    [
-        ("quenched AR", "shifted", "ancestral"),
-        ("block", "aligned", "acs"),
-        ("block", "aligned", "remdm"),
-        ("block", "shifted", "threshold"),
-        ("slide", "shifted", "acs, confidence"),
-        ("slide", "aligned", "entropy"),
-        ("custom", "shifted", "greedy"),
-    ],
-)
+@pytest.mark.parametrize(("schedule", "how", "rule"), CASES[::2])
 def test_a_text_alone_is_the_text_in_a_batch(schedule, how, rule):
-    network, params = transformer()
-    sampler = Sampler(spec=spec_of(schedule, how), network=network)
-    keys = keys_of(len(ROWS))
-    together = generate(sampler, RULES[rule], params, keys, given())
+    _, params = transformer()
+    sampler, rows, keys, _, together = batch_of(schedule, how, rule)
     for row in (2, 3):
-        alone = generate(sampler, RULES[rule], params, keys[row : row + 1], given([ROWS[row]]))
+        alone = generate(sampler, RULES[rule], params, keys[row : row + 1], given([rows[row]]))
         np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
         assert alone.corrections[0] == together.corrections[row]
 
@@ -320,12 +322,15 @@ def test_shifted_autoregression_is_a_plain_gpt_decode():
     # One call a new token, and rounds that only feed a prompt are none of them.
     np.testing.assert_array_equal(texts.nfe, [LENGTH - len(row) for row in rows])
 
+    @quick_jit
+    def said(state):
+        features, _, _ = cache_feed.show(sampler, params, state)
+        return network.logits(params, features)[0, 0, :N]
+
     state = loop.start(sampler, params, keys_of(3), given(rows))
     _, logits = plain_gpt_decode(network, params, spec.bos, [], LENGTH)
     for position in range(LENGTH):
-        features, _, _ = cache_feed.show(sampler, params, state)
-        said = network.logits(params, features)[0, 0, :N]
-        np.testing.assert_allclose(said, logits[position], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(said(state), logits[position], rtol=1e-4, atol=1e-4)
         state = loop.advance(sampler, rules.make("greedy"), params, state, 1)
 
 
@@ -339,26 +344,20 @@ def nfe(schedule, rule, rows, how="aligned", **settings):
     return generate(sampler, rule, params, keys_of(len(rows)), given(rows, **settings)).nfe
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_text_from_nothing_takes_one_call_a_step(schedule):
-    np.testing.assert_array_equal(nfe(schedule, Ancestral(), [[]]), SCHEDULES[schedule].steps)
-
-
 def test_steps_that_move_nothing_are_left_out():
     """Blocks of 5, 5 and 2 positions, three steps each."""
-    rows = [[1] * 5, [1] * 6, [1] * 10, [1] * 4 + [GAP] + [1] * 7, [GAP] + [1] * 10]
+    rows = [[], [1] * 5, [1] * 6, [1] * 10, [1] * 4 + [GAP] + [1] * 7, [GAP] + [1] * 10]
     # The last has two gaps with a given block between them, which takes one round to be fed.
-    np.testing.assert_array_equal(nfe("block", Ancestral(), rows), [6, 6, 3, 3, 3 + 1 + 3])
+    np.testing.assert_array_equal(nfe("block", Ancestral(), rows), [9, 6, 6, 3, 3, 3 + 1 + 3])
 
 
 def test_a_text_stops_where_it_was_asked_to():
     network, params = reader()
     sampler = Sampler(spec=spec_of("block", "aligned"), network=network)
-    texts = generate(
-        sampler, Ancestral(), params, keys_of(3), given([[], [1], []], stop=[5, 6, 12])
-    )
-    np.testing.assert_array_equal(texts.length, [5, 6, 12])
-    np.testing.assert_array_equal(texts.nfe, [3, 6, 9])
+    prompt = given([[], [1], []] * 2, stop=[5, 6, 12] * 2)
+    texts = generate(sampler, Ancestral(), params, keys_of(6), prompt)
+    np.testing.assert_array_equal(texts.length, [5, 6, 12] * 2)
+    np.testing.assert_array_equal(texts.nfe, [3, 6, 9] * 2)
     assert np.all(texts.tokens[0, 5:] == sampler.spec.bos)
 
 
@@ -390,13 +389,11 @@ def test_adaptive_rules_move_on_early_and_keep_pace_at_the_latest():
     rows = [[]] * 4
     np.testing.assert_array_equal(nfe("block", Threshold(threshold=0.0), rows), 3)
     np.testing.assert_array_equal(nfe("flat", EntropyBound(bound=1e9), rows), 1)
-    np.testing.assert_array_equal(nfe("quenched AR", Threshold(threshold=0.0), rows), LENGTH)
     # At least one token a step: the last block has two.
     slow = nfe("block", Threshold(threshold=1.0), rows)
     np.testing.assert_array_equal(slow, 3 + 3 + 2)
-    some = nfe("flat", Threshold(threshold=0.5), rows)
-    assert np.all(some <= 5)
-    assert np.any(some < 5), "nothing was above the threshold"
+    some = nfe("flat", EntropyBound(bound=4.0), rows)
+    assert np.all((some > 1) & (some < 5))
 
 
 def test_closing_sweeps_are_counted_and_end_when_nothing_changes():
@@ -424,17 +421,6 @@ def test_corrections_are_counted():
         seen += ((before != N) & (before != after)).sum(1)
     np.testing.assert_array_equal(state.corrections, seen)
     assert seen.sum() > 50
-
-
-def test_corrected_frozen_tokens_would_be_seen():
-    """Every rule that may change shown tokens does so here, but never the given ones."""
-    network, params = reader()
-    sampler = Sampler(spec=spec_of("flat", "aligned"), network=network)
-    rows = [[7, GAP] * 6] * 50
-    for rule in (Ancestral(), ACS(eta=1.0, sweeps=3), ReMDM(eta=1.0, strategy="rescale")):
-        texts = generate(sampler, rule, params, keys_of(50), given(rows))
-        assert texts.corrections.sum() > 0
-        assert np.all(texts.tokens[:, ::2] == 7)
 
 
 # ---------------------------------------------------------------------------------------------
