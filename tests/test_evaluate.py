@@ -150,6 +150,9 @@ def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
         "import sys; from hybrid_jax import evaluate; status = evaluate.main(sys.argv[1:]); "
         "from hybrid_jax.data import inputs; found = inputs.read('tfds:lambada:test'); "
         "assert [len(file.sha256) for file in found] == [64] and 'lambada-test' in found[0].name; "
+        "from hybrid_jax.data import sources; name = 'pairs:tfds:scientific_papers/arxiv:test'; "
+        "pairs = list(sources.streams(f'{name}:abstract+article')); assert len(pairs) == 40; "
+        "assert ('text number 0, with γ and a few more words .',) * 2 in pairs; "
         "assert 'tensorflow' not in sys.modules; sys.exit(status)"
     )
     done = subprocess.run(
