@@ -28,7 +28,7 @@ from hybrid_jax.runtime.command_line import Parser
 
 
 def cases(length: int) -> dict[str, tuple[hyperschedule.Hyperschedule, Layout]]:
-    """What is compared: name -> schedule and layout."""
+    """The cases to compare: name -> schedule and layout."""
     block = hyperschedule.block
     return {
         "AR": (hyperschedule.quenched_ar(length=length), Layout(alignment="shifted")),

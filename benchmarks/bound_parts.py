@@ -1,4 +1,4 @@
-"""Where the nats of a bound are: at masked positions, at shown ones, at shown ones that are wrong.
+"""The parts of a bound, in nats: at masked positions, at shown ones, at shown ones that are wrong.
 
     python benchmarks/bound_parts.py --workdir=runs/gamma_hybrid --workdir=runs/mdlm
 

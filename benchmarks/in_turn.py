@@ -42,7 +42,7 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 
 def ratios(slow: list[float], fast: list[float]) -> list[float]:
-    """How many times faster, pair by pair."""
+    """The ratio of times, pair by pair."""
     return [a / b for a, b in zip(slow, fast, strict=True)]
 
 

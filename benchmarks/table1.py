@@ -204,7 +204,7 @@ def _call(module: str, *arguments: str, log: Path) -> None:
 
 
 def is_flat(row: Row) -> bool:
-    """Whether all positions are noised together; in other runs some are clean at every step."""
+    """True if all positions are noised together; in other runs some are clean at every step."""
     return row.config in ("sedd", "mdlm") or row.settings.get("schedule.family") == "flat"
 
 
@@ -216,7 +216,7 @@ def evaluation(job: Job, dataset: str) -> dict[str, Any]:
 
 
 def is_evaluated(job: Job, dataset: str, options: argparse.Namespace) -> bool:
-    """Whether the newest measurement is what the options ask for."""
+    """True if the newest measurement is what the options ask for."""
     found = evaluation(job, dataset)
     if not found or found["step"] != job.steps:
         return False

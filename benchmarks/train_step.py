@@ -93,7 +93,7 @@ class Steps:
         return metrics
 
     def parts(self) -> dict[str, Callable[[], Any]]:
-        """What a step is made of, each part with all before it."""
+        """The parts of a step, each part with all before it."""
         setup, spec = self.setup, self.setup.spec
         tokens, index = self.batch["tokens"], self.batch["index"]
         batch = estimator.Batch(tokens, index, jax.random.key(0), len(index))

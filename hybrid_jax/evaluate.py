@@ -34,35 +34,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hybrid_jax.errors import UserError, check_seed
-from hybrid_jax.eval import (
-    code,
-    datasets,
-    pareto,
-    perplexity,
-    protocols,
-    quality_table,
-    text_quality,
-)
-from hybrid_jax.eval.quality_table import Row
+from hybrid_jax.eval import code, datasets, pareto, perplexity, protocols, text_quality
+from hybrid_jax.eval.quality_table import Row, as_markdown
 from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.eval.scorers.base import fingerprint
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.generation.generator import build, choose_sampling
-from hybrid_jax.runtime.command_line import (
-    Parser,
-    add_devices,
-    check_mode,
-    distinct,
-    path_of,
-    run_command,
-    seed_of,
-    step_of,
-    within,
-)
+from hybrid_jax.runtime import command_line
+from hybrid_jax.runtime.command_line import check_mode, distinct, path_of, seed_of, step_of, within
 from hybrid_jax.runtime.decode import listed
-from hybrid_jax.runtime.files import check_writable, expanded, labels, unwritable, write_atomic
+from hybrid_jax.runtime.files import check_writable, expanded, labels, write_atomic
 from hybrid_jax.runtime.json_text import file_name, write_json
 from hybrid_jax.runtime.processes import assert_same, is_process0, join, raise_on_all, say
 from hybrid_jax.runtime.progress import Progress
@@ -82,13 +65,14 @@ MODES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return run_command(_parser(), argv, _run, interrupted="what was measured is stored")
+    return command_line.run_command(
+        _parser(), argv, _run, interrupted="what was measured is stored"
+    )
 
 
 def _run(options: argparse.Namespace) -> None:
-    chosen = {"--pareto": options.pareto, "--code": options.code,
-              "--texts": options.texts is not None, "--datasets": True}  # fmt: skip
-    mode = next(name for name, given in chosen.items() if given)
+    work = {"--pareto": _sweep, "--code": _measure_code, "--texts": _score_files}
+    mode = next((flag for flag in work if flag.strip("-") in options.given), "--datasets")
     check_mode(options, mode, MODES)
     check_seed(options.seed + options.seeds - 1, "The last of the seeds from --seed on")
     if "scorer" in MODES[mode] and options.scorer is None:
@@ -96,9 +80,7 @@ def _run(options: argparse.Namespace) -> None:
             "Generated texts need a scorer: --scorer=run:DIR, the workdir of an autoregressive "
             "run, or --scorer=gpt2:gpt2-large."
         )
-    work = {"--datasets": _measure_sets, "--texts": _score_files, "--pareto": _sweep,
-            "--code": _measure_code}[mode]  # fmt: skip
-    work(options, join(options))
+    work.get(mode, _measure_sets)(options, join(options))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -120,21 +102,15 @@ def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
     unit = "bits/byte" if model.tokenizer.token_bytes.any() else "bits/token"
     say(f"{'data set':24}{'perplexity':>22}{unit:>11}{'records':>9}{'draws':>7}")
     for dataset in wanted:
-        read = functools.partial(perplexity.records_of, model, dataset, options.records)
-        packed = raise_on_all(read)
+        packed = raise_on_all(
+            functools.partial(perplexity.records_of, model, dataset, options.records)
+        )
         assert_same("text", packed.sha256)
-        total = perplexity.batch_count(packed, options.batch_size)
-        with Progress(total=total, interval=10.0) as bar:
+        with Progress(total=-(-len(packed) // options.batch_size), interval=10.0) as bar:
             found = perplexity.measure(
-                model,
-                dataset,
-                packed,
-                bound,
-                draws=options.draws,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                progress=functools.partial(bar.update, values={}),
-            )
+                model, dataset, packed, bound, draws=options.draws, batch_size=options.batch_size,
+                seed=options.seed, progress=functools.partial(bar.update, values={}),
+            )  # fmt: skip
         say(_row(found))  # first: the disk may be full
         files.append(_store(folder, dataset.name, found.to_dict()))
     say(f"protocol {found.protocol.name}, stored in {folder}: {', '.join(files)}")
@@ -190,7 +166,7 @@ def _score_files(options: argparse.Namespace, mesh: Mesh) -> None:
             say(f"no line for all: {reason}", file=sys.stderr)
     finally:  # also when the disk is full
         if rows:
-            say(quality_table.as_markdown(rows))
+            say(as_markdown(rows))
     say(
         f"scorer {scorer.name}, protocol {protocol.name}-{protocol.version}, stored in {folder}: "
         f"{', '.join(stored)}"
@@ -215,8 +191,6 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
     reference, held_out = human[: len(human) // 2], human[len(human) // 2 :]
     folder = _folder(options)
     network = fingerprint(model.network, model.params)
-    texts = folder / "pareto"
-    texts.mkdir(exist_ok=True)
     seeds = range(options.seed, options.seed + options.seeds)
 
     scored = functools.partial(
@@ -224,22 +198,20 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
         tokenizer=model.tokenizer, reference=reference, batch_size=options.batch_size,
     )  # fmt: skip
     rows = [Row(label="held-out text", qualities=(scored(held_out),))]
-    with Progress(total=len(points) * len(seeds) * options.count, interval=10.0) as bar:
+    total, before = len(points) * len(seeds) * options.count, 0
+    with Progress(total=total, interval=10.0) as bar:
         for point in points:
-            made = [
-                pareto.texts_of(
-                    point, texts,
-                    workdir=options.workdir, fingerprint=network, seed=seed, count=options.count,
+            made = []
+            for seed in seeds:
+                made.append(pareto.texts_of(
+                    point, folder / "pareto", workdir=options.workdir, fingerprint=network,
+                    seed=seed, count=options.count, progress=functools.partial(_from, bar, before),
                     batch_size=min(options.batch_size, options.count),
-                    progress=functools.partial(
-                        _from, bar, options.count * (points.index(point) * len(seeds) + number)
-                    ),
-                )
-                for number, seed in enumerate(seeds)
-            ]  # fmt: skip
+                ))  # fmt: skip
+                before += options.count
             qualities = tuple(scored(one.tokens, settings=one.settings) for one in made)
             rows.append(Row(label=point.label, rho=point.rho, qualities=qualities))
-    table = quality_table.as_markdown(rows)
+    table = as_markdown(rows)
     title = (
         f"{model.experiment.name}, step {model.step}: {options.count} texts for each point, "
         f"read by {scorer.name}"
@@ -259,8 +231,7 @@ def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
     paths = [expanded(path) for path in (options.workdir, *listed(options.beside or ""))]
     distinct("--code", [path.resolve() for path in paths])
     models = [pretrained.load(path, step=options.step, mesh=mesh) for path in paths]
-    first = models[0]
-    length, tokenizer = first.spec.schedule.length, first.tokenizer
+    length, tokenizer = models[0].spec.schedule.length, models[0].tokenizer
     records = [_human_texts(model, options, 0, least=1) for model in models]
     for path, model, other in zip(paths, models, records, strict=True):
         same = model.tokenizer.fingerprint == tokenizer.fingerprint
@@ -296,23 +267,19 @@ def _human_texts(
     model: Pretrained, options: argparse.Namespace, count: int, *, least: int
 ) -> list[np.ndarray]:
     """Human texts for MAUVE and to score beside the generated ones, each of a record."""
-    return raise_on_all(lambda: _records(model, options, count, least=least))
 
+    def read() -> list[np.ndarray]:
+        valid, named = datasets.validation_set(model.experiment), options.reference
+        dataset = valid if named is None else datasets.parse(named, validation=valid)
+        records = list(perplexity.records_of(model, dataset, count).tokens)
+        if len(records) < least:
+            raise UserError(
+                f"{dataset.name} has {len(records)} records of text, too few to compare with: name "
+                "more with --reference."
+            )
+        return records
 
-def _records(
-    model: Pretrained, options: argparse.Namespace, count: int, *, least: int
-) -> list[np.ndarray]:
-    valid = datasets.validation_set(model.experiment)
-    dataset = valid
-    if options.reference is not None:
-        dataset = datasets.parse(options.reference, validation=valid)
-    records = list(perplexity.records_of(model, dataset, count).tokens)
-    if len(records) < least:
-        raise UserError(
-            f"{dataset.name} has {len(records)} records of text, too few to compare with: name "
-            "more with --reference."
-        )
-    return records
+    return raise_on_all(read)
 
 
 def _numbers(text: str) -> list[float]:
@@ -324,15 +291,7 @@ def _numbers(text: str) -> list[float]:
 
 def _folder(options: argparse.Namespace) -> Path:
     folder = Path(options.workdir) / "evaluation"
-
-    def make() -> None:
-        check_writable(folder, folder=True)
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise unwritable(folder, error) from error
-
-    raise_on_all(make)
+    raise_on_all(lambda: check_writable(folder, folder=True))
     return folder
 
 
@@ -344,7 +303,7 @@ def _store(folder: Path, label: str, found: Any) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command_line.Parser(
         prog="python -m hybrid_jax.evaluate",
         description="Perplexity of a trained model on texts, or quality of its own texts and code.",
         compiles=True,
@@ -357,13 +316,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")
     add("--records", type=within(0), default=0, metavar="N", help="most records (default: all)")
     add("--draws", type=within(1), default=4, metavar="K", help="of noise for each (default: 4)")
-    add(
-        "--batch_size",
-        type=within(1),
-        default=64,
-        metavar="B",
-        help="records at a time (default: 64)",
-    )
+    add("--batch_size", type=within(1), default=64, metavar="B",
+        help="records at a time (default: 64)")  # fmt: skip
     add("--seed", type=seed_of, default=0, help="of the draws (default: 0)")
     add = parser.add_argument_group("generated text").add_argument
     add("--scorer", metavar="SCORER", help="run:DIR, an autoregressive run, or gpt2:FOLDER_OR_NAME")
@@ -387,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--code", action="store_true", help="write functions of held-out code, and hidden lines")
     add("--beside", metavar="A,B,...", help="other runs on the same data, for the same table")
     add("--temperature", type=float, help="of what is drawn (default: that of each run)")
-    add_devices(parser)
+    command_line.add_devices(parser)
     return parser
 
 

@@ -9,6 +9,7 @@ it, each with the chance that its place before the next one is noise of the draw
 """
 
 import argparse
+import dataclasses
 import sys
 
 from hybrid_jax.data import files
@@ -16,16 +17,8 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.eval import score as scores
 from hybrid_jax.eval.score import Score
 from hybrid_jax.generation.terminal import shown
-from hybrid_jax.runtime.command_line import (
-    Parser,
-    add_devices,
-    check_mode,
-    path_of,
-    run_command,
-    seed_of,
-    step_of,
-    within,
-)
+from hybrid_jax.runtime import command_line
+from hybrid_jax.runtime.command_line import check_mode, path_of, seed_of, step_of, within
 from hybrid_jax.runtime.files import check_writable, write_atomic
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.processes import is_process0, join, raise_on_all, say
@@ -52,28 +45,23 @@ def run(options: argparse.Namespace) -> None:
             model, texts, prompt=options.prompt, draws=options.draws, seed=options.seed
         )
     )
-    order = list(range(len(texts)))
-    if options.choice:
-        order.sort(key=lambda number: found[number].nll)
+    order = sorted(range(len(texts)), key=lambda n: found[n].nll if options.choice else n)
     sign = "=" if found[0].exact else "≤"
     say(f"{model.experiment.name}, step {model.step}: −log p {sign} the nats below")
-    last = f"{'noise':>8}" if options.choice else ""
-    say(f"{'nats':>20}{'a token':>9}{'bits/byte':>11}{'tokens':>8}{last}  text")
-    for place, number in enumerate(order):
-        own, chance = found[number], ""
-        if options.choice:
-            after = order[place + 1 : place + 2]
-            chance = "".join(f"{scores.chance_of_noise(own, found[n]):.3f}" for n in after)
-            chance = f"{chance:>8}"
-        say(_row(own) + f"{chance}  {_short(texts[number])}")
+    width = 8 if options.choice else 0
+    say(f"{'nats':>20}{'a token':>9}{'bits/byte':>11}{'tokens':>8}{'noise'[:width]:>{width}}  text")
+    for number, after in zip(order, [*order[1:], None], strict=True):
+        chance = ""
+        if options.choice and after is not None:
+            chance = f"{scores.chance_of_noise(found[number], found[after]):.3f}"
+        say(f"{_row(found[number])}{chance:>{width}}  {_short(texts[number])}")
     if options.out:
-        record = {"workdir": options.workdir, "step": model.step, "prompt": options.prompt,
-                  "draws": options.draws, "seed": options.seed}  # fmt: skip
+        record = {name: getattr(options, name) for name in ("workdir", "prompt", "draws", "seed")}
+        record["step"] = model.step  # beside `draws`, their number in place of their nats
         lines = [
-            json_text({"text": text, "nll": own.nll, "nll_se": own.nll_se, "exact": own.exact,
-                       "tokens": own.tokens, "bytes": own.bytes, **record}) + "\n"
+            json_text({"text": text, **dataclasses.asdict(own), **record}) + "\n"
             for text, own in zip(texts, found, strict=True)
-        ]  # fmt: skip
+        ]
         raise_on_all(lambda: write_atomic(options.out, "".join(lines)) if is_process0() else None)
 
 
@@ -90,7 +78,7 @@ def _short(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command_line.Parser(
         prog="python -m hybrid_jax.score",
         description="Scores given texts, or ranks ways to go on from a prompt.",
         compiles=True,
@@ -105,13 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--draws", type=within(2), default=64, metavar="K", help="of noise for each (default: 64)")
     add("--seed", type=seed_of, default=0, help="of the draws (default: 0)")
     add("--out", type=path_of, metavar="FILE", help="JSON lines with scores and settings")
-    add_devices(parser)
+    command_line.add_devices(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    return run_command(_parser(), argv, run, interrupted="nothing was written")
+    return command_line.run_command(_parser(), argv, run, interrupted="nothing was written")
 
 
 if __name__ == "__main__":

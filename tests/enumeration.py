@@ -41,7 +41,7 @@ def all_sequences(symbols, length):
 
 
 def all_logits(spec, network, params):
-    """What the network says at every step of every state, seen whole: [S, states, L, V].
+    """Logits of the network at every step of every state, seen whole: [S, states, L, V].
 
     States are all sequences of tokens and MASK, in the order of `all_sequences`.
     """

@@ -130,6 +130,7 @@ def test_weights_belong_to_mixtures():
     with pytest.raises(UserError, match=r"data\.weights belongs to data\.source=mix:\*"):
         DataConfig(weights="1")
     assert mixture.parse("", 3)[0].shares == (1, 1, 1)
+    assert mixture.Stage(0, (6, 3)).order.tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_outputs_are_stored(name):
 
 
 def test_a_failing_cell_fails():
-    """What the tests above rely on."""
+    """The ground of the tests above."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
     with pytest.raises(EXECUTE.nbclient.exceptions.CellExecutionError, match="division by zero"):
         EXECUTE.execute(notebook, REPOSITORY / "colab", MACHINE)

@@ -111,12 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE.py[:SIZE]", help="what to compile (see below)")
-    add(
-        "--topology",
-        required=True,
-        metavar="NAME",
-        help="devices, such as v5e:16x16, v4:2x2x4 or h100:8",
-    )
+    add("--topology", required=True, metavar="NAME",
+        help="devices, such as v5e:16x16, v4:2x2x4 or h100:8")  # fmt: skip
     add("--step", default="train", choices=["train", "sample", "both"],
         help="training, sampling or both (default: train)")  # fmt: skip
     add("--sample_batch", type=command_line.within(1), default=8, metavar="N",

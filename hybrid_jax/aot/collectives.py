@@ -94,11 +94,8 @@ def _bytes(result: str) -> int:
 
 
 def _reachable(calls: dict[str, set[str]], begin: set[str]) -> set[str]:
-    reached: set[str] = set()
-    waiting = list(begin)
-    while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached.add(name)
-            waiting += calls.get(name, ())
+    reached, new = begin, begin
+    while new:
+        new = {name for caller in new for name in calls.get(caller, ())} - reached
+        reached = reached | new
     return reached

@@ -64,7 +64,7 @@ def prepare(
     concurrent runs with the same, one works and the others wait for it.
 
     Args:
-      source: text, see `sources.documents`.
+      source: text, see `sources.documents`, or several, see `mixture.mixed`.
       tokenizer: its name, see `tokenizers.make_tokenizer`.
       vocab_size: N of a "sentencepiece" tokenizer; ignored by the others.
       length: L, tokens of a record.

@@ -173,10 +173,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         # Not `with`, which would wait for a place.
         if not self.server.places.acquire(blocking=False):
-            self._refuse(
-                503,
-                f"{PLACES} texts are being written already: try again in a moment, or stop one.",
-            )
+            busy = f"{PLACES} texts are being written already: try again in a moment, or stop one."
+            self._refuse(503, busy)
             return
         try:
             self._begin(200, "application/x-ndjson")
@@ -202,9 +200,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         # Read even if it is refused: many clients send all before they look at the answer.
         body = self.rfile.read(min(size, 10 * _MOST_BYTES))
         if size > _MOST_BYTES:
-            self._refuse(
-                413, f"The request has {size} bytes, of which at most {_MOST_BYTES} are read."
-            )
+            long = f"The request has {size} bytes, of which at most {_MOST_BYTES} are read."
+            self._refuse(413, long)
             return None
         return body
 

@@ -108,38 +108,34 @@ class Writer:
                 "free": model.experiment.schedule.family != "quenched_ar",
             },
             "rule": model.experiment.sampling.rule,
-            "rules": [self._describe_rule(name) for name in self._fitting()],
+            "rules": list(self._rules()),
             "states": MEANINGS,
             "glyphs": GLYPHS,
         }
 
-    def _fitting(self) -> list[str]:
-        """The rules that go with the model's noise."""
-        fit = []
-        for name in rules.NAMED:
+    def _rules(self) -> Iterator[dict[str, Any]]:
+        """The rules that go with the model's noise, and their settings, as JSON values."""
+        for name, named in rules.NAMED.items():
             sampling = generator.choose_sampling(self._model.experiment.sampling, name, {})
             try:
                 generator.build(self._model, sampling)
             except UserError:
                 continue
-            fit.append(name)
-        return fit
-
-    def _describe_rule(self, name: str) -> dict[str, Any]:
-        sampling = generator.choose_sampling(self._model.experiment.sampling, name, {})
-        named, values = rules.NAMED[name], given(sampling)
-        settings = [
-            {
-                "name": setting.name,
-                "about": f"{setting.about}; {setting.values}",
-                "value": values.get(setting.name, setting.default),
-                "choices": setting.choices,
-                "whole": setting.kind is int,
-                "range": [b for b in setting.bounds if math.isfinite(b)] if setting.within else [],
-            }
-            for setting in named.settings.values()
-        ]
-        return {"name": name, "about": named.about, "settings": settings}
+            values = given(sampling)
+            settings = [
+                {
+                    "name": setting.name,
+                    "about": f"{setting.about}; {setting.values}",
+                    "value": values.get(setting.name, setting.default),
+                    "choices": setting.choices,
+                    "whole": setting.kind is int,
+                    "range": [end for end in setting.bounds if math.isfinite(end)]
+                    if setting.within
+                    else [],
+                }
+                for setting in named.settings.values()
+            ]
+            yield {"name": name, "about": named.about, "settings": settings}
 
     def job(self, values: Mapping[str, Any]) -> Job:
         """The work for a request, given as JSON values. Raises UserError for any fault in it."""
@@ -160,12 +156,9 @@ class Writer:
             candidates = [requests.beginning(asked.text, tokenizer, stop=stop)]
         driver.check(own, candidates[:1])
         return Job(
-            candidates=candidates,
-            generator=own,
-            seed=asked.seed,
-            about=_about(own),
+            candidates=candidates, generator=own, seed=asked.seed, about=_about(own),
             command=self._command(asked),
-        )
+        )  # fmt: skip
 
     def _command(self, asked: PageRequest) -> str:
         arguments = [*self._source, f"--seed={asked.seed}"]

@@ -14,7 +14,6 @@ Functions are taken from held-out text, with the indentation that they have ther
 import ast
 import dataclasses
 import itertools
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval.statistics import Estimate, mean
+from hybrid_jax.eval.statistics import Estimate, markdown, mean
 from hybrid_jax.generation import infill
 from hybrid_jax.generation.generator import Generator
 from hybrid_jax.runtime.progress import Progress
@@ -171,14 +170,15 @@ def tasks(
     """
     ids = np.concatenate(records)
     documents = np.split(ids, np.flatnonzero(ids == tokenizer.eos))
-    found = dict.fromkeys(own for part in documents for own in functions(tokenizer.decode(part)))
+    texts = map(tokenizer.decode, documents)
+    found = list(dict.fromkeys(own for text in texts for own in functions(text)))
     if not found:
         raise UserError(
             "The held-out text has no Python function: evaluate a run on code, such as that of "
             "configs/code.py, or name code with --reference."
         )
     draw = np.random.default_rng(seed)
-    order = [list(found)[number] for number in draw.permutation(len(found))]
+    order = [found[number] for number in draw.permutation(len(found))]
     headers = (
         own
         for own in order
@@ -221,9 +221,8 @@ def write(
     wanted: list[tuple[str, str, str, int | None]]  # way, both sides, most tokens between them
     wanted = [("parse", own.header, "", length) for own in given.functions]
     for before, line, behind in given.lines:
-        wanted.append(("known", before, behind, size(line)))
-        wanted.append(("open", before, behind, None))
-        wanted.append(("left", before, "", infill.LONGEST + 1))
+        wanted += [("known", before, behind, size(line)), ("open", before, behind, None),
+                   ("left", before, "", infill.LONGEST + 1)]  # fmt: skip
     asked = []
     for _, before, behind, most in wanted:
         gap = "" if most is None else min(most, length - size(before))
@@ -282,16 +281,11 @@ def limits(given: Tasks, tokenizer: Tokenizer, length: int) -> list[Row]:
 def as_markdown(rows: Sequence[Row]) -> str:
     """One line for each row; ± standard errors over functions or lines."""
 
-    def shown(own: Estimate | None) -> str:
-        error = "" if own is None or math.isnan(own.error) else f" ± {own.error:.3f}"
-        return "–" if own is None else f"{own.value:.3f}{error}"
+    def cells(row: Row) -> list[str]:
+        spent = {"tokens": 1e6, "flops": 1e12}
+        known = {name: f"{row.settings[name] / spent[name]:.2f}" for name in spent if row.settings}
+        known |= {name: own.shown(3) for name, own in row.scores.items()}
+        return [row.label, *(known.get(name, "–") for name in (*spent, *_HEADS))]
 
-    heads = ["model", "training (10⁶ tokens)", "training (10¹² FLOPs)", *_HEADS.values()]
-    lines = [heads, ["---"] * len(heads)]
-    for row in rows:
-        spent = [
-            f"{row.settings[name] / unit:.2f}" if name in row.settings else "–"
-            for name, unit in (("tokens", 1e6), ("flops", 1e12))
-        ]
-        lines.append([row.label, *spent, *(shown(row.scores.get(name)) for name in _HEADS)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    heads = ("model", "training (10⁶ tokens)", "training (10¹² FLOPs)", *_HEADS.values())
+    return markdown(heads, map(cells, rows))

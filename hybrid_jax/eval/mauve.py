@@ -128,12 +128,9 @@ def mauve(
     return Mauve(
         value=float(np.mean(values)),
         spread=float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"),
-        by_seed=values,
-        buckets=buckets,
-        dimensions=reduced.shape[1],
-        generated=len(q),
+        by_seed=values, buckets=buckets, dimensions=reduced.shape[1], generated=len(q),
         reference=len(p),
-    )
+    )  # fmt: skip
 
 
 def _area_of_clusters(rows: np.ndarray, of_reference: int, buckets: int, seed: int) -> float:

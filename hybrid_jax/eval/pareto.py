@@ -21,17 +21,10 @@ from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training.pretrained import Pretrained
 
 RULES = (
-    "ancestral",
-    "acs:eta=0",
-    "acs:eta=0.25",
-    "acs:eta=0.5",
-    "acs:eta=1",
-    "acs:eta=0.25:guidance=confidence",
-    "acs:eta=0.5:guidance=confidence",
-    "remdm:eta=0.1:strategy=rescale",
-    "threshold:threshold=0.9",
-    "entropy:bound=0.5",
-)
+    "ancestral", "acs:eta=0", "acs:eta=0.25", "acs:eta=0.5", "acs:eta=1",
+    "acs:eta=0.25:guidance=confidence", "acs:eta=0.5:guidance=confidence",
+    "remdm:eta=0.1:strategy=rescale", "threshold:threshold=0.9", "entropy:bound=0.5",
+)  # fmt: skip
 TOKENS_PER_NFE = (8.0, 4.0, 2.0, 1.0)
 
 
@@ -111,18 +104,17 @@ def texts_of(
       UserError: if they cannot be read or written.
     """
     own = point.generator
-    tokenizer = own.model.tokenizer
     settings = own.settings(workdir, seed)
     # The folder's own place may change, and a step of the same number may be that of a new run.
     depends = {**settings, "workdir": fingerprint, "count": count}
     file = folder / f"{file_name(f'{point.label}-rho{point.rho:g}-seed{seed}', depends)}.jsonl"
     if of_process0("made" if file.exists() else ""):
         progress(count)
-        return requests.read(file, tokenizer)
-    wanted = [Request(prompt="", ids=[], stop=own.sampler.spec.schedule.length)] * count
-    texts = driver.run(
-        own, wanted, seed=seed, batch_size=batch_size,
-        on_round=lambda round_: progress(round_.done),
-    )  # fmt: skip
-    raise_on_all(lambda: requests.write(file, texts, settings) if is_process0() else None)
-    return requests.read(file, tokenizer)
+    else:
+        wanted = [Request(prompt="", ids=[], stop=own.sampler.spec.schedule.length)] * count
+        texts = driver.run(
+            own, wanted, seed=seed, batch_size=batch_size,
+            on_round=lambda round_: progress(round_.done),
+        )  # fmt: skip
+        raise_on_all(lambda: requests.write(file, texts, settings) if is_process0() else None)
+    return requests.read(file, own.model.tokenizer)

@@ -122,19 +122,16 @@ def pack(dataset: EvaluationSet, tokenizer: Tokenizer, length: int, records: int
         documents += ended
         if records and count >= records * length:
             break
-    whole = count // length if not records else min(records, count // length)
+    whole = min(records or count, count // length)
     if not whole:
         raise UserError(
             f"{dataset.name} has {count} tokens, too few for one record of {length}: use more text."
         )
-    stream = np.concatenate(parts)
-    tokens = stream[: whole * length].reshape(whole, length)
+    tokens = np.concatenate(parts)[: whole * length].reshape(whole, length)
     return Packed(
-        tokens=tokens,
-        documents=documents,
-        dropped=count - tokens.size,
+        tokens=tokens, documents=documents, dropped=count - tokens.size,
         bytes_per_token=float(tokenizer.token_bytes[tokens].sum(dtype=np.int64) / tokens.size),
-    )
+    )  # fmt: skip
 
 
 def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
@@ -145,11 +142,9 @@ def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.
     detokenize = detokenizer(dataset.detokenizer)
 
     def encode() -> tuple[np.ndarray, int]:
-        texts = tokenizer.encode_batch([text for text, _ in batch])
-        ends = [last for _, last in batch]
-        joined = [
-            np.append(ids, end) if last else ids for ids, last in zip(texts, ends, strict=True)
-        ]
+        texts, ends = zip(*batch, strict=True)
+        pairs = zip(tokenizer.encode_batch(texts), ends, strict=True)
+        joined = [part for ids, last in pairs for part in (ids, end[: int(last)])]
         return np.concatenate(joined).astype(np.int32), sum(ends)
 
     for document in sources.documents(dataset.source):
@@ -162,11 +157,6 @@ def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.
                 batch, size = [], 0
     if batch:
         yield encode()
-
-
-def batch_count(packed: Packed, batch_size: int) -> int:
-    """Number of batches of a text."""
-    return -(-len(packed) // batch_size)
 
 
 def held_out(model: Pretrained, records: int = 0) -> Packed:
@@ -191,14 +181,12 @@ def held_out(model: Pretrained, records: int = 0) -> Packed:
     if model.data:
         model.data.check(folder, found.manifest)
     prepare.check_tokenizer(found.manifest, model.tokenizer)
-    batch = found.read(found.first(min(records, len(found)) if records else len(found)).tolist())
+    batch = found.read(found.first(min(records or len(found), len(found))).tolist())
+    split = found.manifest.valid
     return Packed(
-        tokens=batch.pop("tokens"),
-        others=batch,
-        documents=found.manifest.valid.documents,
-        dropped=found.manifest.valid.dropped_tokens,
-        bytes_per_token=found.manifest.valid.bytes_per_token,
-    )
+        tokens=batch.pop("tokens"), others=batch, documents=split.documents,
+        dropped=split.dropped_tokens, bytes_per_token=split.bytes_per_token,
+    )  # fmt: skip
 
 
 def records_of(model: Pretrained, dataset: EvaluationSet, count: int = 0) -> Packed:
@@ -235,32 +223,17 @@ def measure(
             progress(done)
 
     estimate = evaluate_bound(
-        model.spec,
-        model.network,
-        model.params,
-        batches(),
-        bound,
-        key=jax.random.key(check_seed(seed)),
-        draws=draws,
-        bytes_per_token=packed.bytes_per_token,
+        model.spec, model.network, model.params, batches(), bound,
+        key=jax.random.key(check_seed(seed)), draws=draws, bytes_per_token=packed.bytes_per_token,
         mesh=model.mesh,
-    )
+    )  # fmt: skip
     protocol = PerplexityProtocol(
-        detokenizer=dataset.detokenizer,
-        length=packed.tokens.shape[1],
-        records=len(packed.tokens),
-        bound="exact likelihood" if exact else bound.label,
-        draws=draws,
-        batch_size=batch_size,
+        detokenizer=dataset.detokenizer, length=packed.tokens.shape[1], records=len(packed.tokens),
+        bound="exact likelihood" if exact else bound.label, draws=draws, batch_size=batch_size,
         seed=seed,
-    )
+    )  # fmt: skip
     return Measurement(
-        dataset=dataset,
-        protocol=protocol,
-        estimate=estimate,
-        documents=packed.documents,
-        dropped_tokens=packed.dropped,
-        sha256=packed.sha256,
-        model=model.experiment.name,
+        dataset=dataset, protocol=protocol, estimate=estimate, documents=packed.documents,
+        dropped_tokens=packed.dropped, sha256=packed.sha256, model=model.experiment.name,
         step=model.step,
-    )
+    )  # fmt: skip

@@ -74,17 +74,13 @@ PROTOCOLS: Mapping[str, GenEvalProtocol] = MappingProxyType(
         for known in (
             GenEvalProtocol(name="standard"),
             GenEvalProtocol(
-                name="hdlm",
-                retokenised=False,
-                bos=False,
-                average="texts",
-                mauve_tokens=128,
+                name="hdlm", retokenised=False, bos=False, average="texts", mauve_tokens=128,
                 mauve_texts=128,
             ),
             GenEvalProtocol(name="mdlm", bos=False, ends_scored="first", max_tokens=1024),
         )
     }
-)
+)  # fmt: skip
 
 
 def protocol(name: str) -> GenEvalProtocol:

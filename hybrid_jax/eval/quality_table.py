@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hybrid_jax.eval.statistics import Estimate, combined
+from hybrid_jax.eval.statistics import Estimate, combined, markdown
 from hybrid_jax.eval.text_quality import Quality
 
 
@@ -46,29 +46,21 @@ class Row:
 def as_markdown(rows: Sequence[Row]) -> str:
     """One line for each row."""
 
-    def text(estimate: Estimate, digits: int) -> str:
-        spread = "" if math.isnan(estimate.error) else f" ± {estimate.error:.{digits}f}"
-        return f"{estimate.value:.{digits}f}{spread}"
-
     def number(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
-    lines = [
-        "| texts | tokens per NFE | NFE | scorer's perplexity | entropy (nats) | repeated 4-grams "
-        "| MAUVE | corrections per text |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        mauve = "–" if row.mauve is None else f"{row.mauve[0]:.3f} ± {row.mauve[1]:.3f}"
-        cells = [
+    def cells(row: Row) -> list[str]:
+        return [
             row.label,
             number(row.rho, "g"),
             number(row.mean("nfe"), ".0f"),
-            text(row.estimate("perplexity"), 2),
-            text(row.estimate("entropy"), 3),
-            text(row.estimate("repetition", 4), 4),
-            mauve,
+            row.estimate("perplexity").shown(2),
+            row.estimate("entropy").shown(3),
+            row.estimate("repetition", 4).shown(4),
+            "–" if row.mauve is None else f"{row.mauve[0]:.3f} ± {row.mauve[1]:.3f}",
             number(row.mean("corrections"), ".1f"),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+
+    heads = ("texts", "tokens per NFE", "NFE", "scorer's perplexity", "entropy (nats)",
+             "repeated 4-grams", "MAUVE", "corrections per text")  # fmt: skip
+    return markdown(heads, map(cells, rows))

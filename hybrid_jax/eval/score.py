@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -48,15 +47,6 @@ class Score:
         return bits_per_byte(self.nll_se, self.bytes)
 
 
-class _Piece(NamedTuple):
-    """Tokens that are scored together: the last of at most L, behind `given` ones."""
-
-    text: int
-    number: int  # among the pieces of its text
-    ids: np.ndarray
-    given: int
-
-
 def score(
     model: Pretrained,
     texts: Sequence[str],
@@ -87,40 +77,29 @@ def score(
     prompts = [prompt] * len(texts) if isinstance(prompt, str) else list(prompt)
     if len(prompts) != len(texts):
         raise UserError(f"There are {len(prompts)} prompts for {len(texts)} texts: give one each.")
-    pieces, tokens = [], []
-    for number, (before, text) in enumerate(zip(prompts, texts, strict=True)):
-        found = _pieces(model, number, before, text)
-        pieces += found
-        tokens.append(sum(len(piece.ids) - piece.given for piece in found))
+    pairs = zip(prompts, texts, strict=True)
+    pieces = [_pieces(model, number, *pair) for number, pair in enumerate(pairs)]
     bound = model.experiment.bound(model.tokenizer.vocab_size)
     exact = is_exact(model, bound)
     count = 1 if exact else draws
     nats = np.zeros((len(texts), count))
+    for number in range(max(map(len, pieces), default=0)):
+        longer = [text for text, own in enumerate(pieces) if len(own) > number]
+        group = [pieces[text][number] for text in longer]
+        nats[longer] += text_bounds(
+            model, [ids for ids, _ in group], [np.arange(len(ids)) < given for ids, given in group],
+            draws=count, key=jax.random.fold_in(key, number),
+        )  # fmt: skip
     of_text = bool(model.tokenizer.token_bytes.any())
-    groups: dict[int, list[_Piece]] = {}
-    for piece in pieces:
-        groups.setdefault(piece.number, []).append(piece)
-    for number, group in groups.items():
-        nats[[piece.text for piece in group]] += text_bounds(
-            model,
-            [piece.ids for piece in group],
-            [np.arange(len(piece.ids)) < piece.given for piece in group],
-            draws=count,
-            key=jax.random.fold_in(key, number),
-        )
-
-    def one(number: int) -> Score:
-        mean, error = mean_and_standard_error(nats[number])
-        return Score(
-            nll=mean,
-            nll_se=0.0 if exact else error,
-            tokens=tokens[number],
-            bytes=len(texts[number].encode("utf-8")) if of_text else 0,
-            exact=exact,
-            draws=tuple(nats[number].tolist()),
-        )
-
-    return [one(number) for number in range(len(texts))]
+    scores = []
+    for text, own, each in zip(texts, pieces, nats, strict=True):
+        mean, error = mean_and_standard_error(each)
+        scores.append(Score(
+            nll=mean, nll_se=0.0 if exact else error, exact=exact, draws=tuple(each.tolist()),
+            tokens=sum(len(ids) - given for ids, given in own),
+            bytes=len(text.encode("utf-8")) if of_text else 0,
+        ))  # fmt: skip
+    return scores
 
 
 def chance_of_noise(better: Score, worse: Score) -> float:
@@ -132,8 +111,8 @@ def chance_of_noise(better: Score, worse: Score) -> float:
     return 0.5 * math.erfc(difference / error / math.sqrt(2))
 
 
-def _pieces(model: Pretrained, number: int, prompt: str, text: str) -> list[_Piece]:
-    """The tokens of a text, cut where they are more than L."""
+def _pieces(model: Pretrained, number: int, prompt: str, text: str) -> list[tuple[np.ndarray, int]]:
+    """The tokens of a text, cut where they are more than L, and how many of each are given."""
     check_text(text, f"Text {number}")
     check_text(prompt, f"The prompt of text {number}")
     if not text:
@@ -141,14 +120,13 @@ def _pieces(model: Pretrained, number: int, prompt: str, text: str) -> list[_Pie
     length = model.spec.schedule.length
     ids, given = tokens_behind(model.tokenizer, prompt, text)
     if not prompt:
-        starts = range(0, len(ids), length)
-        return [_Piece(number, n, ids[i : i + length], 0) for n, i in enumerate(starts)]
+        return [(ids[start : start + length], 0) for start in range(0, len(ids), length)]
     if len(ids) > length:
         raise UserError(
             f"Text {number} has {len(ids) - given} tokens behind a prompt of {given}, "
             f"but the model writes {length} in all: shorten one of them."
         )
-    return [_Piece(number, 0, ids, given)]
+    return [(ids, given)]
 
 
 def tokens_behind(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndarray, int]:

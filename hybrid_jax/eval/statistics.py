@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,6 +22,11 @@ class Estimate:
     value: float
     error: float
     texts: int
+
+    def shown(self, digits: int) -> str:
+        """The value with its error, where it has one."""
+        error = "" if math.isnan(self.error) else f" ± {self.error:.{digits}f}"
+        return f"{self.value:.{digits}f}{error}"
 
 
 def entropy(tokens: np.ndarray) -> float:
@@ -55,12 +60,8 @@ def distinct(rows: Sequence[np.ndarray], n: int) -> Estimate:
         return Estimate(value=math.nan, error=math.nan, texts=0)
     totals = np.array([total for _, total in found])
     owner = np.repeat(np.arange(len(found)), [len(different) for different, _ in found])
-    every, where, count = np.unique(
-        np.concatenate([different for different, _ in found]),
-        axis=0,
-        return_inverse=True,
-        return_counts=True,
-    )
+    pooled = np.concatenate([different for different, _ in found])
+    every, where, count = np.unique(pooled, axis=0, return_inverse=True, return_counts=True)
     value = len(every) / totals.sum()
     if len(found) == 1:
         return Estimate(value=value, error=math.nan, texts=1)
@@ -90,3 +91,10 @@ def combined(estimates: Sequence[Estimate]) -> Estimate:
         error=math.sqrt(math.fsum(estimate.error**2 for estimate in estimates)) / count,
         texts=sum(estimate.texts for estimate in estimates),
     )
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    lines.insert(1, "|---" * len(heads) + "|")
+    return "\n".join(lines)

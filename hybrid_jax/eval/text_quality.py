@@ -7,7 +7,6 @@ and is written beside it.
 Errors are standard errors over texts, as if these were independent.
 """
 
-import collections
 import dataclasses
 import functools
 import importlib.metadata
@@ -78,15 +77,12 @@ class Quality:
     versions: Mapping[str, str]
 
     def __str__(self) -> str:
-        def text(estimate: Estimate, digits: int) -> str:
-            return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
-
         found = "no MAUVE"
         if self.mauve is not None:
             found = f"MAUVE {self.mauve.value:.3f} ± {self.mauve.spread:.3f} over seeds"
         return (
-            f"generative perplexity {text(self.perplexity, 2)}, "
-            f"entropy {text(self.entropy, 3)} {self.protocol.entropy_unit}, {found} "
+            f"generative perplexity {self.perplexity.shown(2)}, "
+            f"entropy {self.entropy.shown(3)} {self.protocol.entropy_unit}, {found} "
             f"({self.scorer}; protocol {self.protocol.name}-{self.protocol.version}; "
             f"{self.texts} texts)"
         )
@@ -96,14 +92,19 @@ class Quality:
 # Texts.
 
 
-def _parts(texts: Texts, tokenizer: Tokenizer | None) -> list[list[str]]:
+def _parts(texts: Texts, tokenizer: Tokenizer | None, what: str) -> list[list[str]]:
     """Each text as its documents, which lie between end-of-document marks."""
+    if not len(texts):
+        raise UserError(f"There are no {what} texts.")
+    strings = [text for text in texts if isinstance(text, str)]
+    if len(strings) == len(texts):
+        return [text.split(END) for text in strings]
+    if strings:
+        raise UserError(f"The {what} texts are strings and token ids mixed: give one kind.")
+    if tokenizer is None:
+        raise UserError(f"The {what} texts are token ids, and need the tokenizer that made them.")
     found = []
     for number, text in enumerate(texts):
-        if isinstance(text, str):
-            found.append(text.split(END))
-            continue
-        assert tokenizer is not None  # see `_check_texts`
         ids = _ids(np.asarray(text), tokenizer, number)
         cuts = np.flatnonzero(ids == tokenizer.eos)
         runs = np.split(ids, np.sort(np.concatenate([cuts, cuts + 1])))
@@ -133,9 +134,8 @@ def _scored_rows(
 ) -> list[np.ndarray]:
     """Tokens to score of each text, without a beginning-of-sequence token."""
     if not protocol.retokenised:
-        given_as_text = isinstance(texts[0], str)
         own = tokenizer is not None and tokenizer.fingerprint == scorer_tokenizer.fingerprint
-        if given_as_text or not own:
+        if isinstance(texts[0], str) or not own:
             raise UserError(
                 f"Protocol {protocol.name} scores token ids as they were generated: it needs token "
                 "ids of the scorer's own tokenizer; choose standard or mdlm for other texts."
@@ -265,47 +265,27 @@ def evaluate(
             f"{scorer.name} has only learnt to read behind a beginning-of-sequence token: choose "
             "standard."
         )
-    _check_texts(generated, tokenizer, "generated")
-    parts = _parts(generated, tokenizer)
+    parts = _parts(generated, tokenizer, "generated")
     rows = _scored_rows(generated, parts, tokenizer, scorer_tokenizer, protocol)
     plain = _without_marks(parts, scorer_tokenizer, protocol)
-    found = human = None
+    found = lengths = human = None
     if reference is not None:
-        _check_texts(reference, tokenizer, "reference")
-        human = _without_marks(_parts(reference, tokenizer), scorer_tokenizer, protocol)
+        of_reference = _parts(reference, tokenizer, "reference")
+        human = _without_marks(of_reference, scorer_tokenizer, protocol)
         if len(plain) > 1:
-            found = _mauve(scorer, plain, human, protocol, seeds, batch_size)
+            found, lengths = _mauve(scorer, plain, human, protocol, seeds, batch_size)
     perplexities, nats, scored = _perplexity(scorer, rows, scorer_tokenizer, protocol, batch_size)
     unit = math.log(2.0) if protocol.entropy_unit == "bits" else 1.0
     return Quality(
-        protocol=protocol,
-        scorer=scorer.name,
-        scorer_fingerprint=scorer.fingerprint,
-        tokenizer_fingerprint=scorer_tokenizer.fingerprint,
-        sha256=_digest(rows),
-        reference_sha256=None if human is None else _digest(human),
-        texts=len(generated),
-        tokens=scored,
-        perplexity=perplexities,
-        nats=nats,
+        protocol=protocol, scorer=scorer.name, scorer_fingerprint=scorer.fingerprint,
+        tokenizer_fingerprint=scorer_tokenizer.fingerprint, sha256=_digest(rows),
+        reference_sha256=None if human is None else _digest(human), texts=len(generated),
+        tokens=scored, perplexity=perplexities, nats=nats,
         entropy=mean([entropy(row) / unit for row in plain]),
         distinct={n: distinct(plain, n) for n in protocol.ngrams},
         repetition={n: repetition(plain, n) for n in protocol.ngrams},
-        mauve=None if found is None else found[0],
-        mauve_tokens=None if found is None else found[1],
-        settings=dict(settings or {}),
-        versions=_versions(),
-    )
-
-
-def _check_texts(texts: Texts, tokenizer: Tokenizer | None, what: str) -> None:
-    if not len(texts):
-        raise UserError(f"There are no {what} texts.")
-    kinds = collections.Counter(isinstance(text, str) for text in texts)
-    if len(kinds) > 1:
-        raise UserError(f"The {what} texts are strings and token ids mixed: give one kind.")
-    if not kinds[True] and tokenizer is None:
-        raise UserError(f"The {what} texts are token ids, and need the tokenizer that made them.")
+        mauve=found, mauve_tokens=lengths, settings=dict(settings or {}), versions=_versions(),
+    )  # fmt: skip
 
 
 def _without_marks(

@@ -73,11 +73,10 @@ def record_run(workdir: str | Path, *, title: str, prompt: str = "", seed: int =
     spec = model.spec
     return frames.record(
         generator.build(model),
-        requests.beginning(prompt, model.tokenizer, stop=spec.schedule.length),
-        seed=seed,
+        requests.beginning(prompt, model.tokenizer, stop=spec.schedule.length), seed=seed,
         title=title,
         settings=f"{spec.schedule.name}, {spec.kernel.name}, {model.experiment.sampling.rule}",
-    )
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> None:

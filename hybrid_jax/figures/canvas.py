@@ -19,8 +19,7 @@ def figure(width: float, height: float, title: str) -> Any:
     made = module("matplotlib.figure").Figure(
         figsize=(width, height), facecolor=PAPER, layout="constrained"
     )
-    if title:
-        made.suptitle(title, fontsize=11, color=INK)
+    made.suptitle(title, fontsize=11, color=INK)
     return made
 
 
@@ -32,7 +31,7 @@ def panels(
     title: str,
     legend: Mapping[str, Mapping[str, Any]],
 ) -> bytes:
-    """A PNG of panels, two in a row.
+    """A PNG of four panels, two in a row.
 
     Args:
       draw: (axes, one of `shown`) -> None.
@@ -40,11 +39,8 @@ def panels(
       legend: under the panels: texts, and how their boxes look.
     """
     made = figure(*size, title)
-    places = made.subplots(-(-len(shown) // 2), 2, squeeze=False).reshape(-1)
-    for axes, one in zip(places, shown, strict=False):
+    for axes, one in zip(made.subplots(2, 2).flat, shown, strict=True):
         draw(axes, one)
-    for axes in places[len(shown) :]:
-        axes.set_visible(False)
     box = functools.partial(module("matplotlib.patches").Patch, edgecolor="#767676", linewidth=0.6)
     made.legend(
         handles=[box(**{"label": text, **look}) for text, look in legend.items()],

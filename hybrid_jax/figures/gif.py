@@ -1,10 +1,9 @@
 """The animation as a GIF: a panel for each run, one round of the loop a frame."""
 
-import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import FAINT, INK, PAPER, STYLES
@@ -16,25 +15,23 @@ _FRAME, _LAST = 90, 4000  # milliseconds
 _COLOURS = 48
 
 
-@dataclasses.dataclass(frozen=True)
-class _Fonts:
+class _Fonts(NamedTuple):
     plain: Any
     bold: Any
     width: int
 
-    @classmethod
-    def load(cls) -> "_Fonts":
-        """DejaVu Sans Mono, which matplotlib brings."""
-        folder = Path(canvas.module("matplotlib").get_data_path()) / "fonts" / "ttf"
-        fonts = canvas.module("PIL.ImageFont")
-        plain = fonts.truetype(str(folder / "DejaVuSansMono.ttf"), _SIZE)
-        bold = fonts.truetype(str(folder / "DejaVuSansMono-Bold.ttf"), _SIZE)
-        return cls(plain, bold, round(plain.getlength("M")))
+
+def _fonts() -> _Fonts:
+    """DejaVu Sans Mono, which matplotlib brings."""
+    folder = Path(canvas.module("matplotlib").get_data_path()) / "fonts" / "ttf"
+    read = canvas.module("PIL.ImageFont").truetype
+    plain, bold = (read(str(folder / f"DejaVuSansMono{kind}.ttf"), _SIZE) for kind in ("", "-Bold"))
+    return _Fonts(plain, bold, round(plain.getlength("M")))
 
 
 def draw(recordings: Sequence[Recording]) -> bytes:
     """The animation of several runs, a GIF; runs that are done wait for the others."""
-    fonts = _Fonts.load()
+    fonts = _fonts()
     places = [_places(recording.widths) for recording in recordings]
     lines = 1 + max(line for place in places for line, _, _ in place)
     across = min(2, len(recordings))

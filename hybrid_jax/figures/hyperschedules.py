@@ -1,6 +1,5 @@
 """Hyperschedules: the noise level of every position at every step ("Figure 1" of the paper)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,20 +36,15 @@ def regions(schedule: Hyperschedule) -> np.ndarray:
     return np.where(jax.jit(active)(), ACTIVE, np.where(settled, SETTLED, WORTHLESS))
 
 
-def draw(schedules: Sequence[Hyperschedule] | None = None) -> bytes:
+def draw() -> bytes:
     """The picture, a PNG: a panel for each hyperschedule."""
-    schedules = shown() if schedules is None else schedules
-    return canvas.panels(
-        schedules,
-        _panel,
-        size=(9, 0.6 + 4.2 * -(-len(schedules) // 2)),
-        title="Hyperschedules: the noise level τ[s, i]",
-        legend={
-            "settled: clean": {"facecolor": PAPER},
-            "active: its level falls at this step (darker: noisier)": {"facecolor": LEVELS[1]},
-            "worthless: not shown to the network": {"facecolor": WORTHLESS_FILL, "hatch": "////"},
-        },
-    )
+    title = "Hyperschedules: the noise level τ[s, i]"
+    legend = {
+        "settled: clean": {"facecolor": PAPER},
+        "active: its level falls at this step (darker: noisier)": {"facecolor": LEVELS[1]},
+        "worthless: not shown to the network": {"facecolor": WORTHLESS_FILL, "hatch": "////"},
+    }
+    return canvas.panels(shown(), _panel, size=(9, 9), title=title, legend=legend)
 
 
 def _panel(axes: Any, schedule: Hyperschedule) -> None:

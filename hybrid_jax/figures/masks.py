@@ -137,23 +137,13 @@ def groups(rows: Rows, cached: int = 0) -> list[tuple[str, int, int]]:
         return "window", int(rows.first[number])
 
     found = []
-    start = 0
-    for key, members in itertools.groupby(range(len(rows.position)), group):
-        end = start + len(list(members))
-        name = key[0]
+    for (name, _), members in itertools.groupby(range(len(rows.position)), group):
+        own = list(members)
         if name == "window":
-            first, last = (int(rows.position[i]) for i in (start, end - 1))
+            first, last = int(rows.position[own[0]]), int(rows.position[own[-1]])
             name = f"window\n{first}" + (f"–{last}" if last > first else "")
-        found.append((name, start, end))
-        start = end
+        found.append((name, own[0], own[-1] + 1))
     return found
-
-
-def relation(query_noisy: bool, key_noisy: bool) -> str:
-    """Colour of `palette.ATTENTION` for a pair that may attend."""
-    if not query_noisy:
-        return "clean"
-    return "window" if key_noisy else "context"
 
 
 def _draw(pictures: Sequence[Picture], title: str, height: float) -> bytes:
@@ -173,8 +163,9 @@ def _panel(axes: Any, picture: Picture) -> None:
     canvas.grid_axes(axes, across, count, picture.title)
     axes.set_aspect("equal")
     for (row, column), may in np.ndenumerate(picture.mask):
-        kind = relation(bool(queries.noisy[row]), bool(keys.noisy[column]))
-        canvas.cell(axes, column, row, ATTENTION[kind] if may else PAPER)
+        seen = "window" if keys.noisy[column] else "context"
+        fill = ATTENTION[seen if queries.noisy[row] else "clean"]
+        canvas.cell(axes, column, row, fill if may else PAPER)
     for _, start, _ in groups(queries)[1:]:
         axes.axhline(start, color=INK, linewidth=1.5)
     for _, start, _ in groups(keys, picture.cached)[1:]:

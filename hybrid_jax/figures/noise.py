@@ -32,13 +32,13 @@ def shown() -> list[NoiseKernel]:
     ]
 
 
-def corrupted(kernel: NoiseKernel, seed: int = SEED) -> np.ndarray:
+def corrupted(kernel: NoiseKernel) -> np.ndarray:
     """The sentence at each of `LEVELS`, int [levels, words].
 
     All levels use one key, so that a word that is gone at one level is gone at the next.
     """
     clean = jnp.array([WORDS.index(word) for word in SENTENCE], jnp.int32)
-    key = jax.random.key(seed)
+    key = jax.random.key(SEED)
 
     def at(level: jax.Array) -> jax.Array:
         return noising.corrupt(kernel, key, clean, jnp.full(clean.shape, level))

@@ -25,14 +25,9 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
         quality = [row.estimate("perplexity") for row in own]
         entropy = [row.estimate("entropy") for row in own]
         # Ten colours, and markers that tell them apart without colour.
-        style = {
-            "color": f"C{number % 10}",
-            "marker": "osD^v<>PX*"[number % 10],
-            "markersize": 5,
-            "linewidth": 1,
-            "linestyle": "-" if number < 10 else "--",
-            "label": label,
-        }
+        style = {"color": f"C{number % 10}", "marker": "osD^v<>PX*"[number % 10], "markersize": 5,
+                 "linewidth": 1, "linestyle": "-" if number < 10 else "--",
+                 "label": label}  # fmt: skip
         values = [estimate.value for estimate in quality]
         errors = [estimate.error for estimate in quality]
         by_calls.errorbar([_calls(row) for row in own], values, errors, **style)

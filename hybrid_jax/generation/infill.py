@@ -146,12 +146,11 @@ class Choice:
         model = self._generator.model
         bound = model.experiment.bound(model.tokenizer.vocab_size)
         nats = likelihood.text_bounds(
-            model,
-            [np.asarray(text.tokens) for text in candidates],
+            model, [np.asarray(text.tokens) for text in candidates],
             [~counts for counts in counted],
             draws=1 if likelihood.is_exact(model, bound) else _DRAWS,
             key=jax.random.key(self._seed),
-        )
+        )  # fmt: skip
         per_token = nats.mean(axis=1) / [np.count_nonzero(counts) for counts in counted]
         return candidates[int(np.argmin(per_token))]
 

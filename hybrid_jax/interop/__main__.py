@@ -40,20 +40,15 @@ def _import(options: argparse.Namespace) -> None:
     from hybrid_jax.interop.workdirs import workdir_from_released
 
     released = workdir_from_released(
-        options.source,
-        options.workdir,
-        tokenizer=options.tokenizer,
+        options.source, options.workdir, tokenizer=options.tokenizer,
         config=command_line.read_config(options.config) if options.config else None,
         settings=options.settings,
-    )
+    )  # fmt: skip
     for note in released.notes:
         print(f"note: {note}")
     letter = {"epsilon": "ε", "gamma": "γ"}[released.kind]
     size = sum(leaf.size for leaf in jax.tree.leaves(released.params))
-    print(
-        f"{options.workdir} holds a {letter}-hybrid of {size:,} parameters at step 0"
-        f"{_next(options.workdir)}"
-    )
+    _show(options.workdir, f"holds a {letter}-hybrid of {size:,} parameters at step 0")
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -78,16 +73,13 @@ def _start(options: argparse.Namespace) -> None:
 
     experiment = Experiment.from_config(values, options.settings)
     model = start_from(options.source, experiment, options.workdir, step=options.step)
+    _show(options.workdir, f"starts from step {model.step} of {options.source}")
+
+
+def _show(workdir: str, content: str) -> None:
     print(
-        f"{options.workdir} starts from step {model.step} of {options.source}"
-        f"{_next(options.workdir)}"
-    )
-
-
-def _next(workdir: str) -> str:
-    return (
-        f"; train it with\n  python -m hybrid_jax.main --workdir={workdir}\nand generate with\n"
-        f"  python -m hybrid_jax.generate --workdir={workdir}"
+        f"{workdir} {content}; train it with\n  python -m hybrid_jax.main --workdir={workdir}\n"
+        f"and generate with\n  python -m hybrid_jax.generate --workdir={workdir}"
     )
 
 

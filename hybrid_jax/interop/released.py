@@ -98,12 +98,9 @@ def load_released(source: str | Path) -> Released:
     )
     network = experiment.network(vocab_size)
     return Released(
-        kind=kind,
-        experiment=experiment,
-        network=network,
-        params=parameters(network, folder),
+        kind=kind, experiment=experiment, network=network, params=parameters(network, folder),
         notes=tuple(notes),
-    )
+    )  # fmt: skip
 
 
 def export_released(model: Released | Pretrained, folder: str | Path) -> None:

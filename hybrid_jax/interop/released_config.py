@@ -20,7 +20,7 @@ from hybrid_jax.runtime.decode import checked
 
 Kind = Literal["epsilon", "gamma"]
 
-_FAMILIES = {"block": "block", "simple": "slide"}
+_FAMILIES: Mapping[str, Literal["block", "slide"]] = {"block": "block", "simple": "slide"}
 _MISSING: Any = object()
 # Equal settings: ours, theirs. Where a config lacks one of training, the preset's holds.
 _SAME = {
@@ -108,10 +108,8 @@ def read_config(
         values["noise"] = _noise("gamma", gamma)
         values["objective"] = {"parameterisation": "score", "time": "continuous"}
         mixed = graph == "QGamma" and read("model.hybrid_sigma_embedding", bool, True)
-        values["model"] |= {
-            "condition": read("model.cond_dim", int),
-            "embedding_gamma": gamma if mixed else 0.0,
-        }
+        values["model"]["condition"] = read("model.cond_dim", int)
+        values["model"]["embedding_gamma"] = gamma if mixed else 0.0
     else:
         epsilon = read("training.epsilon", float)
         values["noise"] = _noise("epsilon", epsilon)
@@ -119,10 +117,8 @@ def read_config(
         values["objective"] = {"time": time}
         values["evaluation"] |= {"kernel": "absorbing", "time": time}
         if epsilon:
-            values["objective"] |= {
-                "loss": "weighted_cross_entropy",
-                "shown_weight": read("training.lambda", float, 1.0),
-            }
+            values["objective"]["loss"] = "weighted_cross_entropy"
+            values["objective"]["shown_weight"] = read("training.lambda", float, 1.0)
             values["sampling"] |= {"rule": "acs", "eta": 0.25, "guidance": "confidence"}
     return kind, Experiment.from_config(values), size, notes
 
@@ -148,9 +144,7 @@ def _read_schedule(
     elif (family, width, levels) == ("block", 1, 1):
         schedule = ScheduleConfig(family="quenched_ar")
     else:
-        schedule = ScheduleConfig(
-            family="block" if family == "block" else "slide", width=width, levels=levels
-        )
+        schedule = ScheduleConfig(family=_FAMILIES[family], width=width, levels=levels)
         if family == "simple" and width != levels:
             notes.append(
                 f"The released schedule 'simple' rounds the levels of width {width} and tau "

@@ -199,11 +199,9 @@ def _write_workdir(
     """A workdir with a checkpoint of step 0, whole or not at all."""
     setup = TrainSetup.build(experiment, tokenizer.vocab_size, tokenizer.bos, tokenizer.eos)
     state = TrainState(
-        step=jnp.int32(0),
-        params=params,
-        ema=params,
+        step=jnp.int32(0), params=params, ema=params,
         optimizer=jax.jit(setup.optimizer.init)(params),
-    )
+    )  # fmt: skip
     settings = dataclasses.asdict(experiment)
     with writing(workdir):
         workdir.parent.mkdir(parents=True, exist_ok=True)

@@ -96,13 +96,8 @@ class GPT2Config:
 
     def shape(self, axes: tuple[str, ...]) -> tuple[int, ...]:
         """The shape of a parameter with these axes."""
-        sizes = {
-            "vocab": self.vocab_size,
-            "context": self.n_positions,
-            "width": self.n_embd,
-            "qkv": 3 * self.n_embd,
-            "hidden": self.n_inner or 4 * self.n_embd,
-        }
+        sizes = {"vocab": self.vocab_size, "context": self.n_positions, "width": self.n_embd,
+                 "qkv": 3 * self.n_embd, "hidden": self.n_inner or 4 * self.n_embd}  # fmt: skip
         return tuple(sizes[axis] for axis in axes)
 
 
@@ -166,32 +161,24 @@ def load(source: str | Path, mesh: Mesh | None = None) -> Scorer:
     Raises:
       UserError: if files or packages are missing, or hold no GPT-2 with a tied head.
     """
-    return _read(weights.find(source, others=_TOKENIZER_FILES), str(source), mesh)
-
-
-def load_with_tokenizer(source: str | Path, mesh: Mesh | None = None) -> tuple[Scorer, Tokenizer]:
-    """`load`, and the tokenizer whose two files lie beside the weights. Raises as `load`."""
-    folder = weights.find(source, others=_TOKENIZER_FILES)
-    return _read(folder, str(source), mesh), tokenizers.load(folder)
-
-
-def _read(folder: Path, name: str, mesh: Mesh | None) -> Scorer:
     mesh = mesh or sharding.one_device()
+    folder = weights.find(source, others=_TOKENIZER_FILES)
     path = folder / weights.CONFIG
     known = {field.name for field in dataclasses.fields(GPT2Config)}
     values = {name: x for name, x in weights.read_json(path).items() if name in known}
     config = from_values(GPT2Config, values, str(path))
     return Scorer(
-        name=name,
-        network=config,
-        params=jax.device_put(_parameters(folder, config), sharding.everywhere(mesh)),
-        mesh=mesh,
-        features=features,
-        logits=logits,
-        vocab_size=config.vocab_size,
-        context=config.n_positions,
+        name=str(source), network=config,
+        params=jax.device_put(_parameters(folder, config), sharding.everywhere(mesh)), mesh=mesh,
+        features=features, logits=logits, vocab_size=config.vocab_size, context=config.n_positions,
         width=config.n_embd,
-    )
+    )  # fmt: skip
+
+
+def load_with_tokenizer(source: str | Path, mesh: Mesh | None = None) -> tuple[Scorer, Tokenizer]:
+    """`load`, and the tokenizer whose two files lie beside the weights. Raises as `load`."""
+    folder = weights.find(source, others=_TOKENIZER_FILES)
+    return dataclasses.replace(load(folder, mesh), name=str(source)), tokenizers.load(folder)
 
 
 def _parameters(folder: Path, config: GPT2Config) -> dict[str, Any]:

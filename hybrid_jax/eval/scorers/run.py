@@ -37,17 +37,10 @@ def load(workdir: str | Path, mesh: Mesh | None = None) -> tuple[Scorer, Tokeniz
             "those before it; train one with configs/ar.py."
         )
     scorer = Scorer(
-        name=f"{workdir}, step {model.step}",
-        network=model.network,
-        params=model.params,
-        mesh=model.mesh,
-        features=_features,
-        logits=_logits,
-        vocab_size=model.network.vocab_size,
-        context=model.spec.schedule.length + 1,
-        width=model.network.width,
-        needs_bos=True,
-    )
+        name=f"{workdir}, step {model.step}", network=model.network, params=model.params,
+        mesh=model.mesh, features=_features, logits=_logits, vocab_size=model.network.vocab_size,
+        context=model.spec.schedule.length + 1, width=model.network.width, needs_bos=True,
+    )  # fmt: skip
     return scorer, model.tokenizer
 
 
