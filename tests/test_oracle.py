@@ -75,7 +75,7 @@ def test_predictions_are_those_of_enumeration(name, shift):
         np.where(position < 0, np.float32(0), level[:, position]),
     )  # fmt: skip
     wanted = position + shift
-    inside = (0 <= wanted) & (wanted < LENGTH)
+    inside = (wanted >= 0) & (wanted < LENGTH)
     np.testing.assert_allclose(
         np.exp(found)[:, inside], np.array(exact)[:, wanted[inside]], atol=2e-6
     )

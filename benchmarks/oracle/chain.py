@@ -1,6 +1,6 @@
-"""First-order Markov chains over tokens, and what separates texts from the chain they should follow.
+"""First-order Markov chains over tokens, and what separates texts from them.
 
-All in float64 numpy, and apart from the package: it is what results are compared with.
+All in float64 numpy and without the package, whose results are compared with it.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def distances(chain: Chain, tokens: np.ndarray) -> dict[str, float]:
 
     Returns:
       "kl": Σ_a p(a) KL(p(·|a) ‖ step(·|a)) of the observed p, nats a token; "corrected kl";
-      "tv": Σ_a p(a) TV(p(·|a), step(·|a)); "unigram tv": TV(p, start); "entropy": Σ_a p(a) H(p(·|a)),
-      corrected.
+      "tv": Σ_a p(a) TV(p(·|a), step(·|a)); "unigram tv": TV(p, start); "entropy": the corrected
+      Σ_a p(a) H(p(·|a)).
     """
     size = len(chain.start)
     pairs = np.zeros((size, size))

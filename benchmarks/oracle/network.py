@@ -1,8 +1,8 @@
 """A network that knows the data: exact predictions for texts of a Markov chain.
 
-It predicts p(x_i | all that is shown) by forward–backward over the positions, in logs and float32. A
-shown token z at noise level λ is evidence q(z | x, λ); what is settled has level 0 and is certain;
-what is not shown is none. Errors of texts that are drawn from it are errors of the sampler alone.
+It predicts p(x_i | all that is shown) by forward–backward over the positions, in float32 and logs.
+A shown token z at noise level λ is evidence q(z | x, λ); what has settled has level 0 and is
+certain; what is not shown tells nothing. Errors of generated texts are the sampler's alone then.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def posterior(params: Params, evidence: Float32[Array, "B L V"]) -> Float32[Arra
 
 
 def _messages(
-    start: Float32[Array, "V"],
+    start: Float32[Array, " V"],
     step: Float32[Array, "V V"],
     evidence: Float32[Array, "L B V"],
     *,
