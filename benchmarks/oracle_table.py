@@ -11,9 +11,11 @@ stands the floor: as many texts of the chain itself. What does not go together s
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import command
 import device
@@ -132,22 +134,40 @@ def lines_of(options: argparse.Namespace, chain: chains.Chain) -> Iterator[str]:
     yield f"| noise | schedule | rule | calls | {' | '.join(COLUMNS.values())} |"
     yield "|---" * (4 + len(COLUMNS)) + "|"
     yield f"| texts of the chain | | | {cells(floor(options, chain))} |"
-    for kernel in options.kernels.split(","):
-        for family in options.schedules.split(","):
-            for rule in options.rules.split(","):
-                reasons = set()
-                for calls in options.calls.split(","):
-                    try:
-                        told = cells(measure(options, chain, kernel, family, rule, int(calls)))
-                    except UserError as error:
-                        if str(error) in reasons:
-                            continue
-                        reasons.add(str(error))
-                        told = " | ".join((str(error), *[""] * len(COLUMNS)))
-                    yield f"| {kernel} | {family} | {rule} | {told} |"
+    for kernel, family, rule in itertools.product(
+        options.kernels, options.schedules, options.rules
+    ):
+        reasons = set()
+        for calls in options.calls:
+            try:
+                told = cells(measure(options, chain, kernel, family, rule, calls))
+            except UserError as error:
+                if str(error) in reasons:
+                    continue
+                reasons.add(str(error))
+                told = " | ".join((str(error), *[""] * len(COLUMNS)))
+            yield f"| {kernel} | {family} | {rule} | {told} |"
+
+
+def several(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A reader of values with commas between them. For `type` of flags."""
+    return lambda text: [read(part) for part in text.split(",")]
+
+
+def one_of(known: Collection[str]) -> Callable[[str], str]:
+    """A reader of one of some names. For `type` of flags."""
+
+    def read(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(known)}")
+        return text
+
+    return read
 
 
 def _run(options: argparse.Namespace) -> None:
+    for rule in options.rules:
+        SamplingConfig.parse(rule)  # what does not exist is a mistake, and no cell
     began = time.monotonic()
     chain = chains.of_texts(sources.documents(options.source))
     lines = []
@@ -172,10 +192,14 @@ def main() -> int:
     add("--width", type=within(1), default=16, help="letters of a window (default: %(default)s)")
     add("--texts", type=within(1), default=256, help="of each seed (default: %(default)s)")
     add("--seeds", type=within(2), default=3, help="default: %(default)s")
-    add("--calls", default="8,16,32,64,128", help="of the network (default: %(default)s)")
-    add("--kernels", default=",".join(KERNELS), help="default: %(default)s")
-    add("--schedules", default=",".join(SCHEDULES), help="default: %(default)s")
-    add("--rules", default=",".join(RULES), help="rules with settings (default: %(default)s)")
+    add("--calls", type=several(within(1)), default="8,32,128", help="default: %(default)s")
+    lists = {
+        "kernels": (one_of(KERNELS), KERNELS),
+        "schedules": (one_of(SCHEDULES), SCHEDULES),
+        "rules": (str, RULES),
+    }
+    for name, (read, every) in lists.items():
+        add(f"--{name}", type=several(read), default=",".join(every), help="default: %(default)s")
     add("--out", help="Markdown file for the table")
     return command.run(parser, _run)
 

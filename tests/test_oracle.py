@@ -1,7 +1,10 @@
 """The oracle of benchmarks/oracle: exact predictions, and what samplers make of them."""
 
+import argparse
+
 import jax
 import numpy as np
+import oracle_table
 import pytest
 from enumeration import all_sequences, dense_transition, kernels
 from oracle import chain as chains
@@ -172,3 +175,29 @@ def test_distances_are_zero_for_the_chain_and_known_for_another():
     assert far["corrected kl"] == pytest.approx(kl, rel=0.02)
     assert far["tv"] == pytest.approx(tv, rel=0.02)
     assert far["unigram tv"] == pytest.approx(abs(other.start - CHAIN.start).sum() / 2, abs=2e-3)
+
+
+def test_each_cell_of_the_table_is_a_number_or_a_reason():
+    options = argparse.Namespace(
+        length=8, width=4, texts=8, seeds=2, kernels=["uniform"], schedules=["ar"],
+        rules=["ancestral", "acs"], calls=[2, 4, 8],
+    )  # fmt: skip
+    chain = chains.of_texts(["Abracadabra, said the cat."])
+    head, _, floor, *lines = oracle_table.lines_of(options, chain)
+    assert {line.count("|") for line in (head, floor, *lines)} == {10}
+    found = [[cell.strip() for cell in line.split("|")[3:6]] for line in lines]
+    assert found[0][:2] == ["ancestral", "AR makes one call a position: give 8 calls."]
+    assert found[1][:2] == ["ancestral", "8.0"]
+    assert float(found[1][2].split(" ± ")[0]) > 0
+    assert found[2][1].startswith("This rule works on MASK")
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "calls", "steps"), [("flat", 5, 5), ("block", 9, 8), ("slide", 9, 9)]
+)
+def test_schedules_use_the_calls_they_are_given(family, calls, steps):
+    schedule = oracle_table.schedule_of(family, 8, 2, calls)
+    assert schedule.steps == steps
+    with pytest.raises(UserError, match="fewer than windows of 2"):
+        oracle_table.schedule_of("slide", 8, 2, 2)
