@@ -21,6 +21,7 @@ import numpy as np
 
 from hybrid_jax.runtime.command_line import Parser, path_of, within
 from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.json_text import json_text
 
 LETTERS = "abcdefghij"
 TASKS: dict[str, Callable[[str], str]] = {
@@ -43,7 +44,7 @@ def write_pairs(folder: Path, task: str, train: int, valid: int) -> None:
     words: dict[str, None] = {}
     while len(words) < train + valid:
         words["".join(draw.choices(LETTERS, k=draw.randint(2, 8)))] = None
-    lines = [json.dumps({"prompt": f"{w}=", "answer": TASKS[task](w)}) + "\n" for w in words]
+    lines = [json_text({"prompt": f"{w}=", "answer": TASKS[task](w)}) + "\n" for w in words]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "train.jsonl", "".join(lines[:train]))
     write_atomic(folder / "valid.jsonl", "".join(lines[train:]))

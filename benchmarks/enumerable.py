@@ -114,7 +114,7 @@ def moments(schedule: Hyperschedule) -> Moment:
 
 @functools.partial(jax.jit, static_argnums=0)
 def parts(network: Table, params: Params, now: Moment) -> dict[str, Any]:
-    """What happens at a moment, for every noisy text z, position i and clean token v.
+    """Terms and moves at a moment, for every noisy text z, position i and clean token v.
 
     Returns:
       chance: q(z_i | x_i = v); discrete, continuous, released: terms; logits: log p(x_i = v | z);

@@ -62,7 +62,7 @@ def of_texts(texts: Iterable[str]) -> Chain:
 
 
 def distances(chain: Chain, tokens: np.ndarray) -> dict[str, float]:
-    """What separates the pairs of neighbours of texts [B, L] from those of the chain.
+    """Distances of the pairs of neighbours of texts [B, L] from those of the chain.
 
     The plug-in KL of M pairs lies about V(V − 1)/2M above the true one, and the entropy as much
     below; the correction is too large where the chain expects less than one of many pairs, so that

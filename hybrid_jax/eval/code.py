@@ -58,7 +58,7 @@ class Line(NamedTuple):
 
 
 class Tasks(NamedTuple):
-    """What every model is given: functions to write the bodies of, and lines to write."""
+    """The work of every model: functions to write the bodies of, and lines to write."""
 
     functions: Sequence[Function]
     lines: Sequence[Line]
@@ -212,7 +212,7 @@ def _hide(
 def write(
     generator: Generator, given: Tasks, *, seed: int, batch_size: int
 ) -> dict[str, list[str]]:
-    """What a model writes for the tasks, as `Row.written`; it must go on behind documents' ends."""
+    """Texts of a model for the tasks, as `Row.written`; it must go on behind documents' ends."""
     tokenizer, length = generator.model.tokenizer, generator.sampler.spec.schedule.length
 
     def size(text: str) -> int:
