@@ -186,8 +186,8 @@ class Threshold(Rule):
     """Reveals every x̂ ~ p with p(x̂) above a threshold (Fast-dLLM, arXiv 2505.22618), and always as
     many of the likeliest as keep pace with the schedule. Shown tokens stay.
 
-    A threshold of 1 leaves the schedule's own number a step. Tokens are drawn first, and likely ones
-    kept: they come too often, also one at a time with an exact network (docs/results.md).
+    A threshold of 1 leaves the schedule's own number a step. Tokens are drawn first, and likely
+    ones kept: they come too often, also one at a time with an exact network (docs/results.md).
     """
 
     threshold: Number = setting(float, 0.9, "probability above which to reveal", "[0, 1]")
