@@ -70,6 +70,11 @@ def run_experiment(options: argparse.Namespace) -> None:
         params = None
         if options.init and not (folder / "config.json").exists():
             model, params = network_of(options.init, experiment, mesh=run.mesh)
+            if model.tokenizer.fingerprint != run.tokenizer.fingerprint:
+                raise UserError(
+                    f"The records have another tokenizer than {options.init}: leave out "
+                    "data.tokenizer, or choose another data.dir."
+                )
             distributed.say(f"starting from step {model.step} of {options.init}")
         state = loop.train(
             run, folder, signals, params=params, say=distributed.say, profile=profile
@@ -100,8 +105,12 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
         values = workdir.load(expanded(source)).to_config()
         if not begun and "data.source" in settings:
             settings = {"data.dir": "", "data.valid_source": ""} | settings
-    if options.init and not (begun and not options.config):
-        settings = {"data.tokenizer": f"saved:{expanded(options.init).absolute()}"} | settings
+    if options.init and (options.config or (not begun and "data.source" in settings)):
+        # The text is another one, and a tokenizer that is made for a text would be too.
+        name = workdir.load(expanded(options.init)).data.tokenizer
+        if name in ("sentencepiece", "char"):
+            name = f"saved:{expanded(options.init).absolute()}"
+        settings = {"data.tokenizer": name} | settings
     return Experiment.from_config(values, settings)
 
 

@@ -269,6 +269,26 @@ def test_a_run_starts_from_another(source, tmp_path, capsys):
     assert main.main([f"--workdir={tmp_path}/tuned", "--no_compilation_cache"]) == 0
 
 
+def test_a_run_goes_on_in_its_own_text_from_another(source, tmp_path, capsys):
+    """With the records that are there."""
+    command = [f"--init={source}", f"--workdir={tmp_path}/tuned", "--config.train.steps=1",
+               "--config.train.seed=1", "--no_compilation_cache"]  # fmt: skip
+    assert main.main(command) == 0
+    assert f"starting from step 2 of {source}" in capsys.readouterr().out
+    assert pretrained.load(tmp_path / "tuned").data == pretrained.load(source).data
+
+
+def test_a_start_with_another_tokenizer_is_refused(source, tmp_path, capsys):
+    text = "".join(f"{chr(97 + n % 26)}{n}\n" for n in range(500))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    command = [f"--init={source}", f"--workdir={tmp_path}/tuned", "--config.data.tokenizer=char",
+               f"--config.data.source=files:{tmp_path}/text.txt",
+               f"--config.data.dir={tmp_path}/data"]  # fmt: skip
+    assert main.main(command) == 2
+    assert f"The records have another tokenizer than {source}" in capsys.readouterr().err
+    assert not (tmp_path / "tuned").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
