@@ -126,6 +126,12 @@ def test_bad_weights(weights, expected):
     assert str(caught.value).startswith(expected)
 
 
+@pytest.mark.parametrize("source", ["mix:", "mix:[]", "mix:pydocs,pydocs"])
+def test_mixtures_without_sources(source):
+    with pytest.raises(UserError, match=r"names no source, or one twice: write mix:SOURCE,SOURCE"):
+        DataConfig(source=source)
+
+
 def test_weights_belong_to_mixtures():
     with pytest.raises(UserError, match=r"data\.weights belongs to data\.source=mix:\*"):
         DataConfig(weights="1")

@@ -46,8 +46,17 @@ class Stage:
 
 
 def mixed(source: str) -> list[str]:
-    """The sources of "mix:SOURCE,SOURCE" (a JSON list where one has a comma), or the one it is."""
-    return listed(source.removeprefix(_PREFIX)) if source.startswith(_PREFIX) else [source]
+    """The sources of "mix:SOURCE,SOURCE" (a JSON list where one has a comma), or the one it is.
+
+    Raises:
+      UserError: for a mixture of none, or of one twice.
+    """
+    if not source.startswith(_PREFIX):
+        return [source]
+    found = listed(source.removeprefix(_PREFIX))
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"{source} names no source, or one twice: write mix:SOURCE,SOURCE.")
+    return found
 
 
 def parse(weights: str, sources: int) -> tuple[Stage, ...]:
