@@ -193,13 +193,11 @@ def main() -> int:
     add("--texts", type=within(1), default=256, help="of each seed (default: %(default)s)")
     add("--seeds", type=within(2), default=3, help="default: %(default)s")
     add("--calls", type=several(within(1)), default="8,32,128", help="default: %(default)s")
-    lists = {
-        "kernels": (one_of(KERNELS), KERNELS),
-        "schedules": (one_of(SCHEDULES), SCHEDULES),
-        "rules": (str, RULES),
-    }
-    for name, (read, every) in lists.items():
-        add(f"--{name}", type=several(read), default=",".join(every), help="default: %(default)s")
+    for flag, read, every in (
+        ("--kernels", one_of(KERNELS), KERNELS), ("--schedules", one_of(SCHEDULES), SCHEDULES),
+        ("--rules", str, RULES),
+    ):  # fmt: skip
+        add(flag, type=several(read), default=",".join(every), help="default: %(default)s")
     add("--out", help="Markdown file for the table")
     return command.run(parser, _run)
 

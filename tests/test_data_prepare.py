@@ -15,7 +15,7 @@ import types
 import numpy as np
 import pytest
 
-from hybrid_jax.data import inputs, pipeline, prepare, pydocs, splits, tokenizers
+from hybrid_jax.data import inputs, pipeline, planning, prepare, pydocs, splits, tokenizers
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.errors import UserError
@@ -340,7 +340,7 @@ def test_text_that_changes_while_it_is_read_is_refused(books, tmp_path, monkeypa
         rewrite(folder / "a.txt")
         return tokenizers.make_tokenizer(*arguments, **more)
 
-    monkeypatch.setattr(prepare, "make_tokenizer", changing)
+    monkeypatch.setattr(planning, "make_tokenizer", changing)
     with pytest.raises(UserError, match=r"changed while it was read \(.*a.txt has changed\)"):
         prepare.prepare(**wanted, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

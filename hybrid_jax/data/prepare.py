@@ -9,26 +9,22 @@ of both splits, the tokenizer, and `manifest.json`. It appears whole or not at a
 
 import argparse
 import contextlib
-import dataclasses
-import itertools
 import logging
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.data import chunks, inputs, remote, sources, splits
+from hybrid_jax.data import chunks, inputs, planning
 from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data.chunks import Plan
 from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.mixture import mixed
 from hybrid_jax.data.packing import RecordWriter, token_dtype
-from hybrid_jax.data.pairs import is_pairs, texts
-from hybrid_jax.data.splits import HeldOut
-from hybrid_jax.data.tokenizers import check_records, load_tokenizer, make_tokenizer, reads_all
+from hybrid_jax.data.pairs import is_pairs
+from hybrid_jax.data.tokenizers import load_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_number
 from hybrid_jax.runtime.command_line import Parser, path_of, run_command, within
@@ -92,7 +88,7 @@ def prepare(
         if manifest := _existing(out, settings):  # made while this one waited
             check(manifest)
             return manifest
-        plan = _planned(folder, settings, workers or available())
+        plan = planning.plan(folder, settings, workers or available())
         chunks.encode(folder, plan, workers=workers or available())
         try:
             manifest = _packed(folder, settings, plan)
@@ -132,7 +128,7 @@ def encode_shard(
     out = _checked(out, settings)
     if not _existing(out, settings):
         with _work_folder(out, settings, shared=True) as folder:
-            plan = _planned(folder, settings, workers or available())
+            plan = planning.plan(folder, settings, workers or available())
             chunks.encode(folder, plan, workers=workers or available(), shard=shard)
 
 
@@ -183,7 +179,7 @@ def _checked(out: str | Path, settings: Mapping[str, Any]) -> Path:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
     for name, value in settings.items():
         check_number(value, name)
-    kinds = {is_pairs(one) for one in _texts(settings)[:-1] if one}
+    kinds = {is_pairs(one) for one in planning.parts(settings)[:-1] if one}
     if len(kinds) > 1:
         raise UserError("Some of the sources are pairs and others text: choose all of one kind.")
     return expanded(out)
@@ -197,7 +193,7 @@ def _work_folder(out: Path, settings: dict[str, Any], *, shared: bool) -> Iterat
     """
     natural = {"valid_every": VALID_EVERY, "shard_records": SHARD_RECORDS}
     settings |= {name: value for name, value in natural.items() if settings[name] is None}
-    stamps = inputs.stamps(dict.fromkeys(_texts(settings)))
+    stamps = inputs.stamps(dict.fromkeys(planning.parts(settings)))
     name = digest([FORMAT, chunks.CHARACTERS, settings, stamps])[:12]
     makes_parent = not out.parent.exists()
     try:
@@ -210,11 +206,6 @@ def _work_folder(out: Path, settings: dict[str, Any], *, shared: bool) -> Iterat
         # A failure leaves no empty folder behind.
         if makes_parent and out.parent.is_dir() and not any(out.parent.iterdir()):
             out.parent.rmdir()
-
-
-def _texts(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The sources, the validation source and the tokenizer of records."""
-    return *mixed(settings["source"]), settings["valid_source"], settings["tokenizer"]
 
 
 def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
@@ -236,72 +227,6 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
             "this one if no run needs it."
         )
     return manifest
-
-
-def _planned(folder: Path, settings: Mapping[str, Any], workers: int) -> Plan:
-    """The plan in the folder, or a new one, and with it the tokenizer."""
-    if plan := Plan.load(folder):
-        return plan
-    *mixture, valid_source, name = _texts(settings)
-    found = tuple(one for part in dict.fromkeys(_texts(settings)) for one in inputs.read(part))
-    paths = (Path(one.name) for one in found)
-    is_local = not any(remote.is_remote(one.name) for one in found)
-    size = sum(path.stat().st_size for path in paths if path.is_file())
-    if is_local and size < chunks.CHARACTERS:
-        workers = 1
-    for part in (*mixture, valid_source):
-        check_records(name, part)
-    if valid_source:
-        apart = splits.digests(valid_source)
-        size = apart.size + sum(splits.size(source, workers=workers) for source in mixture)
-        held_out = [apart] * len(mixture)
-    else:
-        # Enough for a record: a byte token has a byte, others several.
-        least = settings["length"] * (2 if name == "byte" else 8)
-        share = settings["valid_every"]
-        held_out = [
-            splits.held_out(source, every=share, least=least, workers=workers) for source in mixture
-        ]
-        size = sum(chosen.size for chosen in held_out)
-    # A text of one source is not trained on where it is held out of another.
-    digests = frozenset().union(*(chosen.digests for chosen in held_out))
-    held_out = [dataclasses.replace(chosen, digests=digests) for chosen in held_out]
-    read = list(zip(mixture, held_out, strict=True))
-    every = reads_all(name)
-    if every and valid_source:
-        read.append((valid_source, HeldOut()))
-    written = (
-        text
-        for part, chosen in read
-        for is_held_out, pieces in splits.passages(part, held_out=chosen)
-        if every or not is_held_out
-        for piece in pieces
-        for text in texts(piece)
-    )
-    tokenizer = make_tokenizer(name, written, vocab_size=settings.get("vocab_size", 0))
-    made = Path(tempfile.mkdtemp(dir=folder))
-    tokenizer.save(made)
-    try:
-        made.rename(folder / chunks.TOKENIZER)
-    except OSError:  # it is there: another host was faster
-        shutil.rmtree(made)
-    valid_parts = sources.parts(valid_source) if valid_source else []
-    parts = [sources.parts(source) for source in mixture]
-    plan = Plan(
-        inputs=found,
-        parts=(*itertools.chain(*parts), *valid_parts),
-        sources=tuple(map(len, parts)),
-        valid_parts=len(valid_parts),
-        size=size,
-        characters=chunks.CHARACTERS,
-        limits=tuple(
-            chosen.limit for chosen, own in zip(held_out, parts, strict=True) for _ in own
-        ),
-        pair_length=settings["length"] if is_pairs(settings["source"]) else 0,
-        held_out=tuple(sorted(digest.hex() for digest in digests)),
-    )
-    plan.save(folder)
-    return plan
 
 
 def _packed(work: Path, settings: Mapping[str, Any], plan: Plan) -> Manifest:

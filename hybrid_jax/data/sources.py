@@ -52,11 +52,11 @@ def documents(source: str) -> Iterator[str]:
       source: "pydocs" or "pysource" (documentation and code of the running interpreter, 2 MB of
         English and 9 MB of Python), "files:PATTERN[,PATTERN...]" (.txt: one document a file;
         .jsonl: one a line, its field "text"; both also ending in .gz, .xz or .zst; a pattern may be
-        a URL), "lines:" with
-        the same (one document a line of .txt too), "tfds:NAME[/CONFIG]:SPLIT[:FIELD]" (prepared
-        by TFDS as ArrayRecord), "hf:NAME[/CONFIG]:SPLIT[:FIELD]" (Hugging Face datasets), or
-        "pairs:" with a pattern of .jsonl files, "tfds:…" or "hf:…" (a pair of a prompt and an
-        answer for each line or row, the fields "prompt" and "answer" or PROMPT+ANSWER).
+        a URL), "lines:" with the same (one document a line of .txt too),
+        "tfds:NAME[/CONFIG]:SPLIT[:FIELD]" (prepared by TFDS as ArrayRecord),
+        "hf:NAME[/CONFIG]:SPLIT[:FIELD]" (Hugging Face datasets), or "pairs:" with a pattern of
+        .jsonl files, "tfds:…" or "hf:…" (a pair of a prompt and an answer for each line or row, the
+        fields "prompt" and "answer" or PROMPT+ANSWER).
 
     Returns:
       an iterator that holds one document at a time.
