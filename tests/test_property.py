@@ -375,7 +375,7 @@ def test_command_lines(models, folder, data):
         patch.setattr(generate, "generate", begin)
         patch.setattr(score.scores, "score", begin)
         patch.setattr(evaluate.perplexity, "records_of", begin)
-        patch.setattr(prepare, "_planned", begin)
+        patch.setattr(prepare.planning, "plan", begin)
         patch.setattr(pretrained, "load", lambda path, **_: models.get(str(path)) or begin())
         with contextlib.suppress(WorkBeginsError), one_sentence():
             options = parse(command._parser(), words)
