@@ -358,6 +358,8 @@ def test_a_rule_in_one_word():
         ("acs:rate=1", "'rate' in 'acs:rate=1' is not a setting"),
         ("acs:count=1", "is not a setting"),
         ("remdm:threshold=1", "Rule remdm has no threshold"),
+        ("acs:eta=1:eta=0", "gives eta twice: leave one out"),
+        ("acs:eos=stop:eos=stop", "gives eos twice"),
     ):
         with pytest.raises(UserError, match=said):
             SamplingConfig.parse(text)
