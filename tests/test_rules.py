@@ -256,7 +256,7 @@ def test_confidence_guidance_redraws_where_the_model_doubts():
         confidence=jnp.zeros(7),
     )
     reading = Prediction(token=jnp.ones(7, int), probability=current, current=current,
-                         entropy=current)  # fmt: skip
+                         doubt=current, nats=current)  # fmt: skip
     rule = ACS(eta=0.6, guidance="confidence")
     keys = jax.random.split(jax.random.key(0), 20_000)
     kernel = kernels(N)["epsilon"]
@@ -277,7 +277,7 @@ def test_remdm_forgets_what_was_drawn_with_little_confidence():
         active=jnp.arange(5) < 4,
         confidence=confidence,
     )
-    reading = Prediction(*jnp.zeros((4, 5)))
+    reading = Prediction(*jnp.zeros((5, 5)))
     reading = reading._replace(token=jnp.ones(5, int))
     rule = ReMDM(eta=0.9, strategy="confidence")
     keys = jax.random.split(jax.random.key(0), 20_000)
@@ -303,7 +303,8 @@ def revealed(rule, level_next, *, probability, entropy):
         confidence=jnp.zeros(3),
     )
     reading = Prediction(token=jnp.zeros(3, int), probability=jnp.array(probability),
-                         current=jnp.zeros(3), entropy=jnp.array(entropy))  # fmt: skip
+                         current=jnp.zeros(3), doubt=jnp.array(entropy),
+                         nats=jnp.zeros(3))  # fmt: skip
     moved, _ = rule.move(kernels(N)["absorbing"], jax.random.key(0), window, reading)
     return [i for i in range(3) if moved[i] != MASK]
 
