@@ -261,6 +261,16 @@ def test_bounds_of_many_orders_tighten_towards_the_likelihood():
         assert 4 * LENGTH * found.nll_se < bounds[worst, 0] - bounds[worst, 1]
 
 
+def test_records_that_end_early_have_no_such_likelihood():
+    spec, ends = spec_at("block"), {"length": np.array([2]), "valid": np.ones(1, bool)}
+    own = likelihood_of(spec, NETWORK, Margin())
+    with pytest.raises(UserError, match="order:own is the likelihood of whole records"):
+        evaluate_bound(
+            spec, NETWORK, NETWORK.init(SEED), [{"tokens": TEXTS[:1], **ends}], own,
+            key=jax.random.key(0), draws=1, bytes_per_token=0,
+        )  # fmt: skip
+
+
 def test_evaluate_prints_the_likelihood_of_an_order(ar, capsys):
     """Autoregression has one order: its likelihood is that of any rule."""
     model = hj.load(ar)
