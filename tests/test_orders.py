@@ -209,14 +209,19 @@ def test_scores_and_given_tokens():
             {"parameterisation": "score"},
             "it draws positions by the scores",
         ),
+        ("a subclass", "absorbing", {}, "it draws which positions it changes"),
         ("margin", "uniform", {}, "works on MASK"),
         ("margin:temperature=0.5", "absorbing", {}, "leave out temperature"),
     ],
 )
 def test_other_rules_are_refused_with_the_reason(rule, noise, settings, message):
+    class Own(rules.Ancestral):
+        """May move as it likes."""
+
     spec = spec_at("block", "aligned", noise, **settings)
+    made = Own() if rule == "a subclass" else SamplingConfig.parse(rule).build()
     with pytest.raises(UserError, match=message):
-        likelihood_of(spec, NETWORK, SamplingConfig.parse(rule).build())
+        likelihood_of(spec, NETWORK, made)
 
 
 def bound_by_enumeration(spec, network, text, runs):

@@ -68,7 +68,7 @@ class PathLikelihood:
             return ""
         if isinstance(self.rule, rules.Threshold):
             return "it chooses positions by the tokens drawn for all of them"
-        if not isinstance(self.rule, rules.Ancestral):
+        if type(self.rule) is not rules.Ancestral:  # another `move` may mask shown tokens
             return "it draws which positions it changes, shown ones too"
         if spec.kernel.replaces:
             return f"under {spec.kernel.name} noise it changes shown tokens"
