@@ -7,7 +7,6 @@ from one another. So a text comes about in one way only, and has an exact likeli
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 from typing import Any, ClassVar
 
@@ -25,15 +24,11 @@ from hybrid_jax.sampling.update_rule import Moved, OneKey, Rule, Window
 class Order(Rule):
     """Base of orders: the positions of least `doubt` are revealed, of equal ones the first.
 
-    A step reveals as many as keep pace with the schedule: one at a time if a window has as many
-    steps as positions. Shown tokens stay.
+    Without a `doubt` of its own it goes from left to right. A step reveals as many as keep pace
+    with the schedule: one at a time if a window has as many steps as positions. Shown tokens stay.
     """
 
     adaptive: ClassVar[bool] = True
-
-    @abc.abstractmethod
-    def doubt(self, log_p: Float[Array, "N"]) -> Float32[Array, ""]:
-        """The doubt about one position, from its plain prediction alone."""
 
     def sure(
         self, doubt: Float32[Array, "W"], rank: Int[Array, "W"], masked: Bool[Array, "W"]
