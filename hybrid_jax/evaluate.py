@@ -5,6 +5,7 @@ Perplexities are true bounds, given with their errors and their protocol::
     python -m hybrid_jax.evaluate --workdir=runs/gamma_hybrid
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=wikitext,lambada,pubmed,arxiv
     python -m hybrid_jax.evaluate --workdir=runs/mdlm --datasets=lambada=files:lambada/test.jsonl
+    python -m hybrid_jax.evaluate --workdir=runs/mdlm --likelihood=order:margin
 
 A scorer reads texts that `hybrid_jax.generate --out` wrote, one file for each seed::
 
@@ -56,7 +57,7 @@ from hybrid_jax.training.pretrained import Pretrained
 # What each way to use the command reads besides the flags that all read.
 _GENERATED = ("scorer", "protocol", "reference")
 MODES = {
-    "--datasets": ("datasets", "records", "draws", "seed", "step"),
+    "--datasets": ("datasets", "likelihood", "records", "draws", "seed", "step"),
     "--texts": ("texts", *_GENERATED),
     "--pareto": ("pareto", "rules", "rho", "temperatures", "count", "seeds", "seed", "step",
                  *_GENERATED),
@@ -95,7 +96,7 @@ def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
     if not wanted:
         raise UserError("--datasets names no data set: for example --datasets=wikitext,lambada.")
     distinct("--datasets", [dataset.name for dataset in wanted])
-    bound = model.experiment.bound(model.tokenizer.vocab_size)
+    bound = perplexity.bound_of(model, options.likelihood)
     folder = _folder(options)
     files = []
 
@@ -119,7 +120,7 @@ def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
 
 def _row(found: perplexity.Measurement) -> str:
     estimate = found.estimate
-    sign = "=" if found.protocol.bound == "exact likelihood" else "≤"
+    sign = "=" if found.protocol.bound.startswith("exact likelihood") else "≤"
     error = "" if estimate.records == 1 else f" ± {estimate.perplexity_se:.2f}"
     value = f"{sign} {estimate.perplexity:.2f}{error}"
     return (
@@ -321,6 +322,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of a run")
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
+    add("--likelihood", metavar="order:RULE", help="of texts as a rule writes them, such as "
+        "order:margin or order:entropy:bound=0; of order:ancestral a bound, the mean over --draws "
+        "orders (default: the model's own bound)")  # fmt: skip
     add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")
     add("--records", type=within(0), default=0, metavar="N", help="most records (default: all)")
     add("--draws", type=within(1), default=4, metavar="K", help="of noise for each (default: 4)")

@@ -147,8 +147,9 @@ def test_the_rule_reveals_from_left_to_right(made):
     )
     probability = jnp.array([0.1, 0.1, 0.2, 0.3, 0.95, 0.99])
     reading = update_rule.Prediction(
-        token=jnp.zeros(6, int), probability=probability, current=probability, entropy=probability
-    )
+        token=jnp.zeros(6, int), probability=probability, current=probability, doubt=probability,
+        nats=probability,
+    )  # fmt: skip
     moved, confidence = rule.move(kernel, jax.random.key(0), window, reading)
     # Half of five active positions may stay masked: two go, and the one that is sure.
     np.testing.assert_array_equal(moved[:5], [0, 2, 0, 4, 0])

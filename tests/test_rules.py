@@ -314,7 +314,7 @@ def test_psi_keeps_the_marginals_of_the_noise(name, kappa):
     )  # fmt: skip
     zeros = jnp.zeros(DRAWS)
     drawn = jnp.asarray(draw.random(DRAWS) < chance[noisy, 1], jnp.int32)
-    reading = Prediction(token=drawn, probability=zeros, current=zeros, entropy=zeros)
+    reading = Prediction(token=drawn, probability=zeros, current=zeros, doubt=zeros, nats=zeros)
     moved, _ = Psi(kappa=kappa).move(kernel, jax.random.key(1), window, reading)
     expected = data @ dense_transition(kernel, 0.0, after)[:N] * DRAWS
     possible = expected > 0
@@ -372,7 +372,7 @@ def test_confidence_guidance_redraws_where_the_model_doubts():
         confidence=jnp.zeros(7),
     )
     reading = Prediction(token=jnp.ones(7, int), probability=current, current=current,
-                         entropy=current)  # fmt: skip
+                         doubt=current, nats=current)  # fmt: skip
     rule = ACS(eta=0.6, guidance="confidence")
     keys = jax.random.split(jax.random.key(0), 20_000)
     kernel = kernels(N)["epsilon"]
@@ -393,7 +393,7 @@ def test_remdm_forgets_what_was_drawn_with_little_confidence():
         active=jnp.arange(5) < 4,
         confidence=confidence,
     )
-    reading = Prediction(*jnp.zeros((4, 5)))
+    reading = Prediction(*jnp.zeros((5, 5)))
     reading = reading._replace(token=jnp.ones(5, int))
     rule = ReMDM(eta=0.9, strategy="confidence")
     keys = jax.random.split(jax.random.key(0), 20_000)
@@ -419,7 +419,8 @@ def revealed(rule, level_next, *, probability, entropy):
         confidence=jnp.zeros(3),
     )
     reading = Prediction(token=jnp.zeros(3, int), probability=jnp.array(probability),
-                         current=jnp.zeros(3), entropy=jnp.array(entropy))  # fmt: skip
+                         current=jnp.zeros(3), doubt=jnp.array(entropy),
+                         nats=jnp.zeros(3))  # fmt: skip
     moved, _ = rule.move(kernels(N)["absorbing"], jax.random.key(0), window, reading)
     return [i for i in range(3) if moved[i] != MASK]
 

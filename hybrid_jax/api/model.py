@@ -94,12 +94,13 @@ class Model(Pretrained):
         self,
         dataset: str = "valid",
         *,
+        likelihood: str | None = None,
         records: int = 0,
         draws: int = 4,
         batch_size: int = 64,
         seed: int = 0,
     ) -> BoundEstimate:
-        """Perplexity of a text: a true bound with its standard error.
+        """Perplexity of a text: a true bound, or an exact likelihood, with its standard error.
 
         >>> estimate = model.perplexity("valid", records=4)
         >>> estimate.records, estimate.perplexity > 1
@@ -108,25 +109,23 @@ class Model(Pretrained):
         Args:
           dataset: "valid", a known set such as "wikitext", or NAME=SOURCE or SOURCE as
             `hybrid_jax.evaluate --datasets` takes them.
+          likelihood: "order:RULE" for texts as an update rule writes them, such as
+            "order:margin"; None for the model's own bound.
           records: of L tokens, at most; 0 for all.
           draws: of levels and noise for each record.
           batch_size: records at a time, among which draws are stratified.
           seed: of the draws.
 
         Raises:
-          UserError: if the text cannot be read, or is too short for one record.
+          UserError: if the text cannot be read, or is too short for one record, or the rule has no
+            such likelihood.
         """
+        bound = perplexity.bound_of(self, likelihood)
         valid = datasets.validation_set(self.experiment)
         chosen = datasets.parse(dataset, validation=valid)
         packed = perplexity.records_of(self, chosen, records)
         return perplexity.measure(
-            self,
-            chosen,
-            packed,
-            self.experiment.bound(self.tokenizer.vocab_size),
-            draws=draws,
-            batch_size=batch_size,
-            seed=seed,
+            self, chosen, packed, bound, draws=draws, batch_size=batch_size, seed=seed
         ).estimate
 
 

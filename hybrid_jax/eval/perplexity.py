@@ -17,6 +17,9 @@ from hybrid_jax.errors import UserError, check_seed
 from hybrid_jax.eval.datasets import EvaluationSet, validation_set
 from hybrid_jax.eval.detokenize import detokenizer
 from hybrid_jax.method.objective import Bound
+from hybrid_jax.sampling.likelihood import PathLikelihood
+from hybrid_jax.sampling.settings import SamplingConfig
+from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound, is_exact
 from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.workdir import data_folders
@@ -37,7 +40,7 @@ class PerplexityProtocol:
       detokenizer: one of `detokenize.NAMES`.
       length: L, tokens of a record.
       records: number of records.
-      bound: label of the bound; "exact likelihood" where it is one.
+      bound: label of the bound; it begins with "exact likelihood" where it is one.
       draws: of levels and noise for each record.
       batch_size: records among which a draw is stratified.
       seed: of the draws.
@@ -196,11 +199,28 @@ def records_of(model: Pretrained, dataset: EvaluationSet, count: int = 0) -> Pac
     return pack(dataset, model.tokenizer, model.spec.schedule.length, count)
 
 
+def bound_of(model: Pretrained, likelihood: str | None = None) -> Bound | PathLikelihood:
+    """The model's own bound, or the likelihood "order:RULE" under a rule with its settings.
+
+    Raises:
+      UserError: for an unknown rule, or one that has no such likelihood with this model.
+    """
+    if likelihood is None:
+        return model.experiment.bound(model.tokenizer.vocab_size)
+    kind, _, rule = likelihood.partition(":")
+    if kind != "order" or not rule:
+        raise UserError(f"{likelihood!r} is no likelihood: write order:RULE, such as order:margin.")
+    sampling = SamplingConfig.parse(rule)
+    eos = model.tokenizer.eos if sampling.eos == "stop" else None
+    sampler = Sampler(spec=model.spec, network=model.network, eos=eos)
+    return PathLikelihood(name=likelihood, sampler=sampler, rule=sampling.build())
+
+
 def measure(
     model: Pretrained,
     dataset: EvaluationSet,
     packed: Packed,
-    bound: Bound,
+    bound: Bound | PathLikelihood,
     *,
     draws: int,
     batch_size: int,
@@ -211,11 +231,13 @@ def measure(
 
     Args:
       packed: the text of `dataset`, from `pack` or `held_out`.
+      bound: of `bound_of`.
       draws: for each record; 1 is taken where the bound is exact.
       progress: called with the number of batches done.
     """
     exact = is_exact(model, bound)
     draws = 1 if exact else draws
+    label = "exact likelihood" if exact and isinstance(bound, Bound) else bound.label
 
     def batches() -> Iterator[pipeline.Batch]:
         for done, batch in enumerate(pipeline.evaluation_batches(packed, batch_size), 1):
@@ -229,8 +251,7 @@ def measure(
     )  # fmt: skip
     protocol = PerplexityProtocol(
         detokenizer=dataset.detokenizer, length=packed.tokens.shape[1], records=len(packed.tokens),
-        bound="exact likelihood" if exact else bound.label, draws=draws, batch_size=batch_size,
-        seed=seed,
+        bound=label, draws=draws, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     return Measurement(
         dataset=dataset, protocol=protocol, estimate=estimate, documents=packed.documents,

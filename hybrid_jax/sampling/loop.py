@@ -236,7 +236,7 @@ def _placed(state: Generation) -> Generation:
 
 
 def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> Generation:
-    schedule, kernel = sampler.spec.schedule, sampler.spec.kernel
+    schedule, kernel, text = sampler.spec.schedule, sampler.spec.kernel, state.text
     live = state.step < schedule.steps
     features, ready, fed = cache_feed.show(sampler, params, state)
     moves = live & ready
@@ -248,6 +248,7 @@ def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
         level_next=jnp.where(place.changes, place.level_next, 0.0),
         active=place.active,
         confidence=jnp.take_along_axis(state.confidence, place.position, axis=1),
+        text=None if text is None else jnp.take_along_axis(text, place.position, axis=1),
     )
     step = jnp.minimum(state.step, schedule.steps - 1)
     keys = jax.vmap(lambda k, s, n: jax.random.fold_in(jax.random.fold_in(k, s), n))(
@@ -269,6 +270,9 @@ def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
         nfe=state.nfe + live.astype(jnp.int32),
         corrections=state.corrections + corrected.sum(1, dtype=jnp.int32),
     )
+    if state.nats is not None:
+        nats = state.nats + jnp.where(changed, reading.nats, 0.0).sum(1)
+        after = dataclasses.replace(after, nats=nats)
     sweeps, after = closing.leave(rule, state, after, place, changed, moves)
     unsure = (place.inside & (moved == kernel.mask)).any(1)
     target = step + 1

@@ -25,6 +25,7 @@ from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Logits, Objective
 from hybrid_jax.sampling import update_rule
 from hybrid_jax.sampling.draw import Warp, sample_categorical
+from hybrid_jax.sampling.orders import EntropyBound, Margin, MaxProbability
 from hybrid_jax.sampling.setting import Setting, check_ranges, setting, settings_of
 from hybrid_jax.sampling.update_rule import Moved, OneKey, Prediction, Rule, Window
 
@@ -251,26 +252,6 @@ class Threshold(Rule):
         )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EntropyBound(Rule):
-    """Reveals the surest positions together as long as the entropies of all but the most uncertain
-    of them add up to at most a bound (arXiv 2505.24857), which limits what is lost by drawing them
-    independently; and always as many as keep pace with the schedule. Shown tokens stay.
-    """
-
-    bound: Number = setting(float, 0.5, "nats to spend on revealing together", "[0, ∞)")
-    adaptive: ClassVar[bool] = True
-
-    def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
-        masked = window.active & (window.tokens == kernel.mask)
-        rank = update_rule.rank_of(reading.entropy, masked)
-        rising = jnp.sort(jnp.where(masked, reading.entropy, jnp.inf))
-        # The most uncertain member of a set is its last: what counts is the sum before it.
-        before = jnp.cumsum(rising) - rising
-        return update_rule.reveal_surest(window, reading, rank, masked, before[rank] <= self.bound)
-
-
 def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[Array, " W"]:
     """Probabilities min(1, c·weight) that add up to `expected`.
 
@@ -326,6 +307,12 @@ NAMED = {
     "entropy": NamedRule(
         kind=EntropyBound,
         about="reveals together tokens that cost few nats; moves on as soon as the window is full",
+    ),
+    "margin": NamedRule(
+        kind=Margin, about="reveals first where the likeliest token leads the next one by most"
+    ),
+    "max_probability": NamedRule(
+        kind=MaxProbability, about="reveals first where the likeliest token is likeliest"
     ),
     "greedy": NamedRule(
         kind=Threshold,

@@ -92,6 +92,8 @@ class Generation:
       following: int32 [B, S + 1], the first step from each on that has anything to do.
       nfe: int32 [B], rounds of the network that the text took part in.
       corrections: int32 [B], shown tokens that were replaced or masked again.
+      text: int32 [B, L], tokens to take in place of drawn ones (see `likelihood`); None to draw.
+      nats: float32 [B], −log p of those taken so far; None where they are drawn.
     """
 
     tokens: Int32[Array, "B L"]
@@ -106,6 +108,8 @@ class Generation:
     following: Int32[Array, "B S+1"]
     nfe: Int32[Array, "B"]
     corrections: Int32[Array, "B"]
+    text: Int32[Array, "B L"] | None = None
+    nats: Float32[Array, "B"] | None = None
 
 
 def axes_of(leaf: Any) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class Window(NamedTuple):
       level, level_next: λ_t > λ_s where active (0.5 and 0 elsewhere).
       active: positions that may move: their level changes, and they are not given.
       confidence: the probability that each shown token had when it was drawn.
+      text: tokens to take in place of x̂ ~ p, for the likelihood of a given text; None to draw.
     """
 
     tokens: Int[Array, "*B W"]
@@ -35,22 +36,25 @@ class Window(NamedTuple):
     level_next: Float32[Array, "*B W"]
     active: Bool[Array, "*B W"]
     confidence: Float32[Array, "*B W"]
+    text: Int[Array, "*B W"] | None = None
 
 
 class Prediction(NamedTuple):
     """The network's prediction of one position (or of a window), reduced over the vocabulary.
 
     Attributes:
-      token: x̂ ~ p after temperature, top-k and top-p.
+      token: x̂ ~ p after temperature, top-k and top-p, or that of a given text.
       probability: p(x̂) of the plain p.
       current: p(z) of the token shown now; of MASK, 0.
-      entropy: of the plain p, nats.
+      doubt: by which an order ranks positions (see `orders.Order`); 0 under other rules.
+      nats: −log p(x̂) of the plain p.
     """
 
     token: Int[Array, "*W"]
     probability: Float32[Array, "*W"]
     current: Float32[Array, "*W"]
-    entropy: Float32[Array, "*W"]
+    doubt: Float32[Array, "*W"]
+    nats: Float32[Array, "*W"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,10 @@ class Rule(abc.ABC):
                 f"This rule works on MASK, which {kernel.name} noise never shows: choose ancestral."
             )
 
+    def doubt(self, log_p: Float[Array, "N"]) -> Float32[Array, ""]:
+        """The doubt about one position, from its plain prediction alone (see `Prediction`)."""
+        return jnp.zeros((), jnp.float32)
+
     def read(
         self, kernel: NoiseKernel, objective: Objective, key: OneKey, logits: Logits, at: Window
     ) -> Any:
@@ -88,14 +96,15 @@ class Rule(abc.ABC):
             log_p = objective.reverse_step(kernel, logits, at.tokens, 0.0, at.level)[:-1]
         else:
             log_p = objective.log_prediction(kernel, logits, at.tokens, at.level)
-        token = sample_categorical(key, self.warp(log_p))
+        token = sample_categorical(key, self.warp(log_p)) if at.text is None else at.text
         p = jnp.exp(log_p)
         shown = at.tokens != kernel.mask
         return Prediction(
             token=token,
             probability=p[token],
             current=jnp.where(shown, p[jnp.where(shown, at.tokens, 0)], 0.0),
-            entropy=-jnp.sum(jnp.where(p > 0, p * log_p, 0.0)),
+            doubt=self.doubt(log_p),
+            nats=-log_p[token],
         )
 
     @abc.abstractmethod

@@ -3,18 +3,24 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32, Int, Key, PyTree, UInt
 
+from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.loss import Network, Spec
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.runtime import sharding
+from hybrid_jax.sampling import likelihood as paths
+from hybrid_jax.sampling.likelihood import PathLikelihood
+from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training import statistics
 from hybrid_jax.training.pretrained import Pretrained
 
@@ -65,8 +71,9 @@ class BoundEstimate:
 
     def __str__(self) -> str:
         bits, unit = self.bits
+        sign = "=" if self.bound.startswith("exact likelihood") else "≤"
         return (
-            f"perplexity ≤ {self.perplexity:.2f} ± {self.perplexity_se:.2f} "
+            f"perplexity {sign} {self.perplexity:.2f} ± {self.perplexity_se:.2f} "
             f"({bits:.3f} bits per {unit}; {self.bound}; {self.records} records, "
             f"{self.draws} draws)"
         )
@@ -77,7 +84,7 @@ def evaluate_bound(
     network: Network,
     params: PyTree,
     batches: Iterable[Mapping[str, np.ndarray]],
-    bound: Bound,
+    bound: Bound | PathLikelihood,
     *,
     key: Key[Array, ""],
     draws: int,
@@ -89,31 +96,45 @@ def evaluate_bound(
     Args:
       batches: of `pipeline.evaluation_batches`.
       key: fixes levels and noise: equal keys compare models on equal draws.
-      draws: independent draws of levels and noise for each record.
+      draws: independent draws of levels and noise for each record; of a `PathLikelihood`, runs of
+        which the likelihoods are averaged.
       bytes_per_token: bytes of text per token of these records, given ones and padding counted as
         tokens without bytes.
       mesh: of the devices that share a batch, on which the estimate does not depend; None for the
         first device.
     """
-    spec = spec.for_bound(bound)
+    if isinstance(bound, PathLikelihood):
+        program = functools.partial(_run_nats, bound.sampler, bound.rule, params)
+    else:
+        program = functools.partial(_row_nats, spec.for_bound(bound), network, params)
     mesh = mesh or sharding.one_device()
     per_record: list[Float[np.ndarray, "B"]] = []
     predicted: list[Int[np.ndarray, "B"]] = []
-    counts = np.zeros(bound.kernel.vocab_size, np.int64)
+    counts = np.zeros(spec.kernel.vocab_size, np.int64)
     for number, batch in enumerate(batches):
         tokens = np.asarray(batch["tokens"])
         valid = np.asarray(batch["valid"], bool)
         place = np.arange(tokens.shape[1])
         given = place < batch["given"][:, None] if "given" in batch else None
         length = batch.get("length")
-        total = np.zeros(len(tokens))
-        for draw in range(draws):
-            draw_key = jax.random.fold_in(jax.random.fold_in(key, number), draw)
-            records = tokens, given, length
-            total += _record_bounds(spec, network, params, records, draw_key, mesh)
+        if isinstance(bound, PathLikelihood) and length is not None:
+            raise UserError(
+                f"{bound.name} is the likelihood of whole records, and these end early: prepare "
+                "the pairs with data.padded=true, or leave it out."
+            )
+        records = tokens, given, length
+        batch_key = jax.random.fold_in(key, number)
+        each = np.array([
+            _record_nats(program, records, jax.random.fold_in(batch_key, draw), mesh)
+            for draw in range(draws)
+        ], np.float64)  # fmt: skip
+        if isinstance(bound, PathLikelihood):
+            mean = math.log(draws) - np.logaddexp.reduce(-each, axis=0)
+        else:
+            mean = each.mean(axis=0)
         own = np.asarray(estimator.predicted(tokens, given, length))[valid]
         predicted.append(own.sum(axis=1))
-        per_record.append(total[valid] / draws)
+        per_record.append(mean[valid])
         counts += np.bincount(tokens[valid][own], minlength=len(counts))
     sizes = np.concatenate(predicted)
     values = np.concatenate(per_record) / sizes.mean()
@@ -132,15 +153,14 @@ def evaluate_bound(
     )
 
 
-def _record_bounds(
-    spec: Spec,
-    network: Network,
-    params: PyTree,
+def _record_nats(
+    program: Callable[..., Float32[Array, "b"]],
     records: tuple[np.ndarray, np.ndarray | None, np.ndarray | None],
     key: Key[Array, ""],
     mesh: Mesh,
 ) -> Float32[np.ndarray, "B"]:
-    """Nats of each record of a batch: tokens, given and length of `loss.Batch`."""
+    """Nats of each record of a batch, tokens, given and length of `loss.Batch`, by `_row_nats` or
+    `_run_nats` with their first arguments."""
     count = len(records[0])
     # Rows are added, not draws: what is drawn for a record depends on its place among `count`.
     padded = -(-count // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
@@ -154,16 +174,16 @@ def _record_bounds(
     # Processes share values of NumPy, but not arrays that live on a device of one of them.
     key_data = np.asarray(jax.random.key_data(key))
     with sharding.use(mesh):
-        found = _row_nats(spec, network, count, params, tokens, places, key_data, given, length)
+        found = program(count, tokens, places, key_data, given, length)
     return np.asarray(found)[:count]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _row_nats(
     spec: Spec,
     network: Network,
-    count: int,
     params: PyTree,
+    count: int,
     tokens: Int[Array, "b L"],
     index: Int[Array, "b"],
     key_data: UInt[Array, "..."],
@@ -178,8 +198,30 @@ def _row_nats(
     return sharding.constrain(terms.sum(axis=1), "whole")
 
 
-def is_exact(model: Pretrained, bound: Bound) -> bool:
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _run_nats(
+    sampler: Sampler,
+    rule: Rule,
+    params: PyTree,
+    count: int,
+    tokens: Int[Array, "b L"],
+    index: Int[Array, "b"],
+    key_data: UInt[Array, "..."],
+    given: Bool[Array, "b L"] | None = None,
+    length: None = None,
+) -> Float32[Array, "b"]:
+    """Nats of each row along a run of the rule; arguments as those of `_row_nats`."""
+    tokens = sharding.constrain(tokens, "batch", "whole")
+    key = jax.random.wrap_key_data(key_data)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    given = jnp.zeros(tokens.shape, bool) if given is None else given
+    return sharding.constrain(paths.nats(sampler, rule, params, tokens, given, keys), "whole")
+
+
+def is_exact(model: Pretrained, bound: Bound | PathLikelihood) -> bool:
     """True if the bound is the likelihood itself, so that one draw is as good as many."""
+    if isinstance(bound, PathLikelihood):
+        return bound.exact
     alone = model.spec.schedule.width == 1 and model.spec.schedule.levels == 1
     shifted = model.spec.layout.alignment == "shifted"
     return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)
@@ -221,7 +263,7 @@ def text_bounds(
             with sharding.use(model.mesh):
                 found.append(
                     _row_nats(
-                        short, model.network, draws, model.params, tokens[which], draw,
+                        short, model.network, model.params, draws, tokens[which], draw,
                         np.asarray(jax.random.key_data(key)), kept[which], lengths[which],
                     )
                 )  # fmt: skip
