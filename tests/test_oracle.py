@@ -1,18 +1,25 @@
 """The oracle of benchmarks/oracle: exact predictions, and what samplers make of them."""
 
 import argparse
+import collections
+import itertools
+import math
+import re
 
 import jax
 import numpy as np
 import oracle_table
 import pytest
+from conftest import REPOSITORY
 from enumeration import all_sequences, dense_transition, kernels
+from oracle import cells
 from oracle import chain as chains
+from oracle.joint import jointly
 from oracle.network import Oracle, params_of, sampler_of
 from scipy.stats import chi2_contingency, chisquare
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import hyperschedule
+from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Objective
@@ -25,12 +32,15 @@ TOKENS, LENGTH, DRAWS = 3, 4, 30_000
 CHAIN = chains.of_step(np.array([[0.7, 0.2, 0.1], [0.05, 0.15, 0.8], [0.5, 0.4, 0.1]]))
 TEXTS = all_sequences(TOKENS, LENGTH)
 CHANCE = CHAIN.start[TEXTS[:, 0]] * CHAIN.step[TEXTS[:, :-1], TEXTS[:, 1:]].prod(1)
+# Its positions differ at first, so that no order among them is left to rounding.
+UNEVEN = CHAIN._replace(start=np.array([0.1, 0.6, 0.3]))
 FLAT = {steps: hyperschedule.flat(length=LENGTH, levels=steps) for steps in (2, LENGTH)}
 
 
-def clean_given(weights):
+def clean_given(weights, chain=CHAIN):
     """p(x_i | shown) of every position [L, V], where `weights` [L, V] are q(shown | x)."""
-    joint = CHANCE * weights[np.arange(LENGTH), TEXTS].prod(1)
+    chance = CHANCE / CHAIN.start[TEXTS[:, 0]] * chain.start[TEXTS[:, 0]]
+    joint = chance * weights[np.arange(LENGTH), TEXTS].prod(1)
     marginal = np.stack([np.bincount(x, joint, TOKENS) for x in TEXTS.T])
     return marginal / joint.sum()
 
@@ -43,10 +53,25 @@ def sampler(schedule, kernel="absorbing", alignment="aligned", **settings):
     return sampler_of(spec, **settings)
 
 
-def generated(sampler, rule, *, count=DRAWS):
+def generated(sampler, rule, *, count=DRAWS, chain=CHAIN):
     keys = jax.random.split(jax.random.key(3), count)
-    given = prompts.nothing(count, LENGTH)
-    return np.asarray(generate(sampler, rule, params_of(CHAIN), keys, given).tokens)
+    given = prompts.nothing(count, sampler.spec.schedule.length)
+    return np.asarray(generate(sampler, rule, params_of(chain), keys, given).tokens)
+
+
+def rule_of(text):
+    name, *settings = text.split(":")
+    return rules.make(name, **{k: float(v) for k, v in (s.split("=") for s in settings)})
+
+
+def agrees(found, chance):
+    """Whether counts are as probable as they should be, by χ²; rare outcomes together."""
+    expected = chance * found.sum()
+    likely = expected > 5
+    found, expected = (np.append(x[likely], x[~likely].sum()) for x in (found, expected))
+    kept = expected > 0
+    assert not found[~kept].any()
+    return bool(chisquare(found[kept], expected[kept]).pvalue > 1e-4)
 
 
 def counts(tokens):
@@ -95,13 +120,107 @@ def test_predictions_are_those_of_enumeration(name, shift):
     ],
 )
 def test_one_position_at_a_time_follows_the_chain(schedule, rule, follows):
-    name, *settings = rule.split(":")
-    rule = rules.make(name, **{k: float(v) for k, v in (s.split("=") for s in settings)})
-    found = counts(generated(sampler(schedule), rule))
-    likely = CHANCE * DRAWS > 5
-    expected = np.append(CHANCE[likely], CHANCE[~likely].sum()) * DRAWS
-    found = np.append(found[likely], found[~likely].sum())
-    assert bool(chisquare(found, expected).pvalue > 1e-4) is follows
+    found = counts(generated(sampler(schedule), rule_of(rule)))
+    assert agrees(found, CHANCE) is follows
+
+
+@pytest.mark.parametrize(
+    ("kernel", "schedule", "rule", "follows"),
+    [
+        ("absorbing", FLAT[2], "remdm:eta=0.3", True),
+        ("gamma .1", hyperschedule.slide(length=LENGTH, width=2, levels=2), "ancestral", True),
+        ("uniform", FLAT[2], "ancestral", True),
+        ("absorbing", FLAT[2], "threshold:threshold=1", False),
+        # It takes its own clean draws for noisy ones.
+        ("epsilon", FLAT[2], "acs:eta=0", False),
+    ],
+)
+def test_exact_rules_lose_nothing_but_by_factorising(kernel, schedule, rule, follows):
+    rule = jointly(rule_of(rule), params_of(CHAIN)["step"])
+    found = counts(generated(sampler(schedule, kernel, ahead=True), rule))
+    assert agrees(found, CHANCE) is follows
+
+
+def enumerated(steps, cost, sure):
+    """p(x) [V^L] of a rule that reveals the masked tokens of least cost, and those that are sure.
+
+    Args:
+      cost: of a position by its prediction [V] and the token that was drawn for it.
+      sure: (costs in rising order, the drawn tokens' probabilities in this order) -> bools.
+    """
+    states = {(-1,) * LENGTH: 1.0}
+    for left in reversed(range(steps)):
+        following = collections.defaultdict(float)
+        for shown, weight in states.items():
+            masked = [i for i in range(LENGTH) if shown[i] < 0]
+            known = np.where(np.array(shown)[:, None] < 0, 1.0, np.eye(TOKENS)[list(shown)])
+            p = clean_given(known, UNEVEN)
+            pace = max(1, len(masked) - math.floor(LENGTH * left / steps))
+            for drawn in itertools.product(range(TOKENS), repeat=len(masked)):
+                each = dict(zip(masked, drawn, strict=True))
+                costs = {i: cost(p[i], each[i]) for i in masked}
+                order = sorted(masked, key=costs.get)
+                certain = sure([costs[i] for i in order], [p[i, each[i]] for i in order])
+                reveal = {i for n, i in enumerate(order) if n < pace or certain[n]}
+                after = tuple(each[i] if i in reveal else t for i, t in enumerate(shown))
+                chance = math.prod(p[i, t] for i, t in each.items())
+                following[after] += weight * chance
+        states = following
+    return np.array([states[tuple(map(int, text))] for text in TEXTS])
+
+
+def entropy_of(p, token):
+    return -float(p @ np.log(p))
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps", "cost", "sure"),
+    [
+        (
+            "entropy:bound=1", 2, entropy_of,
+            lambda costs, _: np.cumsum([0, *costs])[:-1] <= 1,
+        ),
+        (
+            "threshold:threshold=0.6", 3, lambda p, token: -p[token],
+            lambda _, chances: [chance > 0.6 for chance in chances],
+        ),
+    ],
+)  # fmt: skip
+def test_rules_that_choose_positions_agree_with_enumeration(rule, steps, cost, sure):
+    exact = enumerated(steps, cost, sure)
+    schedule = hyperschedule.flat(length=LENGTH, levels=steps)
+    found = counts(generated(sampler(schedule), rule_of(rule), chain=UNEVEN))
+    assert agrees(found, exact)
+    true = CHANCE / CHAIN.start[TEXTS[:, 0]] * UNEVEN.start[TEXTS[:, 0]]
+    assert not agrees(found, true)
+
+
+def redrawn_by_acs(p, epsilon, steps):
+    """p(x) of the only token of a text, with η = 1."""
+    evidence = (1 - epsilon) * np.eye(TOKENS) + epsilon / TOKENS
+    moved = evidence * p / (evidence @ p)[:, None]  # [shown, redrawn]
+    shown, masked = np.zeros(TOKENS), 1.0
+    for t in range(steps, 0, -1):
+        redraw = (t - 1) / t
+        shown = redraw * shown @ moved + (1 - redraw) * shown + masked / t * p
+        masked *= 1 - 1 / t
+    return shown
+
+
+def test_acs_redraws_a_token_towards_the_likely_ones():
+    """In the limit p ((1 − ε) p + ε/V), by detailed balance."""
+    p, epsilon, steps = np.array([0.6, 0.3, 0.1]), 0.3, 32
+    spec = Spec(
+        schedule=hyperschedule.flat(length=1, levels=steps), layout=Layout(),
+        kernel=noising.epsilon_hybrid(vocab_size=TOKENS, epsilon=epsilon), objective=Objective(),
+    )  # fmt: skip
+    rule = rule_of("acs:eta=1")
+    found = generated(sampler_of(spec), rule, chain=CHAIN._replace(start=p))[:, 0]
+    assert agrees(np.bincount(found, minlength=TOKENS), redrawn_by_acs(p, epsilon, steps))
+    limit = p * ((1 - epsilon) * p + epsilon / TOKENS)
+    limit /= limit.sum()
+    np.testing.assert_allclose(redrawn_by_acs(p, epsilon, 10_000), limit, atol=1e-3)
+    assert limit[0] > p[0] + 0.1
 
 
 def simulated(draw, steps, count):
@@ -169,6 +288,9 @@ def test_distances_are_zero_for_the_chain_and_known_for_another():
     found = np.array([row["kl"] for row in own])
     assert found.mean() > 6 * found.std(ddof=1) / np.sqrt(len(own))
     pairs = other.start[:, None] * other.step
+    # Errors by jackknife are those of repetition.
+    draws = np.stack([CHAIN.draw(draw, 200, 30) for _ in range(20)])
+    assert chains.jackknife(CHAIN, draws)["kl"][1] < found.std(ddof=1) / 2
     far = chains.distances(CHAIN, other.draw(draw, 20_000, 30))
     kl = (pairs * np.log(other.step / CHAIN.step)).sum()
     tv = abs(pairs - other.start[:, None] * CHAIN.step).sum() / 2
@@ -177,27 +299,66 @@ def test_distances_are_zero_for_the_chain_and_known_for_another():
     assert far["unigram tv"] == pytest.approx(abs(other.start - CHAIN.start).sum() / 2, abs=2e-3)
 
 
-def test_each_cell_of_the_table_is_a_number_or_a_reason():
-    options = argparse.Namespace(
-        length=8, width=4, texts=8, seeds=2, kernels=["uniform"], schedules=["ar"],
-        rules=["ancestral", "acs"], calls=[2, 4, 8],
-    )  # fmt: skip
-    chain = chains.of_texts(["Abracadabra, said the cat."])
-    head, _, floor, *lines = oracle_table.lines_of(options, chain)
-    assert {line.count("|") for line in (head, floor, *lines)} == {10}
-    found = [[cell.strip() for cell in line.split("|")[3:6]] for line in lines]
-    assert found[0][:2] == ["ancestral", "AR makes one call a position: give 8 calls."]
-    assert found[1][:2] == ["ancestral", "8.0"]
-    assert float(found[1][2].split(" ± ")[0]) > 0
-    assert found[2][1].startswith("This rule works on MASK")
-    assert len(found) == 3
+OPTIONS = argparse.Namespace(length=8, texts=8, seeds=2, alphabet="letters")
+HEAD = {"settings": {"length": 8}, "on": "a machine"}
+
+
+def test_each_cell_of_the_table_is_a_number_or_a_reason(tmp_path):
+    chain = chains.of_letters(["Abracadabra, said the cat."])
+    wanted = [
+        cells.cell("uniform", schedule, rule, calls, length=8, width=4)
+        for schedule, rule, calls in [
+            ("ar", "ancestral", 2), ("ar", "ancestral", 8), ("flat", "ancestral", 2),
+            ("flat", "acs", 2),
+        ]
+    ]  # fmt: skip
+    store = cells.Store(tmp_path / "cells.jsonl", HEAD)
+    assert [cell for cell, _ in cells.measured(OPTIONS, chain, store, wanted)] == wanted
+    floor = cells.floor(OPTIONS, chain)
+    lines = list(oracle_table.lines_of(wanted, store.cells, floor))
+    assert {line.count("|") for line in lines} == {10}
+    assert [line.split(" | ")[3] for line in lines[3:]] == ["8.0", "2.0"]
+    assert float(lines[3].split(" | ")[4].split(" ± ")[0]) > 0
+    head, _, exact, acs, _, *reasons = oracle_table.overview(wanted, store.cells)
+    assert {line.count("|") for line in (head, exact, acs)} == {6}
+    assert exact.startswith("| uniform | ancestral | (1) | ")
+    assert acs.endswith(" | (2) |")
+    assert reasons[0] == "1. AR makes one call a position: give 8 calls."
+    assert reasons[1].startswith("2. This rule works on MASK")
+
+
+def test_an_interrupted_table_goes_on(tmp_path):
+    chain, path = chains.of_letters(["Abracadabra, said the cat."]), tmp_path / "cells.jsonl"
+    wanted = [cells.cell("uniform", "flat", f"acs:eta={eta}", 2, length=8) for eta in (0.1, 0.2)]
+    assert len(list(cells.measured(OPTIONS, chain, cells.Store(path, HEAD), wanted))) == 2
+    path.write_text(path.read_text()[:-9])  # a line is cut
+    again = cells.Store(path, HEAD)
+    assert [cell for cell, _ in cells.measured(OPTIONS, chain, again, wanted)] == wanted[1:]
+    assert set(again.cells) == set(wanted)
+    with pytest.raises(UserError, match="other settings"):
+        cells.Store(path, {"settings": {"length": 9}})
+
+
+def test_every_rule_of_the_package_is_in_the_table():
+    assert {rule.partition(":")[0] for rule in cells.RULES} >= set(rules.NAMED)
+
+
+def test_the_page_shows_the_stored_table():
+    (stored,) = (REPOSITORY / "benchmarks" / "results").glob("oracle-letters-cpu-*.md")
+    text = stored.read_text("utf-8")
+    page = (REPOSITORY / "docs" / "samplers.md").read_text("utf-8")
+    number = re.compile(r"-?\d\.\d{4} ± \d\.\d{4}")
+    assert len(number.findall(page)) > 100
+    assert set(number.findall(page)) <= set(number.findall(text))
+    grid = text.partition("## grid: KL, corrected")[2].partition("##")[0]
+    assert {line for line in grid.splitlines() if line} <= set(page.splitlines())
 
 
 @pytest.mark.parametrize(
     ("family", "calls", "steps"), [("flat", 5, 5), ("block", 9, 8), ("slide", 9, 9)]
 )
 def test_schedules_use_the_calls_they_are_given(family, calls, steps):
-    schedule = oracle_table.schedule_of(family, 8, 2, calls)
+    schedule = cells.schedule_of(family, 8, 2, calls)
     assert schedule.steps == steps
     with pytest.raises(UserError, match="fewer than windows of 2"):
-        oracle_table.schedule_of("slide", 8, 2, 2)
+        cells.schedule_of("slide", 8, 2, 2)
