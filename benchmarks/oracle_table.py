@@ -23,7 +23,7 @@ import command
 import device
 from oracle import chain as chains
 from oracle import pictures
-from oracle.cells import Cell, Found, Record, Store, floor, measured, sets
+from oracle.cells import KERNELS, SCHEDULES, Cell, Found, Record, Store, floor, measured, sets
 
 from hybrid_jax.data import sources
 from hybrid_jax.runtime.command_line import Parser, within
@@ -64,7 +64,9 @@ def lines_of(wanted: Iterable[Cell], cells: Mapping[Cell, Record], head: Found) 
 def overview(wanted: Iterable[Cell], cells: Mapping[Cell, Record]) -> Iterator[str]:
     """The corrected KL of every rule under each schedule, or the reason why there is none."""
     wanted = [cell for cell in wanted if cell in cells]
+    wanted.sort(key=lambda cell: (SCHEDULES.index(cell.schedule), cell.calls))
     columns = dict.fromkeys((schedule_name(cell), cell.calls) for cell in wanted)
+    wanted.sort(key=lambda cell: KERNELS.index(cell.kernel))
     rows: dict[tuple[str, str], dict[tuple[str, int], str]] = {}
     reasons: dict[str, int] = {}
     for cell in wanted:

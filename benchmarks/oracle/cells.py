@@ -71,11 +71,15 @@ def cell(
 
 def sets(length: int) -> dict[str, list[Cell]]:
     """The parts of the table, by name."""
-    every = itertools.product(KERNELS, SCHEDULES, RULES, (8, 32, length))
+    every = itertools.product((32, length, 8), KERNELS, SCHEDULES, RULES)
     halves = [length >> n for n in range(length.bit_length()) if (length >> n) >= 4]
     noises = ("epsilon", "epsilon 0.01", "gamma")
     return {
-        "grid": [cell(*one, length=length) for one in every if one[3] < length or one[1] == "ar"],
+        "grid": [
+            cell(*one, calls, length=length)
+            for calls, *one in every
+            if (calls == length) == (one[1] == "ar")
+        ],
         "calls": [
             cell(kernel, "flat", rule, calls, length=length)
             for kernel, rules in CURVES.items()
