@@ -85,6 +85,20 @@ def overview(wanted: Iterable[Cell], cells: Mapping[Cell, Record]) -> Iterator[s
         yield f"{number}. {reason}"
 
 
+def costs(
+    chain: chains.Chain, options: argparse.Namespace, widths: list[int], steps: tuple[int, ...]
+) -> str:
+    """`chains.factorising_cost` of windows by the steps that each takes."""
+    lines = [
+        f"| width | {' | '.join(f'T = {count}' for count in steps)} |",
+        "|---" * (1 + len(steps)) + "|",
+    ]
+    for width in widths:
+        found = [chains.factorising_cost(chain, options.length, width, count) for count in steps]
+        lines.append(f"| {width} | {' | '.join(f'{cost:.4f}' for cost in found)} |")
+    return "\n".join(lines)
+
+
 def several(text: str) -> list[str]:
     """Names of sets with commas between them. For `type` of flags."""
     names = text.split(",")
@@ -134,6 +148,9 @@ def report(
         "Distances of all texts together from the chain, ± standard errors by jackknife over "
         "seeds; nats a token.",
     ]
+    widths = list(dict.fromkeys(cell.width for cell in sets(options.length)["width"]))
+    steps = (1, 2, 4, 8, 16)
+    lines += ["", "## Cost of factorising in closed form", "", costs(chain, options, widths, steps)]
     for name, wanted in parts.items():
         if name in ("grid", "split"):
             lines += ["", f"## {name}: KL, corrected", "", *overview(wanted, cells)]

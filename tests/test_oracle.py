@@ -1,9 +1,7 @@
 """The oracle of benchmarks/oracle: exact predictions, and what samplers make of them."""
 
 import argparse
-import collections
 import itertools
-import math
 import re
 
 import jax
@@ -16,6 +14,7 @@ from oracle import cells
 from oracle import chain as chains
 from oracle.joint import jointly
 from oracle.network import Oracle, params_of, sampler_of
+from scipy import special
 from scipy.stats import chi2_contingency, chisquare
 
 from hybrid_jax.errors import UserError
@@ -32,15 +31,12 @@ TOKENS, LENGTH, DRAWS = 3, 4, 30_000
 CHAIN = chains.of_step(np.array([[0.7, 0.2, 0.1], [0.05, 0.15, 0.8], [0.5, 0.4, 0.1]]))
 TEXTS = all_sequences(TOKENS, LENGTH)
 CHANCE = CHAIN.start[TEXTS[:, 0]] * CHAIN.step[TEXTS[:, :-1], TEXTS[:, 1:]].prod(1)
-# Its positions differ at first, so that no order among them is left to rounding.
-UNEVEN = CHAIN._replace(start=np.array([0.1, 0.6, 0.3]))
 FLAT = {steps: hyperschedule.flat(length=LENGTH, levels=steps) for steps in (2, LENGTH)}
 
 
-def clean_given(weights, chain=CHAIN):
+def clean_given(weights):
     """p(x_i | shown) of every position [L, V], where `weights` [L, V] are q(shown | x)."""
-    chance = CHANCE / CHAIN.start[TEXTS[:, 0]] * chain.start[TEXTS[:, 0]]
-    joint = chance * weights[np.arange(LENGTH), TEXTS].prod(1)
+    joint = CHANCE * weights[np.arange(LENGTH), TEXTS].prod(1)
     marginal = np.stack([np.bincount(x, joint, TOKENS) for x in TEXTS.T])
     return marginal / joint.sum()
 
@@ -141,58 +137,22 @@ def test_exact_rules_lose_nothing_but_by_factorising(kernel, schedule, rule, fol
     assert agrees(found, CHANCE) is follows
 
 
-def enumerated(steps, cost, sure):
-    """p(x) [V^L] of a rule that reveals the masked tokens of least cost, and those that are sure.
-
-    Args:
-      cost: of a position by its prediction [V] and the token that was drawn for it.
-      sure: (costs in rising order, the drawn tokens' probabilities in this order) -> bools.
-    """
-    states = {(-1,) * LENGTH: 1.0}
-    for left in reversed(range(steps)):
-        following = collections.defaultdict(float)
-        for shown, weight in states.items():
-            masked = [i for i in range(LENGTH) if shown[i] < 0]
-            known = np.where(np.array(shown)[:, None] < 0, 1.0, np.eye(TOKENS)[list(shown)])
-            p = clean_given(known, UNEVEN)
-            pace = max(1, len(masked) - math.floor(LENGTH * left / steps))
-            for drawn in itertools.product(range(TOKENS), repeat=len(masked)):
-                each = dict(zip(masked, drawn, strict=True))
-                costs = {i: cost(p[i], each[i]) for i in masked}
-                order = sorted(masked, key=costs.get)
-                certain = sure([costs[i] for i in order], [p[i, each[i]] for i in order])
-                reveal = {i for n, i in enumerate(order) if n < pace or certain[n]}
-                after = tuple(each[i] if i in reveal else t for i, t in enumerate(shown))
-                chance = math.prod(p[i, t] for i, t in each.items())
-                following[after] += weight * chance
-        states = following
-    return np.array([states[tuple(map(int, text))] for text in TEXTS])
-
-
-def entropy_of(p, token):
-    return -float(p @ np.log(p))
-
-
-@pytest.mark.parametrize(
-    ("rule", "steps", "cost", "sure"),
-    [
-        (
-            "entropy:bound=1", 2, entropy_of,
-            lambda costs, _: np.cumsum([0, *costs])[:-1] <= 1,
-        ),
-        (
-            "threshold:threshold=0.6", 3, lambda p, token: -p[token],
-            lambda _, chances: [chance > 0.6 for chance in chances],
-        ),
-    ],
-)  # fmt: skip
-def test_rules_that_choose_positions_agree_with_enumeration(rule, steps, cost, sure):
-    exact = enumerated(steps, cost, sure)
-    schedule = hyperschedule.flat(length=LENGTH, levels=steps)
-    found = counts(generated(sampler(schedule), rule_of(rule), chain=UNEVEN))
-    assert agrees(found, exact)
-    true = CHANCE / CHAIN.start[TEXTS[:, 0]] * UNEVEN.start[TEXTS[:, 0]]
-    assert not agrees(found, true)
+@pytest.mark.parametrize(("width", "steps"), [(4, 1), (4, 3), (2, 2)])
+def test_cost_of_factorising_is_that_of_enumeration(width, steps):
+    """Mean over shares shown of the entropies that are drawn alone, less that of the text."""
+    cost = float(special.xlogy(CHANCE, CHANCE).sum())
+    levels = np.arange(1, steps + 1) / steps
+    for start, level in itertools.product(range(0, LENGTH, width), levels):
+        for block in itertools.product([False, True], repeat=width):
+            hidden = np.array([False] * start + [*block] + [True] * (LENGTH - width - start))
+            chance = np.where(block, level, 1 - level).prod()
+            for text, weight in zip(TEXTS, CHANCE, strict=True):
+                p = clean_given(np.where(hidden[:, None], 1.0, np.eye(TOKENS)[text]))
+                each = -special.xlogy(p, p)[start : start + width].sum()
+                # Of what is hidden at this level, its step reveals one share.
+                cost += chance * weight * each / (level * steps)
+    found = chains.factorising_cost(CHAIN, LENGTH, width, steps)
+    assert found * LENGTH == pytest.approx(cost, abs=1e-9)
 
 
 def redrawn_by_acs(p, epsilon, steps):
@@ -337,10 +297,6 @@ def test_an_interrupted_table_goes_on(tmp_path):
     assert set(again.cells) == set(wanted)
     with pytest.raises(UserError, match="other settings"):
         cells.Store(path, {"settings": {"length": 9}})
-
-
-def test_every_rule_of_the_package_is_in_the_table():
-    assert {rule.partition(":")[0] for rule in cells.RULES} >= set(rules.NAMED)
 
 
 def test_the_page_shows_the_stored_table():

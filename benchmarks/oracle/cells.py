@@ -23,20 +23,22 @@ from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Objective
-from hybrid_jax.sampling import loop, prompts
+from hybrid_jax.sampling import loop, prompts, rules
 from hybrid_jax.sampling.settings import SamplingConfig
 
 KERNELS = ("absorbing", "uniform", "gamma", "epsilon")
 SCHEDULES = ("ar", "flat", "block", "slide")
-RULES = (
-    "ancestral", "acs:eta=0", "acs:eta=0.5", "acs:eta=0.5:guidance=confidence",
-    "acs:eta=0.5:sweeps=2", "remdm", "threshold", "entropy", "greedy",
-)  # fmt: skip
-"""A rule of the package joins the table by its name here."""
+VARIANTS = {
+    "acs": (
+        "acs:eta=0", "acs:eta=0.5", "acs:eta=0.5:guidance=confidence", "acs:eta=0.5:sweeps=2",
+    )
+}  # fmt: skip
+RULES = tuple(one for name in rules.NAMED for one in VARIANTS.get(name, (name,)))
+"""Every rule of the package with its defaults, or in the variants above."""
 
 CURVES = {
     "absorbing": ("ancestral", "remdm", "entropy", "threshold", "greedy"),
-    "epsilon": ("ancestral", "remdm", *(rule for rule in RULES if rule.startswith("acs"))),
+    "epsilon": ("ancestral", "remdm", *VARIANTS["acs"]),
 }
 """Rules that are followed from few calls to many."""
 
@@ -82,8 +84,8 @@ def sets(length: int) -> dict[str, list[Cell]]:
         ],
         "calls": [
             cell(kernel, "flat", rule, calls, length=length)
-            for kernel, rules in CURVES.items()
-            for rule, calls in itertools.product(rules, (4, 8, 16, 32, 64, 128))
+            for kernel, followed in CURVES.items()
+            for rule, calls in itertools.product(followed, (4, 8, 16, 32, 64, 128))
         ],
         "limit": [
             cell(kernel, "flat", rule, calls, length=length)

@@ -5,6 +5,7 @@ All in float64 numpy and without the package, whose results are compared with it
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -67,37 +68,38 @@ def _of_tokens(texts: Iterable[list[int]], size: int) -> Chain:
     return of_step(pairs)
 
 
-def factorising_cost(chain: Chain, length: int, steps: int) -> float:
-    """Nats a token that masked diffusion loses in `steps` calls: a bound on KL(chain ‖ sampler).
+def factorising_cost(chain: Chain, length: int, width: int, steps: int) -> float:
+    """Nats a token that masked diffusion loses: a bound on KL(chain ‖ sampler).
 
-    Each of the T steps reveals one of T random shares of the positions, each position without the
-    others of its share. So the bound is the mean over λ = 1/T, 2/T … 1 of E H(x_i | shown), where
-    all others are shown with probability 1 − λ, less the entropy. Of a chain only the nearest shown
-    token counts on each side; where those are a and b steps away, H = c_a + c_b − c_{a+b} with
-    c_n = H(x_n | x_0), and c_∞ = H(x_0) where nothing is shown.
+    Blocks of `width` are revealed one after the other. Each of the T steps of a block reveals one
+    of T random shares of it, each position without the others of its share. So the bound is the
+    mean over λ = 1/T, 2/T … 1 of E H(x_i | shown), where all before the block is shown, the others
+    of the block with probability 1 − λ, and none behind it; less the entropy. Of a chain only the
+    nearest shown token counts on each side; where those are a and b steps away, H = c_a + c_b −
+    c_{a+b} with c_n = H(x_n | x_0), and c_∞ = H(x_0) where nothing is shown.
     """
     apart, conditional = np.eye(len(chain.start)), []
     for _ in range(2 * length):
         apart = apart @ chain.step
         conditional.append(-float(chain.start @ special.xlogy(apart, apart).sum(1)))
     alone = -float(special.xlogy(chain.start, chain.start).sum())
-    c = np.array([0.0, *conditional, alone])  # the last is that of nothing shown
+    c = np.array([0.0, *conditional, alone])
+    nothing = len(c) - 1
     total = 0.0
-    for level in np.arange(1, steps + 1) / steps:
-        for i in range(length):
-            a, chance_a = _nearest(level, i, len(c) - 1)
-            b, chance_b = _nearest(level, length - 1 - i, len(c) - 1)
-            both = np.minimum(a[:, None] + b, len(c) - 1)
-            entropy = c[a][:, None] + c[b] - c[both]
-            total += float(chance_a @ entropy @ chance_b) / (steps * length)
-    return total - (alone + (length - 1) * c[1]) / length
+    for i, level in itertools.product(range(length), np.arange(1, steps + 1) / steps):
+        inside, end = i % width, min(i - i % width + width, length)
+        a, chance_a = _nearest(level, inside, nothing if inside == i else inside + 1)
+        b, chance_b = _nearest(level, end - 1 - i, nothing)
+        both = np.minimum(a[:, None] + b, nothing)
+        total += float(chance_a @ (c[a][:, None] + c[b] - c[both]) @ chance_b)
+    return total / (steps * length) - (alone + (length - 1) * c[1]) / length
 
 
-def _nearest(level: float, count: int, nothing: int) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(level: float, count: int, beyond: int) -> tuple[np.ndarray, np.ndarray]:
     """Distances of the nearest shown of `count` positions in a row, and their probabilities."""
     away = np.arange(count)
     chance = np.append((1 - level) * level**away, level**count)
-    return np.append(away + 1, nothing), chance
+    return np.append(away + 1, beyond), chance
 
 
 def pairs_of(tokens: np.ndarray, size: int) -> np.ndarray:

@@ -27,12 +27,13 @@ Finds = Mapping[Cell, Found]
 
 
 def draw(sets: Mapping[str, list[Cell]], found: Finds, floor: Found) -> dict[str, bytes]:
-    """PNGs by name, each of the cells that are there."""
+    """PNGs by name, of the sets of which anything was measured."""
+    pictures = {"calls": _calls, "width": _width, "eta": _eta, "split": _split}
+    own = {name: [cell for cell in sets[name] if cell in found] for name in pictures}
     return {
-        "sampler_calls": _calls(sets["calls"], found, floor),
-        "sampler_width": _width(sets["width"], found, floor),
-        "sampler_eta": _eta(sets["eta"], found, floor),
-        "sampler_split": _split(sets["split"], found, floor),
+        f"sampler_{name}": picture(own[name], found, floor)
+        for name, picture in pictures.items()
+        if own[name]
     }
 
 
@@ -69,7 +70,7 @@ def _calls(cells: list[Cell], found: Finds, floor: Found) -> bytes:
     handles: dict[str, Any] = {}
     panels = zip(figure.subplots(1, 2, sharey=True), ("absorbing", "epsilon"), strict=True)
     for axes, kernel in panels:
-        own = [cell for cell in cells if cell.kernel == kernel and cell in found]
+        own = [cell for cell in cells if cell.kernel == kernel]
         for rule in dict.fromkeys(cell.rule for cell in own):
             of_rule = [found[cell] for cell in own if cell.rule == rule]
             points = [(one["calls"][0], one["kl"]) for one in of_rule]
@@ -88,20 +89,19 @@ def _calls(cells: list[Cell], found: Finds, floor: Found) -> bytes:
 def _width(cells: list[Cell], found: Finds, floor: Found) -> bytes:
     figure = canvas.figure(7, 4.4, "")
     axes = figure.subplots()
-    own = [cell for cell in cells if cell in found]
-    lines = dict.fromkeys((cell.kernel, cell.schedule, cell.calls) for cell in own)
-    looks = zip(
-        lines, ("#0072b2", "#0072b2", "#d55e00", "#d55e00", "#009e73"), "oPsX^", strict=True
-    )
-    for line, colour, marker in looks:
-        of_line = [cell for cell in own if (cell.kernel, cell.schedule, cell.calls) == line]
+    colours = {"block": "#0072b2", "slide": "#d55e00"}
+    fewest = min(cell.calls for cell in cells)
+    for line in dict.fromkeys((cell.kernel, cell.schedule, cell.calls) for cell in cells):
+        of_line = [cell for cell in cells if (cell.kernel, cell.schedule, cell.calls) == line]
         points = [(cell.width, found[cell]["kl"]) for cell in of_line]
         kernel, schedule, calls = line
-        label = f"{schedule}, {calls} calls, {KERNELS[kernel]}"
-        style = "-" if calls == min(cell.calls for cell in own) else ":"
-        _line(axes, points, label=label, color=colour, marker=marker, ls=style)
+        _line(
+            axes, points, label=f"{schedule}, {calls} calls, {KERNELS[kernel]}",
+            color=colours[schedule] if kernel == "absorbing" else "#009e73",
+            marker="o" if schedule == "block" else "s", ls="-" if calls == fewest else ":",
+        )  # fmt: skip
     _floor(axes, floor["kl"][0])
-    _log_base_2(axes, sorted({cell.width for cell in own}))
+    _log_base_2(axes, sorted({cell.width for cell in cells}))
     _finish(axes, "ancestral, windows at equal NFE", "width of a window (letters)")
     axes.set_ylabel("KL from the chain (nats a letter)")
     axes.legend(fontsize=8)
@@ -110,24 +110,19 @@ def _width(cells: list[Cell], found: Finds, floor: Found) -> bytes:
 
 def _eta(cells: list[Cell], found: Finds, floor: Found) -> bytes:
     figure = canvas.figure(11, 4.4, "")
-    own = [cell for cell in cells if cell in found]
     names = {"kl": "KL from the chain (nats a letter)", "entropy": "entropy of pairs (nats)"}
     for axes, (name, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
-        for kernel, colour in zip(
-            dict.fromkeys(cell.kernel for cell in own), ("#d55e00", "#e69f00", "#0072b2"),
-            strict=True,
-        ):  # fmt: skip
-            for guidance, style in (("uniform", "-"), ("confidence", ":")):
-                chosen = [
-                    cell for cell in own if cell.kernel == kernel
-                    and (_eta_of(cell) == 0 or ("confidence" in cell.rule) == (style == ":"))
+        kernels = dict.fromkeys(cell.kernel for cell in cells)
+        for kernel, colour in zip(kernels, ("#d55e00", "#e69f00", "#0072b2"), strict=False):
+            for guidance, style, marker in (("uniform", "-", "o"), ("confidence", ":", "s")):
+                points = [
+                    (_eta_of(cell), found[cell][name]) for cell in cells if cell.kernel == kernel
+                    and (("confidence" in cell.rule) == (style == ":") or _eta_of(cell) == 0)
                 ]  # fmt: skip
-                points = [(_eta_of(cell), found[cell][name]) for cell in chosen]
                 title = f"{KERNELS[kernel]}, guidance={guidance}"
-                marker = "o" if style == "-" else "s"
                 _line(axes, points, label=title, color=colour, ls=style, marker=marker)
         _floor(axes, floor[name][0])
-        one = own[0]
+        one = cells[0]
         _finish(axes, f"acs, {one.schedule} {one.width}, {one.calls} calls", "η")
         axes.set_ylabel(label)
     figure.axes[0].set_yscale("log")
@@ -141,8 +136,7 @@ def _eta_of(cell: Cell) -> float:
 
 def _split(cells: list[Cell], found: Finds, floor: Found) -> bytes:
     """For each rule its error and what is left of it when tokens are drawn jointly."""
-    whole = [cell for cell in cells if not cell.jointly and cell in found]
-    whole = [cell for cell in whole if cell._replace(jointly=True) in found]
+    whole = [cell for cell in cells if cell._replace(jointly=True) in found and not cell.jointly]
     calls = sorted({cell.calls for cell in whole})
     figure = canvas.figure(11, 4.4, "")
     for axes, count in zip(figure.subplots(1, len(calls), sharey=True), calls, strict=True):
