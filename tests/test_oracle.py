@@ -240,23 +240,33 @@ def test_causal_windows_are_refused():
 def test_distances_are_zero_for_the_chain_and_known_for_another():
     draw = np.random.default_rng(4)
     other = chains.of_step(CHAIN.step**0.7)
-    own = [chains.distances(CHAIN, CHAIN.draw(draw, 200, 30)) for _ in range(20)]
+    texts = np.stack([CHAIN.draw(draw, 200, 30) for _ in range(20)])
+    own = [chains.distances(CHAIN, one) for one in texts]
     for name, value in [("corrected kl", 0.0), ("entropy", CHAIN.entropy_rate)]:
         found = np.array([row[name] for row in own])
         assert abs(found.mean() - value) < 4 * found.std(ddof=1) / np.sqrt(len(own))
-    # Without the correction it is not.
+    # Of a mean, the jackknife has its standard error; the entropy is nearly one.
+    error = chains.jackknife(CHAIN, texts)["entropy"][1]
+    assert error == pytest.approx(found.std(ddof=1) / np.sqrt(len(own)), rel=0.1)
+    # Without the correction KL is not 0.
     found = np.array([row["kl"] for row in own])
     assert found.mean() > 6 * found.std(ddof=1) / np.sqrt(len(own))
     pairs = other.start[:, None] * other.step
-    # Errors by jackknife are those of repetition.
-    draws = np.stack([CHAIN.draw(draw, 200, 30) for _ in range(20)])
-    assert chains.jackknife(CHAIN, draws)["kl"][1] < found.std(ddof=1) / 2
     far = chains.distances(CHAIN, other.draw(draw, 20_000, 30))
     kl = (pairs * np.log(other.step / CHAIN.step)).sum()
     tv = abs(pairs - other.start[:, None] * CHAIN.step).sum() / 2
     assert far["corrected kl"] == pytest.approx(kl, rel=0.02)
     assert far["tv"] == pytest.approx(tv, rel=0.02)
     assert far["unigram tv"] == pytest.approx(abs(other.start - CHAIN.start).sum() / 2, abs=2e-3)
+
+
+def test_the_correction_also_serves_rare_pairs():
+    draw = np.random.default_rng(0)
+    chain = chains.of_step(draw.dirichlet(np.full(12, 0.5), 12) + 1e-3)
+    rows = [chains.distances(chain, chain.draw(draw, 20, 30)) for _ in range(200)]
+    found = np.array([row["corrected kl"] for row in rows])
+    assert abs(found.mean()) < 4 * found.std(ddof=1) / np.sqrt(len(rows))
+    assert np.mean([row["kl"] for row in rows]) > 0.1
 
 
 OPTIONS = argparse.Namespace(length=8, texts=8, seeds=2, alphabet="letters")
