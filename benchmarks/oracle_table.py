@@ -128,7 +128,7 @@ def _run(options: argparse.Namespace) -> None:
     write_atomic(out.with_suffix(".md"), report(options, chain, store, parts, head))
     if options.pictures:
         found = {cell: one["found"] for cell, one in store.cells.items() if "found" in one}
-        for name, picture in pictures.draw(sets(options.length), found, head).items():
+        for name, picture in pictures.draw(parts, found, head).items():
             write_atomic(Path(options.pictures) / f"{name}.png", picture)
 
 

@@ -27,13 +27,12 @@ Finds = Mapping[Cell, Found]
 
 
 def draw(sets: Mapping[str, list[Cell]], found: Finds, floor: Found) -> dict[str, bytes]:
-    """PNGs by name, of the sets of which anything was measured."""
+    """PNGs by name, of those sets that have a picture and were measured whole."""
     pictures = {"calls": _calls, "width": _width, "eta": _eta, "split": _split}
-    own = {name: [cell for cell in sets[name] if cell in found] for name in pictures}
     return {
-        f"sampler_{name}": picture(own[name], found, floor)
-        for name, picture in pictures.items()
-        if own[name]
+        f"sampler_{name}": pictures[name]([cell for cell in cells if cell in found], found, floor)
+        for name, cells in sets.items()
+        if name in pictures
     }
 
 
@@ -96,13 +95,13 @@ def _width(cells: list[Cell], found: Finds, floor: Found) -> bytes:
         points = [(cell.width, found[cell]["kl"]) for cell in of_line]
         kernel, schedule, calls = line
         _line(
-            axes, points, label=f"{schedule}, {calls} calls, {KERNELS[kernel]}",
+            axes, points, label=f"{schedule}, at most {calls} calls, {KERNELS[kernel]}",
             color=colours[schedule] if kernel == "absorbing" else "#009e73",
             marker="o" if schedule == "block" else "s", ls="-" if calls == fewest else ":",
         )  # fmt: skip
     _floor(axes, floor["kl"][0])
     _log_base_2(axes, sorted({cell.width for cell in cells}))
-    _finish(axes, "ancestral, windows at equal NFE", "width of a window (letters)")
+    _finish(axes, "ancestral, by windows", "width of a window (letters)")
     axes.set_ylabel("KL from the chain (nats a letter)")
     axes.legend(fontsize=8)
     return canvas.png(figure)

@@ -38,6 +38,9 @@ class Ancestral(Rule):
     """The reverse step of the noise kernel itself, exact if the network's prediction is.
 
     A score-predicting network takes the Tweedie step of its scores, unless a warp asks for its p.
+
+    Tokens of one step are drawn independently, at a cost that falls as 1/T with the steps. But
+    ε-noise is all undone in the last step, and part of the cost stays (docs/samplers.md).
     """
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
