@@ -38,8 +38,12 @@ ALPHABETS = {"letters": chains.of_letters, "bytes": chains.of_bytes}
 SETTINGS = ("source", "alphabet", "length", "texts", "seeds")
 
 
+def with_error(value: float, error: float) -> str:
+    return f"{round(value, 4) + 0.0:.4f} ± {error:.4f}"  # no −0
+
+
 def shown(found: Found) -> str:
-    return " | ".join("{:.4f} ± {:.4f}".format(*found[name]) for name in COLUMNS)
+    return " | ".join(with_error(*found[name]) for name in COLUMNS)
 
 
 def schedule_name(cell: Cell) -> str:
@@ -72,7 +76,7 @@ def overview(wanted: Iterable[Cell], cells: Mapping[Cell, Record]) -> Iterator[s
     for cell in wanted:
         record = cells[cell]
         if "found" in record:
-            value = "{:.4f} ± {:.4f}".format(*record["found"]["corrected kl"])
+            value = with_error(*record["found"]["corrected kl"])
         else:
             value = f"({reasons.setdefault(record['refused'], len(reasons) + 1)})"
         rows.setdefault((cell.kernel, rule_name(cell)), {})[schedule_name(cell), cell.calls] = value

@@ -215,8 +215,8 @@ class EntropyBound(Rule):
     of them add up to at most a bound (arXiv 2505.24857), which limits what is lost by drawing them
     independently; and always as many as keep pace with the schedule. Shown tokens stay.
 
-    The order does not depend on the tokens drawn: one at a time it is exact under masking. But when
-    few calls draw many, it loses more than random places do (docs/samplers.md).
+    The order does not depend on the tokens drawn: one at a time it is exact under masking. But few
+    calls for all positions together lose more than with random places (docs/samplers.md).
     """
 
     bound: Number = setting(float, 0.5, "nats to spend on revealing together", "[0, ∞)")
