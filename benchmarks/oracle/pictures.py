@@ -108,7 +108,7 @@ def _width(cells: list[Cell], found: Finds, floor: Found) -> bytes:
 
 
 def _eta(cells: list[Cell], found: Finds, floor: Found) -> bytes:
-    figure = canvas.figure(11, 4.4, "")
+    figure = canvas.figure(11, 4.8, "")
     names = {"kl": "KL from the chain (nats a letter)", "entropy": "entropy of pairs (nats)"}
     for axes, (name, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
         kernels = dict.fromkeys(cell.kernel for cell in cells)
@@ -125,7 +125,8 @@ def _eta(cells: list[Cell], found: Finds, floor: Found) -> bytes:
         _finish(axes, f"acs, {one.schedule} {one.width}, {one.calls} calls", "η")
         axes.set_ylabel(label)
     figure.axes[0].set_yscale("log")
-    figure.axes[0].legend(fontsize=7)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return canvas.png(figure)
 
 
