@@ -187,7 +187,7 @@ def network_of(size: str, dtype: str) -> Transformer:
     config = sized("sampling", size)
     config.model.dtype = dtype
     experiment = Experiment.from_config(config)
-    return experiment.network(experiment.data.vocab_size)
+    return experiment.network(experiment.data.expected_vocab_size)
 
 
 def measure(case: Case, network: Transformer, params, *, repeats: int) -> str:

@@ -64,7 +64,7 @@ class Steps:
     """A training whose steps can be timed; `donate`: the new state takes the old one's place."""
 
     def __init__(self, experiment: Experiment, options: argparse.Namespace, donate: bool = True):
-        tokens = experiment.data.vocab_size
+        tokens = experiment.data.expected_vocab_size
         self.setup = TrainSetup.build(experiment, tokens, 1)
         self.mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1])
         length = experiment.data.length
@@ -149,6 +149,7 @@ def measure(name: str, peak: float, options: argparse.Namespace) -> dict:
         "milliseconds": times,
         "ratios": in_turn.ratios(times["plain"], times["default"]),
         "megabytes": {"plain": slow.megabytes, "default": fast.megabytes},
+        "compiling": {"plain": slow.seconds_to_compile, "default": fast.seconds_to_compile},
         "parts": {part: statistics.median(values) for part, values in parts.items()},
         "teraflops": work / 1e12,
         "mfu": work / (median * 1e-3) / peak if peak else math.nan,
@@ -158,16 +159,17 @@ def measure(name: str, peak: float, options: argparse.Namespace) -> dict:
 
 def as_markdown(rows: list[dict]) -> str:
     lines = [
-        "| layout | ms a step, plain | default | times faster | MB, plain | default | tokens/s | "
-        "useful TFLOP a step | MFU |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| layout | ms a step, plain | default | times faster | MB, plain | default | "
+        "s to compile, plain | default | tokens/s | useful TFLOP a step | MFU |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         lines.append(
             f"| {row['layout']} | {in_turn.spread(row['milliseconds']['plain'], 0)} | "
             f"{in_turn.spread(row['milliseconds']['default'], 0)} | "
             f"{in_turn.spread(row['ratios'], 2)} | {row['megabytes']['plain']:.0f} | "
-            f"{row['megabytes']['default']:.0f} | {row['tokens_per_second']:.0f} | "
+            f"{row['megabytes']['default']:.0f} | {row['compiling']['plain']:.0f} | "
+            f"{row['compiling']['default']:.0f} | {row['tokens_per_second']:.0f} | "
             f"{row['teraflops']:.3f} | {row['mfu']:.2f} |"
         )
     names = list(rows[0]["parts"])

@@ -58,9 +58,10 @@ _GENERATED = ("scorer", "protocol", "reference")
 MODES = {
     "--datasets": ("datasets", "records", "draws", "seed", "step"),
     "--texts": ("texts", *_GENERATED),
-    "--pareto": ("pareto", "rules", "rho", "count", "seeds", "seed", "step", *_GENERATED),
+    "--pareto": ("pareto", "rules", "rho", "temperatures", "count", "seeds", "seed", "step",
+                 *_GENERATED),
     "--code": ("code", "beside", "temperature", "count", "reference", "seed", "step"),
-}
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -183,7 +184,13 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
         rules, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
             say(f"left out: {reason}", file=sys.stderr)
-    rhos = pareto.tokens_per_nfe(model) if options.rho is None else _numbers(options.rho)
+    rhos = pareto.tokens_per_nfe(model) if options.rho is None else _numbers("rho", options.rho)
+    if options.temperatures is not None:
+        temperatures = _numbers("temperatures", options.temperatures)
+        distinct("--temperatures", temperatures)
+        if len(temperatures) < 2:
+            raise UserError("--temperatures compares two or more: for example 0.8,0.9,1,1.1.")
+        rules = [f"{rule}:temperature={value:g}" for rule in rules for value in temperatures]
     distinct("--rules", rules)
     distinct("--rho", rhos)
     points = pareto.grid(model, rules, rhos)
@@ -211,6 +218,7 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
                 before += options.count
             qualities = tuple(scored(one.tokens, settings=one.settings) for one in made)
             rows.append(Row(label=point.label, rho=point.rho, qualities=qualities))
+    rows = pareto.matched(rows)
     table = as_markdown(rows)
     title = (
         f"{model.experiment.name}, step {model.step}: {options.count} texts for each point, "
@@ -282,11 +290,11 @@ def _human_texts(
     return raise_on_all(read)
 
 
-def _numbers(text: str) -> list[float]:
+def _numbers(flag: str, text: str) -> list[float]:
     try:
         return [float(part) for part in listed(text)]
     except ValueError as error:
-        raise UserError(f"--rho={text} is no list of numbers, such as 4,2,1.") from error
+        raise UserError(f"--{flag}={text} is no list of numbers, such as 4,2,1.") from error
 
 
 def _folder(options: argparse.Namespace) -> Path:
@@ -332,6 +340,8 @@ def _parser() -> argparse.ArgumentParser:
         "(default: ten, as far as they go with the model's noise)")  # fmt: skip
     add("--rho", metavar="A,B,...", help="of --pareto: tokens per NFE "
         "(default: those of 8,4,2,1 that divide the model's window)")  # fmt: skip
+    add("--temperatures", metavar="A,B,...", help="of --pareto: each rule at each, and its "
+        "perplexity interpolated at the entropy of held-out text")  # fmt: skip
     add("--count", type=within(2), default=128, metavar="N",
         help="texts for each point of --pareto, and functions and lines of --code "
         "(default: %(default)s)")  # fmt: skip

@@ -71,9 +71,9 @@ def first_phase(schedule):
     return Pattern(Layout(), schedule, jax.tree.map(lambda x: x[None], rows))
 
 
-def inputs(rows, batch=12, heads=2, head=4):
+def inputs(rows, batch=12, heads=2, head=4, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(1), 4)
-    return [jax.random.normal(k, (batch, heads, rows, head)) for k in keys]
+    return [jax.random.normal(k, (batch, heads, rows, head), dtype) for k in keys]
 
 
 @pytest.mark.parametrize(("schedule", "how"), PAIRS)
@@ -128,15 +128,37 @@ def test_blockwise_is_dense_in_values_and_gradients(schedule, how):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("schedule", "how"), [("quenched AR", "shifted"), ("flat", "aligned")])
-def test_fused_is_dense_where_one_mask_serves_all(schedule, how):
+# On a GPU, where the kernel knows 16 bits alone, its rounding is allowed for.
+ON_GPU = jax.default_backend() == "gpu"
+KERNEL = {"dtype": jnp.bfloat16 if ON_GPU else jnp.float32, "head": 8}
+
+
+@pytest.mark.parametrize(("schedule", "how"), PAIRS)
+def test_fused_is_dense_in_values_and_gradients(schedule, how):
     pattern, mask = pattern_of(schedule, how)
-    query, key, value, _ = inputs(pattern.regions.rows)
-    assert pattern.plain_causal or pattern.full
-    found = quick_jit(attention.fused)(query, key, value, pattern)
-    wanted = quick_jit(attention.dense)(query, key, value, mask)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-    assert pattern.plain_causal == (schedule == "quenched AR")
+    *arguments, weight = inputs(pattern.regions.rows, **KERNEL)
+    seen = mask.any(-1)[:, None, :, None]
+
+    def total(attend, arguments):
+        found = attend(*arguments)
+        return jnp.sum(weight * jnp.where(seen, found, 0), dtype=jnp.float32), found
+
+    dense = functools.partial(attention.dense, mask=jnp.asarray(mask))
+    fused = functools.partial(attention.fused, pattern=pattern)
+    (_, wanted), gradients = quick_jit(
+        jax.value_and_grad(functools.partial(total, dense), has_aux=True)
+    )(arguments)
+    (_, found), others = quick_jit(
+        jax.value_and_grad(functools.partial(total, fused), has_aux=True)
+    )(arguments)
+    assert np.isfinite(found).all()
+    near = {"rtol": 3e-2, "atol": 3e-2} if ON_GPU else {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(
+        np.where(seen, found, 0).astype(np.float32), np.where(seen, wanted, 0).astype(np.float32),
+        **near,
+    )  # fmt: skip
+    for a, b in zip(gradients, others, strict=True):
+        np.testing.assert_allclose(b.astype(jnp.float32), a.astype(jnp.float32), **near)
 
 
 SPLASHED = [("block", "aligned"), ("ragged block", "causal window"), ("quenched AR", "shifted")]
@@ -181,6 +203,7 @@ def test_constant_masks_are_those_of_every_phase(schedule, how):
     assert (mask == constant).all()
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="fewer than eight devices")
 def test_splash_runs_on_each_part_of_a_mesh():
     pattern, mask = pattern_of("block", "aligned", batch=1)
     query, key, value, _ = inputs(pattern.regions.rows, batch=8, heads=2)
@@ -199,9 +222,6 @@ def test_only_full_and_causal_patterns_are_taken_for_such(schedule, how):
     pattern, mask = pattern_of(schedule, how)
     assert pattern.full == mask.all()
     assert not pattern.plain_causal or (mask == np.tril(np.ones(mask.shape[1:], bool))).all()
-    if not (pattern.full or pattern.plain_causal):
-        with pytest.raises(ValueError, match="causal and full"):
-            attention.fused(*inputs(pattern.regions.rows)[:3], pattern)
 
 
 @pytest.mark.parametrize("hidden", ["lengths", "documents"])
@@ -220,14 +240,18 @@ def test_rows_that_some_examples_hide_are_hidden_by_every_backend(schedule, how,
         separated = functools.partial(layouts.separated, pattern.layout, eos=0)
         rows = jax.vmap(separated)(rows, texts)
     partial = dataclasses.replace(pattern, rows=rows, whole=False)
-    query, key, value, _ = inputs(pattern.regions.rows)
     mask = quick_jit(Pattern.mask)(partial)
     seen = np.asarray(mask.any(-1))[:, None, :, None]
-    wanted = np.where(seen, quick_jit(attention.dense)(query, key, value, mask), 0)
     for backend in ("blockwise", "fused", "splash", "auto"):
+        rounded = ON_GPU and backend == "fused"
+        query, key, value, _ = inputs(pattern.regions.rows, **(KERNEL if rounded else {}))
+        wanted = quick_jit(attention.dense)(query, key, value, mask).astype(jnp.float32)
         attend = functools.partial(attention.attend, backend=backend)
-        found = quick_jit(attend)(query, key, value, partial)
-        np.testing.assert_allclose(np.where(seen, found, 0), wanted, rtol=1e-5, atol=1e-5)
+        found = quick_jit(attend)(query, key, value, partial).astype(jnp.float32)
+        near = 3e-2 if rounded else 1e-5
+        np.testing.assert_allclose(
+            np.where(seen, found, 0), np.where(seen, wanted, 0), rtol=near, atol=near
+        )
 
 
 @pytest.mark.parametrize(
@@ -289,7 +313,8 @@ def test_the_backend_of_a_network_changes_nothing(backend):
 def test_choices():
     assert attention.choose(pattern_of("flat", "aligned")[0], jnp.float32) == "dense"
     long = first_phase(hyperschedule.slide(length=200, width=7, levels=4))
-    assert attention.choose(long, jnp.bfloat16) == "blockwise"
-    assert attention.choose(pattern_of("slide", "shifted")[0], jnp.bfloat16) == "dense"  # one block
+    assert attention.choose(long, jnp.float32) == "blockwise"
+    assert attention.choose(pattern_of("slide", "shifted")[0], jnp.float32) == "dense"  # one block
+    assert (attention.choose(long, jnp.bfloat16) == "fused") == ON_GPU
     with pytest.raises(UserError, match=r"model\.attention must be one of auto, dense, blockwise"):
         Transformer(vocab_size=3, layers=1, width=8, heads=1, attention="flash")

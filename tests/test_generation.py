@@ -22,7 +22,7 @@ from hybrid_jax.sampling import cache_feed, loop, prompts, rules
 from hybrid_jax.sampling.draw import Warp
 from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.prompts import GAP
-from hybrid_jax.sampling.rules import ACS, Ancestral, EntropyBound, ReMDM, Threshold
+from hybrid_jax.sampling.rules import ACS, Ancestral, EntropyBound, Psi, ReMDM, Threshold
 from hybrid_jax.sampling.state import Sampler
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
@@ -455,6 +455,9 @@ def test_prompts_that_do_not_fit_are_refused(rows, stop, message):
         (ACS(guidance="doubt"), "epsilon", "guidance must be"),
         (ACS(sweeps=-1), "epsilon", "sweeps must be 0 or more"),
         (ACS(eta=0.0, sweeps=2), "epsilon", "sweeps is of corrections"),
+        (ACS(eta=0.0, correction="remask"), "epsilon", "correction is of corrections"),
+        (ACS(sweeps=1, correction="remask"), "epsilon", "nothing reveals what they would mask"),
+        (Psi(kappa=1.5), "uniform", r"kappa must lie in \[0, 1\], but is 1.5"),
         (ReMDM(eta=2.0), "absorbing", "eta must lie in"),
         (ReMDM(strategy="loop"), "absorbing", "strategy must be"),
         (ReMDM(), "uniform", "works on MASK"),

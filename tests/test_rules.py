@@ -9,19 +9,31 @@ agree.
 
 import collections
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import LENGTH, all_logits, all_sequences, kernels, reader, spec_of
+from enumeration import (
+    LENGTH,
+    all_logits,
+    all_sequences,
+    data_posterior,
+    dense_posterior,
+    dense_transition,
+    kernels,
+    reader,
+    spec_of,
+)
 from scipy.stats import chisquare
 
 from hybrid_jax.method import hyperschedule
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling import prompts
 from hybrid_jax.sampling.loop import generate
-from hybrid_jax.sampling.rules import ACS, EntropyBound, ReMDM, Threshold
+from hybrid_jax.sampling.rules import ACS, EntropyBound, Psi, ReMDM, Threshold
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Prediction, Window
 
@@ -47,18 +59,43 @@ def maybe(chance, new, old):
     return [(chance, *new), (1.0 - chance, *old)]
 
 
+posterior = functools.cache(dense_posterior)
+
+
+def psi(rule, kernel, at):
+    options = {}
+    for i in at.active:
+        z, now, after = at.tokens[i], at.now[i], at.after[i]
+        step = posterior(kernel, after, now)[at.drawn[i], z]
+        afresh = dense_transition(kernel, 0.0, after)[at.drawn[i]]
+        chance = rule.kappa * step + (1 - rule.kappa) * afresh
+        options[i] = [(c, token, 0.0) for token, c in enumerate(chance)]
+    return options
+
+
 def acs(rule, kernel, at, sweep=False):
     ratio = {i: 1.0 if sweep else at.after[i] / at.now[i] for i in at.active}
     shown = [i for i in at.active if at.tokens[i] != MASK]
     chance = {i: rule.eta * ratio[i] for i in shown}
     if rule.guidance == "confidence":
         chance = spread({i: 1.0 - at.p[i][at.tokens[i]] for i in shown}, sum(chance.values()))
+    reveal = {i: reveal_chance(kernel, at.now[i], at.after[i])
+              for i in at.active if i not in shown}  # fmt: skip
+    if rule.correction == "remask":
+        # As many masks are left, on average, as if none came back.
+        left = sum(1.0 - r for r in reveal.values())
+        open_ = {i: 1.0 - at.p[i][at.tokens[i]] if rule.guidance == "confidence" else chance[i]
+                 for i in shown if at.after[i] > 0}  # fmt: skip
+        back = spread(open_, min(left, sum(rule.eta * ratio[i] for i in shown)))
+        fewer = 1.0 - sum(back.values()) / left if left else 1.0
+        chance = dict.fromkeys(shown, 0.0) | back
+        reveal = {i: 1.0 - (1.0 - r) * fewer for i, r in reveal.items()}
     options = {}
     for i in at.active:
         old, new = (at.tokens[i], at.confidence[i]), (at.drawn[i], at.p[i][at.drawn[i]])
-        masked = at.tokens[i] == MASK
-        reveal = reveal_chance(kernel, at.now[i], at.after[i]) if masked else chance[i]
-        options[i] = maybe(reveal, new, old)
+        if rule.correction == "remask" and i in shown:
+            new = (MASK, 0.0)
+        options[i] = maybe({**reveal, **chance}[i], new, old)
     return options
 
 
@@ -127,7 +164,7 @@ def entropy_bound(rule, kernel, at):
     return fixed(at, revealed | set(fits[-1]) | set(surest[: quota(at, masked)]))
 
 
-DEFINITIONS = {ACS: acs, ReMDM: remdm, Threshold: threshold, EntropyBound: entropy_bound}
+DEFINITIONS = {Psi: psi, ACS: acs, ReMDM: remdm, Threshold: threshold, EntropyBound: entropy_bound}
 
 Moment = collections.namedtuple("Moment", "tokens confidence drawn p now after active")
 
@@ -224,15 +261,31 @@ CASES = [
 # More positions than steps: adaptive rules must keep pace.
 CASES += [("fast flat", "threshold", "aligned"), ("fast flat", "entropy", "shifted")]
 
+# Under schedules that show tokens before their last step, and while others are masked or settle.
+RULES |= {
+    "psi": ("gamma .7", Psi(kappa=0.8)),
+    "acs, remask": ("epsilon", ACS(eta=1.0, correction="remask")),
+    "acs, remask by confidence": (
+        "gamma .1", ACS(eta=0.6, correction="remask", guidance="confidence")
+    ),
+}  # fmt: skip
+CASES += [
+    ("flat", "psi", "aligned"),
+    ("flat", "acs, remask", "shifted"),
+    ("wide slide", "acs, remask by confidence", "aligned"),
+]
+OTHERS = {
+    "fast flat": hyperschedule.flat(length=LENGTH, levels=2),
+    "wide slide": hyperschedule.slide(length=LENGTH, width=LENGTH, levels=3),
+}
+
 
 @pytest.mark.parametrize(("schedule_name", "rule_name", "alignment"), CASES)
 def test_texts_follow_the_definition_of_the_rule(schedule_name, rule_name, alignment):
     kernel_name, rule = RULES[rule_name]
-    fast = schedule_name == "fast flat"
-    spec = spec_of("flat" if fast else schedule_name, kernels(N)[kernel_name], alignment)
-    if fast:
-        schedule = hyperschedule.flat(length=LENGTH, levels=2)
-        spec = dataclasses.replace(spec, schedule=schedule)
+    other = OTHERS.get(schedule_name)
+    spec = spec_of("flat" if other else schedule_name, kernels(N)[kernel_name], alignment)
+    spec = dataclasses.replace(spec, schedule=other or spec.schedule)
     network, params = reader(N)
     exact = text_distribution(spec, network, params, rule)
     assert sum(exact.values()) == pytest.approx(1.0, abs=1e-9)
@@ -242,6 +295,69 @@ def test_texts_follow_the_definition_of_the_rule(schedule_name, rule_name, align
     assert counts[~likely].sum() <= expected[~likely].sum() + 20
     scale = counts[likely].sum() / expected[likely].sum()
     assert chisquare(counts[likely], expected[likely] * scale).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("name", kernels(N))
+@pytest.mark.parametrize("kappa", [0.0, 0.6])
+def test_psi_keeps_the_marginals_of_the_noise(name, kappa):
+    """With exact predictions z_s has the distribution of x noised to λ_s, whatever κ is."""
+    kernel, data, now, after = kernels(N)[name], np.array([0.8, 0.2]), 0.7, 0.4
+    draw = np.random.default_rng(0)
+    noisy = draw.choice(N + 1, DRAWS, p=data @ dense_transition(kernel, 0.0, now)[:N])
+    chance = data_posterior(kernel, data, now)
+    if not kernel.replaces:  # what a network says of a shown token is never used
+        chance[:N] = chance[:N, ::-1]
+    window = Window(
+        tokens=jnp.asarray(noisy, jnp.int32), level=jnp.full(DRAWS, now),
+        level_next=jnp.full(DRAWS, after), active=jnp.ones(DRAWS, bool),
+        confidence=jnp.zeros(DRAWS),
+    )  # fmt: skip
+    zeros = jnp.zeros(DRAWS)
+    drawn = jnp.asarray(draw.random(DRAWS) < chance[noisy, 1], jnp.int32)
+    reading = Prediction(token=drawn, probability=zeros, current=zeros, entropy=zeros)
+    moved, _ = Psi(kappa=kappa).move(kernel, jax.random.key(1), window, reading)
+    expected = data @ dense_transition(kernel, 0.0, after)[:N] * DRAWS
+    possible = expected > 0
+    counts = np.bincount(moved, minlength=N + 1)
+    assert counts[possible].sum() == DRAWS
+    assert chisquare(counts[possible], expected[possible]).pvalue > 1e-4
+
+
+def test_more_steps_of_psi_help_by_their_root():
+    """Two positions, an exact network, absorbing noise: exact errors of its definition."""
+    data = np.array([[0.45, 0.05], [0.1, 0.4]])
+    alone = data.sum(1, keepdims=True), data.sum(0)[:, None]
+    # p of a position where the other one shows a token, or MASK.
+    p = [
+        np.hstack([joint / joint.sum(0), own])
+        for joint, own in zip((data, data.T), alone, strict=True)
+    ]
+
+    def error(kappa, steps):
+        mass = np.zeros((N + 1, N + 1))
+        mass[MASK, MASK] = 1.0
+        for step in range(steps, 0, -1):
+            now, after = step / steps, (step - 1) / steps
+            reveal = kappa * (now - after) / now + (1 - kappa) * (1 - after)
+            keep = 1 - (1 - kappa) * after
+            move = np.zeros((2, N + 1, N + 1, N + 1))  # position, other, from, to
+            for i, other in itertools.product(range(2), range(N + 1)):
+                for token in range(N):
+                    move[i, other, token, [token, MASK]] = keep, 1 - keep
+                move[i, other, MASK] = [*(reveal * p[i][:, other]), 1 - reveal]
+            mass = np.einsum("ab,bac,abd->cd", mass, *move)
+        return abs(mass[:N, :N] - data).sum()
+
+    for kappa, gain in ((1.0, 4.0), (0.5, 2.0)):
+        assert error(kappa, 100) / error(kappa, 400) == pytest.approx(gain, rel=0.1)
+
+
+def test_psi_noises_what_scores_predict():
+    at = Window(tokens=jnp.int32(0), level=0.5, level_next=0.25, active=True, confidence=0.0)
+    score, key = Objective(parameterisation="score"), jax.random.key(0)
+    read = functools.partial(Psi().read, kernels(N)["gamma .1"], score, key, at=at)
+    reading = jax.eval_shape(read, jnp.zeros(N))
+    assert isinstance(reading, Prediction)
 
 
 def test_confidence_guidance_redraws_where_the_model_doubts():

@@ -1,6 +1,9 @@
 """Generated text scored from the command line: files, and sweeps over rules and tokens per NFE."""
 
+import itertools
 import json
+import math
+import types
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.eval.scorers import run as run_scorer
 from hybrid_jax.eval.statistics import Estimate, combined
 from hybrid_jax.eval.text_quality import evaluate as scored
+from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import driver, requests
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
@@ -298,6 +302,78 @@ def test_a_sweep_writes_table_and_picture_and_does_not_repeat_itself(ar, epsilon
     assert {file for file in times if times[file] != after[file]} == {file}
 
 
+def point(entropy, perplexity, errors=(0.0, 0.0)):
+    return tuple(
+        Estimate(value=value, error=error, texts=4)
+        for value, error in zip((entropy, perplexity), errors, strict=True)
+    )
+
+
+def test_perplexity_is_interpolated_at_an_entropy():
+    """Logarithms are linear, so halfway between 10 and 40 is 20; nothing is extrapolated."""
+    known = [point(3.0, 40.0), point(1.0, 8.0), point(2.0, 10.0), point(2.6, 900.0)]
+    for points in itertools.permutations(known):
+        for entropy, value in ((1.0, 8.0), (1.5, 80.0**0.5), (2.0, 10.0), (2.3, 9000.0**0.5),
+                               (2.7, 900.0 * (40 / 900) ** 0.25), (3.0, 40.0)):  # fmt: skip
+            assert pareto.at_entropy(points, entropy).value == pytest.approx(value)
+        for entropy in (0.99, 3.01):
+            assert math.isnan(pareto.at_entropy(points, entropy).value)
+    assert math.isnan(pareto.at_entropy(known[:1], 3.0).value)
+
+
+def test_the_error_at_an_entropy_is_the_spread_over_repetitions():
+    draw, errors = np.random.default_rng(0), ((0.02, 0.3), (0.03, 1.0))
+    true = [point(2.0, 10.0, errors[0]), point(3.0, 40.0, errors[1])]
+    for entropy in (2.2, 2.7):
+        again = [
+            pareto.at_entropy([point(*draw.normal([e.value for e in one], error))
+                               for one, error in zip(true, errors, strict=True)], entropy).value
+            for _ in range(4000)
+        ]  # fmt: skip
+        found = pareto.at_entropy(true, entropy)
+        assert found.error == pytest.approx(np.std(again), rel=0.06)
+        assert found.texts == 8
+
+
+def test_the_table_compares_rules_at_the_entropy_of_held_out_text(tmp_path):
+    def row(label, rho, entropy, perplexity):
+        entropy, perplexity = point(entropy, perplexity)
+        quality = types.SimpleNamespace(
+            entropy=entropy, perplexity=perplexity, repetition={4: entropy}, mauve=None,
+            settings={} if rho is None else {"nfe": 16 / rho, "corrections": 0},
+        )  # fmt: skip
+        return Row(label=label, rho=rho, qualities=(quality,))
+
+    rows = [
+        row("held-out text", None, 2.5, 15.0), row("acs:temperature=1:eta=1", 4.0, 3.0, 40.0),
+        row("acs:temperature=0.8:eta=1", 4.0, 2.0, 10.0), row("acs:temperature=1", 4.0, 2.4, 9.0),
+        row("acs:eta=1", 2.0, 2.9, 7.0), row("acs:eta=1:temperature=2", 2.0, 3.1, 7.0),
+    ]  # fmt: skip
+    head, _, *lines = as_markdown(pareto.matched(rows)).splitlines()
+    number = head.split(" | ").index("perplexity at held-out entropy")
+    cells = [line.split(" | ")[number] for line in lines]
+    assert cells == ["–", "20.00 ± 0.00", "20.00 ± 0.00", "–", "not reached", "not reached"]
+    pareto_plot.draw(pareto.matched(rows), tmp_path / "picture.png", title="swept")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    one_each = pareto.matched([rows[0], *rows[3:5]])  # nothing to interpolate
+    assert "held-out entropy" not in as_markdown(one_each)
+
+
+def test_temperatures_are_those_of_each_rule(ar, epsilon, capsys):
+    assert evaluate.main([
+        f"--workdir={epsilon}", "--pareto", f"--scorer=run:{ar}", "--count=2", "--batch_size=2",
+        "--rho=4", "--rules=psi", "--temperatures=0,9",
+    ]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    (rows,) = tiny.stored(printed)
+    samplings = [row["qualities"][0]["settings"]["sampling"] for row in rows[1:]]
+    assert [(s["rule"], s["temperature"]) for s in samplings] == [("psi", 0), ("psi", 9)]
+    assert [row["label"] for row in rows[1:]] == ["psi:temperature=0", "psi:temperature=9"]
+    text, cold, hot = (row["qualities"][0]["entropy"]["value"] for row in rows)
+    assert cold < hot < text  # so texts are less diverse at both, which also has a picture
+    assert printed.count(" | not reached | ") == 2
+
+
 def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, epsilon):
     model = pretrained.load(epsilon)
     assert pareto.tokens_per_nfe(model) == [4, 2, 1]
@@ -323,6 +399,13 @@ def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, epsilon):
         (["--scorer=run:{ar}", "--pareto", "--rho=0"], "rho=0 does not divide"),
         (["--scorer=run:{ar}", "--pareto", "--rho=x"], "no list of numbers"),
         (["--scorer=run:{ar}", "--pareto", "--rules=best"], "There is no rule 'best'"),
+        (["--scorer=run:{ar}", "--pareto", "--temperatures=1"], "compares two or more"),
+        (["--scorer=run:{ar}", "--pareto", "--temperatures=1,1.0"], "names 1.0 2 times"),
+        (["--scorer=run:{ar}", "--pareto", "--temperatures=1,x"], "--temperatures=1,x is no list"),
+        (
+            ["--scorer=run:{ar}", "--pareto", "--temperatures=1,2", "--rules=acs:temperature=1"],
+            "gives temperature twice: leave one out",
+        ),
         (["--scorer=run:{ar}", "--pareto", "--rules=acs,acs"], "--rules names acs 2 times"),
         (["--scorer=run:{ar}", "--pareto", "--rho=4,4.0"], "--rho names 4.0 2 times"),
         (
@@ -358,6 +441,8 @@ def test_a_rule_in_one_word():
         ("acs:rate=1", "'rate' in 'acs:rate=1' is not a setting"),
         ("acs:count=1", "is not a setting"),
         ("remdm:threshold=1", "Rule remdm has no threshold"),
+        ("acs:eta=1:eta=0", "gives eta twice: leave one out"),
+        ("acs:eos=stop:eos=stop", "gives eos twice"),
     ):
         with pytest.raises(UserError, match=said):
             SamplingConfig.parse(text)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,25 @@ def test_bfloat16_activations_stay_close_to_float32():
     assert rounded.dtype == jnp.float32
     error = jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact)
     assert 1e-6 < error < 3e-2
+
+
+def test_no_product_of_the_head_is_in_32_bits_where_activations_are_in_16():
+    """Neither forward nor backward: of a large vocabulary it would take most of a step."""
+    params = SMALL.init(jax.random.key(0))
+    shapes = jnp.zeros((5, SMALL.width))
+
+    def total(dtype, params, features):
+        return jnp.sum(dataclasses.replace(SMALL, dtype=dtype).logits(params, features) ** 2)
+
+    gradient = jax.grad(total, argnums=(1, 2))
+    traced = quick_jit(functools.partial(gradient, "bfloat16")).lower(params, shapes)
+    products = re.findall(r"dot_general .*: \((.*)\) ->", traced.as_text())
+    assert len(products) == 3
+    assert all(re.fullmatch(r"tensor<\w+xbf16>, tensor<\w+xbf16>", types) for types in products)
+    features = jax.random.normal(jax.random.key(1), shapes.shape)
+    exact, rounded = (gradient(dtype, params, features) for dtype in ("float32", "bfloat16"))
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        assert jnp.linalg.norm(a - b) <= 3e-2 * jnp.linalg.norm(a)
 
 
 def test_positions_matter_only_relative_to_one_another():

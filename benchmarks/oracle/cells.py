@@ -31,14 +31,15 @@ SCHEDULES = ("ar", "flat", "block", "slide")
 VARIANTS = {
     "acs": (
         "acs:eta=0", "acs:eta=0.5", "acs:eta=0.5:guidance=confidence", "acs:eta=0.5:sweeps=2",
+        "acs:eta=0.5:correction=remask",
     )
 }  # fmt: skip
 RULES = tuple(one for name in rules.NAMED for one in VARIANTS.get(name, (name,)))
 """Every rule of the package with its defaults, or in the variants above."""
 
 CURVES = {
-    "absorbing": ("ancestral", "remdm", "entropy", "threshold", "greedy"),
-    "epsilon": ("ancestral", "remdm", *VARIANTS["acs"]),
+    "absorbing": ("ancestral", "psi", "remdm", "entropy", "threshold", "greedy"),
+    "epsilon": ("ancestral", "psi", "remdm", *VARIANTS["acs"]),
 }
 """Rules that are followed from few calls to many."""
 

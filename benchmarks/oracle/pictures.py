@@ -14,7 +14,8 @@ LOOKS = {
     "ancestral": ("#0072b2", "o"), "remdm": ("#56b4e9", "s"), "entropy": ("#009e73", "^"),
     "threshold": ("#d55e00", "v"), "greedy": ("#1a1a1a", "X"), "acs:eta=0": ("#cc79a7", "D"),
     "acs:eta=0.5": ("#e69f00", "P"), "acs:eta=0.5:guidance=confidence": ("#8c510a", "<"),
-    "acs:eta=0.5:sweeps=2": ("#6a3d9a", ">"),
+    "acs:eta=0.5:sweeps=2": ("#6a3d9a", ">"), "psi": ("#767676", "h"),
+    "acs:eta=0.5:correction=remask": ("#b15928", "*"),
 }  # fmt: skip
 """Colour and sign of a rule; of others, those that matplotlib takes in turn."""
 

@@ -2,16 +2,21 @@
 
 A point is a rule with its settings at a ρ, the number of tokens per NFE (ρ = ω/T: the steps T of a
 window change, its width ω stays). For each point and seed texts are generated from nothing and
-scored. The texts stay beside the table, one file a point, as `hybrid_jax.generate` writes them and
-named by all that they depend on: texts that are there already are not generated again.
+scored. A lower temperature makes texts likelier and less diverse, so a rule at several temperatures
+is judged where its texts are as diverse as held-out text. The texts stay beside the table, one file
+a point, as `hybrid_jax.generate` writes them and named by all that they depend on: texts that are
+there already are not generated again.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.eval.quality_table import Row
+from hybrid_jax.eval.statistics import Estimate
 from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.generation.generator import Generator
 from hybrid_jax.generation.requests import Request, Samples
@@ -118,3 +123,42 @@ def texts_of(
         )  # fmt: skip
         raise_on_all(lambda: requests.write(file, texts, settings) if is_process0() else None)
     return requests.read(file, own.model.tokenizer)
+
+
+def matched(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with the perplexity that their rule has at the entropy of held-out text (the row
+    without ρ), where they are of a rule at several temperatures."""
+    (entropy,) = (row.estimate("entropy").value for row in rows if row.rho is None)
+    found = []
+    for row in rows:
+        own = [one for one in rows if (one.rule, one.rho) == (row.rule, row.rho)]
+        points = [(one.estimate("entropy"), one.estimate("perplexity")) for one in own]
+        at = at_entropy(points, entropy) if row.rho is not None and len(own) > 1 else None
+        found.append(dataclasses.replace(row, matched=at))
+    return found
+
+
+def at_entropy(points: Sequence[tuple[Estimate, Estimate]], entropy: float) -> Estimate:
+    """Perplexity at an entropy, from points of (entropy, perplexity) in any order: NaN outside of
+    them (arXiv 2604.02718 compares such frontiers).
+
+    Its logarithm is linear in the entropy between the two neighbours. The error is that of the
+    neighbours, entropy and perplexity taken as independent: mostly too large, since texts of more
+    entropy have more perplexity. `entropy` counts as exact, being the same for all rules.
+    """
+    rising = sorted(points, key=lambda point: (point[0].value, point[1].value))
+    for low, high in itertools.pairwise(rising):
+        width = high[0].value - low[0].value
+        if width == 0 or not low[0].value <= entropy <= high[0].value:
+            continue
+        share = (entropy - low[0].value) / width
+        slope = math.log(high[1].value / low[1].value) / width
+        value = low[1].value * math.exp(slope * (entropy - low[0].value))
+        parts = [
+            weight * part
+            for weight, (at, quality) in ((1.0 - share, low), (share, high))
+            for part in (quality.error / quality.value, slope * at.error)
+        ]
+        texts = low[1].texts + high[1].texts
+        return Estimate(value=value, error=value * math.hypot(*parts), texts=texts)
+    return Estimate(value=math.nan, error=math.nan, texts=0)

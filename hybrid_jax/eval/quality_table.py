@@ -18,11 +18,20 @@ class Row:
       label: of the row.
       qualities: one for each seed.
       rho: ρ, tokens per NFE, where that is known.
+      matched: the rule's perplexity at the entropy of held-out text, where it was generated at
+        several temperatures (see `pareto.matched`).
     """
 
     label: str
     qualities: tuple[Quality, ...]
     rho: float | None = None
+    matched: Estimate | None = None
+
+    @property
+    def rule(self) -> str:
+        """The label without its temperature."""
+        parts = self.label.split(":")
+        return ":".join(part for part in parts if not part.startswith("temperature="))
 
     def mean(self, setting: str) -> float | None:
         """Mean over seeds of a number among the settings, such as "nfe"; None without it."""
@@ -44,10 +53,16 @@ class Row:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """One line for each row."""
+    """One line for each row. Perplexities at the entropy of held-out text if there are any."""
+    swept = any(row.matched is not None for row in rows)
 
     def number(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
+
+    def matched(value: Estimate | None) -> str:
+        if value is None:
+            return "–"
+        return "not reached" if math.isnan(value.value) else value.shown(2)
 
     def cells(row: Row) -> list[str]:
         return [
@@ -56,11 +71,13 @@ def as_markdown(rows: Sequence[Row]) -> str:
             number(row.mean("nfe"), ".0f"),
             row.estimate("perplexity").shown(2),
             row.estimate("entropy").shown(3),
+            *([matched(row.matched)] if swept else ()),
             row.estimate("repetition", 4).shown(4),
             "–" if row.mauve is None else f"{row.mauve[0]:.3f} ± {row.mauve[1]:.3f}",
             number(row.mean("corrections"), ".1f"),
         ]
 
     heads = ("texts", "tokens per NFE", "NFE", "scorer's perplexity", "entropy (nats)",
-             "repeated 4-grams", "MAUVE", "corrections per text")  # fmt: skip
+             *(["perplexity at held-out entropy"] if swept else ()), "repeated 4-grams", "MAUVE",
+             "corrections per text")  # fmt: skip
     return markdown(heads, map(cells, rows))

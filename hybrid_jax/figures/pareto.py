@@ -1,4 +1,8 @@
-"""The picture of a sweep: quality against NFE, and quality against diversity."""
+"""The picture of a sweep: quality against NFE, and quality against diversity.
+
+Where rules have several temperatures, quality is that at the entropy of held-out text, and lines of
+diversity join temperatures.
+"""
 
 import io
 from collections.abc import Sequence
@@ -6,6 +10,7 @@ from pathlib import Path
 
 from hybrid_jax.errors import require
 from hybrid_jax.eval.quality_table import Row
+from hybrid_jax.eval.statistics import Estimate
 from hybrid_jax.runtime.files import write_atomic
 
 
@@ -19,21 +24,30 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
     figure = figures.Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
     by_calls, by_entropy = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=10)
-    labels = list(dict.fromkeys(row.label for row in rows if row.rho is not None))
-    for number, label in enumerate(labels):
-        own = sorted((row for row in rows if row.label == label), key=_calls)
-        quality = [row.estimate("perplexity") for row in own]
-        entropy = [row.estimate("entropy") for row in own]
+    swept = any(row.matched is not None for row in rows)
+    curves: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.rho is not None:
+            curves.setdefault(row.rule if swept else row.label, []).append(row)
+    for number, (label, own) in enumerate(curves.items()):
+        own.sort(key=_calls)
         # Ten colours, and markers that tell them apart without colour.
         style = {"color": f"C{number % 10}", "marker": "osD^v<>PX*"[number % 10], "markersize": 5,
                  "linewidth": 1, "linestyle": "-" if number < 10 else "--",
                  "label": label}  # fmt: skip
-        values = [estimate.value for estimate in quality]
-        errors = [estimate.error for estimate in quality]
-        by_calls.errorbar([_calls(row) for row in own], values, errors, **style)
-        by_entropy.errorbar(
-            [e.value for e in entropy], values, errors, [e.error for e in entropy], **style
-        )
+        quality = [row.matched if swept else row.estimate("perplexity") for row in own]
+        known = [(_calls(row), e) for row, e in zip(own, quality, strict=True) if e and e.texts]
+        if known:  # an axis of nothing finite has no scale
+            values, errors = _split([e for _, e in known])
+            by_calls.errorbar([calls for calls, _ in known], values, errors, **style)
+        for rho in {row.rho if swept else None for row in own}:
+            line = [row for row in own if rho in (None, row.rho)]
+            if swept:
+                line.sort(key=lambda row: row.estimate("entropy").value)
+            values, errors = _split([row.estimate("perplexity") for row in line])
+            across, spread = _split([row.estimate("entropy") for row in line])
+            by_entropy.errorbar(across, values, errors, spread, **style)
+            style["label"] = "_"  # once in the legend
     for row in rows:
         if row.rho is None:
             level = row.estimate("perplexity").value
@@ -45,6 +59,8 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
     by_calls.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     by_calls.set_xlabel("NFE per text")
     by_entropy.set_xlabel("entropy of the tokens inside a text (nats); more is more diverse")
+    if swept:
+        by_calls.set_title("at the entropy of held-out text, where it is reached", fontsize=9)
     for axes in (by_calls, by_entropy):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
@@ -55,6 +71,10 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, dpi=130, format=file.suffix[1:])
     write_atomic(file, picture.getvalue())
+
+
+def _split(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
+    return [one.value for one in estimates], [one.error for one in estimates]
 
 
 def _calls(row: Row) -> float:

@@ -24,6 +24,7 @@ _HIDDEN = -0.7 * float(np.finfo(np.float32).max)
 # Query rows whose scores exist at the same time: 128, or more where that makes above eight blocks,
 # since each is a shape of its own for the compiler (docs/performance.md).
 _BLOCK, _BLOCKS = 128, 8
+_EVEN = 64  # rows that cuDNN takes under a mask are a multiple of 2; its tiles have this many
 _FEWEST = 256  # cache slots that are read together at least
 
 
@@ -49,7 +50,7 @@ def attend(
     if not isinstance(mask, Pattern):
         return dense(query, key, value, mask, cached, layer)
     chosen = choose(mask, query.dtype) if backend == "auto" else backend
-    if chosen == "fused" and (mask.plain_causal or mask.full):
+    if chosen == "fused" and (sharding.platform() != "gpu" or _in_16_bits(query.dtype)):
         return fused(query, key, value, mask)
     if chosen == "splash" and mask.constant:
         from hybrid_jax.models.splash import splash  # Pallas takes a while to import
@@ -63,12 +64,10 @@ def attend(
 def choose(pattern: Pattern, dtype: DTypeLike) -> Backend:
     """The backend for rows of a pattern on the devices that the program is made for.
 
-    "fused" where one mask serves all heads and the device has a kernel for it (GPU, 16 bits);
-    otherwise "blockwise", which computes what a window can see and no more, but for rows that fit
-    one block.
+    "fused" where the device has a kernel for the type (GPU, 16 bits); otherwise "blockwise", which
+    computes what a window can see and no more, but for rows that fit one block.
     """
-    on_gpu = sharding.platform() == "gpu"
-    if on_gpu and dtype == jnp.bfloat16 and (pattern.plain_causal or pattern.full):
+    if sharding.platform() == "gpu" and _in_16_bits(dtype):
         return "fused"
     return "dense" if pattern.full or pattern.regions.rows <= _BLOCK else "blockwise"
 
@@ -157,15 +156,30 @@ def blockwise(
 
 
 def fused(query: Heads, key: Heads, value: Heads, pattern: Pattern) -> Heads:
-    """`dense` by the device's own kernel (cuDNN on GPU). Raises ValueError for a pattern that is
-    neither causal nor full."""
-    if not (pattern.plain_causal or pattern.full):
-        raise ValueError("the fused kernel knows causal and full attention only")
+    """`dense` by the device's own kernel (cuDNN on GPU, 16 bits), whose scores stay on the chip.
+
+    It computes all pairs, and is told by a matrix of pairs to hide some, but where all rows up to
+    the own one are seen, or all rows.
+    """
     kernel: Literal["cudnn", "xla"] = "cudnn" if sharding.platform() == "gpu" else "xla"
-    by_row = (x.swapaxes(1, 2) for x in (query, key, value))
-    return jax.nn.dot_product_attention(
-        *by_row, is_causal=pattern.plain_causal, implementation=kernel
-    ).swapaxes(1, 2)
+    rows, mask = pattern.regions.rows, None
+    if not (pattern.plain_causal or pattern.full):
+        added = -rows % _EVEN
+        mask = jnp.pad(pattern.mask(), [(0, 0), (0, added), (0, added)])[:, None]
+        # Under a row that sees nothing cuDNN's gradients are not numbers: such a row sees itself.
+        mask |= jnp.eye(rows + added, dtype=bool)[None, None] & ~mask.any(-1, keepdims=True)
+        query, key, value = (
+            jnp.pad(x, [(0, 0), (0, 0), (0, added), (0, 0)]) for x in (query, key, value)
+        )
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    found = jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=pattern.plain_causal, implementation=kernel
+    )
+    return found[:, :rows].swapaxes(1, 2)
+
+
+def _in_16_bits(dtype: DTypeLike) -> bool:
+    return jnp.dtype(dtype).itemsize == 2
 
 
 def rotate(x: Heads, position: Int[Array, "#B R"], base: float = 10_000.0) -> Heads:

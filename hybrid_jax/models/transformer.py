@@ -214,8 +214,31 @@ class Transformer(ModelConfig):
         # Gathered along the width, and not the much larger logits summed over it.
         kernel = gathered(head["kernel"], self.dtype, *_AXES["head/kernel"])
         rows = features.astype(self.dtype).reshape(-1, self.width)
-        out: Array = jnp.dot(rows, kernel, preferred_element_type=jnp.float32) + head["bias"][None]
+        out: Array = _rounded_back(rows, kernel) + head["bias"][None]
         return out.reshape(*features.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _rounded_back(rows: Float[Array, "n D"], kernel: Float[Array, "D V"]) -> Float32[Array, "n V"]:
+    """A product with float32 results, whose gradients are products in the type of the operands.
+
+    Otherwise a result's float32 cotangent would make both of them float32 products, at half the
+    speed of 16 bits or less.
+    """
+    return jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
+
+
+def _rounded_back_gradients(
+    operands: tuple[Array, Array], cotangent: Float32[Array, "n V"]
+) -> tuple[Array, Array]:
+    rows, kernel = operands
+    cotangent = cotangent.astype(rows.dtype)
+    return jnp.dot(cotangent, kernel.T), jnp.dot(rows.T, cotangent)
+
+
+_rounded_back.defvjp(
+    lambda rows, kernel: (_rounded_back(rows, kernel), (rows, kernel)), _rounded_back_gradients
+)
 
 
 def _body(params: Params) -> Params:

@@ -25,7 +25,7 @@ from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Logits, Objective
 from hybrid_jax.sampling import update_rule
 from hybrid_jax.sampling.draw import Warp, sample_categorical
-from hybrid_jax.sampling.setting import Setting, setting, settings_of
+from hybrid_jax.sampling.setting import Setting, check_ranges, setting, settings_of
 from hybrid_jax.sampling.update_rule import Moved, OneKey, Prediction, Rule, Window
 
 Number = float | int | Num[Array, ""]
@@ -45,6 +45,7 @@ class Ancestral(Rule):
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         self.warp.check()
+        check_ranges(self)
 
     def read(
         self, kernel: NoiseKernel, objective: Objective, key: OneKey, logits: Logits, at: Window
@@ -90,6 +91,33 @@ class Ancestral(Rule):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Psi(Ancestral):
+    """The ψ-sampler (arXiv 2602.21185): κ q(z_s | z_t, x̂) + (1 − κ) q(z_s | x̂) with x̂ ~ p.
+
+    With probability κ a position takes the reverse step, otherwise x̂ is noised afresh. Every κ
+    keeps the marginals q(z_s | x), under all noise. κ = 1 is the ancestral step; under absorbing
+    noise this is ReMDM with σ = (1 − κ)(1 − A_s). The paper lets κ vary in time; here it does not.
+
+    At λ a step noises a share (1 − κ)λ of the shown tokens, whose next draws ignore one another.
+    With an exact network and T steps the error falls as 1/T for κ = 1, but for κ < 1 as 1/√T under
+    absorbing noise, and no faster under uniform noise.
+    """
+
+    kappa: Number = setting(float, 0.95, "share κ of reverse steps, the rest is noise", "[0, 1]")
+    read = Rule.read  # scores predict x̂ too
+
+    def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
+        key_step, key_noise, key_choice = jax.random.split(key, 3)
+        stepped, _ = super().move(kernel, key_step, window, reading)
+        known = (window.tokens != kernel.mask) & (not kernel.replaces)
+        clean = jnp.where(known, window.tokens, reading.token)
+        afresh = noising.corrupt(kernel, key_noise, clean, window.level_next)
+        steps = jax.random.uniform(key_choice, stepped.shape) < self.kappa
+        return update_rule.confident(window, reading, jnp.where(steps, stepped, afresh))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ACS(Rule):
     """The adaptive correction sampler (arXiv 2504.06416).
 
@@ -104,19 +132,32 @@ class ACS(Rule):
     where the model doubts the shown token. Closing sweeps come before positions settle: each draws
     them again at their last level with probability η (a step with λ_s = λ_t), until a sweep changes
     nothing.
+
+    Correction "remask" makes a doubted token MASK, which a later step reveals (T2M, arXiv
+    2604.18738, which takes all tokens below a threshold of p). So that as many MASKs are expected
+    as without it, MASK is revealed the more often, and no more is spent than that can bear.
+    Positions that settle are not masked. Guided corrections of either kind prefer likely tokens.
     """
 
     eta: Number = setting(float, 0.25, "strength η of corrections, 0 for none", "[0, 1]")
     guidance: str = setting(
         Literal["uniform", "confidence"], "uniform", "where corrections are spent", static=True
     )
+    correction: str = setting(
+        Literal["redraw", "remask"], "redraw", "what becomes of a doubted token", static=True
+    )
     sweeps: int = setting(int, 0, "most closing sweeps", "[0, ∞)", static=True)
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         super().check(kernel, objective)
-        if self.eta == 0 and (self.sweeps or self.guidance != "uniform"):
-            name = "sweeps" if self.sweeps else "guidance"
-            raise UserError(f"{name} is of corrections, which eta=0 has none of: leave it out.")
+        for name in ("sweeps", "guidance", "correction"):
+            if self.eta == 0 and getattr(self, name) != settings_of(ACS)[name].default:
+                raise UserError(f"{name} is of corrections, which eta=0 has none of: leave it out.")
+        if self.sweeps and self.correction == "remask":
+            raise UserError(
+                "Closing sweeps draw tokens again, and nothing reveals what they would mask: leave "
+                "out sweeps or correction=remask."
+            )
         if self.eta > 0 and not kernel.replaces:
             raise UserError(
                 f"Rule acs corrects shown tokens, which a model of {kernel.name} noise has never "
@@ -125,16 +166,25 @@ class ACS(Rule):
 
     def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
         key_reveal, key_redraw = jax.random.split(key)
-        shown = window.active & (window.tokens != kernel.mask)
+        masked = window.tokens == kernel.mask
+        shown = window.active & ~masked
         chance = jnp.where(shown, self.eta * window.level_next / window.level, 0.0)
-        if self.guidance == "confidence":
-            doubt = jnp.where(shown, 1.0 - reading.current, 0.0)
-            chance = proportional_chances(doubt, chance.sum())
-        redraw = jax.random.uniform(key_redraw, chance.shape) < chance
+        doubt = jnp.where(shown, 1.0 - reading.current, 0.0)
+        weight = doubt if self.guidance == "confidence" else chance
         reveal = noising.reveal_probability(kernel, window.level_next, window.level)
-        revealed = jax.random.uniform(key_reveal, chance.shape) < reveal
-        moves = jnp.where(window.tokens == kernel.mask, revealed, redraw)
-        return update_rule.drawn_where(moves, window, reading)
+        if self.correction == "remask":
+            stays = jnp.where(window.active & masked, 1.0 - reveal, 0.0)
+            weight = jnp.where(window.level_next > 0, weight, 0.0)
+            chance = proportional_chances(weight, jnp.minimum(chance.sum(), stays.sum()))
+            reveal += (1.0 - reveal) * chance.sum() / jnp.maximum(stays.sum(), 1e-30)
+        elif self.guidance == "confidence":
+            chance = proportional_chances(weight, chance.sum())
+        corrects = ~masked & (jax.random.uniform(key_redraw, chance.shape) < chance)
+        revealed = masked & (jax.random.uniform(key_reveal, chance.shape) < reveal)
+        if self.correction == "redraw":
+            return update_rule.drawn_where(revealed | corrects, window, reading)
+        tokens, confidence = update_rule.drawn_where(revealed, window, reading)
+        return jnp.where(corrects, kernel.mask, tokens), confidence
 
 
 @jax.tree_util.register_dataclass
@@ -274,6 +324,7 @@ class NamedRule:
 
 NAMED = {
     "ancestral": NamedRule(kind=Ancestral, about="the exact reverse step of the noise"),
+    "psi": NamedRule(kind=Psi, about="the reverse step, or a prediction noised afresh"),
     "acs": NamedRule(
         kind=ACS, about="reveals, and draws shown tokens of the window again (the paper's sampler)"
     ),

@@ -66,7 +66,7 @@ class SamplingConfig(RuleOptions):
           UserError: for an unknown rule or setting, or a bad value.
         """
         rule, *settings = text.split(":")
-        values: dict[str, Any] = {"rule": rule, "eos": eos}
+        values: dict[str, Any] = {"rule": rule}
         for setting in settings:
             name, _, value = setting.partition("=")
             if name not in rules.OPTIONS and name != "eos":
@@ -74,11 +74,13 @@ class SamplingConfig(RuleOptions):
                     f"{name!r} in {text!r} is not a setting of a rule: write "
                     "RULE:SETTING=VALUE, for example acs:eta=0.5."
                 )
+            if name in values:
+                raise UserError(f"{text!r} gives {name} twice: leave one out.")
             try:
                 values[name] = rules.OPTIONS[name].kind(value) if name != "eos" else value
             except ValueError as error:
                 raise UserError(f"{name}={value!r} in {text!r} is not a number.") from error
-        sampling = cls(**values)
+        sampling = cls(**{"eos": eos, **values})
         sampling.build()
         return sampling
 
