@@ -93,7 +93,10 @@ def costs(
     chain: chains.Chain, options: argparse.Namespace, widths: list[int], steps: tuple[int, ...]
 ) -> str:
     """`chains.factorising_cost` of windows by the steps that each takes."""
+    _, one, two, alone = chains.conditional_entropies(chain, 2)
     lines = [
+        f"H(x_i) = {alone:.4f}, H(x_i | both neighbours) = {2 * one - two:.4f} nats.",
+        "",
         f"| width | {' | '.join(f'T = {count}' for count in steps)} |",
         "|---" * (1 + len(steps)) + "|",
     ]

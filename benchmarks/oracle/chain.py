@@ -68,6 +68,15 @@ def _of_tokens(texts: Iterable[list[int]], size: int) -> Chain:
     return of_step(pairs)
 
 
+def conditional_entropies(chain: Chain, distances: int) -> np.ndarray:
+    """H(x_n | x_0) of n = 0 … `distances`, and behind them H(x_0), as if infinitely far."""
+    apart, found = np.eye(len(chain.start)), [0.0]
+    for _ in range(distances):
+        apart = apart @ chain.step
+        found.append(-float(chain.start @ special.xlogy(apart, apart).sum(1)))
+    return np.array([*found, -special.xlogy(chain.start, chain.start).sum()])
+
+
 def factorising_cost(chain: Chain, length: int, width: int, steps: int) -> float:
     """Nats a token that masked diffusion loses: a bound on KL(chain ‖ sampler).
 
@@ -78,21 +87,15 @@ def factorising_cost(chain: Chain, length: int, width: int, steps: int) -> float
     nearest shown token counts on each side; where those are a and b steps away, H = c_a + c_b −
     c_{a+b} with c_n = H(x_n | x_0), and c_∞ = H(x_0) where nothing is shown.
     """
-    apart, conditional = np.eye(len(chain.start)), []
-    for _ in range(2 * length):
-        apart = apart @ chain.step
-        conditional.append(-float(chain.start @ special.xlogy(apart, apart).sum(1)))
-    alone = -float(special.xlogy(chain.start, chain.start).sum())
-    c = np.array([0.0, *conditional, alone])
-    nothing = len(c) - 1
-    total = 0.0
+    c = conditional_entropies(chain, 2 * length)
+    nothing, total = len(c) - 1, 0.0
     for i, level in itertools.product(range(length), np.arange(1, steps + 1) / steps):
         inside, end = i % width, min(i - i % width + width, length)
         a, chance_a = _nearest(level, inside, nothing if inside == i else inside + 1)
         b, chance_b = _nearest(level, end - 1 - i, nothing)
         both = np.minimum(a[:, None] + b, nothing)
         total += float(chance_a @ (c[a][:, None] + c[b] - c[both]) @ chance_b)
-    return total / (steps * length) - (alone + (length - 1) * c[1]) / length
+    return total / (steps * length) - (c[-1] + (length - 1) * c[1]) / length
 
 
 def _nearest(level: float, count: int, beyond: int) -> tuple[np.ndarray, np.ndarray]:
