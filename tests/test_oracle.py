@@ -1,18 +1,24 @@
 """The oracle of benchmarks/oracle: exact predictions, and what samplers make of them."""
 
 import argparse
+import itertools
+import re
 
 import jax
 import numpy as np
 import oracle_table
 import pytest
+from conftest import REPOSITORY
 from enumeration import all_sequences, dense_transition, kernels
+from oracle import cells
 from oracle import chain as chains
+from oracle.joint import jointly
 from oracle.network import Oracle, params_of, sampler_of
+from scipy import special
 from scipy.stats import chi2_contingency, chisquare
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import hyperschedule
+from hybrid_jax.method import hyperschedule, noising
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Objective
@@ -43,10 +49,25 @@ def sampler(schedule, kernel="absorbing", alignment="aligned", **settings):
     return sampler_of(spec, **settings)
 
 
-def generated(sampler, rule, *, count=DRAWS):
+def generated(sampler, rule, *, count=DRAWS, chain=CHAIN):
     keys = jax.random.split(jax.random.key(3), count)
-    given = prompts.nothing(count, LENGTH)
-    return np.asarray(generate(sampler, rule, params_of(CHAIN), keys, given).tokens)
+    given = prompts.nothing(count, sampler.spec.schedule.length)
+    return np.asarray(generate(sampler, rule, params_of(chain), keys, given).tokens)
+
+
+def rule_of(text):
+    name, *settings = text.split(":")
+    return rules.make(name, **{k: float(v) for k, v in (s.split("=") for s in settings)})
+
+
+def agrees(found, chance):
+    """Whether counts are as probable as they should be, by χ²; rare outcomes together."""
+    expected = chance * found.sum()
+    likely = expected > 5
+    found, expected = (np.append(x[likely], x[~likely].sum()) for x in (found, expected))
+    kept = expected > 0
+    assert not found[~kept].any()
+    return bool(chisquare(found[kept], expected[kept]).pvalue > 1e-4)
 
 
 def counts(tokens):
@@ -95,13 +116,71 @@ def test_predictions_are_those_of_enumeration(name, shift):
     ],
 )
 def test_one_position_at_a_time_follows_the_chain(schedule, rule, follows):
-    name, *settings = rule.split(":")
-    rule = rules.make(name, **{k: float(v) for k, v in (s.split("=") for s in settings)})
-    found = counts(generated(sampler(schedule), rule))
-    likely = CHANCE * DRAWS > 5
-    expected = np.append(CHANCE[likely], CHANCE[~likely].sum()) * DRAWS
-    found = np.append(found[likely], found[~likely].sum())
-    assert bool(chisquare(found, expected).pvalue > 1e-4) is follows
+    found = counts(generated(sampler(schedule), rule_of(rule)))
+    assert agrees(found, CHANCE) is follows
+
+
+@pytest.mark.parametrize(
+    ("kernel", "schedule", "rule", "follows"),
+    [
+        ("absorbing", FLAT[2], "remdm:eta=0.3", True),
+        ("gamma .1", hyperschedule.slide(length=LENGTH, width=2, levels=2), "ancestral", True),
+        ("uniform", FLAT[2], "ancestral", True),
+        ("absorbing", FLAT[2], "threshold:threshold=1", False),
+        # It takes its own clean draws for noisy ones.
+        ("epsilon", FLAT[2], "acs:eta=0", False),
+    ],
+)
+def test_exact_rules_lose_nothing_but_by_factorising(kernel, schedule, rule, follows):
+    rule = jointly(rule_of(rule), params_of(CHAIN)["step"])
+    found = counts(generated(sampler(schedule, kernel, ahead=True), rule))
+    assert agrees(found, CHANCE) is follows
+
+
+@pytest.mark.parametrize(("width", "steps"), [(4, 1), (4, 3), (2, 2)])
+def test_cost_of_factorising_is_that_of_enumeration(width, steps):
+    """Mean over shares shown of the entropies that are drawn alone, less that of the text."""
+    cost = float(special.xlogy(CHANCE, CHANCE).sum())
+    levels = np.arange(1, steps + 1) / steps
+    for start, level in itertools.product(range(0, LENGTH, width), levels):
+        for block in itertools.product([False, True], repeat=width):
+            hidden = np.array([False] * start + [*block] + [True] * (LENGTH - width - start))
+            chance = np.where(block, level, 1 - level).prod()
+            for text, weight in zip(TEXTS, CHANCE, strict=True):
+                p = clean_given(np.where(hidden[:, None], 1.0, np.eye(TOKENS)[text]))
+                each = -special.xlogy(p, p)[start : start + width].sum()
+                # Of what is hidden at this level, its step reveals one share.
+                cost += chance * weight * each / (level * steps)
+    found = chains.factorising_cost(CHAIN, LENGTH, width, steps)
+    assert found * LENGTH == pytest.approx(cost, abs=1e-9)
+
+
+def redrawn_by_acs(p, epsilon, steps):
+    """p(x) of the only token of a text, with η = 1."""
+    evidence = (1 - epsilon) * np.eye(TOKENS) + epsilon / TOKENS
+    moved = evidence * p / (evidence @ p)[:, None]  # [shown, redrawn]
+    shown, masked = np.zeros(TOKENS), 1.0
+    for t in range(steps, 0, -1):
+        redraw = (t - 1) / t
+        shown = redraw * shown @ moved + (1 - redraw) * shown + masked / t * p
+        masked *= 1 - 1 / t
+    return shown
+
+
+def test_acs_redraws_a_token_towards_the_likely_ones():
+    """In the limit p ((1 − ε) p + ε/V), by detailed balance."""
+    p, epsilon, steps = np.array([0.6, 0.3, 0.1]), 0.3, 32
+    spec = Spec(
+        schedule=hyperschedule.flat(length=1, levels=steps), layout=Layout(),
+        kernel=noising.epsilon_hybrid(vocab_size=TOKENS, epsilon=epsilon), objective=Objective(),
+    )  # fmt: skip
+    rule = rule_of("acs:eta=1")
+    found = generated(sampler_of(spec), rule, chain=CHAIN._replace(start=p))[:, 0]
+    assert agrees(np.bincount(found, minlength=TOKENS), redrawn_by_acs(p, epsilon, steps))
+    limit = p * ((1 - epsilon) * p + epsilon / TOKENS)
+    limit /= limit.sum()
+    np.testing.assert_allclose(redrawn_by_acs(p, epsilon, 10_000), limit, atol=1e-3)
+    assert limit[0] > p[0] + 0.1
 
 
 def simulated(draw, steps, count):
@@ -161,11 +240,15 @@ def test_causal_windows_are_refused():
 def test_distances_are_zero_for_the_chain_and_known_for_another():
     draw = np.random.default_rng(4)
     other = chains.of_step(CHAIN.step**0.7)
-    own = [chains.distances(CHAIN, CHAIN.draw(draw, 200, 30)) for _ in range(20)]
+    texts = np.stack([CHAIN.draw(draw, 200, 30) for _ in range(20)])
+    own = [chains.distances(CHAIN, one) for one in texts]
     for name, value in [("corrected kl", 0.0), ("entropy", CHAIN.entropy_rate)]:
         found = np.array([row[name] for row in own])
         assert abs(found.mean() - value) < 4 * found.std(ddof=1) / np.sqrt(len(own))
-    # Without the correction it is not.
+    # Of a mean, the jackknife has its standard error; the entropy is nearly one.
+    error = chains.jackknife(CHAIN, texts)["entropy"][1]
+    assert error == pytest.approx(found.std(ddof=1) / np.sqrt(len(own)), rel=0.1)
+    # Without the correction KL is not 0.
     found = np.array([row["kl"] for row in own])
     assert found.mean() > 6 * found.std(ddof=1) / np.sqrt(len(own))
     pairs = other.start[:, None] * other.step
@@ -177,27 +260,71 @@ def test_distances_are_zero_for_the_chain_and_known_for_another():
     assert far["unigram tv"] == pytest.approx(abs(other.start - CHAIN.start).sum() / 2, abs=2e-3)
 
 
-def test_each_cell_of_the_table_is_a_number_or_a_reason():
-    options = argparse.Namespace(
-        length=8, width=4, texts=8, seeds=2, kernels=["uniform"], schedules=["ar"],
-        rules=["ancestral", "acs"], calls=[2, 4, 8],
-    )  # fmt: skip
-    chain = chains.of_texts(["Abracadabra, said the cat."])
-    head, _, floor, *lines = oracle_table.lines_of(options, chain)
-    assert {line.count("|") for line in (head, floor, *lines)} == {10}
-    found = [[cell.strip() for cell in line.split("|")[3:6]] for line in lines]
-    assert found[0][:2] == ["ancestral", "AR makes one call a position: give 8 calls."]
-    assert found[1][:2] == ["ancestral", "8.0"]
-    assert float(found[1][2].split(" ± ")[0]) > 0
-    assert found[2][1].startswith("This rule works on MASK")
-    assert len(found) == 3
+def test_the_correction_also_serves_rare_pairs():
+    draw = np.random.default_rng(0)
+    chain = chains.of_step(draw.dirichlet(np.full(12, 0.5), 12) + 1e-3)
+    rows = [chains.distances(chain, chain.draw(draw, 20, 30)) for _ in range(200)]
+    found = np.array([row["corrected kl"] for row in rows])
+    assert abs(found.mean()) < 4 * found.std(ddof=1) / np.sqrt(len(rows))
+    assert np.mean([row["kl"] for row in rows]) > 0.1
+
+
+OPTIONS = argparse.Namespace(length=8, texts=8, seeds=2, alphabet="letters")
+HEAD = {"settings": {"length": 8}, "on": "a machine"}
+
+
+def test_each_cell_of_the_table_is_a_number_or_a_reason(tmp_path):
+    chain = chains.of_letters(["Abracadabra, said the cat."])
+    wanted = [
+        cells.cell("uniform", schedule, rule, calls, length=8, width=4)
+        for schedule, rule, calls in [
+            ("ar", "ancestral", 2), ("ar", "ancestral", 8), ("flat", "ancestral", 2),
+            ("flat", "acs", 2),
+        ]
+    ]  # fmt: skip
+    store = cells.Store(tmp_path / "cells.jsonl", HEAD)
+    assert [cell for cell, _ in cells.measured(OPTIONS, chain, store, wanted)] == wanted
+    floor = cells.floor(OPTIONS, chain)
+    lines = list(oracle_table.lines_of(wanted, store.cells, floor))
+    assert {line.count("|") for line in lines} == {10}
+    assert [line.split(" | ")[3] for line in lines[3:]] == ["8.0", "2.0"]
+    assert float(lines[3].split(" | ")[4].split(" ± ")[0]) > 0
+    head, _, exact, acs, _, *reasons = oracle_table.overview(wanted, store.cells)
+    assert {line.count("|") for line in (head, exact, acs)} == {6}
+    assert exact.startswith("| uniform | ancestral | (1) | ")
+    assert acs.endswith(" | (2) |")
+    assert reasons[0] == "1. AR makes one call a position: give 8 calls."
+    assert reasons[1].startswith("2. This rule works on MASK")
+
+
+def test_an_interrupted_table_goes_on(tmp_path):
+    chain, path = chains.of_letters(["Abracadabra, said the cat."]), tmp_path / "cells.jsonl"
+    wanted = [cells.cell("uniform", "flat", f"acs:eta={eta}", 2, length=8) for eta in (0.1, 0.2)]
+    assert len(list(cells.measured(OPTIONS, chain, cells.Store(path, HEAD), wanted))) == 2
+    path.write_text(path.read_text()[:-9])  # a line is cut
+    again = cells.Store(path, HEAD)
+    assert [cell for cell, _ in cells.measured(OPTIONS, chain, again, wanted)] == wanted[1:]
+    assert set(again.cells) == set(wanted)
+    with pytest.raises(UserError, match="other settings"):
+        cells.Store(path, {"settings": {"length": 9}})
+
+
+def test_the_page_shows_the_stored_table():
+    (stored,) = (REPOSITORY / "benchmarks" / "results").glob("oracle-letters-cpu-*.md")
+    text = stored.read_text("utf-8")
+    page = (REPOSITORY / "docs" / "samplers.md").read_text("utf-8")
+    number = re.compile(r"-?\d\.\d{4} ± \d\.\d{4}")
+    assert len(number.findall(page)) > 100
+    assert set(number.findall(page)) <= set(number.findall(text))
+    grid = text.partition("## grid: KL, corrected")[2].partition("##")[0]
+    assert {line for line in grid.splitlines() if line} <= set(page.splitlines())
 
 
 @pytest.mark.parametrize(
     ("family", "calls", "steps"), [("flat", 5, 5), ("block", 9, 8), ("slide", 9, 9)]
 )
 def test_schedules_use_the_calls_they_are_given(family, calls, steps):
-    schedule = oracle_table.schedule_of(family, 8, 2, calls)
+    schedule = cells.schedule_of(family, 8, 2, calls)
     assert schedule.steps == steps
     with pytest.raises(UserError, match="fewer than windows of 2"):
-        oracle_table.schedule_of("slide", 8, 2, 2)
+        cells.schedule_of("slide", 8, 2, 2)

@@ -1,6 +1,6 @@
 """A network that knows the data: exact predictions for texts of a Markov chain.
 
-It predicts p(x_i | all that is shown) by forward–backward over the positions, in float32 and logs.
+It predicts p(x_i | all that is shown) by forward–backward over the positions, in float32.
 A shown token z at noise level λ is evidence q(z | x, λ); what has settled has level 0 and is
 certain; what is not shown tells nothing. Errors of generated texts are the sampler's alone then.
 """
@@ -32,11 +32,14 @@ class Oracle:
     Attributes:
       length: L, positions of a text.
       shift: positions from the token that a row holds to the one that it predicts.
+      ahead: whether features also have, behind log p(x_i | all that is shown), the log-weights
+        that position i and all behind it give x_i, for draws of neighbours together.
     """
 
     kernel: NoiseKernel
     length: int
     shift: int = 0
+    ahead: bool = False
 
     def features(
         self,
@@ -72,9 +75,10 @@ class Oracle:
         told = jnp.zeros((len(tokens), self.length, self.kernel.vocab_size))
         text = jnp.arange(len(tokens))[:, None]
         told = told.at[text, put].set(self._evidence(rows[..., 1], levels), mode="drop")
-        log_p = posterior(params, told)
+        log_p, ahead = posterior(params, told)
+        found = jnp.concatenate([log_p, ahead], axis=-1) if self.ahead else log_p
         wanted = jnp.clip(position + self.shift, 0, self.length - 1)
-        return jnp.take_along_axis(log_p, wanted[..., None], axis=1), new[None, :, None]
+        return jnp.take_along_axis(found, wanted[..., None], axis=1), new[None, :, None]
 
     def _evidence(
         self, tokens: Int[Array, "B R"], level: Float32[Array, "B R"]
@@ -93,12 +97,18 @@ class Oracle:
         return features
 
 
-def posterior(params: Params, evidence: Float32[Array, "B L V"]) -> Float32[Array, "B L V"]:
-    """log p(x_i | evidence) of every position."""
-    told = jnp.moveaxis(evidence, 1, 0)
-    before = _messages(params["log_start"], params["step"], told)
-    after = _messages(jnp.zeros_like(params["log_start"]), params["step"].T, told, reverse=True)
-    return jax.nn.log_softmax(jnp.moveaxis(before + told + after, 0, 1))
+def posterior(
+    params: Params, evidence: Float32[Array, "B L V"]
+) -> tuple[Float32[Array, "B L V"], Float32[Array, "B L V"]]:
+    """log p(x_i | evidence) of every position, and its part from i on, up to a constant."""
+    told = jnp.exp(jnp.moveaxis(evidence, 1, 0))
+    start = jnp.exp(params["log_start"])
+    before = _messages(start, params["step"], told)
+    after = _messages(jnp.ones_like(start), params["step"].T, told, reverse=True)
+    ahead = jnp.log(told * after)
+    return tuple(
+        jnp.moveaxis(part, 0, 1) for part in (jax.nn.log_softmax(ahead + jnp.log(before)), ahead)
+    )
 
 
 def _messages(
@@ -108,12 +118,15 @@ def _messages(
     *,
     reverse: bool = False,
 ) -> Float32[Array, "L B V"]:
-    """For each position the log-weights that the evidence on one side of it gives its tokens."""
+    """For each position the weights that the evidence on one side of it gives its tokens.
+
+    No weight falls below the least entry of `step`, so that no logs are needed in between.
+    """
 
     def move(message: Array, told: Array) -> tuple[Array, Array]:
-        weight = message + told
-        weight = jnp.exp(weight - weight.max(-1, keepdims=True))
-        return jnp.log(jnp.dot(weight, step, precision="highest")), message
+        weight = message * told
+        weight /= weight.sum(-1, keepdims=True)
+        return jnp.dot(weight, step, precision="highest"), message
 
     first = jnp.broadcast_to(start, evidence.shape[1:])
     return jax.lax.scan(move, first, evidence, reverse=reverse)[1]
@@ -127,8 +140,8 @@ def params_of(chain: Chain) -> Params:
     }
 
 
-def sampler_of(spec: Spec, **settings: bool) -> Sampler:
-    """A sampler with the oracle in place of the network.
+def sampler_of(spec: Spec, *, ahead: bool = False, **settings: bool) -> Sampler:
+    """A sampler with the oracle in place of the network, which looks ahead if asked to.
 
     Raises:
       UserError: for specs whose predictions it does not make.
@@ -142,5 +155,7 @@ def sampler_of(spec: Spec, **settings: bool) -> Sampler:
         raise UserError("The chain knows no documents: choose documents=joined.")
     if spec.objective.parameterisation != "mean":
         raise UserError("The oracle predicts clean tokens: choose parameterisation=mean.")
-    oracle = Oracle(kernel=spec.kernel, length=spec.schedule.length, shift=spec.layout.shift)
+    oracle = Oracle(
+        kernel=spec.kernel, length=spec.schedule.length, shift=spec.layout.shift, ahead=ahead
+    )
     return Sampler(spec=spec, network=oracle, **settings)

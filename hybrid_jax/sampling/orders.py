@@ -49,6 +49,9 @@ class EntropyBound(Order):
     """Reveals the surest positions together as long as the entropies of all but the most uncertain
     of them add up to at most a bound (arXiv 2505.24857), which limits what is lost by drawing them
     independently; and always as many as keep pace with the schedule. Shown tokens stay.
+
+    One at a time it is exact under masking. But few calls for all positions together lose more than
+    with random places (docs/samplers.md).
     """
 
     bound: float | int | Num[Array, ""] = setting(

@@ -39,6 +39,9 @@ class Ancestral(Rule):
     """The reverse step of the noise kernel itself, exact if the network's prediction is.
 
     A score-predicting network takes the Tweedie step of its scores, unless a warp asks for its p.
+
+    Tokens of one step are drawn independently, at a cost that falls as 1/T with the steps. But
+    ε-noise is all undone in the last step, and part of the cost stays (docs/samplers.md).
     """
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
@@ -123,6 +126,9 @@ class ACS(Rule):
     token of the active window is drawn again from p with probability η λ_s/λ_t. η = 0 never
     corrects: the usual sampler of masked diffusion, which the paper calls original.
 
+    Not even an exact network makes it exact: it never shows noise, which hybrids reckon with, and
+    each redraw prefers likely tokens (docs/samplers.md).
+
     Guidance "confidence" spends the same expected number of corrections in proportion to 1 − p(z),
     where the model doubts the shown token. Closing sweeps come before positions settle: each draws
     them again at their last level with probability η (a step with λ_s = λ_t), until a sweep changes
@@ -189,7 +195,8 @@ class ReMDM(Rule):
 
     With A the probability of being unmasked and σ ≤ σ_max = min(1, (1 − A_s)/A_t): a shown token is
     masked with probability σ, MASK is revealed as x̂ ~ p with probability
-    (A_s − (1 − σ) A_t)/(1 − A_t), which keeps every marginal.
+    (A_s − (1 − σ) A_t)/(1 − A_t), which keeps every marginal under masking. Hybrids take what it
+    shows for noisy, which it is not: there even an exact network leaves errors (docs/samplers.md).
 
     Strategy "cap": σ = min(η, σ_max). "rescale": σ = η σ_max. "confidence": σ = η σ_max times the
     softmax, over the shown tokens of the window, of minus the probability that each had when it was
@@ -238,7 +245,7 @@ class Threshold(Rule):
     many of the likeliest as keep pace with the schedule. Shown tokens stay.
 
     A threshold of 1 leaves the schedule's own number a step. Tokens are drawn first, and likely
-    ones kept: they come too often, also one at a time with an exact network (docs/results.md).
+    ones kept: they come too often, also one at a time with an exact network (docs/samplers.md).
     """
 
     threshold: Number = setting(float, 0.9, "probability above which to reveal", "[0, 1]")
