@@ -37,7 +37,8 @@ import jax.numpy as jnp
 import sampling
 import train_step
 
-from hybrid_jax.config import DataConfig, Experiment, ScheduleConfig, TrainConfig
+from hybrid_jax.config import Experiment, ScheduleConfig, TrainConfig
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.mask_blocks import Pattern

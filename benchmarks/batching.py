@@ -16,7 +16,8 @@ import in_turn
 import jax
 from sampling import network_of
 
-from hybrid_jax.config import DataConfig, Experiment, NoiseConfig, ScheduleConfig
+from hybrid_jax.config import Experiment, NoiseConfig, ScheduleConfig
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.generation import driver, generator
 from hybrid_jax.generation.requests import Request

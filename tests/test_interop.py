@@ -18,7 +18,6 @@ from tiny import tiny_tokenizer
 
 from hybrid_jax import generate
 from hybrid_jax.config import (
-    DataConfig,
     EvaluationConfig,
     Experiment,
     ModelConfig,
@@ -26,6 +25,7 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.interop import released_config
@@ -61,7 +61,7 @@ def data(tmp_path_factory) -> DataConfig:
     )
 
 
-def experiment(kind: str, data: DataConfig = DataConfig(length=LENGTH), **sections) -> Experiment:  # noqa: B008
+def experiment(kind: str, data: DataConfig = DataConfig(length=LENGTH), **sections) -> Experiment:
     size = {"layers": 2, "width": 16, "heads": 2}
     values = {
         "epsilon": {
@@ -97,7 +97,7 @@ def experiment(kind: str, data: DataConfig = DataConfig(length=LENGTH), **sectio
 
 
 @functools.cache
-def random_model(kind: str, data: DataConfig = DataConfig(length=LENGTH)) -> Released:  # noqa: B008
+def random_model(kind: str, data: DataConfig = DataConfig(length=LENGTH)) -> Released:
     """Parameters with every path switched on, those of padding included."""
     run = experiment(kind, data)
     network = run.network(258)

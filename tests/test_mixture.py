@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from hybrid_jax import main
-from hybrid_jax.config import DataConfig
 from hybrid_jax.data import mixture, prepare
 from hybrid_jax.data.pipeline import Records, Stream, evaluation_batches
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.training import workdir
 

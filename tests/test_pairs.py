@@ -11,9 +11,10 @@ import pytest
 import tiny
 
 from hybrid_jax import main
-from hybrid_jax.config import DataConfig, Experiment, ModelConfig, NoiseConfig, TrainConfig
+from hybrid_jax.config import Experiment, ModelConfig, NoiseConfig, TrainConfig
 from hybrid_jax.data import pairs, pipeline, prepare, public, sources, tokenizers
 from hybrid_jax.data.pipeline import Records, Stream, evaluation_batches
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.sampling.settings import SamplingConfig

@@ -10,9 +10,9 @@ import pytest
 from tiny import LENGTH
 
 from hybrid_jax import main
-from hybrid_jax.config import DataConfig
 from hybrid_jax.data import pipeline, prepare
 from hybrid_jax.data.manifest import Manifest
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval import perplexity
 from hybrid_jax.generation import summary

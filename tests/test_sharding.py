@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from hybrid_jax.config import (
-    DataConfig,
-    Experiment,
-    ModelConfig,
-    NoiseConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from hybrid_jax.config import Experiment, ModelConfig, NoiseConfig, ScheduleConfig, TrainConfig
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.objective import Bound, Objective

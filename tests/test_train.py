@@ -16,7 +16,6 @@ from runs import latest_step
 
 from hybrid_jax import generate
 from hybrid_jax.config import (
-    DataConfig,
     EvaluationConfig,
     Experiment,
     ModelConfig,
@@ -24,6 +23,7 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import requests, summary
 from hybrid_jax.method.layout import Layout

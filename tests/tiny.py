@@ -8,7 +8,6 @@ import jax
 import sentencepiece
 
 from hybrid_jax.config import (
-    DataConfig,
     EvaluationConfig,
     Experiment,
     ModelConfig,
@@ -16,6 +15,7 @@ from hybrid_jax.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective

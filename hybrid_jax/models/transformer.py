@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from hybrid_jax.errors import UserError, check_settings, free
 from hybrid_jax.method.mask_blocks import Pattern
-from hybrid_jax.models import attention
+from hybrid_jax.models import attention, products
 from hybrid_jax.models.attention import Backend
 from hybrid_jax.models.cache import AXES as CACHE_AXES
 from hybrid_jax.models.cache import Cache
@@ -214,31 +214,8 @@ class Transformer(ModelConfig):
         # Gathered along the width, and not the much larger logits summed over it.
         kernel = gathered(head["kernel"], self.dtype, *_AXES["head/kernel"])
         rows = features.astype(self.dtype).reshape(-1, self.width)
-        out: Array = _rounded_back(rows, kernel) + head["bias"][None]
+        out: Array = products.wide(rows, kernel) + head["bias"][None]
         return out.reshape(*features.shape[:-1], -1)
-
-
-@jax.custom_vjp
-def _rounded_back(rows: Float[Array, "n D"], kernel: Float[Array, "D V"]) -> Float32[Array, "n V"]:
-    """A product with float32 results, whose gradients are products in the type of the operands.
-
-    Otherwise a result's float32 cotangent would make both of them float32 products, at half the
-    speed of 16 bits or less.
-    """
-    return jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
-
-
-def _rounded_back_gradients(
-    operands: tuple[Array, Array], cotangent: Float32[Array, "n V"]
-) -> tuple[Array, Array]:
-    rows, kernel = operands
-    cotangent = cotangent.astype(rows.dtype)
-    return jnp.dot(cotangent, kernel.T), jnp.dot(rows.T, cotangent)
-
-
-_rounded_back.defvjp(
-    lambda rows, kernel: (_rounded_back(rows, kernel), (rows, kernel)), _rounded_back_gradients
-)
 
 
 def _body(params: Params) -> Params:
@@ -348,7 +325,7 @@ class _Block(nn.Module):
         # An axis of its own for the three, so that cutting the heads cuts each of them.
         qkv = weight("qkv", (c.width, 3, c.width))
         query, key, value = (
-            _product(y, qkv[:, part]).reshape(*y.shape[:-1], c.heads, head).swapaxes(1, 2)
+            products.of_rows(y, qkv[:, part]).reshape(*y.shape[:-1], c.heads, head).swapaxes(1, 2)
             for part in range(3)
         )
         if c.qk_norm:
@@ -356,21 +333,17 @@ class _Block(nn.Module):
         query, key = attention.rotate(query, position), attention.rotate(key, position)
         y = attention.attend(query, key, value, mask, cached, number, backend=c.attention)
         y = y.swapaxes(1, 2).reshape(x.shape)
-        x = add(x, _product(y, weight("out", (c.width, c.width), scaled)), gate_1, site=0)
+        x = add(x, products.of_rows(y, weight("out", (c.width, c.width), scaled)), gate_1, site=0)
 
         y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)
-        y = _product(y, weight("mlp_in", (c.width, hidden))) + bias_of("mlp_in_bias", hidden)
+        y = products.of_rows(y, weight("mlp_in", (c.width, hidden)))
+        y = y + bias_of("mlp_in_bias", hidden)
         y = nn.gelu(y, approximate=True) if c.activation == "gelu" else jnp.square(nn.relu(y))
-        y = _product(y, weight("mlp_out", (hidden, c.width), scaled))
+        y = products.of_rows(y, weight("mlp_out", (hidden, c.width), scaled))
         y = y + bias_of("mlp_out_bias", c.width)
         # What stays in the cache; training has none, and keeps nothing.
         new = None if cached is None else Cache(key, value)
         return add(x, y, gate_2, site=1), new
-
-
-def _product(x: Activations, kernel: Float[Array, "D E"]) -> Float[Array, "B R E"]:
-    """x @ kernel over one axis of rows: gradients of kernels that sum over two are slow on CPU."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 def _drop(x: Activations, keys: Key[Array, "B"], place: Int[Array, ""], rate: float) -> Activations:

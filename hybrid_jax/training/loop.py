@@ -18,9 +18,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hybrid_jax import optim
-from hybrid_jax.config import DataConfig, Experiment
+from hybrid_jax.config import Experiment
 from hybrid_jax.data import inputs, pipeline, prepare, tokenizers
 from hybrid_jax.data.manifest import Manifest
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import boards, sharding

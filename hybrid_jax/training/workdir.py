@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.config import DataConfig, Experiment
+from hybrid_jax.config import Experiment
 from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data import prepare, tokenizers
 from hybrid_jax.data.manifest import Manifest
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import from_values, parse_json
