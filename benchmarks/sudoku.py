@@ -28,6 +28,7 @@ from typing import Any
 import answer_runs
 import command
 import device
+import filelock
 import in_turn
 import numpy as np
 import sudoku_grids
@@ -55,13 +56,15 @@ METHODS = {  # config, schedule of a board
     "ε, flat": ("epsilon_hybrid", "flat"),
     "ε, rows": ("epsilon_hybrid", "block"),
 }
-SIZES: dict[str, list[str]] = {  # settings of the tiny configs
-    "cpu": ["model.heads=4", "train.batch_size=64", "train.checkpoint_every=100"],
-    "gpu": [
-        "model.layers=8", "model.width=256", "model.heads=8", "model.dtype=bfloat16",
-        "model.unroll=1", "train.batch_size=512", "train.checkpoint_every=1000",
-        "optimizer.learning_rate=0.005", "optimizer.warmup_steps=100", "train.ema_decay=0.99",
-    ],
+SIZES: dict[str, dict[str, Any]] = {  # settings of the tiny configs
+    "cpu": {
+        "model.width": 64, "model.heads": 4, "train.batch_size": 64, "train.checkpoint_every": 200
+    },
+    "gpu": {
+        "model.layers": 8, "model.width": 256, "model.heads": 4, "model.dtype": "bfloat16",
+        "model.unroll": 1, "train.batch_size": 256, "train.checkpoint_every": 1000,
+        "optimizer.learning_rate": 0.005, "optimizer.warmup_steps": 100, "train.ema_decay": 0.99,
+    },
 }  # fmt: skip
 # Where one answer is right, each rule takes the likeliest token; it decides where and when.
 RULES = [
@@ -89,7 +92,7 @@ class Run:
     seed: int
     board: Board
     folder: Path
-    settings: tuple[str, ...]
+    settings: dict[str, Any]
 
     @property
     def width(self) -> int:
@@ -107,18 +110,14 @@ class Run:
         config, family = METHODS[self.method]
         line = self.board.side + 1
         length = 2 * self.board.side * line + 1
-        schedule = [f"schedule.family={family}"]
-        if family == "block":
-            schedule.append(f"schedule.width={line}")
+        values = {
+            "schedule.family": family, "train.seed": self.seed, "train.loss_chunk": length,
+            "sampling.count": 0, "evaluation.records": 256, "evaluation.final_records": 256,
+            **({"schedule.width": line} if family == "block" else {}), **self.settings,
+        }  # fmt: skip
         if not (self.workdir / "result.json").exists():
-            answer_runs.train(
-                self.folder, self.workdir, config, length=length,
-                settings=[
-                    *schedule, f"train.seed={self.seed}",
-                    f"train.loss_chunk={length}", "evaluation.records=256",
-                    "evaluation.final_records=256", "sampling.count=0", *self.settings,
-                ],
-            )  # fmt: skip
+            settings = [f"{name}={value}" for name, value in values.items()]
+            answer_runs.train(self.folder, self.workdir, config, length=length, settings=settings)
 
 
 def solve(
@@ -227,8 +226,10 @@ def _run(options: argparse.Namespace) -> None:
     board = BOARDS[options.side]
     folder = Path(options.folder) / f"{options.side}-{options.train}-{options.puzzles}"
     pairs = write_pairs(board, folder, options)
-    settings = (*SIZES[options.size], f"train.steps={options.steps}", *options.set)
-    settings += (f"train.eval_every={options.steps}",)
+    settings = SIZES[options.size] | {
+        "train.steps": options.steps, "train.eval_every": options.steps,
+        **dict(setting.split("=", 1) for setting in options.set),
+    }  # fmt: skip
     title = (
         f"Sudoku of {board.cells} cells: {options.puzzles:,} unseen puzzles of {board.clues[0]} to "
         f"{board.clues[1]} clues, after {options.steps:,} steps on {options.train:,} others; "
@@ -236,9 +237,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     for seed in options.seeds:
         for method in options.methods:
-            run = Run(
-                method=method, seed=seed, board=board, folder=folder, settings=tuple(settings)
-            )
+            run = Run(method=method, seed=seed, board=board, folder=folder, settings=settings)
             run.train()
             for _ in measure(run, pairs, options):
                 write_atomic(options.out, f"{title}\n{table(folder, options)}\n")
@@ -248,13 +247,15 @@ def _run(options: argparse.Namespace) -> None:
 def write_pairs(board: Board, folder: Path, options: argparse.Namespace) -> np.ndarray:
     """Draws the puzzles and writes them for training, if that is not done; those to solve."""
     file = folder / "valid.npy"
-    if not file.exists():
-        in_turn.note("drawing puzzles")
-        found = sudoku_grids.draw_pairs(board, train=options.train, valid=options.puzzles)
-        for split, pairs in found.items():
-            texts = ((text(board, puzzle), text(board, solution)) for puzzle, solution in pairs)
-            answer_runs.write_pairs(folder, split, texts)
-        np.save(file, found["valid"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / "pairs.lock"):  # the first of several commands does it
+        if not file.exists():
+            in_turn.note("drawing puzzles")
+            found = sudoku_grids.draw_pairs(board, train=options.train, valid=options.puzzles)
+            for split, pairs in found.items():
+                texts = ((text(board, puzzle), text(board, solution)) for puzzle, solution in pairs)
+                answer_runs.write_pairs(folder, split, texts)
+            np.save(file, found["valid"])
     return np.load(file)
 
 
