@@ -20,7 +20,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -259,17 +259,26 @@ def write_pairs(board: Board, folder: Path, options: argparse.Namespace) -> np.n
     return np.load(file)
 
 
-def _listed(known: list[str] | None, kind: type = str) -> Any:
-    """A reader of values between ";", each one of those known."""
+def _list_of(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A reader of values between ";"."""
+    return lambda words: [read(word) for word in words.split(";")]
 
-    def read(words: str) -> list[Any]:
-        found = words.split(";")
-        for word in found:
-            if known and word not in known:
-                raise UserError(f"{word!r} is not one of {'; '.join(known)}.")
-        return [kind(word) for word in found]
 
-    return read
+def _method(name: str) -> str:
+    if name not in METHODS:
+        raise UserError(f"Method {name!r} is not one of {'; '.join(METHODS)}.")
+    return name
+
+
+def _rule(label: str) -> str:
+    SamplingConfig.parse(label)
+    return label
+
+
+def _setting(text: str) -> str:
+    if "=" not in text:
+        raise UserError(f"{text!r} is no setting: write SECTION.NAME=VALUE.")
+    return text
 
 
 def main() -> int:
@@ -280,12 +289,13 @@ def main() -> int:
     add("--steps", type=within(1), default=2000)
     add("--train", type=within(1), default=100_000, help="puzzles to train on")
     add("--puzzles", type=within(2), default=1000, help="to solve")
-    add("--set", action="append", default=[], metavar="SECTION.NAME=VALUE", help="of the config")
-    add("--methods", type=_listed(list(METHODS)), default=list(METHODS), metavar="A;B")
-    add("--rules", type=_listed(None), default=RULES, metavar="A;B")
-    add("--cells_a_call", type=_listed(None, int), default=[1, 3], metavar="M;N",
+    add("--set", type=_setting, action="append", default=[], metavar="SECTION.NAME=VALUE",
+        help="of the config; may be repeated")  # fmt: skip
+    add("--methods", type=_list_of(_method), default=list(METHODS), metavar="A;B")
+    add("--rules", type=_list_of(_rule), default=RULES, metavar="A;B")
+    add("--cells_a_call", type=_list_of(within(1)), default=[1, 3], metavar="M;N",
         help="that a step reveals; rules that move on by themselves may reveal more")  # fmt: skip
-    add("--seeds", type=_listed(None, int), default=[0, 1], metavar="M;N")
+    add("--seeds", type=_list_of(within(0)), default=[0, 1], metavar="M;N")
     add("--batch_size", type=within(1), default=256, help="puzzles at a time")
     add("--threads", type=within(1), default=1, help="rules compiled at the same time")
     add("--folder", type=path_of, default="runs/sudoku", help="for puzzles and runs")
