@@ -77,11 +77,17 @@ RULES = [
 ]
 
 
-def text(board: Board, grid: np.ndarray) -> str:
-    """A grid as a prompt or an answer."""
-    lines = ["".join(map(str, line)) for line in grid.reshape(board.side, board.side)]
-    ends = ("|" if (row + 1) % board.tall == 0 else "/" for row in range(board.side))
-    return "".join(map("".join, zip(lines, ends, strict=True))).replace("0", ".")
+def texts(board: Board, grids: np.ndarray) -> list[str]:
+    """Grids as prompts or answers.
+
+    Args:
+      grids: uint8 [n, cells].
+    """
+    lines = np.full((len(grids), board.side, board.side + 1), ord("/"), np.uint8)
+    lines[:, board.tall - 1 :: board.tall, -1] = ord("|")
+    cells = grids.reshape(-1, board.side, board.side)
+    lines[:, :, :-1] = np.where(cells == 0, ord("."), ord("0") + cells)
+    return [grid.tobytes().decode("ascii") for grid in lines]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,12 +138,11 @@ def solve(
     """
     tokenizer = model.tokenizer
     own = generator.build(model, SamplingConfig.parse(rule), levels=levels)
-    form = text(board, np.zeros(board.cells, np.uint8))
+    (form,) = texts(board, np.zeros((1, board.cells), np.uint8))
     open_ = [character == "." for character in form]
     given = [GAP if gap else int(i) for i, gap in zip(tokenizer.encode(form), open_, strict=True)]
     requests = []
-    for puzzle, _ in pairs:
-        prompt = text(board, puzzle)
+    for prompt in texts(board, pairs[:, 0]):
         ids = [*map(int, tokenizer.encode(prompt)), *given, tokenizer.eos]
         requests.append(Request(prompt=prompt, ids=ids, stop=len(ids)))
     found = driver.run(own, requests, seed=seed, batch_size=batch_size)
@@ -253,8 +258,8 @@ def write_pairs(board: Board, folder: Path, options: argparse.Namespace) -> np.n
             in_turn.note("drawing puzzles")
             found = sudoku_grids.draw_pairs(board, train=options.train, valid=options.puzzles)
             for split, pairs in found.items():
-                texts = ((text(board, puzzle), text(board, solution)) for puzzle, solution in pairs)
-                answer_runs.write_pairs(folder, split, texts)
+                both = zip(*(texts(board, grids) for grids in pairs.swapaxes(0, 1)), strict=True)
+                answer_runs.write_pairs(folder, split, both)
             np.save(file, found["valid"])
     return np.load(file)
 

@@ -46,4 +46,5 @@ def test_no_solution_is_in_both_splits():
 
 
 def test_lines_and_bands_end():
-    assert sudoku.text(BOARDS[4], np.arange(16) % 5) == ".123/4.12|34.1/234.|"
+    grids = (np.arange(32).reshape(2, 16) % 5).astype(np.uint8)
+    assert sudoku.texts(BOARDS[4], grids) == [".123/4.12|34.1/234.|", "1234/.123|4.12/34.1|"]
