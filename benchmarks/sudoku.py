@@ -246,6 +246,7 @@ def _run(options: argparse.Namespace) -> None:
             run.train()
             for _ in measure(run, pairs, options):
                 write_atomic(options.out, f"{title}\n{table(folder, options)}\n")
+    write_atomic(options.out, f"{title}\n{table(folder, options)}\n")  # all may be done already
     print(table(folder, options))
 
 
