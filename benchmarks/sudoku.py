@@ -73,7 +73,9 @@ RULES = [
         f"{name}:temperature=0" if "temperature" in named.settings else name
         for name, named in rules.NAMED.items()
     ),
+    "acs:eta=0:temperature=0",  # what corrections are compared with
     "acs:eta=0.5:guidance=confidence:temperature=0",
+    "acs:eta=1:guidance=confidence:temperature=0",
 ]
 
 
