@@ -10,18 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import answer_runs
 import command
 import device
 import numpy as np
 
 from hybrid_jax.runtime.command_line import Parser, path_of, within
 from hybrid_jax.runtime.files import write_atomic
-from hybrid_jax.runtime.json_text import json_text
 
 LETTERS = "abcdefghij"
 TASKS: dict[str, Callable[[str], str]] = {
@@ -44,10 +43,9 @@ def write_pairs(folder: Path, task: str, train: int, valid: int) -> None:
     words: dict[str, None] = {}
     while len(words) < train + valid:
         words["".join(draw.choices(LETTERS, k=draw.randint(2, 8)))] = None
-    lines = [json_text({"prompt": f"{w}=", "answer": TASKS[task](w)}) + "\n" for w in words]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "train.jsonl", "".join(lines[:train]))
-    write_atomic(folder / "valid.jsonl", "".join(lines[train:]))
+    pairs = [(f"{word}=", TASKS[task](word)) for word in words]
+    answer_runs.write_pairs(folder, "train", pairs[:train])
+    answer_runs.write_pairs(folder, "valid", pairs[train:])
 
 
 def exact_match(texts: Path, task: str) -> np.ndarray:
@@ -71,34 +69,22 @@ def _run(options: argparse.Namespace) -> None:
         for seed in range(options.seeds):
             workdir = folder / f"{config}-{options.steps}-{seed}"
             given = [
-                f"data.source=pairs:{folder}/train.jsonl",
-                f"data.valid_source=pairs:{folder}/valid.jsonl", "data.tokenizer=char",
-                f"data.length={LENGTH}", f"data.dir={folder}/records", "sampling.eos=stop",
-                f"train.steps={options.steps}", f"train.seed={seed}", *settings,
+                "sampling.eos=stop", f"train.steps={options.steps}", f"train.seed={seed}", *settings
             ]  # fmt: skip
-            _command("main", f"--config={config}", f"--workdir={workdir}",
-                     *(f"--config.{setting}" for setting in given))  # fmt: skip
+            answer_runs.train(folder, workdir, config, length=LENGTH, settings=given)
             row = f"| {method} | {seed} |"
             for rule in RULES:
                 texts = workdir / f"answers-{rule}.jsonl"
                 texts.unlink(missing_ok=True)
-                _command(
+                answer_runs.run(
                     "generate", f"--workdir={workdir}", f"--prompt_file={folder}/valid.jsonl",
                     f"--out={texts}", "--batch_size=64", f"--seed={seed}", f"--rule={rule}",
                 )  # fmt: skip
-                right = exact_match(texts, options.task)
-                error = right.std(ddof=1) / np.sqrt(len(right))
-                row += f" {right.mean():.3f} | {error:.3f} |"
+                share, error = answer_runs.mean_and_error(exact_match(texts, options.task))
+                row += f" {share:.3f} | {error:.3f} |"
             print(row, flush=True)
             lines.append(row)
     write_atomic(options.out, "\n".join(lines) + "\n")
-
-
-def _command(name: str, *arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", f"hybrid_jax.{name}", *arguments],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
 
 
 def main() -> int:

@@ -73,6 +73,12 @@ def test_records_are_the_pairs(folder):
         assert (split.tokens, split.dropped_tokens) == (len(found) * LENGTH, 0)
 
 
+def test_no_record_may_be_read(folder):
+    """As at the end of a run whose sampling.count is 0."""
+    batch = Records(folder, "valid").read(range(0))
+    assert (batch["tokens"].shape, batch["given"].shape) == ((0, LENGTH), (0,))
+
+
 def test_the_end_of_a_pair_is_behind_its_prompt():
     tokens = np.array([[9, 9, 1, 9, 9], [1, 2, 3, 4, 9]])
     np.testing.assert_array_equal(pairs.lengths(tokens, np.array([2, 0]), 9), [4, 5])

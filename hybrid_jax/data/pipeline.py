@@ -106,7 +106,8 @@ class Records:
         """All that records hold, int32 [n, L], or [n, 1 + L] for pairs."""
         length = self.manifest.length + self.manifest.pairs
         try:
-            data = self._source.__getitems__([int(number) for number in numbers])
+            # The library refuses to read nothing.
+            data = self._source.__getitems__(list(map(int, numbers))) if len(numbers) else []
         except RuntimeError as error:
             raise self._damaged("a record cannot be read", error) from error
         if any(len(record) != length * self._dtype.itemsize for record in data):
