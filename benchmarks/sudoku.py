@@ -192,7 +192,7 @@ def measure(run: Run, pairs: np.ndarray, options: argparse.Namespace) -> Iterato
 
 
 def common(options: argparse.Namespace) -> dict[str, Any]:
-    """What all rows of a table have in common."""
+    """The options that all rows of a table share."""
     names = ("side", "size", "steps", "train", "puzzles", "set")
     return {name: getattr(options, name) for name in names}
 

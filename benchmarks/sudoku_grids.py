@@ -190,7 +190,7 @@ def derived(board: Board, pairs: np.ndarray, count: int, draw: np.random.Generat
 
 
 def held_out(grids: np.ndarray) -> np.ndarray:
-    """Whether each solution is for validation, bool [n]: a function of the grid alone.
+    """True for each solution that is for validation, bool [n]: a function of the grid alone.
 
     Args:
       grids: uint8 [n, cells].

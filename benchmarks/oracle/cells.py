@@ -23,6 +23,7 @@ from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Objective
+from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.sampling import loop, prompts, rules
 from hybrid_jax.sampling.settings import SamplingConfig
 
@@ -47,7 +48,7 @@ WIDTH = 16
 
 
 class Cell(NamedTuple):
-    """What is sampled.
+    """A point of the table: sampler and calls.
 
     Attributes:
       kernel: a name of `KERNELS`; a number behind it is its γ or ε, 0.1 without.
@@ -230,7 +231,7 @@ class Store:
 
     def _append(self, record: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json_text(record) + "\n")
 
 
 def measured(

@@ -106,7 +106,7 @@ def _nearest(level: float, count: int, beyond: int) -> tuple[np.ndarray, np.ndar
 
 
 def pairs_of(tokens: np.ndarray, size: int) -> np.ndarray:
-    """How often each token follows each, [V, V], in texts [B, L]."""
+    """Counts of each token behind each, [V, V], in texts [B, L]."""
     joint = tokens[:, :-1] * size + tokens[:, 1:]
     return np.bincount(joint.ravel(), minlength=size**2).reshape(size, size)
 

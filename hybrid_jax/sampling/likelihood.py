@@ -82,7 +82,7 @@ class PathLikelihood:
 
     @property
     def label(self) -> str:
-        """What the nats are, in words."""
+        """The meaning of the nats, in words."""
         kind = "exact likelihood" if self.exact else "importance-weighted bound"
         return f"{kind} of {self.name} in {self.sampler.spec.schedule.steps} steps"
 
