@@ -82,7 +82,7 @@ class Harness(LM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """The entry of the model in the results of lm-eval."""
-        exact = is_exact(self._model, self._model.experiment.bound(self._tokenizer.vocab_size))
+        exact = is_exact(self._model.spec, self._model.experiment.bound(self._tokenizer.vocab_size))
         own = {**dataclasses.asdict(self._own), "step": self._model.step, "exact": exact}
         return {"hybrid_jax": own}
 

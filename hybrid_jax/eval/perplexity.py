@@ -235,9 +235,7 @@ def measure(
       draws: for each record; 1 is taken where the bound is exact.
       progress: called with the number of batches done.
     """
-    exact = is_exact(model, bound)
-    draws = 1 if exact else draws
-    label = "exact likelihood" if exact and isinstance(bound, Bound) else bound.label
+    draws = 1 if is_exact(model.spec, bound) else draws
 
     def batches() -> Iterator[pipeline.Batch]:
         for done, batch in enumerate(pipeline.evaluation_batches(packed, batch_size), 1):
@@ -251,7 +249,7 @@ def measure(
     )  # fmt: skip
     protocol = PerplexityProtocol(
         detokenizer=dataset.detokenizer, length=packed.tokens.shape[1], records=len(packed.tokens),
-        bound=label, draws=draws, batch_size=batch_size, seed=seed,
+        bound=estimate.bound, draws=draws, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     return Measurement(
         dataset=dataset, protocol=protocol, estimate=estimate, documents=packed.documents,

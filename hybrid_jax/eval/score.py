@@ -80,7 +80,7 @@ def score(
     pairs = zip(prompts, texts, strict=True)
     pieces = [_pieces(model, number, *pair) for number, pair in enumerate(pairs)]
     bound = model.experiment.bound(model.tokenizer.vocab_size)
-    exact = is_exact(model, bound)
+    exact = is_exact(model.spec, bound)
     count = 1 if exact else draws
     nats = np.zeros((len(texts), count))
     for number in range(max(map(len, pieces), default=0)):

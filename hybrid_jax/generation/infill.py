@@ -148,7 +148,7 @@ class Choice:
         nats = likelihood.text_bounds(
             model, [np.asarray(text.tokens) for text in candidates],
             [~counts for counts in counted],
-            draws=1 if likelihood.is_exact(model, bound) else _DRAWS,
+            draws=1 if likelihood.is_exact(model.spec, bound) else _DRAWS,
             key=jax.random.key(self._seed),
         )  # fmt: skip
         per_token = nats.mean(axis=1) / [np.count_nonzero(counts) for counts in counted]

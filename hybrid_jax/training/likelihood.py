@@ -103,6 +103,7 @@ def evaluate_bound(
       mesh: of the devices that share a batch, on which the estimate does not depend; None for the
         first device.
     """
+    exact = isinstance(bound, Bound) and is_exact(spec, bound)
     if isinstance(bound, PathLikelihood):
         program = functools.partial(_run_nats, bound.sampler, bound.rule, params)
     else:
@@ -143,7 +144,7 @@ def evaluate_bound(
     share_predicted = sizes.mean() / spec.schedule.length
     share = counts[counts > 0] / counts.sum()
     return BoundEstimate(
-        bound=bound.label,
+        bound="exact likelihood" if exact else bound.label,
         nll=nats,
         nll_se=error,
         bits_per_byte=statistics.bits_per_byte(nats * share_predicted, bytes_per_token),
@@ -218,12 +219,12 @@ def _run_nats(
     return sharding.constrain(paths.nats(sampler, rule, params, tokens, given, keys), "whole")
 
 
-def is_exact(model: Pretrained, bound: Bound | PathLikelihood) -> bool:
+def is_exact(spec: Spec, bound: Bound | PathLikelihood) -> bool:
     """True if the bound is the likelihood itself, so that one draw is as good as many."""
     if isinstance(bound, PathLikelihood):
         return bound.exact
-    alone = model.spec.schedule.width == 1 and model.spec.schedule.levels == 1
-    shifted = model.spec.layout.alignment == "shifted"
+    alone = spec.schedule.width == 1 and spec.schedule.levels == 1
+    shifted = spec.layout.alignment == "shifted"
     return alone and bound.time == "discrete" and (shifted or not bound.kernel.replaces)
 
 
