@@ -85,6 +85,22 @@ def test_extras_of_pip_exist():
     }
 
 
+@pytest.mark.parametrize("document", TEXTS)
+def test_links_lead_somewhere(document):
+    """Files, and headings in them as GitHub names them."""
+    here = (REPOSITORY / document).parent
+    for link in re.findall(r"\]\(([^)\s]+)\)", TEXTS[document]):
+        path, _, heading = link.partition("#")
+        if re.match(r"\w+:", link):
+            continue
+        target = here / path if path else REPOSITORY / document
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+            kept = (re.sub(r"[^\w\s-]", "", title.lower()) for title in titles)
+            assert heading in {title.replace(" ", "-") for title in kept}, link
+
+
 def names(words):
     return {word.partition("=")[0] for word in words if word.startswith("--")}
 
