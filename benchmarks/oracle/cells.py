@@ -93,6 +93,8 @@ def sets(length: int) -> dict[str, list[Cell]]:
             cell(kernel, "flat", rule, calls, length=length)
             for kernel, rule, calls in (
                 ("absorbing", "entropy:bound=0", length),
+                ("absorbing", "margin", length),
+                ("absorbing", "max_probability", length),
                 ("absorbing", "ancestral", 4 * length),
                 ("absorbing", "threshold:threshold=1", length),
                 ("epsilon", "ancestral", 4 * length),
