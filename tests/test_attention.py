@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -318,3 +319,16 @@ def test_choices():
     assert (attention.choose(long, jnp.bfloat16) == "fused") == ON_GPU
     with pytest.raises(UserError, match=r"model\.attention must be one of auto, dense, blockwise"):
         Transformer(vocab_size=3, layers=1, width=8, heads=1, attention="flash")
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernel"), [("9.0", True), ("8.0", True), ("7.5", False), ("gfx90a", False)]
+)
+def test_only_gpus_with_a_kernel_use_it(monkeypatch, capability, kernel):
+    """A T4 (7.5) has none in cuDNN, and AMD's have another library."""
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    pattern = first_phase(hyperschedule.slide(length=200, width=7, levels=4))
+    for dtype, known in ((jnp.bfloat16, kernel), (jnp.float32, False)):
+        assert (attention.choose(pattern, dtype) == "fused") == known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Literal
 
 import jax
@@ -50,7 +51,7 @@ def attend(
     if not isinstance(mask, Pattern):
         return dense(query, key, value, mask, cached, layer)
     chosen = choose(mask, query.dtype) if backend == "auto" else backend
-    if chosen == "fused" and (sharding.platform() != "gpu" or _in_16_bits(query.dtype)):
+    if chosen == "fused" and (sharding.platform() != "gpu" or _has_kernel(query.dtype)):
         return fused(query, key, value, mask)
     if chosen == "splash" and mask.constant:
         from hybrid_jax.models.splash import splash  # Pallas takes a while to import
@@ -64,10 +65,10 @@ def attend(
 def choose(pattern: Pattern, dtype: DTypeLike) -> Backend:
     """The backend for rows of a pattern on the devices that the program is made for.
 
-    "fused" where the device has a kernel for the type (GPU, 16 bits); otherwise "blockwise", which
-    computes what a window can see and no more, but for rows that fit one block.
+    "fused" where the device has a kernel for the type; otherwise "blockwise", which computes what a
+    window can see and no more, but for rows that fit one block.
     """
-    if sharding.platform() == "gpu" and _in_16_bits(dtype):
+    if sharding.platform() == "gpu" and _has_kernel(dtype):
         return "fused"
     return "dense" if pattern.full or pattern.regions.rows <= _BLOCK else "blockwise"
 
@@ -178,8 +179,15 @@ def fused(query: Heads, key: Heads, value: Heads, pattern: Pattern) -> Heads:
     return found[:, :rows].swapaxes(1, 2)
 
 
-def _in_16_bits(dtype: DTypeLike) -> bool:
-    return jnp.dtype(dtype).itemsize == 2
+def _has_kernel(dtype: DTypeLike) -> bool:
+    """True if a GPU has cuDNN's kernel for a type: 16 bits, on compute capability 8.0 or above.
+
+    Ahead of time the device is not there, and is taken for one that has it. AMD's capability is no
+    number.
+    """
+    capability = getattr(jax.local_devices()[0], "compute_capability", "8.0")
+    new = re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8.0
+    return new and jnp.dtype(dtype).itemsize == 2
 
 
 def rotate(x: Heads, position: Int[Array, "#B R"], base: float = 10_000.0) -> Heads:
