@@ -269,7 +269,7 @@ def test_bounds_of_many_orders_tighten_towards_the_likelihood():
 def test_records_that_end_early_have_no_such_likelihood():
     spec, ends = spec_at("block"), {"length": np.array([2]), "valid": np.ones(1, bool)}
     own = likelihood_of(spec, NETWORK, Margin())
-    with pytest.raises(UserError, match="order:own is the likelihood of whole records"):
+    with pytest.raises(UserError, match="is that of whole records, and these end early"):
         evaluate_bound(
             spec, NETWORK, NETWORK.init(SEED), [{"tokens": TEXTS[:1], **ends}], own,
             key=jax.random.key(0), draws=1, bytes_per_token=0,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,11 +104,14 @@ def evaluate_bound(
       mesh: of the devices that share a batch, on which the estimate does not depend; None for the
         first device.
     """
-    exact = isinstance(bound, Bound) and is_exact(spec, bound)
+    label = bound.label
     if isinstance(bound, PathLikelihood):
         program = functools.partial(_run_nats, bound.sampler, bound.rule, params)
+        average: Callable[..., Any] = _log_mean
     else:
         program = functools.partial(_row_nats, spec.for_bound(bound), network, params)
+        average = functools.partial(np.mean, axis=0)
+        label = "exact likelihood" if is_exact(spec, bound) else label
     mesh = mesh or sharding.one_device()
     per_record: list[Float[np.ndarray, "B"]] = []
     predicted: list[Int[np.ndarray, "B"]] = []
@@ -118,24 +122,15 @@ def evaluate_bound(
         place = np.arange(tokens.shape[1])
         given = place < batch["given"][:, None] if "given" in batch else None
         length = batch.get("length")
-        if isinstance(bound, PathLikelihood) and length is not None:
-            raise UserError(
-                f"{bound.name} is the likelihood of whole records, and these end early: prepare "
-                "the pairs with data.padded=true, or leave it out."
-            )
         records = tokens, given, length
         batch_key = jax.random.fold_in(key, number)
         each = np.array([
             _record_nats(program, records, jax.random.fold_in(batch_key, draw), mesh)
             for draw in range(draws)
         ], np.float64)  # fmt: skip
-        if isinstance(bound, PathLikelihood):
-            mean = math.log(draws) - np.logaddexp.reduce(-each, axis=0)
-        else:
-            mean = each.mean(axis=0)
         own = np.asarray(estimator.predicted(tokens, given, length))[valid]
         predicted.append(own.sum(axis=1))
-        per_record.append(mean[valid])
+        per_record.append(average(each)[valid])
         counts += np.bincount(tokens[valid][own], minlength=len(counts))
     sizes = np.concatenate(predicted)
     values = np.concatenate(per_record) / sizes.mean()
@@ -144,7 +139,7 @@ def evaluate_bound(
     share_predicted = sizes.mean() / spec.schedule.length
     share = counts[counts > 0] / counts.sum()
     return BoundEstimate(
-        bound="exact likelihood" if exact else bound.label,
+        bound=label,
         nll=nats,
         nll_se=error,
         bits_per_byte=statistics.bits_per_byte(nats * share_predicted, bytes_per_token),
@@ -152,6 +147,12 @@ def evaluate_bound(
         records=len(values),
         draws=draws,
     )
+
+
+def _log_mean(nats: Float[np.ndarray, "K B"]) -> Float[np.ndarray, "B"]:
+    """−log of the mean of K likelihoods."""
+    found: Float[np.ndarray, "B"] = np.log(len(nats)) - np.logaddexp.reduce(-nats, axis=0)
+    return found
 
 
 def _record_nats(
@@ -209,9 +210,14 @@ def _run_nats(
     index: Int[Array, "b"],
     key_data: UInt[Array, "..."],
     given: Bool[Array, "b L"] | None = None,
-    length: None = None,
+    length: Int[Array, "b"] | None = None,
 ) -> Float32[Array, "b"]:
     """Nats of each row along a run of the rule; arguments as those of `_row_nats`."""
+    if length is not None:
+        raise UserError(
+            "The likelihood along a rule's runs is that of whole records, and these end early: "
+            "prepare the pairs with data.padded=true, or evaluate the model's own bound."
+        )
     tokens = sharding.constrain(tokens, "batch", "whole")
     key = jax.random.wrap_key_data(key_data)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
