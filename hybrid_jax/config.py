@@ -203,7 +203,9 @@ class Experiment:
                 f"objective.shown_weight belongs to noise that replaces tokens and has no effect "
                 f"with {spec.kernel.name}: leave it out."
             )
-        self.sampling.build().check(spec.kernel, spec.objective)
+        rule = self.sampling.build()
+        rule.check(spec.kernel, spec.objective)
+        rule.windows.spec(spec)
         separate = self.layout.documents == "separate"
         if separate and self.data.pairs:
             raise UserError(

@@ -259,6 +259,8 @@ EFFECTS = {
     "sampling.temperature": ({}, 0.5),
     "sampling.top_k": ({}, 3),
     "sampling.top_p": ({}, 0.5),
+    "sampling.window_entropy": ({}, 0.5),
+    "sampling.window_least": ({"sampling__window_entropy": 0.5}, 2),
     "sampling.eos": ({}, "stop"),
 }  # fmt: skip
 
@@ -325,6 +327,7 @@ VOID = [
     ("mdlm", "sampling.eta", 0.5, "Rule ancestral has no eta: it belongs to acs and remdm"),
     ("epsilon_hybrid", "sampling.strategy", "cap", "Rule acs has no strategy: it belongs to remdm"),
     ("epsilon_hybrid", "sampling.bound", 1.0, "it belongs to entropy"),
+    ("mdlm", "sampling.window_entropy", 1.0, "has none: leave it out"),
     ("mdlm", "model.embedding_gamma", 0.1, "needs model.condition above 0"),
 ]
 

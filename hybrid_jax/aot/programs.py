@@ -72,7 +72,8 @@ def lower_sampling(setup: TrainSetup, mesh: Mesh, batch: int) -> jax.stages.Lowe
     """The sampling loop for `batch` texts, with parameters cut as in training."""
     sampling = setup.experiment.sampling
     eos = 0 if sampling.eos == "stop" else None
-    sampler, rule = Sampler(spec=setup.spec, network=setup.network, eos=eos), sampling.build()
+    rule = sampling.build()
+    sampler = Sampler(spec=rule.windows.spec(setup.spec), network=setup.network, eos=eos)
     loop.check(sampler, rule)
     params = setup.abstract_state(mesh).ema
     shapes = jax.eval_shape(lambda: loop.idle(sampler, batch))

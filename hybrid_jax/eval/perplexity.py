@@ -209,13 +209,14 @@ def bound_of(model: Pretrained, likelihood: str | None = None) -> Bound | PathLi
     """
     if likelihood is None:
         return model.experiment.bound(model.tokenizer.vocab_size)
-    kind, _, rule = likelihood.partition(":")
-    if kind != "order" or not rule:
+    kind, _, words = likelihood.partition(":")
+    if kind != "order" or not words:
         raise UserError(f"{likelihood!r} is no likelihood: write order:RULE, such as order:margin.")
-    sampling = SamplingConfig.parse(rule)
+    sampling = SamplingConfig.parse(words)
     eos = model.tokenizer.eos if sampling.eos == "stop" else None
-    sampler = Sampler(spec=model.spec, network=model.network, eos=eos)
-    return PathLikelihood(name=likelihood, sampler=sampler, rule=sampling.build())
+    rule = sampling.build()
+    sampler = Sampler(spec=rule.windows.spec(model.spec), network=model.network, eos=eos)
+    return PathLikelihood(name=likelihood, sampler=sampler, rule=rule)
 
 
 def measure(
