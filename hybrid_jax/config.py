@@ -205,7 +205,7 @@ class Experiment:
             )
         rule = self.sampling.build()
         rule.check(spec.kernel, spec.objective)
-        rule.windows.spec(spec)
+        rule.spec(spec)
         separate = self.layout.documents == "separate"
         if separate and self.data.pairs:
             raise UserError(
