@@ -19,9 +19,10 @@ import jax
 import numpy as np
 
 from hybrid_jax.config import Experiment
-from hybrid_jax.data import pipeline
+from hybrid_jax.data import mixture, pipeline
 from hybrid_jax.data.tokenizers import char
 from hybrid_jax.errors import UserError
+from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.command_line import read_config
@@ -159,8 +160,10 @@ class Run:
           before: GFLOP of all runs before this one, which `progress` counts.
         """
         folder, setup = self.folder(root, text), self.setup(text.size)
-        cost = step_flops(self.method, text.size)
-        step = jax.jit(functools.partial(train_step, setup), donate_argnums=0)
+        cost = self.step_flops(text.size)
+        steps = [
+            jax.jit(functools.partial(train_step, own), donate_argnums=0) for own in setup.each
+        ]
         with Checkpointer(folder / "checkpoints", keep=1) as saver:
             restored = saver.restore(setup.abstract_state(sharding.one_device()))
             start, state = restored if restored else (0, jax.jit(setup.init)())
@@ -168,6 +171,7 @@ class Run:
             losses: list[jax.Array] = []
             for number in range(start, self.marks[-1]):
                 batch = drawn(text.train, BATCH, self.seed, number).read(range(BATCH))
+                step = steps[setup.turn(number)]
                 state, metrics = step(state, {**batch, "index": np.arange(BATCH, dtype=np.int32)})
                 losses.append(metrics["loss"])
                 marked = number + 1 in self.marks
@@ -182,10 +186,15 @@ class Run:
                     shown = {"loss": float(losses[-1])}  # also keeps the host from running ahead
                     progress.update(int(before + (number + 1) * cost / 1e9), shown)
 
-    def evaluate(self, setup: TrainSetup, state: TrainState, windows: Windows) -> dict[str, Any]:
+    def evaluate(
+        self, setup: TrainSetup, state: TrainState, windows: Windows, schedule: str | None = None
+    ) -> dict[str, Any]:
         """The bound on some windows, nats a character: the mean of each draw, and the standard
-        error over windows of the first."""
-        bound = self.experiment.bound(setup.network.vocab_size)
+        error over windows of the first; under another hyperschedule if one is given."""
+        if schedule is not None:
+            other = setup.experiment.on(ScheduleConfig.parse(schedule))
+            setup = TrainSetup.build(other, setup.network.vocab_size, bos=setup.spec.bos)
+        bound = setup.experiment.bound(setup.network.vocab_size)
         draws = 1 if is_exact(setup.spec, bound) else self.draws
         key = jax.random.fold_in(jax.random.key(0), KeyPurpose.EVALUATION)  # equal for all runs
         estimates = [
@@ -202,6 +211,13 @@ class Run:
             "error": estimates[0].nll_se,
         }
 
+    def step_flops(self, size: int) -> float:
+        """FLOPs of a step over `size` characters, the mean over the steps."""
+        setup = self.setup(size)
+        counts = mixture.counts(self.experiment.shares, 1, self.marks[-1])
+        each = [flops.training_flops(own.network, own.spec) for own in setup.each]
+        return BATCH * float(counts @ each) / self.marks[-1]
+
     def restore(self, root: Path, text: Text) -> tuple[TrainSetup, TrainState]:
         """The end of a run that is done."""
         setup = self.setup(text.size)
@@ -214,14 +230,13 @@ class Run:
 @functools.cache
 def step_flops(method: str, size: int) -> float:
     """FLOPs of a step of a method over `size` characters."""
-    setup = Run(method=method, seed=0, marks=(1,)).setup(size)
-    return BATCH * flops.training_flops(setup.network, setup.spec)
+    return Run(method=method, seed=0, marks=(1,)).step_flops(size)
 
 
 def work(runs: Sequence[Run], root: Path, text: Text) -> Iterator[Run]:
     """Does what is left of some runs, one after the other, and gives each when it is done."""
     left = [run for run in runs if not run.done(root, text)]
-    costs = [run.marks[-1] * step_flops(run.method, text.size) / 1e9 for run in left]
+    costs = [run.marks[-1] * run.step_flops(text.size) / 1e9 for run in left]
     with Progress(total=round(sum(costs)), unit="GFLOP", interval=60.0) as progress:
         for number, run in enumerate(left):
             progress.note(f"{run.method}, seed {run.seed}, {run.marks[-1]:,} steps")

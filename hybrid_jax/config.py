@@ -130,7 +130,7 @@ class Experiment:
         return Spec(
             schedule=self.schedule.build(self.data.length),
             kernel=self.noise.build(vocab_size),
-            layout=self.layout,
+            layout=self._layout(self.schedule),
             objective=self.objective,
             bos=bos,
             eos=eos,
@@ -149,11 +149,16 @@ class Experiment:
 
     def on(self, schedule: ScheduleConfig) -> Experiment:
         """The same network on one hyperschedule, without settings that have no effect there."""
-        layout = effective_layout(self.layout, schedule.build(self.data.length))
+        layout = effective_layout(self._layout(schedule), schedule.build(self.data.length))
         evaluation = self.evaluation
         if schedule.family == "quenched_ar":  # exact
             evaluation = dataclasses.replace(evaluation, time="discrete")
         return dataclasses.replace(self, schedule=schedule, layout=layout, evaluation=evaluation)
+
+    def _layout(self, schedule: ScheduleConfig) -> Layout:
+        if schedule.causal_window is None:
+            return self.layout
+        return dataclasses.replace(self.layout, causal_window=schedule.causal_window)
 
     def bound(self, vocab_size: int) -> Bound:
         """The bound that this experiment reports."""
@@ -193,7 +198,15 @@ class Experiment:
             ("context", "windows of several positions with settled ones before them"),
             ("causal_window", "windows of several positions"),
         ):
-            if all(getattr(self.layout, name) != getattr(own.layout, name) for own in each):
+            value = getattr(self.layout, name)
+            of_layout = [
+                effective_layout(self.layout, own.schedule.build(self.data.length))
+                for own in each
+                if getattr(own.schedule, name, None) is None
+            ]
+            if value != getattr(Layout(), name) and all(
+                value != getattr(layout, name) for layout in of_layout
+            ):
                 raise UserError(
                     f"layout.{name} belongs to {owner} and has no effect with "
                     f"{spec.schedule.name}: leave it out."

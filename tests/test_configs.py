@@ -195,6 +195,7 @@ EFFECTS = {
     "schedule.family": ({}, "slide"),
     "schedule.width": ({}, 4),
     "schedule.levels": ({"schedule__family": "flat"}, 5),
+    "schedule.causal_window": ({}, "true"),
     "schedule.also": ({}, "quenched_ar"),
     "schedule.weights": ({"schedule__also": "quenched_ar"}, "0.1,0.9"),
     "noise.kernel": ({}, "absorbing"),
