@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from nanogpt import NanoGPT
 
+from hybrid_jax import optim
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import pipeline
 from hybrid_jax.data.tokenizers import char
@@ -35,10 +37,12 @@ CONTEXT, BATCH = 64, 12  # characters that are predicted, windows of a step
 _EVALUATED = 128  # windows at a time
 _SAVED = 500  # steps from a checkpoint to the next
 
+NANOGPT = "AR, network of nanoGPT"
 FLAT = {"schedule.family": "flat"}
 BLOCK = {"schedule.family": "block", "schedule.width": "16"}
 METHODS: dict[str, tuple[str, dict[str, str]]] = {  # config, and what differs from it
     "AR": ("ar", {}),
+    NANOGPT: ("ar", {}),  # with its network
     "MDLM": ("mdlm", {}),
     "SEDD": ("sedd", {}),
     "BD3-LM, blocks of 4": ("bd3lm", BLOCK | {"schedule.width": "4"}),
@@ -138,7 +142,13 @@ class Run:
 
     def setup(self, size: int) -> TrainSetup:
         """The parts over `size` characters; bos is MASK, which AR does not have."""
-        return TrainSetup.build(self.experiment, size, bos=size)
+        setup = TrainSetup.build(self.experiment, size, bos=size)
+        if self.method != NANOGPT:
+            return setup
+        network: Any = NanoGPT(vocab_size=size, context=CONTEXT)
+        shapes = jax.eval_shape(network.init, jax.random.key(0))
+        optimizer = optim.make_optimizer(self.experiment.optimizer, self.marks[-1], shapes)
+        return dataclasses.replace(setup, network=network, optimizer=optimizer)
 
     def folder(self, root: Path, text: Text) -> Path:
         values = [dataclasses.asdict(self.experiment), self.marks, self.draws]
@@ -213,8 +223,8 @@ class Run:
 
 @functools.cache
 def step_flops(method: str, size: int) -> float:
-    """FLOPs of a step of a method over `size` characters."""
-    setup = Run(method=method, seed=0, marks=(1,)).setup(size)
+    """FLOPs of a step of a method over `size` characters; nanoGPT's network has those of AR."""
+    setup = Run(method="AR" if method == NANOGPT else method, seed=0, marks=(1,)).setup(size)
     return BATCH * flops.training_flops(setup.network, setup.spec)
 
 
