@@ -17,7 +17,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from nanogpt import NanoGPT
 
+from hybrid_jax import optim
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import mixture, pipeline
 from hybrid_jax.data.tokenizers import char
@@ -36,10 +38,12 @@ CONTEXT, BATCH = 64, 12  # characters that are predicted, windows of a step
 _EVALUATED = 128  # windows at a time
 _SAVED = 500  # steps from a checkpoint to the next
 
+NANOGPT = "AR, network of nanoGPT"
 FLAT = {"schedule.family": "flat"}
 BLOCK = {"schedule.family": "block", "schedule.width": "16"}
 METHODS: dict[str, tuple[str, dict[str, str]]] = {  # config, and what differs from it
     "AR": ("ar", {}),
+    NANOGPT: ("ar", {}),  # with its network
     "MDLM": ("mdlm", {}),
     "SEDD": ("sedd", {}),
     "BD3-LM, blocks of 4": ("bd3lm", BLOCK | {"schedule.width": "4"}),
@@ -139,7 +143,13 @@ class Run:
 
     def setup(self, size: int) -> TrainSetup:
         """The parts over `size` characters; bos is MASK, which AR does not have."""
-        return TrainSetup.build(self.experiment, size, bos=size)
+        setup = TrainSetup.build(self.experiment, size, bos=size)
+        if self.method != NANOGPT:
+            return setup
+        network: Any = NanoGPT(vocab_size=size, context=CONTEXT)
+        shapes = jax.eval_shape(network.init, jax.random.key(0))
+        optimizer = optim.make_optimizer(self.experiment.optimizer, self.marks[-1], shapes)
+        return dataclasses.replace(setup, network=network, optimizer=optimizer)
 
     def folder(self, root: Path, text: Text) -> Path:
         values = [dataclasses.asdict(self.experiment), self.marks, self.draws]
@@ -212,8 +222,9 @@ class Run:
         }
 
     def step_flops(self, size: int) -> float:
-        """FLOPs of a step over `size` characters, the mean over the steps."""
-        setup = self.setup(size)
+        """FLOPs of a step over `size` characters, the mean over the steps; those of nanoGPT's
+        network are AR's."""
+        setup = TrainSetup.build(self.experiment, size, bos=size)
         counts = mixture.counts(self.experiment.shares, 1, self.marks[-1])
         each = [flops.training_flops(own.network, own.spec) for own in setup.each]
         return BATCH * float(counts @ each) / self.marks[-1]
