@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import tokenizers
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, resolved
 from hybrid_jax.interop.released import Released, load_released, require_empty
+from hybrid_jax.models.settings import FORM
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded, writing
@@ -26,11 +27,6 @@ from hybrid_jax.training import pretrained
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.train_step import TrainSetup, TrainState
-
-# What of `model` is the network itself, and not how it is trained or computed.
-_ARCHITECTURE = (
-    "layers", "width", "heads", "mlp_ratio", "activation", "condition", "embedding_gamma", "qk_norm"
-)  # fmt: skip
 
 
 def workdir_from_released(
@@ -69,7 +65,7 @@ def workdir_from_released(
     data = dataclasses.replace(released.experiment.data, tokenizer=spec, vocab_size=size)
     own = dataclasses.replace(released.experiment, data=data)
     experiment = Experiment.from_config(own.to_config() if config is None else config, settings)
-    _check_fits(experiment, own, found, _ARCHITECTURE)
+    _check_fits(experiment, own, found, FORM)
     meaning, wanted = experiment.objective.parameterisation, own.objective.parameterisation
     _check_same("objective.parameterisation", meaning, wanted)
     _write_workdir(workdir, experiment, found, released.params)
@@ -124,7 +120,7 @@ def network_of(
     model = pretrained.load(source, step=step, mesh=mesh)
     grows = bool(experiment.model.condition) and not model.network.condition
     free = {"condition", "embedding_gamma"} if grows else set()
-    shape = tuple(name for name in _ARCHITECTURE if name not in free)
+    shape = tuple(name for name in FORM if name not in free)
     _check_fits(experiment, model.experiment, model.tokenizer, shape)
     meaning, old = (e.objective.parameterisation for e in (experiment, model.experiment))
     # Mean and context are both logits of the clean token; ratios are something else.
@@ -173,8 +169,11 @@ def _check_fits(
     if experiment.data.tokenizer == "sentencepiece":
         vocab_size = experiment.data.expected_vocab_size
         _check_same("data.vocab_size", vocab_size, tokenizer.vocab_size)
+    new, model = resolved(experiment.model), resolved(old.model)
+    if model.position == "learned":
+        shape = (*shape, "positions")
     for name in shape:
-        _check_same(f"model.{name}", getattr(experiment.model, name), getattr(old.model, name))
+        _check_same(f"model.{name}", getattr(new, name), getattr(model, name))
     _check_same("layout.alignment", experiment.layout.alignment, old.layout.alignment)
 
 
