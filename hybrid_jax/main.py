@@ -111,6 +111,8 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
         if name in ("sentencepiece", "char"):
             name = f"saved:{expanded(options.init).absolute()}"
         settings = {"data.tokenizer": name} | settings
+    if options.init and options.config:  # of a file, whose network is a fresh one
+        settings = workdir.form(expanded(options.init)) | settings
     return Experiment.from_config(values, settings)
 
 
