@@ -233,7 +233,9 @@ class Checkpointer:
         for name, value in _digest(leaves).items():
             if value != saved[name]["checksum"]:
                 raise DamagedCheckpointError(where, f"the values of {name} are not those saved")
-        found = [leaves.pop(n).astype(wide.get(n, x.dtype)) for n, x in wanted.items()]
+        for name, dtype in wide.items():
+            leaves[name] = leaves[name].astype(dtype)
+        found = [leaves[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(abstract), found)
 
     def _read_meta(self, step: int) -> dict[str, Any]:
