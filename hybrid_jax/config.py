@@ -25,7 +25,8 @@ from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.method.settings import NoiseConfig, ScheduleConfig
-from hybrid_jax.models.transformer import ModelConfig, Transformer
+from hybrid_jax.models.settings import ModelConfig
+from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime import boards
 from hybrid_jax.runtime.decode import from_values, overridden, parse_json, without_void
@@ -178,6 +179,7 @@ class Experiment:
             schedule=self.schedule.resolved(self.data.length),
             noise=resolved(self.noise),
             objective=resolved(self.objective) if replaces else self.objective,
+            model=resolved(self.model),
             optimizer=resolved(self.optimizer),
         )
 
@@ -232,6 +234,13 @@ class Experiment:
                 "sampling.eos=stop, so that texts end there."
             )
         self.network(vocab_size=2)
+        # The last row of a window predicts nothing, but has a position.
+        rows = self.data.length + (0 if self.layout.plain(spec.schedule) else 1)
+        if self.model.positions is not None and rows > self.model.positions:
+            raise UserError(
+                f"model.positions={self.model.positions} are too few for the {rows} rows of "
+                f"data.length={self.data.length}: choose a shorter length."
+            )
         if self.bound(vocab_size=2).kernel.jumps_at_zero and self.evaluation.time != "discrete":
             raise UserError(
                 "The ε-hybrid's own bound has no continuous form: choose evaluation.time=discrete "
