@@ -112,7 +112,14 @@ ABLATIONS = {
         config="epsilon_hybrid", settings={**_BLOCK, "layout.alignment": "shifted"}
     ),
 }
-GROUPS = {"table": TABLE, "ablations": ABLATIONS}
+# Training losses of different levels are not comparable, so these rows are evaluated often.
+_OFTEN = {"schedule.family": "flat", "train.eval_every": 50, "evaluation.records": 128}
+LEVELS = {
+    f"{name}, {levels}": Row(config=config, settings=_OFTEN | {"objective.levels": levels}, seeds=2)
+    for name, config in (("γ-hybrid", "gamma_hybrid"), ("MDLM", "mdlm"))
+    for levels in ("bell", "uniform")
+}
+GROUPS = {"table": TABLE, "ablations": ABLATIONS, "levels": LEVELS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,7 +240,9 @@ def measured(job: Job) -> dict[str, Any]:
         error = values["nll_se"]  # null for one record
         row[dataset], row[f"{dataset}_error"] = values["nll"], math.nan if error is None else error
     lines = map(json.loads, (job.workdir / "metrics.jsonl").read_text().splitlines())
-    row["losses"] = {line["step"]: line["loss"] for line in lines if "tokens_per_second" in line}
+    logged = list(lines)
+    row["losses"] = {line["step"]: line["loss"] for line in logged if "tokens_per_second" in line}
+    row["bounds"] = {line["step"]: line["nll"] for line in logged if line["kind"] == "valid"}
     return row
 
 

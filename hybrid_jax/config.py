@@ -238,6 +238,12 @@ class Experiment:
                 f"objective.shown_weight belongs to noise that replaces tokens and has no effect "
                 f"with {spec.kernel.name}: leave it out."
             )
+        whole = spec.schedule.settles_whole and spec.schedule.phases > 1
+        if self.objective.levels != "uniform" and not whole:
+            raise UserError(
+                "objective.levels belongs to flat and block schedules of several levels and has no "
+                f"effect with {spec.schedule.name}: leave it out."
+            )
         self.sampling.build().check(spec.kernel, spec.objective)
         separate = self.layout.documents == "separate"
         if separate and self.data.pairs:

@@ -12,7 +12,7 @@ from enumeration import LENGTH, SCHEDULES, Reader, all_sequences, kernels, quick
 from hybrid_jax.method import chunked_loss, hyperschedule, noising
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method import objective as objectives
-from hybrid_jax.method.objective import Draw, Objective
+from hybrid_jax.method.objective import Bound, Draw, Objective
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -71,7 +71,7 @@ def enumerated(spec, nodes=24):
         step, _ = schedule.tile(phase)
         now = schedule.level(step, position) / schedule.levels
         after = schedule.level(step + 1, position) / schedule.levels
-        draw = Draw(now - place * (now - after), after, now - after, now != after)
+        draw = Draw(now - place * (now - after), after, now - after, now != after, jnp.ones(LENGTH))
         return expected_terms(spec, phase, draw)
 
     phases = jnp.repeat(jnp.arange(schedule.phases)[:, None], schedule.phase_groups, axis=1)
@@ -126,6 +126,44 @@ def test_levels_drawn_inside_steps_stand_for_the_whole_step():
     uniforms = (jnp.arange(200, dtype=jnp.float32) + 0.5) / 200
     drawn = quick_jit(jax.vmap(at))(uniforms).mean()
     assert drawn == pytest.approx(enumerated(spec), rel=1e-2)
+
+
+@pytest.mark.parametrize("time", ["discrete", "continuous"])
+@pytest.mark.parametrize("width", [2, LENGTH])
+@pytest.mark.parametrize("kernel_name", KERNELS)
+def test_levels_drawn_from_a_bell_leave_the_expected_loss_as_it_is(kernel_name, width, time):
+    """Of flat (width L) and block schedules: every phase, by its chance, and the places inside."""
+    bound = kernel_name != "epsilon" or time == "discrete"
+    spec = dataclasses.replace(
+        spec_of("block", kernels(2)[kernel_name], "aligned"),
+        schedule=hyperschedule.block(length=LENGTH, width=width, levels=5),
+        objective=Objective(
+            parameterisation="context",
+            time=time,
+            levels="bell",
+            loss="bound" if bound else "weighted_cross_entropy",
+        ),
+    )
+    schedule, kernel = spec.schedule, spec.kernel
+    chance = objectives.phase_chances(schedule.phases, "bell")
+    assert chance.max() > 2 * chance.min()
+    place, weight = np.polynomial.legendre.leggauss(24 if time == "continuous" else 1)
+    place, weight = (place + 1) / 2, weight / 2
+    uniforms = np.cumsum(chance)[:, None] + chance[:, None] * (place - 1)
+
+    def at(u):
+        groups = jnp.broadcast_to(u, schedule.phase_groups)
+        phase, draw = objectives.draw(schedule, kernel, time, groups, "bell")
+        return phase[0], expected_terms(spec, phase, draw)
+
+    run = quick_jit(jax.vmap(jax.vmap(at)))
+    phase, terms = map(np.asarray, run(jnp.asarray(uniforms, jnp.float32)))
+    assert np.all(phase == np.arange(schedule.phases)[:, None])
+    found = chance @ (terms.astype(np.float64) @ weight)
+    exact = time == "discrete"
+    assert found == pytest.approx(enumerated(spec), rel=2e-6 if exact else 2e-3)
+    reported = Bound(kernel=kernels(2)["absorbing"], time=time)
+    assert spec.for_bound(reported).objective.levels == "uniform"
 
 
 @pytest.mark.parametrize(
@@ -257,6 +295,7 @@ def test_inactive_positions_contribute_nothing():
         level_next=jnp.array([[0.5, 0.0, 0.25]]),
         measure=jnp.array([[0.25, 0.0, 0.65]]),
         active=active,
+        weight=jnp.ones((1, LENGTH)),
     )
     tokens = jnp.array([[1, 2, 3]])
     noisy = jnp.array([[4, 2, TOKENS]])
@@ -292,7 +331,7 @@ def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
     tokens = jax.random.randint(key_tokens, (2, 5), 0, TOKENS, jnp.int32)
     noisy = jax.random.randint(key_states, (2, 5), 0, TOKENS + 1, jnp.int32)
     level = jax.random.uniform(key_level, (2, 5), minval=0.1, maxval=0.9)
-    draw = Draw(level, level / 2, level / 2, jnp.arange(10).reshape(2, 5) != 3)
+    draw = Draw(level, level / 2, level / 2, jnp.arange(10).reshape(2, 5) != 3, 1.0 + level)
     features, head = (
         jax.random.normal(k, shape)
         for k, shape in zip(keys, [(2, 5, 3), (3, TOKENS + 1)], strict=True)

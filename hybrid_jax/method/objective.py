@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from hybrid_jax.errors import UserError, check_settings, only, resolved
@@ -28,12 +29,24 @@ from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.noising import Level, NoiseKernel, Token
 
 Time = Literal["discrete", "continuous"]
+Levels = Literal["uniform", "bell"]
 Parameterisation = Literal["mean", "context", "score"]
 Logits = Float[Array, "V"]
 Scalar = Float[Array, ""]
 
 # Continuous levels stay this far inside (0, 1): float32 cannot tell them from the ends beyond it.
 _MARGIN = 1e-6
+
+
+class _Bell(NamedTuple):
+    """A normal density over λ, cut to (0, 1), and the share of draws that stay uniform."""
+
+    centre: float = 0.3
+    width: float = 0.2
+    even: float = 0.2
+
+
+_BELL = _Bell()
 
 
 class Draw(NamedTuple):
@@ -44,12 +57,14 @@ class Draw(NamedTuple):
       level_next: λ after the step (discrete time).
       measure: dλ that this draw stands for (continuous time); 0 where nothing happens.
       active: whether the position has a term.
+      weight: of the term: 1/(phases · the chance of its phase), 1 where phases are equally likely.
     """
 
     level: Float[Array, "*B L"]
     level_next: Float[Array, "*B L"]
     measure: Float[Array, "*B L"]
     active: Bool[Array, "*B L"]
+    weight: Float[Array, "*B L"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,12 +82,15 @@ class Objective:
         masked positions weigh 1/λ, replaced ones λ_w(1−ε)/(1−λ), kept ones λ_w ε/(1−λ).
       time: levels of the training loss, "discrete" (the schedule's own) or "continuous" (drawn
         inside each step).
+      levels: of the training loss, drawn "uniform", or often from the middle ("bell") with weights
+        that leave its expectation as it is. It belongs to windows that are noised as a whole.
       shown_weight: λ_w of the weighted cross-entropy; 1 for None.
     """
 
     parameterisation: Parameterisation = "mean"
     loss: Literal["bound", "weighted_cross_entropy"] = "bound"
     time: Time = "discrete"
+    levels: Levels = "uniform"
     shown_weight: float | None = only(1.0, loss="weighted_cross_entropy")
 
     def __post_init__(self) -> None:
@@ -212,7 +230,7 @@ class Objective:
             term = draw.measure * self.continuous_term(kernel, logits, token, noisy, level)
         else:
             term = self.discrete_term(kernel, logits, token, noisy, level, level_next)
-        return jnp.where(draw.active, term, 0.0)
+        return jnp.where(draw.active, draw.weight * term, 0.0)
 
 
 def _entropy_gap(log_score: Float[Array, "*N"], log_ratio: Float[Array, ""]) -> Float[Array, "*N"]:
@@ -274,6 +292,7 @@ def draw(
     kernel: NoiseKernel,
     time: Time,
     uniform: Float[Array, "{schedule.phase_groups}"],
+    levels: Levels = "uniform",
 ) -> tuple[Int32[Array, "{schedule.phase_groups}"], Draw]:
     """Turns uniforms into phases, and levels with fields [L].
 
@@ -282,8 +301,10 @@ def draw(
     γ-hybrid): the weighted integrand stays bounded.
     """
     chex.assert_shape(uniform, (schedule.phase_groups,))
-    scaled = uniform * schedule.phases
-    phase = jnp.minimum(scaled.astype(jnp.int32), schedule.phases - 1)
+    chance = phase_chances(schedule.phases, levels)
+    end = jnp.asarray(np.cumsum(chance), jnp.float32)
+    phase = jnp.searchsorted(end[:-1], uniform, side="right").astype(jnp.int32)
+    rarity = jnp.asarray(1.0 / (chance * schedule.phases), jnp.float32)[phase]
     step, _ = schedule.tile(phase)
     position = jnp.arange(schedule.length)
     now = schedule.level(step, position)
@@ -291,17 +312,30 @@ def draw(
     top = schedule.levels
     active = now != after
     level, level_next = now / top, after / top
+    # Positions of one window share the place: they move together.
+    window = jnp.zeros_like(step) if schedule.phase_groups == 1 else step // schedule.levels
+    weight = jnp.broadcast_to(rarity, (schedule.windows,))[window]
     if time == "discrete":
-        return phase, Draw(level, level_next, level - level_next, active)
+        return phase, Draw(level, level_next, level - level_next, active, weight)
 
-    place = scaled - phase.astype(jnp.float32)
+    share = jnp.asarray(chance, jnp.float32)[phase]
+    place = jnp.clip((uniform - end[phase]) / share + 1.0, 0.0, 1.0)
     power = 1.0 / (1.0 - kernel.growth)
     inside = place**power
     density = power * place ** (power - 1.0)
-    # Positions of one window share the place: they move together.
-    window = jnp.zeros_like(step) if schedule.phase_groups == 1 else step // schedule.levels
     per_position = jnp.broadcast_to(inside, (schedule.windows,))[window]
-    weight = jnp.broadcast_to(density, (schedule.windows,))[window]
+    stretch = jnp.broadcast_to(density, (schedule.windows,))[window]
     exact = level - per_position * (level - level_next)
     exact = jnp.where(active, jnp.clip(exact, _MARGIN, 1.0 - _MARGIN), level)
-    return phase, Draw(exact, level_next, weight * (level - level_next), active)
+    return phase, Draw(exact, level_next, stretch * (level - level_next), active, weight)
+
+
+def phase_chances(phases: int, levels: Levels) -> Float[np.ndarray, "{phases}"]:
+    """The probability of each phase of a window that falls from λ = 1 to 0 in equal steps."""
+    even = np.full(phases, 1.0 / phases)
+    if levels == "uniform":
+        return even
+    level = 1.0 - (np.arange(phases) + 0.5) / phases
+    bell = np.exp(-0.5 * ((level - _BELL.centre) / _BELL.width) ** 2)
+    mixed: np.ndarray = _BELL.even * even + (1.0 - _BELL.even) * bell / bell.sum()
+    return mixed
