@@ -43,7 +43,7 @@ def measure(name: str, options: argparse.Namespace) -> dict:
     tokens = jax.random.randint(keys[2], size, 0, options.tokens, jnp.int32)
     level = jax.random.uniform(keys[3], size, minval=0.05, maxval=0.95)
     noisy = jnp.where(jax.random.uniform(keys[4], size) < level, kernel.mask, tokens)
-    draw = Draw(level, level, jnp.ones(size), jnp.ones(size, bool), jnp.ones(size))
+    draw = Draw(level, level, jnp.ones(size), jnp.ones(size, bool))
 
     def to_logits(head, features):
         return features @ head["kernel"]

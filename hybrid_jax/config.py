@@ -238,11 +238,11 @@ class Experiment:
                 f"objective.shown_weight belongs to noise that replaces tokens and has no effect "
                 f"with {spec.kernel.name}: leave it out."
             )
-        whole = spec.schedule.settles_whole and spec.schedule.phases > 1
-        if self.objective.levels != "uniform" and not whole:
+        chosen = spec.schedule.settles_whole and spec.schedule.phases > 1
+        if self.objective.levels == "bell" and not chosen:
             raise UserError(
-                "objective.levels belongs to flat and block schedules of several levels and has no "
-                f"effect with {spec.schedule.name}: leave it out."
+                "objective.levels=bell chooses among the levels that windows of flat and block "
+                f"schedules pass through, and {spec.schedule.name} leaves no choice: leave it out."
             )
         self.sampling.build().check(spec.kernel, spec.objective)
         separate = self.layout.documents == "separate"

@@ -66,7 +66,7 @@ def _weighted_terms(spec, network, params, data, phases, states, free):
         step, _ = schedule.tile(phase)
         level = schedule.level(step, POSITIONS) / schedule.levels
         after = schedule.level(step + 1, POSITIONS) / schedule.levels
-        draw = Draw(level, after, level - after, (level != after) & free, jnp.ones(LENGTH))
+        draw = Draw(level, after, level - after, (level != after) & free)
         noised = estimator.Noised(
             tokens=jnp.broadcast_to(tokens, (n, LENGTH)),
             noisy=states,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from enumeration import LENGTH, SCHEDULES, Reader, all_sequences, kernels, quick_jit, spec_of
 
 from hybrid_jax.method import chunked_loss, hyperschedule, noising
@@ -71,7 +72,7 @@ def enumerated(spec, nodes=24):
         step, _ = schedule.tile(phase)
         now = schedule.level(step, position) / schedule.levels
         after = schedule.level(step + 1, position) / schedule.levels
-        draw = Draw(now - place * (now - after), after, now - after, now != after, jnp.ones(LENGTH))
+        draw = Draw(now - place * (now - after), after, now - after, now != after)
         return expected_terms(spec, phase, draw)
 
     phases = jnp.repeat(jnp.arange(schedule.phases)[:, None], schedule.phase_groups, axis=1)
@@ -126,44 +127,6 @@ def test_levels_drawn_inside_steps_stand_for_the_whole_step():
     uniforms = (jnp.arange(200, dtype=jnp.float32) + 0.5) / 200
     drawn = quick_jit(jax.vmap(at))(uniforms).mean()
     assert drawn == pytest.approx(enumerated(spec), rel=1e-2)
-
-
-@pytest.mark.parametrize("time", ["discrete", "continuous"])
-@pytest.mark.parametrize("width", [2, LENGTH])
-@pytest.mark.parametrize("kernel_name", KERNELS)
-def test_levels_drawn_from_a_bell_leave_the_expected_loss_as_it_is(kernel_name, width, time):
-    """Of flat (width L) and block schedules: every phase, by its chance, and the places inside."""
-    bound = kernel_name != "epsilon" or time == "discrete"
-    spec = dataclasses.replace(
-        spec_of("block", kernels(2)[kernel_name], "aligned"),
-        schedule=hyperschedule.block(length=LENGTH, width=width, levels=5),
-        objective=Objective(
-            parameterisation="context",
-            time=time,
-            levels="bell",
-            loss="bound" if bound else "weighted_cross_entropy",
-        ),
-    )
-    schedule, kernel = spec.schedule, spec.kernel
-    chance = objectives.phase_chances(schedule.phases, "bell")
-    assert chance.max() > 2 * chance.min()
-    place, weight = np.polynomial.legendre.leggauss(24 if time == "continuous" else 1)
-    place, weight = (place + 1) / 2, weight / 2
-    uniforms = np.cumsum(chance)[:, None] + chance[:, None] * (place - 1)
-
-    def at(u):
-        groups = jnp.broadcast_to(u, schedule.phase_groups)
-        phase, draw = objectives.draw(schedule, kernel, time, groups, "bell")
-        return phase[0], expected_terms(spec, phase, draw)
-
-    run = quick_jit(jax.vmap(jax.vmap(at)))
-    phase, terms = map(np.asarray, run(jnp.asarray(uniforms, jnp.float32)))
-    assert np.all(phase == np.arange(schedule.phases)[:, None])
-    found = chance @ (terms.astype(np.float64) @ weight)
-    exact = time == "discrete"
-    assert found == pytest.approx(enumerated(spec), rel=2e-6 if exact else 2e-3)
-    reported = Bound(kernel=kernels(2)["absorbing"], time=time)
-    assert spec.for_bound(reported).objective.levels == "uniform"
 
 
 @pytest.mark.parametrize(
@@ -245,6 +208,24 @@ def test_uniforms_of_some_examples_are_those_of_the_whole_batch():
     np.testing.assert_array_equal(draw(some), draw(jnp.arange(16))[some])
 
 
+@pytest.mark.parametrize("time", ["discrete", "continuous"])
+@pytest.mark.parametrize("name", ["flat", "block"])
+def test_levels_of_training_are_drawn_from_the_bell_and_those_of_bounds_are_not(name, time):
+    """The draws of a batch are stratified, so each window's share below a level is exact to 1/n."""
+    count, schedule = 2000, SCHEDULES[name]
+    spec = spec_of(name, KERNELS["absorbing"], "aligned", time=time, levels="bell")
+    bell = scipy.stats.truncnorm(-1.5, 3.5, 0.3, 0.2).cdf
+    laws = [(spec, lambda x: 0.2 * x + 0.8 * bell(x))]
+    laws.append((spec.for_bound(Bound(kernel=spec.kernel, time=time)), lambda x: x))
+    for spec, law in laws:
+        run = quick_jit(lambda key, spec=spec: estimator.corrupt_batch(spec, copies(count, key)))
+        drawn = run(jax.random.key(1)).draw.level[:, jnp.array([0, 2])]
+        steps = schedule.levels if time == "discrete" else 20
+        for level in np.arange(1, steps + 1) / steps:
+            share = np.mean(drawn < level + 1e-3 * (time == "discrete"))
+            assert share == pytest.approx(law(level), abs=2 / count)
+
+
 def test_terms_follow_the_global_index_of_an_example():
     """The same for everything that is drawn, the noisy tokens included."""
     spec = spec_of("slide", KERNELS["gamma .7"], "aligned")
@@ -295,7 +276,6 @@ def test_inactive_positions_contribute_nothing():
         level_next=jnp.array([[0.5, 0.0, 0.25]]),
         measure=jnp.array([[0.25, 0.0, 0.65]]),
         active=active,
-        weight=jnp.ones((1, LENGTH)),
     )
     tokens = jnp.array([[1, 2, 3]])
     noisy = jnp.array([[4, 2, TOKENS]])
@@ -331,7 +311,7 @@ def test_streaming_changes_neither_values_nor_gradients(time, settings, kernel):
     tokens = jax.random.randint(key_tokens, (2, 5), 0, TOKENS, jnp.int32)
     noisy = jax.random.randint(key_states, (2, 5), 0, TOKENS + 1, jnp.int32)
     level = jax.random.uniform(key_level, (2, 5), minval=0.1, maxval=0.9)
-    draw = Draw(level, level / 2, level / 2, jnp.arange(10).reshape(2, 5) != 3, 1.0 + level)
+    draw = Draw(level, level / 2, level / 2, jnp.arange(10).reshape(2, 5) != 3)
     features, head = (
         jax.random.normal(k, shape)
         for k, shape in zip(keys, [(2, 5, 3), (3, TOKENS + 1)], strict=True)

@@ -38,17 +38,6 @@ Scalar = Float[Array, ""]
 _MARGIN = 1e-6
 
 
-class _Bell(NamedTuple):
-    """A normal density over λ, cut to (0, 1), and the share of draws that stay uniform."""
-
-    centre: float = 0.3
-    width: float = 0.2
-    even: float = 0.2
-
-
-_BELL = _Bell()
-
-
 class Draw(NamedTuple):
     """Noise levels drawn for one example (or a batch), per position.
 
@@ -57,14 +46,12 @@ class Draw(NamedTuple):
       level_next: λ after the step (discrete time).
       measure: dλ that this draw stands for (continuous time); 0 where nothing happens.
       active: whether the position has a term.
-      weight: of the term: 1/(phases · the chance of its phase), 1 where phases are equally likely.
     """
 
     level: Float[Array, "*B L"]
     level_next: Float[Array, "*B L"]
     measure: Float[Array, "*B L"]
     active: Bool[Array, "*B L"]
-    weight: Float[Array, "*B L"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,8 +69,8 @@ class Objective:
         masked positions weigh 1/λ, replaced ones λ_w(1−ε)/(1−λ), kept ones λ_w ε/(1−λ).
       time: levels of the training loss, "discrete" (the schedule's own) or "continuous" (drawn
         inside each step).
-      levels: of the training loss, drawn "uniform", or often from the middle ("bell") with weights
-        that leave its expectation as it is. It belongs to windows that are noised as a whole.
+      levels: of the training loss, "uniform" or drawn from the "bell" of `to_bell`. A level counts
+        as often as it is drawn, so from a bell the loss is no bound.
       shown_weight: λ_w of the weighted cross-entropy; 1 for None.
     """
 
@@ -230,7 +217,7 @@ class Objective:
             term = draw.measure * self.continuous_term(kernel, logits, token, noisy, level)
         else:
             term = self.discrete_term(kernel, logits, token, noisy, level, level_next)
-        return jnp.where(draw.active, draw.weight * term, 0.0)
+        return jnp.where(draw.active, term, 0.0)
 
 
 def _entropy_gap(log_score: Float[Array, "*N"], log_ratio: Float[Array, ""]) -> Float[Array, "*N"]:
@@ -287,12 +274,25 @@ def draw_uniforms(
     return ((order.astype(jnp.float32) + jitter) / total)[index]
 
 
+def to_bell(uniform: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Warps uniforms of flat and block schedules: λ has more of the middle (arXiv 2605.13026).
+
+    A share of 0.2 stays uniform; the rest has a normal density over λ with mean 0.3 and deviation
+    0.2, cut to (0, 1). The warp rises, so draws stay stratified.
+    """
+    place = np.linspace(0.0, 1.0, 513)
+    middle = (place[1:] + place[:-1]) / 2
+    bell = np.exp(-0.5 * ((1.0 - middle - 0.3) / 0.2) ** 2)
+    chance = 0.2 / len(bell) + 0.8 * bell / bell.sum()
+    below = jnp.asarray(np.append(0.0, np.cumsum(chance)), jnp.float32)
+    return jnp.interp(uniform, below, jnp.asarray(place, jnp.float32))
+
+
 def draw(
     schedule: Hyperschedule,
     kernel: NoiseKernel,
     time: Time,
     uniform: Float[Array, "{schedule.phase_groups}"],
-    levels: Levels = "uniform",
 ) -> tuple[Int32[Array, "{schedule.phase_groups}"], Draw]:
     """Turns uniforms into phases, and levels with fields [L].
 
@@ -301,10 +301,8 @@ def draw(
     γ-hybrid): the weighted integrand stays bounded.
     """
     chex.assert_shape(uniform, (schedule.phase_groups,))
-    chance = phase_chances(schedule.phases, levels)
-    end = jnp.asarray(np.cumsum(chance), jnp.float32)
-    phase = jnp.searchsorted(end[:-1], uniform, side="right").astype(jnp.int32)
-    rarity = jnp.asarray(1.0 / (chance * schedule.phases), jnp.float32)[phase]
+    scaled = uniform * schedule.phases
+    phase = jnp.minimum(scaled.astype(jnp.int32), schedule.phases - 1)
     step, _ = schedule.tile(phase)
     position = jnp.arange(schedule.length)
     now = schedule.level(step, position)
@@ -312,30 +310,17 @@ def draw(
     top = schedule.levels
     active = now != after
     level, level_next = now / top, after / top
-    # Positions of one window share the place: they move together.
-    window = jnp.zeros_like(step) if schedule.phase_groups == 1 else step // schedule.levels
-    weight = jnp.broadcast_to(rarity, (schedule.windows,))[window]
     if time == "discrete":
-        return phase, Draw(level, level_next, level - level_next, active, weight)
+        return phase, Draw(level, level_next, level - level_next, active)
 
-    share = jnp.asarray(chance, jnp.float32)[phase]
-    place = jnp.clip((uniform - end[phase]) / share + 1.0, 0.0, 1.0)
+    place = scaled - phase.astype(jnp.float32)
     power = 1.0 / (1.0 - kernel.growth)
     inside = place**power
     density = power * place ** (power - 1.0)
+    # Positions of one window share the place: they move together.
+    window = jnp.zeros_like(step) if schedule.phase_groups == 1 else step // schedule.levels
     per_position = jnp.broadcast_to(inside, (schedule.windows,))[window]
-    stretch = jnp.broadcast_to(density, (schedule.windows,))[window]
+    weight = jnp.broadcast_to(density, (schedule.windows,))[window]
     exact = level - per_position * (level - level_next)
     exact = jnp.where(active, jnp.clip(exact, _MARGIN, 1.0 - _MARGIN), level)
-    return phase, Draw(exact, level_next, stretch * (level - level_next), active, weight)
-
-
-def phase_chances(phases: int, levels: Levels) -> Float[np.ndarray, "{phases}"]:
-    """The probability of each phase of a window that falls from λ = 1 to 0 in equal steps."""
-    even = np.full(phases, 1.0 / phases)
-    if levels == "uniform":
-        return even
-    level = 1.0 - (np.arange(phases) + 0.5) / phases
-    bell = np.exp(-0.5 * ((level - _BELL.centre) / _BELL.width) ** 2)
-    mixed: np.ndarray = _BELL.even * even + (1.0 - _BELL.even) * bell / bell.sum()
-    return mixed
+    return phase, Draw(exact, level_next, weight * (level - level_next), active)
