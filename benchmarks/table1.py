@@ -48,6 +48,22 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
             "evaluation.final_records": 256,
         },
     ),
+    "mini": (
+        "tiny",
+        {
+            "data.tokenizer": "byte",
+            "data.length": 128,
+            "model.layers": 2,
+            "model.width": 64,
+            "model.unroll": 2,
+            "train.batch_size": 16,
+            "train.steps": 5000,
+            "train.eval_every": 5000,
+            "train.checkpoint_every": 1000,
+            "evaluation.records": 256,
+            "evaluation.final_records": 256,
+        },
+    ),
     "gpu": (
         "small",
         {"train.steps": 20_000, "train.eval_every": 20_000, "evaluation.final_records": 1024},
