@@ -150,11 +150,16 @@ class Experiment:
 
     def on(self, schedule: ScheduleConfig) -> Experiment:
         """The same network on one hyperschedule, without settings that have no effect there."""
-        layout = effective_layout(self._layout(schedule), schedule.build(self.data.length))
+        built = schedule.build(self.data.length)
+        layout, objective = effective_layout(self._layout(schedule), built), self.objective
+        if not (built.settles_whole and built.phases > 1):  # no level to choose
+            objective = dataclasses.replace(objective, levels="uniform")
         evaluation = self.evaluation
         if schedule.family == "quenched_ar":  # exact
             evaluation = dataclasses.replace(evaluation, time="discrete")
-        return dataclasses.replace(self, schedule=schedule, layout=layout, evaluation=evaluation)
+        return dataclasses.replace(
+            self, schedule=schedule, layout=layout, objective=objective, evaluation=evaluation
+        )
 
     def _layout(self, schedule: ScheduleConfig) -> Layout:
         if schedule.causal_window is None:
@@ -217,6 +222,11 @@ class Experiment:
             raise UserError(
                 f"objective.shown_weight belongs to noise that replaces tokens and has no effect "
                 f"with {spec.kernel.name}: leave it out."
+            )
+        if all(self.objective != own.objective for own in each):
+            raise UserError(
+                "objective.levels=bell chooses among the levels that windows of flat and block "
+                f"schedules pass through, and {spec.schedule.name} leaves no choice: leave it out."
             )
         rule = self.sampling.build()
         rule.check(spec.kernel, spec.objective)

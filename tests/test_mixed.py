@@ -167,3 +167,15 @@ def test_wrong_mixtures_are_refused(schedule, said):
               "schedule": {"family": "block", "width": 4, **schedule}}  # fmt: skip
     with pytest.raises(UserError, match=said):
         Experiment.from_config(values)
+
+
+def test_levels_are_chosen_where_windows_pass_through_several():
+    objective = Objective(parameterisation="context", time="continuous", levels="bell")
+    also = "quenched_ar,flat:levels=8,slide:width=4,block:levels=1"
+    experiment = Experiment(
+        **{**MIXED, "name": "mixed", "objective": objective,
+           "schedule": ScheduleConfig(family="block", width=4, levels=4, also=also)}
+    )  # fmt: skip
+    experiment.check()
+    levels = [own.objective.levels for own in experiment.each]
+    assert levels == ["bell", "uniform", "bell", "uniform", "uniform"]
