@@ -77,6 +77,11 @@ class Rule(abc.ABC):
         """Most closing sweeps (see `rules.ACS`)."""
         return 0
 
+    @property
+    def horizon(self) -> int:
+        """Settled windows that closing sweeps look at again."""
+        return 0
+
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         """Raises UserError for settings without meaning, or a kernel it does not go with."""
         self.warp.check()
