@@ -66,9 +66,8 @@ def test_texts_depend_neither_on_the_cache_nor_on_their_neighbours(schedule, lay
     np.testing.assert_array_equal(texts.tokens[GIVEN.frozen], GIVEN.tokens[GIVEN.frozen])
     assert texts.tokens.max() < N
     assert texts.corrections.sum() > near.corrections.sum()
-    # What is fed again takes calls, and they count.
-    assert np.all(texts.nfe >= whole.nfe)
-    assert texts.nfe.sum() > whole.nfe.sum()
+    # What is fed again takes no calls of its own; a jump over given windows does, as ever.
+    np.testing.assert_array_equal(texts.nfe[:3], whole.nfe[:3])
     for row in (0, 3):
         one = jax.tree.map(lambda x, row=row: x[row : row + 1], GIVEN)
         alone = loop.generate(cached, RULE, PARAMS, keys_of(len(ROWS))[row : row + 1], one)

@@ -15,9 +15,12 @@ from hybrid_jax.sampling.state import Generation, Sampler
 
 
 def show(
-    sampler: Sampler, params: PyTree, state: Generation
+    sampler: Sampler, params: PyTree, state: Generation, horizon: int = 0
 ) -> tuple[Float[Array, "B W D"], Bool[Array, "B"], Generation]:
     """Feeds the network with what is new to it, or with everything if not `sampler.cached`.
+
+    Args:
+      horizon: windows by which the cache may have been rolled back (see `closing`).
 
     Returns:
       features that predict the window; whether the window was shown; the state with a longer cache.
@@ -26,17 +29,21 @@ def show(
         features = show_all(sampler, sampler.spec.schedule, params, state)
         return features, jnp.ones(state.step.shape, bool), state
 
+    capacity = sampler.capacity
+    if horizon:
+        capacity = min((horizon + 1) * sampler.spec.schedule.width, sampler.slots)
+
     def wide(state: Generation) -> tuple[Array, PyTree, Array]:
-        return show_new(sampler, params, state, sampler.capacity)
+        return show_new(sampler, params, state, capacity)
 
     def narrow(state: Generation) -> tuple[Array, PyTree, Array]:
         features, _, count = show_new(sampler, params, state, 0)
-        new = jax.tree.map(lambda x: jnp.zeros_like(x[..., : sampler.capacity, :]), state.cache)
+        new = jax.tree.map(lambda x: jnp.zeros_like(x[..., :capacity, :]), state.cache)
         return features, new, count
 
     missing = pending_count(sampler, state)
-    ready = missing <= sampler.capacity
-    if not sampler.capacity or sampler.spec.layout.plain(sampler.spec.schedule):
+    ready = missing <= capacity
+    if not capacity or sampler.spec.layout.plain(sampler.spec.schedule):
         features, new, count = wide(state)  # always alike
     else:
         # Most rounds have nothing to commit. The cache stays outside: branches would copy it.

@@ -7,8 +7,8 @@ With a horizon h, the h windows that settled last are active too. They and the c
 as one window of (h + 1)ω positions, in which all see each other: what settled gets to know what
 came behind it, of which it knew nothing when it was drawn. It is shown as noise of the last level,
 as what is about to settle is. So the network must know windows of that width. Of the cache, only
-what stands before the first changed position is kept: the rounds that follow feed what comes after
-it again, and count.
+what stands before the first changed position is kept: the next round feeds the rest again beside
+its window, up to (h + 1)ω rows.
 """
 
 from __future__ import annotations

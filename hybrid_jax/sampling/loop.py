@@ -264,7 +264,7 @@ def _of_window(
         place = closing.again(schedule, view, state)
     else:
         live = state.step < schedule.steps
-        features, ready, fed = cache_feed.show(sampler, params, state)
+        features, ready, fed = cache_feed.show(sampler, params, state, rule.horizon)
         moves = live & ready
         place = closing.enter(rule, state, _place(schedule, state, moves))
     window = _window(state, place)
