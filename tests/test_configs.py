@@ -165,7 +165,7 @@ def built(made: Experiment) -> dict:
     return {
         "name": made.name,
         "data": (folder, made.data.length, others),
-        "schedule": spec.schedule,
+        "schedule": [own.spec.schedule for own in setup.each] + [made.shares],
         "noise": (spec.kernel, made.bound(258)),
         "layout": spec.layout,
         "objective": (made.resolved().objective, spec.chunk),
@@ -195,6 +195,8 @@ EFFECTS = {
     "schedule.family": ({}, "slide"),
     "schedule.width": ({}, 4),
     "schedule.levels": ({"schedule__family": "flat"}, 5),
+    "schedule.also": ({}, "quenched_ar"),
+    "schedule.weights": ({"schedule__also": "quenched_ar"}, "0.1,0.9"),
     "noise.kernel": ({}, "absorbing"),
     "noise.gamma": ({}, 0.5),
     "noise.epsilon": ({"noise__kernel": "epsilon", "objective__time": "discrete",

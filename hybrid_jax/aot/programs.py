@@ -134,5 +134,7 @@ def build(
     setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0, eos=0)
     if step == "sample":
         return compile_program(lower_sampling(setup, mesh, batch), batch=batch)
-    work = flops.training_flops(setup.network, setup.spec)
-    return compile_program(lower_training(setup, mesh), batch=batch, flops=work * batch)
+    works = [flops.training_flops(own.network, own.spec) for own in setup.each]
+    work = max(works)  # of several hyperschedules, the one that needs the most
+    most = setup.each[works.index(work)]
+    return compile_program(lower_training(most, mesh), batch=batch, flops=work * batch)
