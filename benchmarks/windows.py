@@ -116,7 +116,7 @@ def of_chain(options: argparse.Namespace):
 
 def of_run(options: argparse.Namespace):
     """The same of a trained run; its held-out records cost at least 0."""
-    model = pretrained.load(options.workdir)
+    model = pretrained.load(options.workdir, step=options.step)
     if not model.spec.kernel.masks or model.spec.kernel.replaces:
         raise UserError("Texts have an exact likelihood under absorbing noise: name such a run.")
     held_out = Records(str(model.experiment.data.dir), "valid")
@@ -176,6 +176,7 @@ def main() -> int:
     add = parser.add_argument
     add("--chain", choices=CHAINS, help="texts of a chain, and its exact network")
     add("--workdir", help="run of a model of blocks under absorbing noise")
+    add("--step", type=within(0), help="of the run's checkpoint (default: the last)")
     add("--length", type=within(8), default=64, help="tokens of a chain's text (%(default)s)")
     add("--texts", type=within(2), default=256, help="default: %(default)s")
     add("--most", type=within(2), default=8, help="widest window (default: %(default)s)")
