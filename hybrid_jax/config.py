@@ -33,6 +33,7 @@ from hybrid_jax.runtime.decode import from_values, overridden, parse_json, witho
 from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.sharding import MeshConfig
+from hybrid_jax.sampling import closing
 from hybrid_jax.sampling.settings import SamplingConfig
 
 FORMAT = 2  # of `Experiment.to_json`
@@ -230,7 +231,7 @@ class Experiment:
             )
         rule = self.sampling.build()
         rule.check(spec.kernel, spec.objective)
-        rule.spec(spec)
+        closing.check(rule.spec(spec), rule)
         separate = self.layout.documents == "separate"
         if separate and self.data.pairs:
             raise UserError(

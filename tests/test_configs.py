@@ -271,6 +271,7 @@ EFFECTS = {
     "sampling.guidance": (ACS, "confidence"),
     "sampling.correction": (ACS, "remask"),
     "sampling.sweeps": (ACS, 2),
+    "sampling.horizon": (ACS | {"sampling__sweeps": 1}, 2),
     "sampling.strategy": ({"sampling__rule": "remdm"}, "rescale"),
     "sampling.threshold": ({"sampling__rule": "threshold"}, 0.5),
     "sampling.bound": ({"sampling__rule": "entropy"}, 0.1),
