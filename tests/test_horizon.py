@@ -152,3 +152,9 @@ def test_a_horizon_without_meaning_is_refused(schedule, settings, message):
     spec = rule.windows.spec(spec_of(schedule, "epsilon", alignment="shifted"))
     with pytest.raises(UserError, match=message):
         loop.check(Sampler(spec=spec, network=NETWORK), rule)
+
+
+def test_causal_windows_have_no_horizon():
+    spec = spec_of(BLOCK, "epsilon", alignment="shifted", causal_window=True)
+    with pytest.raises(UserError, match=r"layout\.causal_window=false"):
+        loop.check(Sampler(spec=spec, network=NETWORK), RULE)
