@@ -79,7 +79,7 @@ def written(sampler_of: Callable[[Spec], Sampler], spec: Spec, params, scheme: S
     length = texts.shape[1]
     schedule = hyperschedule.block(length=length, width=scheme.width, levels=scheme.levels)
     rule = SamplingConfig.parse(scheme.rule).build()
-    spec = rule.windows.spec(dataclasses.replace(spec, schedule=schedule))
+    spec = rule.spec(dataclasses.replace(spec, schedule=schedule))
     sampler = sampler_of(spec)
     loop.check(sampler, rule)
 

@@ -149,7 +149,7 @@ def test_a_sweep_costs_the_rows_of_its_windows():
 )
 def test_a_horizon_without_meaning_is_refused(schedule, settings, message):
     rule = dataclasses.replace(RULE, **settings)
-    spec = rule.windows.spec(spec_of(schedule, "epsilon", alignment="shifted"))
+    spec = rule.spec(spec_of(schedule, "epsilon", alignment="shifted"))
     with pytest.raises(UserError, match=message):
         loop.check(Sampler(spec=spec, network=NETWORK), rule)
 

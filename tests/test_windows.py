@@ -45,7 +45,7 @@ def spec_of(alignment="aligned", kernel="gamma .7", schedule=BLOCKS, **layout):
 
 
 def texts_of(rule, spec, rows=ROWS, count=None, **settings):
-    sampler = Sampler(spec=rule.windows.spec(spec), network=NETWORK, **settings)
+    sampler = Sampler(spec=rule.spec(spec), network=NETWORK, **settings)
     given = prompts.build(rows, length=LENGTH, vocab_size=N)
     keys = jax.random.split(jax.random.key(1), len(ROWS) if count is None else count)
     return given, generate(sampler, rule, PARAMS, keys[: len(rows)], given)
@@ -125,7 +125,7 @@ def test_texts_depend_neither_on_the_cache_nor_on_their_neighbours(alignment, na
         for bound in (1e9, 0.0)
     )  # fmt: skip
     assert wide < cached.nfe.sum() < narrow
-    sampler = Sampler(spec=rule.windows.spec(spec_of(alignment)), network=NETWORK)
+    sampler = Sampler(spec=rule.spec(spec_of(alignment)), network=NETWORK)
     keys = jax.random.split(jax.random.key(1), len(ROWS))
     for row in (0, 3):
         one = prompts.build([ROWS[row]], length=LENGTH, vocab_size=N)
@@ -185,7 +185,7 @@ def test_the_law_is_that_of_windows_chosen_by_what_is_before_them():
     spec = dataclasses.replace(
         spec_of(kernel="absorbing", schedule=schedule), kernel=kernels(4)["absorbing"]
     )
-    sampler = sampler_of(rule.windows.spec(spec))
+    sampler = sampler_of(rule.spec(spec))
     own = likelihood.PathLikelihood(name="order:own", sampler=sampler, rule=rule)
     assert own.label == "exact likelihood of order:own on adaptive block(ω=4, T=1)"
     texts = np.random.default_rng(0).integers(0, 4, (32, length))
@@ -232,6 +232,6 @@ def test_what_adaptive_windows_do_not_go_with():
     with pytest.raises(UserError, match="choose context=causal"):
         texts_of(rule, spec_of(context="block_causal"))
     sampler = Sampler(spec=spec_of(), network=NETWORK)
-    with pytest.raises(UserError, match="window_entropy and a schedule for it together"):
+    with pytest.raises(UserError, match="a rule and a schedule for it together"):
         generate(sampler, rule, PARAMS, jax.random.split(jax.random.key(0), 1),
                  prompts.nothing(1, LENGTH))  # fmt: skip

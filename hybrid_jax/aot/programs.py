@@ -73,7 +73,7 @@ def lower_sampling(setup: TrainSetup, mesh: Mesh, batch: int) -> jax.stages.Lowe
     sampling = setup.experiment.sampling
     eos = 0 if sampling.eos == "stop" else None
     rule = sampling.build()
-    sampler = Sampler(spec=rule.windows.spec(setup.spec), network=setup.network, eos=eos)
+    sampler = Sampler(spec=rule.spec(setup.spec), network=setup.network, eos=eos)
     loop.check(sampler, rule)
     params = setup.abstract_state(mesh).ema
     shapes = jax.eval_shape(lambda: loop.idle(sampler, batch))

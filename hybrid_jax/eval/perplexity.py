@@ -215,7 +215,7 @@ def bound_of(model: Pretrained, likelihood: str | None = None) -> Bound | PathLi
     sampling = SamplingConfig.parse(words)
     eos = model.tokenizer.eos if sampling.eos == "stop" else None
     rule = sampling.build()
-    sampler = Sampler(spec=rule.windows.spec(model.spec), network=model.network, eos=eos)
+    sampler = Sampler(spec=rule.spec(model.spec), network=model.network, eos=eos)
     return PathLikelihood(name=likelihood, sampler=sampler, rule=rule)
 
 

@@ -72,7 +72,7 @@ def build(
         spec = dataclasses.replace(spec, schedule=schedule.build(spec.schedule.length))
     eos = model.tokenizer.eos if sampling.eos == "stop" else None
     rule = rule or sampling.build()
-    sampler = Sampler(spec=rule.windows.spec(spec), network=model.network, eos=eos)
+    sampler = Sampler(spec=rule.spec(spec), network=model.network, eos=eos)
     loop.check(sampler, rule)
     return Generator(model=model, sampling=sampling, sampler=sampler, rule=rule)
 

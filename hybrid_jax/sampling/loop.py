@@ -33,8 +33,9 @@ from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.runtime import sharding
-from hybrid_jax.sampling import cache_feed, closing, path
+from hybrid_jax.sampling import cache_feed, closing, path, speculative
 from hybrid_jax.sampling.prompts import Prompts
+from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler, axes_of
 from hybrid_jax.sampling.update_rule import Rule, Window
 from hybrid_jax.sampling.windows import entropy
@@ -68,10 +69,10 @@ def check(sampler: Sampler, rule: Rule) -> None:
     """Raises UserError for a rule or setting that cannot work."""
     rule.check(sampler.spec.kernel, sampler.spec.objective)
     closing.check(sampler.spec, rule)
-    if isinstance(sampler.spec.schedule, Adaptive) != (rule.windows.window_entropy is not None):
+    if isinstance(sampler.spec.schedule, Adaptive) != rule.free_windows:
         raise UserError(
-            "Windows are adaptive by window_entropy and a schedule for it together: build the "
-            "sampler with the spec of `rule.windows.spec`."
+            "Free windows take a rule and a schedule for it together: build the sampler with the "
+            "spec of `rule.spec`."
         )
     if sampler.spec.layout.documents == "separate" and sampler.eos is None:
         raise UserError(
@@ -212,9 +213,12 @@ def advance(
         left, state = carry
         return (left > 0) & (jnp.sum(state.step < steps) > live)
 
+    one = speculative.round_ if isinstance(rule, Speculative) else _round
+
     def round_(carry: tuple[Array, Generation]) -> tuple[Array, Generation]:
         left, state = carry
-        return left - 1, _round(sampler, rule, params, state)
+        after = one(sampler, rule, params, state)
+        return left - 1, dataclasses.replace(after, step=_ended(sampler, after, after.step))
 
     return _placed(jax.lax.while_loop(goes_on, round_, (jnp.asarray(rounds, jnp.int32), state))[1])
 
@@ -306,7 +310,7 @@ def _of_window(
         target = jnp.where(unsure, target, path.next_opening(schedule, step))
     target = path.onward(schedule, state.following, target)
     step = jnp.where(moves & ~sweeps, target, state.step)
-    return dataclasses.replace(after, step=_ended(sampler, after, step))
+    return dataclasses.replace(after, step=step)
 
 
 def _place(schedule: Hyperschedule, state: Generation, moves: Bool[Array, "B"]) -> Place:

@@ -27,6 +27,7 @@ from hybrid_jax.sampling import update_rule
 from hybrid_jax.sampling.draw import Warp, sample_categorical
 from hybrid_jax.sampling.orders import EntropyBound, Margin, MaxProbability
 from hybrid_jax.sampling.setting import Setting, check_ranges, setting, settings_of
+from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.update_rule import Moved, OneKey, Prediction, Rule, Window
 from hybrid_jax.sampling.windows import Windows
 
@@ -332,6 +333,10 @@ NAMED = {
     ),
     "max_probability": NamedRule(
         kind=MaxProbability, about="reveals first where the likeliest token is likeliest"
+    ),
+    "speculative": NamedRule(
+        kind=Speculative,
+        about="drafts a window in one call, and keeps what autoregression agrees with in another",
     ),
     "greedy": NamedRule(
         kind=Threshold,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Logits, Objective
 from hybrid_jax.sampling.draw import Warp, sample_categorical
@@ -78,9 +79,18 @@ class Rule(abc.ABC):
         return 0
 
     @property
+    def free_windows(self) -> bool:
+        """Whether windows begin and end where texts tell (see `method.adaptive`)."""
+        return self.windows.window_entropy is not None
+
+    @property
     def horizon(self) -> int:
         """Settled windows that closing sweeps look at again."""
         return 0
+
+    def spec(self, spec: Spec) -> Spec:
+        """The spec that texts of this rule are made with. Raises UserError if it has none."""
+        return self.windows.spec(spec)
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         """Raises UserError for settings without meaning, or a kernel it does not go with."""
