@@ -102,6 +102,21 @@ def test_the_cache_is_always_that_of_the_tokens_as_they_are(layout):
     assert np.all(state.step == BLOCK.steps)
 
 
+def test_a_text_ends_when_its_sweeps_are_done():
+    """A sweep may put the end token among settled ones, and the next one may take it away."""
+    sampler = Sampler(spec=spec_of(BLOCK), network=NETWORK, eos=4)
+    state = loop.start(sampler, PARAMS, keys_of(64), prompts.nothing(64, LENGTH))
+    early = 0
+    for _ in range(40):
+        state = loop.advance(sampler, RULE, PARAMS, state, 1)
+        done = np.asarray(state.step) == BLOCK.steps
+        assert not np.asarray(state.sweep)[done].any()
+        settled = np.arange(LENGTH) < np.asarray(BLOCK.settled(state.step))[:, None]
+        early += int(((np.asarray(state.tokens) == 4) & settled & ~done[:, None]).sum())
+    assert done.all()
+    assert early > 0
+
+
 def test_errors_within_the_horizon_are_repaired_and_others_stay():
     """With an exact network: wrong tokens in the third of three settled windows, and behind."""
     chain = chains.of_step(np.eye(6)[[1, 2, 3, 4, 5, 0]] + 0.02)
@@ -152,3 +167,9 @@ def test_a_horizon_without_meaning_is_refused(schedule, settings, message):
     spec = rule.spec(spec_of(schedule, "epsilon", alignment="shifted"))
     with pytest.raises(UserError, match=message):
         loop.check(Sampler(spec=spec, network=NETWORK), rule)
+
+
+def test_causal_windows_have_no_horizon():
+    spec = spec_of(BLOCK, "epsilon", alignment="shifted", causal_window=True)
+    with pytest.raises(UserError, match=r"layout\.causal_window=false"):
+        loop.check(Sampler(spec=spec, network=NETWORK), RULE)

@@ -38,13 +38,18 @@ def enter(rule: Rule, state: Generation, place: Place) -> Place:
 
 
 def check(spec: Spec, rule: Rule) -> None:
-    """Raises UserError for a horizon where no window settles before another, or none is shown."""
+    """Raises UserError for a horizon where no window has settled, or none sees what is behind."""
     own = spec.schedule
     looks_back = isinstance(own, Ramp) and own.width < own.length
     if rule.horizon and (not looks_back or spec.layout.plain(own)):
         raise UserError(
             "horizon looks again at settled windows of a block or slide schedule, which "
             f"{own.name} does not have: leave it out."
+        )
+    if rule.horizon and spec.layout.causal_window:
+        raise UserError(
+            "horizon draws settled tokens again by what is behind them, which causal windows do "
+            "not see: leave it out, or choose a model with layout.causal_window=false."
         )
 
 
