@@ -15,15 +15,16 @@ from typing import Any, Literal
 import ml_collections
 
 from hybrid_jax.data import manifest as manifests
+from hybrid_jax.data import mixture
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.settings import DataConfig
-from hybrid_jax.errors import UserError, check_settings, free, only, resolved
-from hybrid_jax.method import hyperschedule, noising
+from hybrid_jax.errors import UserError, check_settings, free, resolved
+from hybrid_jax.method import noising
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
-from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Bound, Objective, Time
+from hybrid_jax.method.settings import NoiseConfig, ScheduleConfig
 from hybrid_jax.models.settings import ModelConfig
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.optim import OptimizerConfig
@@ -35,67 +36,6 @@ from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling.settings import SamplingConfig
 
 FORMAT = 2  # of `Experiment.to_json`
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """A hyperschedule.
-
-    Attributes:
-      family: see `method.hyperschedule`.
-      width: ω of a block or slide; 16 for None.
-      levels: T; None for the length of a flat schedule and the width of the others, which is one
-        step for each position.
-    """
-
-    family: Literal["quenched_ar", "flat", "block", "slide"] = "block"
-    width: int | None = only(16, family=("block", "slide"))
-    levels: int | None = only(family=("flat", "block", "slide"))
-
-    def __post_init__(self) -> None:
-        check_settings(self, "schedule.", width=1, levels=1)
-
-    def resolved(self, length: int) -> ScheduleConfig:
-        """The same with the values that None stands for."""
-        known: ScheduleConfig = resolved(self)
-        if self.family == "quenched_ar" or self.levels is not None:
-            return known
-        return dataclasses.replace(known, levels=known.width or length)
-
-    def build(self, length: int) -> Hyperschedule:
-        """The hyperschedule over `length` positions."""
-        known: Any = self.resolved(length)
-        if self.family == "quenched_ar":
-            return hyperschedule.quenched_ar(length=length)
-        if self.family == "flat":
-            return hyperschedule.flat(length=length, levels=known.levels)
-        make = hyperschedule.block if self.family == "block" else hyperschedule.slide
-        return make(length=length, width=known.width, levels=known.levels)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NoiseConfig:
-    """A noise kernel; gamma and epsilon, 0.01 for None, belong to the kernels of these names."""
-
-    kernel: Literal["absorbing", "uniform", "gamma", "epsilon"] = "absorbing"
-    gamma: float | None = only(0.01, kernel="gamma")
-    epsilon: float | None = only(0.01, kernel="epsilon")
-
-    def __post_init__(self) -> None:
-        check_settings(self, "noise.")
-
-    def build(self, vocab_size: int) -> NoiseKernel:
-        """The kernel over N = `vocab_size` real tokens."""
-        known = resolved(self)
-        match self.kernel:
-            case "absorbing":
-                return noising.absorbing(vocab_size=vocab_size)
-            case "uniform":
-                return noising.uniform(vocab_size=vocab_size)
-            case "gamma":
-                return noising.gamma_hybrid(vocab_size=vocab_size, gamma=known.gamma)
-            case "epsilon":
-                return noising.epsilon_hybrid(vocab_size=vocab_size, epsilon=known.epsilon)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,6 +138,24 @@ class Experiment:
             chunk=self.train.loss_chunk,
         )
 
+    @property
+    def each(self) -> tuple[Experiment, ...]:
+        """An experiment for each hyperschedule that steps are given to, its own first."""
+        return tuple(self.on(schedule) for schedule in self.schedule.each)
+
+    @property
+    def shares(self) -> tuple[mixture.Stage, ...]:
+        """The shares of the steps that `each` has. Raises UserError for other weights."""
+        return mixture.parse(self.schedule.weights or "", len(self.schedule.each), "hyperschedules")
+
+    def on(self, schedule: ScheduleConfig) -> Experiment:
+        """The same network on one hyperschedule, without settings that have no effect there."""
+        layout = effective_layout(self.layout, schedule.build(self.data.length))
+        evaluation = self.evaluation
+        if schedule.family == "quenched_ar":  # exact
+            evaluation = dataclasses.replace(evaluation, time="discrete")
+        return dataclasses.replace(self, schedule=schedule, layout=layout, evaluation=evaluation)
+
     def bound(self, vocab_size: int) -> Bound:
         """The bound that this experiment reports."""
         kernel = self.noise.build(vocab_size)
@@ -225,12 +183,19 @@ class Experiment:
         spec = self.spec(vocab_size=2, bos=0, eos=1)  # N = 2 stands for any size
         if not self.name:
             raise UserError("The experiment has no name: give it one, with config.name.")
-        effective = effective_layout(self.layout, spec.schedule)
+        each, _ = self.each, self.shares
+        for own in each[1:]:
+            own.spec(vocab_size=2, bos=0, eos=1)
+        if len({own.schedule.window for own in each}) < len(each):
+            raise UserError(
+                f"schedule.also={self.schedule.also} names a family and width twice, or those of "
+                "the hyperschedule itself: leave one out."
+            )
         for name, owner in (
             ("context", "windows of several positions with settled ones before them"),
             ("causal_window", "windows of several positions"),
         ):
-            if getattr(self.layout, name) != getattr(effective, name):
+            if all(getattr(self.layout, name) != getattr(own.layout, name) for own in each):
                 raise UserError(
                     f"layout.{name} belongs to {owner} and has no effect with "
                     f"{spec.schedule.name}: leave it out."
@@ -240,7 +205,9 @@ class Experiment:
                 f"objective.shown_weight belongs to noise that replaces tokens and has no effect "
                 f"with {spec.kernel.name}: leave it out."
             )
-        self.sampling.build().check(spec.kernel, spec.objective)
+        rule = self.sampling.build()
+        rule.check(spec.kernel, spec.objective)
+        rule.spec(spec)
         separate = self.layout.documents == "separate"
         if separate and self.data.pairs:
             raise UserError(
@@ -255,11 +222,13 @@ class Experiment:
             )
         self.network(vocab_size=2)
         # The last row of a window predicts nothing, but has a position.
-        rows = self.data.length + (0 if self.layout.plain(spec.schedule) else 1)
+        length = self.data.length
+        plain = all(own.layout.plain(own.schedule.build(length)) for own in each)
+        rows = length + (0 if plain else 1)
         if self.model.positions is not None and rows > self.model.positions:
             raise UserError(
                 f"model.positions={self.model.positions} are too few for the {rows} rows of "
-                f"data.length={self.data.length}: choose a shorter length."
+                f"data.length={length}: choose a shorter length."
             )
         if self.bound(vocab_size=2).kernel.jumps_at_zero and self.evaluation.time != "discrete":
             raise UserError(

@@ -56,11 +56,12 @@ from hybrid_jax.training.pretrained import Pretrained
 
 # What each way to use the command reads besides the flags that all read.
 _GENERATED = ("scorer", "protocol", "reference")
+_CHOSEN = ("schedule", "strict")
 MODES = {
-    "--datasets": ("datasets", "likelihood", "records", "draws", "seed", "step"),
+    "--datasets": ("datasets", "likelihood", "records", "draws", "seed", "step", *_CHOSEN),
     "--texts": ("texts", *_GENERATED),
     "--pareto": ("pareto", "rules", "rho", "temperatures", "count", "seeds", "seed", "step",
-                 *_GENERATED),
+                 *_CHOSEN, *_GENERATED),
     "--code": ("code", "beside", "temperature", "count", "reference", "seed", "step"),
 }  # fmt: skip
 
@@ -90,7 +91,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
-    model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
+    model = _model(options, mesh)
     valid = datasets.validation_set(model.experiment)
     wanted = [datasets.parse(text, validation=valid) for text in listed(options.datasets)]
     if not wanted:
@@ -100,7 +101,8 @@ def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
     folder = _folder(options)
     files = []
 
-    say(f"{model.experiment.name}, step {model.step}: {bound.label}")
+    schedule = model.spec.schedule.name
+    say(f"{model.experiment.name}, step {model.step}, {schedule}: {bound.label}")
     unit = "bits/byte" if model.tokenizer.token_bytes.any() else "bits/token"
     say(f"{'data set':24}{'perplexity':>22}{unit:>11}{'records':>9}{'draws':>7}")
     for dataset in wanted:
@@ -179,7 +181,7 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
     canvas.module("matplotlib")  # before any work
     protocol = protocols.protocol(options.protocol)
     scorer, scorer_tokenizer = raise_on_all(lambda: scorers.load(options.scorer, mesh))
-    model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
+    model = _model(options, mesh)
     rules = listed(options.rules or "")
     if not rules:
         rules, reasons = pareto.fitting(model, pareto.RULES)
@@ -268,6 +270,13 @@ def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
     say(f"stored in {folder}: {_store(folder, 'code', found)}")
 
 
+def _model(options: argparse.Namespace, mesh: Mesh) -> Pretrained:
+    return pretrained.load(
+        options.workdir, step=options.step, mesh=mesh,
+        schedule=options.schedule, strict=options.strict,
+    )  # fmt: skip
+
+
 def _from(bar: Progress, before: int, done: int) -> None:
     bar.update(before + done, {})
 
@@ -326,6 +335,7 @@ def _parser() -> argparse.ArgumentParser:
         "order:margin or order:entropy:bound=0; of order:ancestral a bound, the mean over --draws "
         "orders (default: the model's own bound)")  # fmt: skip
     add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")
+    command_line.add_schedule(add)
     add("--records", type=within(0), default=0, metavar="N", help="most records (default: all)")
     add("--draws", type=within(1), default=4, metavar="K", help="of noise for each (default: 4)")
     add("--batch_size", type=within(1), default=64, metavar="B",

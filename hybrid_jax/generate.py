@@ -31,6 +31,7 @@ from hybrid_jax.generation.terminal import Watch, require_terminal, shown
 from hybrid_jax.runtime.command_line import (
     Parser,
     add_devices,
+    add_schedule,
     path_of,
     run_command,
     seed_of,
@@ -138,7 +139,10 @@ def run(options: argparse.Namespace) -> None:
     lead = is_process0()
     if options.watch is not None and jax.process_count() > 1:
         raise UserError("--watch shows the texts of one process: leave it out with several.")
-    model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
+    model = pretrained.load(
+        options.workdir, step=options.step, mesh=mesh,
+        schedule=options.schedule, strict=options.strict,
+    )  # fmt: skip
     settings = {name: getattr(options, name) for name in (*rules.OPTIONS, "eos")}
     sampling = choose_sampling(model.experiment.sampling, options.rule, settings)
     generator = build(model, sampling, levels=options.levels)
@@ -209,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_size", type=within(1), default=8, metavar="B", help="texts at a time")
     add("--length", type=int, metavar="N",
         help="tokens of a text, the prompt included (default: the model's)")  # fmt: skip
+    add_schedule(add)
     add("--levels", type=int, metavar="T", help="steps of a window (default: as trained)")
     add("--rule", choices=list(rules.NAMED), help="update rule (default: the experiment's)")
     for name, setting in rules.OPTIONS.items():

@@ -39,7 +39,10 @@ def run(options: argparse.Namespace) -> None:
         check_writable(options.out)
     mesh = join(options)
     texts = raise_on_all(lambda: options.choice or files.prompts(options.texts))
-    model = pretrained.load(options.workdir, step=options.step, mesh=mesh)
+    model = pretrained.load(
+        options.workdir, step=options.step, mesh=mesh,
+        schedule=options.schedule, strict=options.strict,
+    )  # fmt: skip
     found = raise_on_all(
         lambda: scores.score(
             model, texts, prompt=options.prompt, draws=options.draws, seed=options.seed
@@ -57,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
         say(f"{_row(found[number])}{chance:>{width}}  {_short(texts[number])}")
     if options.out:
         record = {name: getattr(options, name) for name in ("workdir", "prompt", "draws", "seed")}
+        record["schedule"] = model.spec.schedule.name
         record["step"] = model.step  # beside `draws`, their number in place of their nats
         lines = [
             json_text({"text": text, **dataclasses.asdict(own), **record}) + "\n"
@@ -86,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
     add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
+    command_line.add_schedule(add)
     add("--texts", type=path_of, metavar="FILE",
         help="texts, one a line (.jsonl: in the field text); - for standard input")  # fmt: skip
     add("--choice", action="append", metavar="TEXT", help="a text to rank; twice or more")

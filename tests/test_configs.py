@@ -165,7 +165,7 @@ def built(made: Experiment) -> dict:
     return {
         "name": made.name,
         "data": (folder, made.data.length, others),
-        "schedule": spec.schedule,
+        "schedule": [own.spec.schedule for own in setup.each] + [made.shares],
         "noise": (spec.kernel, made.bound(258)),
         "layout": spec.layout,
         "objective": (made.resolved().objective, spec.chunk),
@@ -195,6 +195,8 @@ EFFECTS = {
     "schedule.family": ({}, "slide"),
     "schedule.width": ({}, 4),
     "schedule.levels": ({"schedule__family": "flat"}, 5),
+    "schedule.also": ({}, "quenched_ar"),
+    "schedule.weights": ({"schedule__also": "quenched_ar"}, "0.1,0.9"),
     "noise.kernel": ({}, "absorbing"),
     "noise.gamma": ({}, 0.5),
     "noise.epsilon": ({"noise__kernel": "epsilon", "objective__time": "discrete",
@@ -273,6 +275,8 @@ EFFECTS = {
     "sampling.temperature": ({}, 0.5),
     "sampling.top_k": ({}, 3),
     "sampling.top_p": ({}, 0.5),
+    "sampling.window_entropy": ({}, 0.5),
+    "sampling.window_least": ({"sampling__window_entropy": 0.5}, 2),
     "sampling.eos": ({}, "stop"),
 }  # fmt: skip
 
@@ -339,6 +343,7 @@ VOID = [
     ("mdlm", "sampling.eta", 0.5, "Rule ancestral has no eta: it belongs to acs and remdm"),
     ("epsilon_hybrid", "sampling.strategy", "cap", "Rule acs has no strategy: it belongs to remdm"),
     ("epsilon_hybrid", "sampling.bound", 1.0, "it belongs to entropy"),
+    ("mdlm", "sampling.window_entropy", 1.0, "has none: leave it out"),
     ("mdlm", "model.embedding_gamma", 0.1, "needs model.condition above 0"),
 ]
 

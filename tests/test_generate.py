@@ -389,7 +389,8 @@ def test_a_setting_of_a_new_rule_needs_its_field_alone(monkeypatch):
     monkeypatch.setitem(rules.NAMED, "new", rules.NamedRule(kind=New, about="new"))
     assert rules.make("new", depth=4) == New(depth=4)
     assert rules.NAMED["new"].settings.keys() == {"threshold", "depth", "temperature", "top_k",
-                                                  "top_p"}  # fmt: skip
+                                                  "top_p", "window_entropy",
+                                                  "window_least"}  # fmt: skip
     with pytest.raises(UserError, match="Rule acs has no depth: it belongs to new"):
         rules.make("acs", depth=4)
     with pytest.raises(UserError, match=r"depth must lie in \[1, 9\], but is 10"):

@@ -112,7 +112,7 @@ def test_all_sources_are_evaluated(folder):
         ("0.5,0.4", "The weights '0.5,0.4' sum to 0.9: give weights from 0 on that sum to 1"),
         ("1.5,-0.5", "The weights '1.5,-0.5' sum to 1: give weights from 0 on that sum to 1"),
         ("1", "'1' has 1 weights for 2 sources."),
-        ("a,b", "The weights 'a,b' are none: write one for each source, such as 0.7,0.3"),
+        ("a,b", "The weights 'a,b' are none: write one for each of the sources, such as 0.7,0.3"),
         ("1/0,1", "The weights '1/0,1' are none"),
         ("0.5,0.5 0.4,0.6", "The weights '0.5,0.5 0.4,0.6' name no step where they change"),
         ("0.5,0.5 9:1,0 8:0,1", "The weights '0.5,0.5 9:1,0 8:0,1' name no step where they change"),

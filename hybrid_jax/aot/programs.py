@@ -72,7 +72,8 @@ def lower_sampling(setup: TrainSetup, mesh: Mesh, batch: int) -> jax.stages.Lowe
     """The sampling loop for `batch` texts, with parameters cut as in training."""
     sampling = setup.experiment.sampling
     eos = 0 if sampling.eos == "stop" else None
-    sampler, rule = Sampler(spec=setup.spec, network=setup.network, eos=eos), sampling.build()
+    rule = sampling.build()
+    sampler = Sampler(spec=rule.spec(setup.spec), network=setup.network, eos=eos)
     loop.check(sampler, rule)
     params = setup.abstract_state(mesh).ema
     shapes = jax.eval_shape(lambda: loop.idle(sampler, batch))
@@ -133,5 +134,7 @@ def build(
     setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0, eos=0)
     if step == "sample":
         return compile_program(lower_sampling(setup, mesh, batch), batch=batch)
-    work = flops.training_flops(setup.network, setup.spec)
-    return compile_program(lower_training(setup, mesh), batch=batch, flops=work * batch)
+    works = [flops.training_flops(own.network, own.spec) for own in setup.each]
+    work = max(works)  # of several hyperschedules, the one that needs the most
+    most = setup.each[works.index(work)]
+    return compile_program(lower_training(most, mesh), batch=batch, flops=work * batch)

@@ -130,7 +130,12 @@ class Model(Pretrained):
 
 
 def load(
-    workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
+    workdir: str | Path,
+    *,
+    step: int | Literal["best"] | None = None,
+    mesh: Mesh | None = None,
+    schedule: str | None = None,
+    strict: bool = False,
 ) -> Model:
     """Opens a trained run.
 
@@ -138,9 +143,13 @@ def load(
       workdir: folder of the run.
       step: of the checkpoint; "best" for the lowest bound on validation text, None for the newest.
       mesh: of the devices to use (`hybrid_jax.runtime.sharding.make_mesh`); None for the first one.
+      schedule: a hyperschedule in place of the trained one, such as "block:width=8:levels=4" or
+        "quenched_ar".
+      strict: whether a family and width that the run was not trained for are refused.
 
     Raises:
-      UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
+      UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read, or the
+        hyperschedule is none for it.
     """
-    found = pretrained.load(workdir, step=step, mesh=mesh)
+    found = pretrained.load(workdir, step=step, mesh=mesh, schedule=schedule, strict=strict)
     return Model(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})

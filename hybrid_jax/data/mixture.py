@@ -59,13 +59,14 @@ def mixed(source: str) -> list[str]:
     return found
 
 
-def parse(weights: str, sources: int) -> tuple[Stage, ...]:
+def parse(weights: str, sources: int, of: str = "sources") -> tuple[Stage, ...]:
     """The stages of a mixture.
 
     Args:
       weights: of the sources, "0.7,0.3", and after a space those from a later step on,
         "0.7,0.3 1000:1/4,3/4"; "" for equal ones.
       sources: their number.
+      of: their kind, for messages.
 
     Raises:
       UserError: for other text, a wrong number of weights, or weights that do not sum to 1.
@@ -78,8 +79,8 @@ def parse(weights: str, sources: int) -> tuple[Stage, ...]:
             first = int(step) if colon else 0
         except (ValueError, ZeroDivisionError) as error:
             raise UserError(
-                f"The weights {part!r} are none: write one for each source, such as 0.7,0.3, and "
-                "behind a step those from there on, such as 1000:0.2,0.8."
+                f"The weights {part!r} are none: write one for each of the {of}, such as 0.7,0.3, "
+                "and behind a step those from there on, such as 1000:0.2,0.8."
             ) from error
         if bool(number) != bool(colon) or (stages and first <= stages[-1].step):
             raise UserError(
@@ -87,7 +88,7 @@ def parse(weights: str, sources: int) -> tuple[Stage, ...]:
                 "rise: write them as 0.7,0.3 1000:0.2,0.8."
             )
         if len(found) != sources:
-            raise UserError(f"{part!r} has {len(found)} weights for {sources} sources.")
+            raise UserError(f"{part!r} has {len(found)} weights for {sources} {of}.")
         if min(found) < 0 or sum(found) != 1:
             raise UserError(
                 f"The weights {rest!r} sum to {float(sum(found)):g}: give weights from 0 on that "
@@ -106,11 +107,17 @@ def place(stages: Sequence[Stage], batch_size: int, index: int) -> tuple[int, in
     Args:
       index: of the row among all of the training, step · B + its place in the batch.
     """
-    before = np.zeros(len(stages[0].shares), int)
-    for stage, after in zip(stages, [*stages[1:], None], strict=True):
-        rows = index - stage.step * batch_size
-        if after is None or index < after.step * batch_size:
-            break
-        before = before + stage.counts((after.step - stage.step) * batch_size)
-    source = int(stage.order[rows % len(stage.order)])
-    return source, int((before + stage.counts(rows))[source])
+    stage = [own for own in stages if own.step * batch_size <= index][-1]
+    source = int(stage.order[(index - stage.step * batch_size) % len(stage.order)])
+    return source, int(counts(stages, batch_size, index)[source])
+
+
+def counts(stages: Sequence[Stage], batch_size: int, rows: int) -> np.ndarray:
+    """Rows of each source among the first `rows` of the training."""
+    ends = [stage.step * batch_size for stage in stages[1:]] + [rows]
+    each = [
+        stage.counts(max(0, min(end, rows) - stage.step * batch_size))
+        for stage, end in zip(stages, ends, strict=True)
+    ]
+    found: np.ndarray = np.sum(each, axis=0)
+    return found

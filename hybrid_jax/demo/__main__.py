@@ -12,7 +12,7 @@ import threading
 
 from hybrid_jax.demo.server import Server, listen
 from hybrid_jax.demo.writer import Writer
-from hybrid_jax.runtime.command_line import Parser, path_of, run_command, step_of
+from hybrid_jax.runtime.command_line import Parser, add_schedule, path_of, run_command, step_of
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.training import pretrained
 
@@ -20,8 +20,10 @@ from hybrid_jax.training import pretrained
 def _run(options: argparse.Namespace) -> None:
     # First of all, so that a port that is taken shows before anything slow.
     with Signals(), listen(options.host, options.port) as listener:
-        model = pretrained.load(options.workdir, step=options.step)
-        writer = Writer(model, options.workdir, options.step)
+        model = pretrained.load(
+            options.workdir, step=options.step, schedule=options.schedule, strict=options.strict
+        )
+        writer = Writer(model, options.workdir, options.step, options.schedule)
         server = Server(listener, writer, host=options.host)
         # Signals raise in this thread, and must find it waiting, not in the midst of a request.
         serving = threading.Thread(target=server.serve_forever, daemon=True)
@@ -45,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
     add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
+    add_schedule(add)
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, which "
         "only this machine can reach)")  # fmt: skip
     add("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")

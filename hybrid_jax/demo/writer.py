@@ -79,10 +79,17 @@ class Job:
 class Writer:
     """Writes with one model. All methods may be called from any thread."""
 
-    def __init__(self, model: Pretrained, workdir: str, step: int | str | None = None):
-        """`workdir` and `step` name the model on the command line."""
+    def __init__(
+        self,
+        model: Pretrained,
+        workdir: str,
+        step: int | str | None = None,
+        schedule: str | None = None,
+    ):
+        """`workdir`, `step` and `schedule` name the model on the command line."""
         self._model = model
-        self._source = [f"--workdir={workdir}", *([] if step is None else [f"--step={step}"])]
+        named = {"workdir": workdir, "step": step, "schedule": schedule}
+        self._source = [f"--{name}={value}" for name, value in named.items() if value is not None]
         # One round at a time, whoever it is for: the device is shared, and nothing compiles twice.
         self._turn = threading.Lock()
         self._compiled: set[Any] = set()

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hybrid_jax.data import mixture
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.statistics import Estimate, markdown, mean
@@ -245,9 +246,14 @@ def write(
 
 def budget(model: Pretrained) -> dict[str, float]:
     """Tokens and FLOPs of a model's training."""
-    texts = model.experiment.train.batch_size * model.step
-    flops = texts * training_flops(model.network, model.spec)
-    return {"tokens": texts * model.spec.schedule.length, "flops": flops}
+    experiment, spec = model.experiment, model.spec
+    each = [own.spec(model.tokenizer.vocab_size, spec.bos, spec.eos) for own in experiment.each]
+    counts = mixture.counts(experiment.shares, 1, model.step) * experiment.train.batch_size
+    flops = sum(
+        int(texts) * training_flops(model.network, own)
+        for texts, own in zip(counts, each, strict=True)
+    )
+    return {"tokens": int(counts.sum()) * spec.schedule.length, "flops": flops}
 
 
 def row(label: str, given: Tasks, written: Mapping[str, Sequence[str]], **settings: Any) -> Row:

@@ -40,6 +40,7 @@ class PerplexityProtocol:
       detokenizer: one of `detokenize.NAMES`.
       length: L, tokens of a record.
       records: number of records.
+      schedule: name of the hyperschedule.
       bound: label of the bound; it begins with "exact likelihood" where it is one.
       draws: of levels and noise for each record.
       batch_size: records among which a draw is stratified.
@@ -50,6 +51,7 @@ class PerplexityProtocol:
     detokenizer: str
     length: int
     records: int
+    schedule: str
     bound: str
     draws: int
     batch_size: int
@@ -207,13 +209,14 @@ def bound_of(model: Pretrained, likelihood: str | None = None) -> Bound | PathLi
     """
     if likelihood is None:
         return model.experiment.bound(model.tokenizer.vocab_size)
-    kind, _, rule = likelihood.partition(":")
-    if kind != "order" or not rule:
+    kind, _, words = likelihood.partition(":")
+    if kind != "order" or not words:
         raise UserError(f"{likelihood!r} is no likelihood: write order:RULE, such as order:margin.")
-    sampling = SamplingConfig.parse(rule)
+    sampling = SamplingConfig.parse(words)
     eos = model.tokenizer.eos if sampling.eos == "stop" else None
-    sampler = Sampler(spec=model.spec, network=model.network, eos=eos)
-    return PathLikelihood(name=likelihood, sampler=sampler, rule=sampling.build())
+    rule = sampling.build()
+    sampler = Sampler(spec=rule.spec(model.spec), network=model.network, eos=eos)
+    return PathLikelihood(name=likelihood, sampler=sampler, rule=rule)
 
 
 def measure(
@@ -249,7 +252,8 @@ def measure(
     )  # fmt: skip
     protocol = PerplexityProtocol(
         detokenizer=dataset.detokenizer, length=packed.tokens.shape[1], records=len(packed.tokens),
-        bound=estimate.bound, draws=draws, batch_size=batch_size, seed=seed,
+        schedule=model.spec.schedule.name, bound=estimate.bound, draws=draws,
+        batch_size=batch_size, seed=seed,
     )  # fmt: skip
     return Measurement(
         dataset=dataset, protocol=protocol, estimate=estimate, documents=packed.documents,

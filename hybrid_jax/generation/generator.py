@@ -71,8 +71,8 @@ def build(
         schedule = dataclasses.replace(model.experiment.schedule, levels=levels)
         spec = dataclasses.replace(spec, schedule=schedule.build(spec.schedule.length))
     eos = model.tokenizer.eos if sampling.eos == "stop" else None
-    sampler = Sampler(spec=spec, network=model.network, eos=eos)
     rule = rule or sampling.build()
+    sampler = Sampler(spec=rule.spec(spec), network=model.network, eos=eos)
     loop.check(sampler, rule)
     return Generator(model=model, sampling=sampling, sampler=sampler, rule=rule)
 

@@ -39,6 +39,8 @@ def introduction(run: train.Run, workdir: Path) -> str:
         if optim.warmup(run.experiment.optimizer, steps) < warmup_steps
         else ""
     )
+    others = [own.schedule.name for own in run.setup.others]
+    also = f"\nsteps also on: {', '.join(others)}" if others else ""
     tokens = " + ".join(f"{split.records * run.manifest.length:,}" for split in splits)
     changes = (
         f"the text has changed since ({run.changes}); the run goes on with the records it began "
@@ -48,7 +50,7 @@ def introduction(run: train.Run, workdir: Path) -> str:
     )
     return (
         f"{run.experiment.name}: {spec.kernel.name} noise on {spec.schedule.name}, "
-        f"{spec.layout.alignment} rows, {size:,} parameters\n"
+        f"{spec.layout.alignment} rows, {size:,} parameters{also}\n"
         f"data: {run.manifest.source}, {tokens} tokens (train + valid) of "
         f"{run.manifest.vocab_size} kinds in records of {run.manifest.length}\n{changes}"
         f"devices: {run.mesh.size} × {jax.devices()[0].device_kind}{f' ({mesh})' if mesh else ''}, "

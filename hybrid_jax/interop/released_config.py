@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from hybrid_jax import presets
-from hybrid_jax.config import Experiment, ScheduleConfig, effective_layout
+from hybrid_jax.config import Experiment, effective_layout
 from hybrid_jax.errors import UserError, resolved
 from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.models.settings import FORM, ModelConfig
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.decode import checked

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from hybrid_jax.config import EvaluationConfig, Experiment, ScheduleConfig
+from hybrid_jax.config import EvaluationConfig, Experiment
 from hybrid_jax.data import tokenizers
 from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.data.tokenizers import huggingface
@@ -22,6 +22,7 @@ from hybrid_jax.errors import UserError, resolved
 from hybrid_jax.interop import families, family_config, weights
 from hybrid_jax.interop.released import Released, load_released, require_empty
 from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.models.settings import FORM, ModelConfig
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.optim import OptimizerConfig

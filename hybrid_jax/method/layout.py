@@ -325,11 +325,13 @@ def _clean_rows(
     """Settled rows; slot 0 is the beginning-of-sequence token in shifted layouts.
 
     Windows that settle whole are the same at every step they live, so a settled position's own
-    window is the one that was open when it settled: that is what training shows.
+    window is the one that was open when it settled: that is what training shows. Of others it is
+    not known, and no matter: block-causal context, which asks for it, does not go with them.
     """
     position = slot - layout.shift
     follows = position + 1 if layout.plain(schedule) else jnp.full_like(position, NO_TARGET)
-    first = window_start(schedule, jnp.maximum(position, 0))
+    settles_whole = schedule.settles_whole
+    first = window_start(schedule, jnp.maximum(position, 0)) if settles_whole else position
     return Rows(
         noisy=jnp.zeros_like(position, bool),
         # The beginning-of-sequence token has a window of its own, before all others: in the first

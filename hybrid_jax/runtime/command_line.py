@@ -132,6 +132,13 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     add("--process", type=int, metavar="N", help="number of this process, from 0")
 
 
+def add_schedule(add: Callable[..., Any]) -> None:
+    """Adds the flags of `pretrained.load` that choose a hyperschedule."""
+    add("--schedule", metavar="NAME", help="hyperschedule in place of the trained one, such as "
+        "block:width=8:levels=4, slide:width=8, flat or quenched_ar")  # fmt: skip
+    add("--strict", action="store_true", help="refuse a --schedule that was not trained for")
+
+
 def add_devices(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of `processes.join`."""
     parser.add_argument("--tensor", type=within(1), default=1, metavar="N",

@@ -16,14 +16,12 @@ class Throughput:
     Attributes:
       tokens: tokens in a step, on all devices together.
       devices: number of devices that share a step.
-      flops: model FLOPs in a step, on all devices together.
       peak: specified FLOP/s of a device; None if unknown.
       clock: current time in seconds.
     """
 
     tokens: int
     devices: int
-    flops: float
     peak: float | None
     clock: Callable[[], float] = time.perf_counter
 
@@ -45,8 +43,11 @@ class Throughput:
         yield
         self._paused += self.clock() - begun
 
-    def read(self, steps: int) -> dict[str, float]:
+    def read(self, steps: int, flops: float) -> dict[str, float]:
         """Speed over the `steps` since the last call, which must be done; empty at the first call.
+
+        Args:
+          flops: model FLOPs in these steps, on all devices together.
 
         Returns:
           "step_seconds"; "tokens_per_second" in all and "tokens_per_second_per_device";
@@ -67,5 +68,5 @@ class Throughput:
             "input_wait": waited / spent,
         }
         if self.peak:
-            values["mfu"] = rate * self.flops / (self.devices * self.peak)
+            values["mfu"] = flops / spent / (self.devices * self.peak)
         return values

@@ -21,6 +21,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.orders import Order
 from hybrid_jax.sampling.prompts import Prompts
+from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
 
@@ -66,6 +67,8 @@ class PathLikelihood:
         spec = self.sampler.spec
         if isinstance(self.rule, Order):
             return ""
+        if isinstance(self.rule, Speculative):
+            return "it keeps what it drafted by chance; its law is that of --schedule=quenched_ar"
         if isinstance(self.rule, rules.Threshold):
             return "it chooses positions by the tokens drawn for all of them"
         if type(self.rule) is not rules.Ancestral:  # another `move` may mask shown tokens

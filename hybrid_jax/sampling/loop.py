@@ -26,16 +26,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Int32, Key, PyTree
+from jaxtyping import Array, Bool, Float, Float32, Int, Key, PyTree
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.runtime import sharding
-from hybrid_jax.sampling import cache_feed, closing
+from hybrid_jax.sampling import cache_feed, closing, path, speculative
 from hybrid_jax.sampling.prompts import Prompts
+from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler, axes_of
 from hybrid_jax.sampling.update_rule import Rule, Window
+from hybrid_jax.sampling.windows import entropy
 
 TO_THE_END = int(np.iinfo(np.int32).max)  # rounds
 
@@ -65,6 +68,11 @@ def generate(
 def check(sampler: Sampler, rule: Rule) -> None:
     """Raises UserError for a rule or setting that cannot work."""
     rule.check(sampler.spec.kernel, sampler.spec.objective)
+    if isinstance(sampler.spec.schedule, Adaptive) != rule.free_windows:
+        raise UserError(
+            "Free windows take a rule and a schedule for it together: build the sampler with the "
+            "spec of `rule.spec`."
+        )
     if sampler.spec.layout.documents == "separate" and sampler.eos is None:
         raise UserError(
             "This model was trained on separate documents and knows nothing behind the end of one: "
@@ -110,7 +118,7 @@ def idle(sampler: Sampler, batch: int) -> Generation:
         sweep=zero,
         filled=zero,
         cache=sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None,
-        following=jnp.broadcast_to(done[:, None], (batch, schedule.steps + 1)),
+        following=path.following(schedule, tokens > 0),
         nfe=zero,
         corrections=zero,
     )
@@ -150,14 +158,14 @@ def renew(
 
     zero = jnp.zeros(batch, jnp.int32)
     frozen, stop = jnp.asarray(prompts.frozen), jnp.asarray(prompts.stop)
-    following = _following(schedule, ~frozen & (jnp.arange(length)[None] < stop[:, None]))
+    following = path.following(schedule, ~frozen & (jnp.arange(length)[None] < stop[:, None]))
     begun = Generation(
         tokens=jnp.where(frozen, prompts.tokens, jax.vmap(noise)(key_noise, key_mask)),
         frozen=frozen,
         stop=stop,
         keys=key_steps,
         confidence=jnp.where(frozen, 1.0, 0.0),
-        step=following[:, 0],
+        step=path.onward(schedule, following, zero),
         sweep=zero,
         filled=zero,
         cache=None,
@@ -204,9 +212,12 @@ def advance(
         left, state = carry
         return (left > 0) & (jnp.sum(state.step < steps) > live)
 
+    one = speculative.round_ if isinstance(rule, Speculative) else _round
+
     def round_(carry: tuple[Array, Generation]) -> tuple[Array, Generation]:
         left, state = carry
-        return left - 1, _round(sampler, rule, params, state)
+        after = one(sampler, rule, params, state)
+        return left - 1, dataclasses.replace(after, step=_ended(sampler, after, after.step))
 
     return _placed(jax.lax.while_loop(goes_on, round_, (jnp.asarray(rounds, jnp.int32), state))[1])
 
@@ -236,26 +247,26 @@ def _placed(state: Generation) -> Generation:
 
 
 def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> Generation:
-    schedule, kernel, text = sampler.spec.schedule, sampler.spec.kernel, state.text
+    schedule, kernel = sampler.spec.schedule, sampler.spec.kernel
     live = state.step < schedule.steps
     features, ready, fed = cache_feed.show(sampler, params, state)
     moves = live & ready
     place = closing.enter(rule, state, _place(schedule, state, moves))
-    window = Window(
-        tokens=jnp.take_along_axis(state.tokens, place.position, axis=1),
-        # Inactive positions get levels at which no formula divides by zero.
-        level=jnp.where(place.changes, place.level, 0.5),
-        level_next=jnp.where(place.changes, place.level_next, 0.0),
-        active=place.active,
-        confidence=jnp.take_along_axis(state.confidence, place.position, axis=1),
-        text=None if text is None else jnp.take_along_axis(text, place.position, axis=1),
-    )
+    window = _window(state, place)
     step = jnp.minimum(state.step, schedule.steps - 1)
+    drawn = schedule.block_step(step) if isinstance(schedule, Adaptive) else step
     keys = jax.vmap(lambda k, s, n: jax.random.fold_in(jax.random.fold_in(k, s), n))(
-        state.keys, step, state.sweep
+        state.keys, drawn, state.sweep
     )
     key_read, key_move = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    reading = _read(sampler, rule, params, key_read, features, window, place.position)
+    reading, nats = _read(sampler, rule, params, key_read, features, window, place.position)
+    if isinstance(schedule, Adaptive):
+        assert nats is not None
+        chosen = rule.windows.chosen(schedule, state.step, moves, place, nats)
+        state = dataclasses.replace(state, step=chosen)
+        step = jnp.minimum(chosen, schedule.steps - 1)
+        place = closing.enter(rule, state, _place(schedule, state, moves))
+        window = _window(state, place)
     moved, confidence = jax.vmap(functools.partial(rule.move, kernel))(key_move, window, reading)
     moved = jnp.where(place.active, moved, window.tokens)
     changed = place.active & (moved != window.tokens)
@@ -277,10 +288,10 @@ def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
     unsure = (place.inside & (moved == kernel.mask)).any(1)
     target = step + 1
     if rule.adaptive:  # a window without MASK has nothing to do until the next one opens
-        target = jnp.where(unsure, target, _next_opening(schedule)[step])
-    target = jnp.take_along_axis(state.following, target[:, None], axis=1)[:, 0]
+        target = jnp.where(unsure, target, path.next_opening(schedule, step))
+    target = path.onward(schedule, state.following, target)
     step = jnp.where(moves & ~sweeps, target, state.step)
-    return dataclasses.replace(after, step=_ended(sampler, after, step))
+    return dataclasses.replace(after, step=step)
 
 
 def _place(schedule: Hyperschedule, state: Generation, moves: Bool[Array, "B"]) -> Place:
@@ -293,6 +304,19 @@ def _place(schedule: Hyperschedule, state: Generation, moves: Bool[Array, "B"]) 
     given = jnp.take_along_axis(state.frozen, position, axis=1)
     active = changes & ~given & moves[:, None]
     return Place(position, inside, changes, level, level_next, active)
+
+
+def _window(state: Generation, place: Place) -> Window:
+    text = state.text
+    return Window(
+        tokens=jnp.take_along_axis(state.tokens, place.position, axis=1),
+        # Inactive positions get levels at which no formula divides by zero.
+        level=jnp.where(place.changes, place.level, 0.5),
+        level_next=jnp.where(place.changes, place.level_next, 0.0),
+        active=place.active,
+        confidence=jnp.take_along_axis(state.confidence, place.position, axis=1),
+        text=None if text is None else jnp.take_along_axis(text, place.position, axis=1),
+    )
 
 
 def _ended(sampler: Sampler, state: Generation, step: Int[Array, "B"]) -> Int[Array, "B"]:
@@ -313,18 +337,28 @@ def _read(
     features: Float[Array, "B W D"],
     window: Window,
     position: Int[Array, "B W"],
-) -> PyTree[Array]:
-    """The rule's readings of the window, [B, W]; logits exist for `spec.chunk` positions a time.
+) -> tuple[PyTree[Array], Float32[Array, "B W"] | None]:
+    """The rule's readings of the window, [B, W], and the entropies that adaptive windows need.
+
+    Logits exist for `spec.chunk` positions a time.
 
     Each position has a key of its own, so that nothing depends on how positions are grouped.
     """
     spec = sampler.spec
     keys = jax.vmap(lambda k, p: jax.vmap(lambda i: jax.random.fold_in(k, i))(p))(key, position)
-    one = jax.vmap(jax.vmap(functools.partial(rule.read, spec.kernel, spec.objective)))
 
-    def chunk(inputs: tuple[Any, ...]) -> Any:
+    def read(key: Key[Array, ""], logits: Float[Array, "N"], at: Window) -> tuple[Any, Any]:
+        reading = rule.read(spec.kernel, spec.objective, key, logits, at)
+        if not isinstance(spec.schedule, Adaptive):
+            return reading, None
+        return reading, entropy(rule.log_prediction(spec.kernel, spec.objective, logits, at))
+
+    one = jax.vmap(jax.vmap(read))
+
+    def chunk(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
         feature, keys, window = inputs
-        return one(keys, sampler.network.logits(params, feature), window)
+        found: tuple[Any, Any] = one(keys, sampler.network.logits(params, feature), window)
+        return found
 
     inputs = (features, keys, window)
     width = position.shape[1]
@@ -335,35 +369,11 @@ def _read(
     # The last chunk is filled with positions that were read already.
     index = jnp.minimum(jnp.arange(chunks * size), width - 1).reshape(chunks, size)
     parts = jax.lax.map(lambda i: chunk(jax.tree.map(lambda x: x[:, i], inputs)), index)
-    return jax.tree.map(
+    found: tuple[Any, Any] = jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], chunks * size, *x.shape[3:])[:, :width],
         parts,
     )
-
-
-# ---------------------------------------------------------------------------------------------
-# Steps that have anything to do.
-
-
-def _following(
-    schedule: Hyperschedule, open_: Bool[Array, "B L"]
-) -> Int32[Array, "B {schedule.steps}+1"]:
-    """The first step from each on at which an open position is active; S where there is none."""
-    steps = jnp.arange(schedule.steps)
-    active = layouts.is_active(schedule, steps[:, None], jnp.arange(schedule.length)[None])
-    useful = jnp.einsum("sl,bl->bs", active.astype(jnp.float32), open_.astype(jnp.float32)) > 0
-    ends = jnp.full((open_.shape[0], 1), schedule.steps)
-    own = jnp.concatenate([jnp.where(useful, steps[None], schedule.steps), ends], axis=1)
-    return jax.lax.cummin(own, axis=1, reverse=True).astype(jnp.int32)
-
-
-def _next_opening(schedule: Hyperschedule) -> Int32[Array, "{schedule.steps}"]:
-    """For each step, the next one that shows a new position; S where none does."""
-    with jax.ensure_compile_time_eval():
-        steps = jnp.arange(schedule.steps)
-        grows = schedule.frontier(steps + 1) > schedule.frontier(steps)
-        own = jnp.append(jnp.where(grows, steps, schedule.steps), schedule.steps)
-        return jax.lax.cummin(own, reverse=True)[1:].astype(jnp.int32)
+    return found
 
 
 def _ends(

@@ -18,6 +18,7 @@ from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.sampling import update_rule
 from hybrid_jax.sampling.setting import setting
 from hybrid_jax.sampling.update_rule import Moved, OneKey, Rule, Window
+from hybrid_jax.sampling.windows import entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,7 @@ class EntropyBound(Order):
     )
 
     def doubt(self, log_p: Float[Array, "N"]) -> Float32[Array, ""]:
-        p = jnp.exp(log_p)
-        return -jnp.sum(jnp.where(p > 0, p * log_p, 0.0))
+        return entropy(log_p)
 
     def sure(
         self, doubt: Float32[Array, "W"], rank: Int[Array, "W"], masked: Bool[Array, "W"]

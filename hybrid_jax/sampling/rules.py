@@ -27,7 +27,9 @@ from hybrid_jax.sampling import update_rule
 from hybrid_jax.sampling.draw import Warp, sample_categorical
 from hybrid_jax.sampling.orders import EntropyBound, Margin, MaxProbability
 from hybrid_jax.sampling.setting import Setting, check_ranges, setting, settings_of
+from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.update_rule import Moved, OneKey, Prediction, Rule, Window
+from hybrid_jax.sampling.windows import Windows
 
 Number = float | int | Num[Array, ""]
 """A setting: a Python number, or traced."""
@@ -46,6 +48,7 @@ class Ancestral(Rule):
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         self.warp.check()
+        self.windows.check()
         check_ranges(self)
 
     def read(
@@ -279,6 +282,10 @@ def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[
 # help texts follow.
 
 
+COMMON = settings_of(Warp) | settings_of(Windows)
+"""Settings of all rules."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NamedRule:
     """A rule as people choose it.
@@ -294,8 +301,8 @@ class NamedRule:
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Its settings and those of its warp, without the fixed ones."""
-        every = {**settings_of(self.kind), **settings_of(Warp)}
+        """Its settings and those of all rules, without the fixed ones."""
+        every = {**settings_of(self.kind), **COMMON}
         fixed = {*self.fixed, *(("top_k", "top_p") if self.fixed.get("temperature") == 0 else ())}
         return {name: known for name, known in every.items() if name not in fixed}
 
@@ -321,6 +328,10 @@ NAMED = {
     "max_probability": NamedRule(
         kind=MaxProbability, about="reveals first where the likeliest token is likeliest"
     ),
+    "speculative": NamedRule(
+        kind=Speculative,
+        about="drafts a window in one call, and keeps what autoregression agrees with in another",
+    ),
     "greedy": NamedRule(
         kind=Threshold,
         about="the likeliest tokens of the surest positions",
@@ -330,8 +341,8 @@ NAMED = {
 
 OPTIONS = {
     name: known for named in NAMED.values() for name, known in settings_of(named.kind).items()
-} | settings_of(Warp)
-"""Every setting of a rule or a warp, by name; defaults are those of the last rule that has it."""
+} | COMMON
+"""Every setting of rules, by name; defaults are those of the last rule that has it."""
 
 
 def with_option(name: str) -> list[str]:
@@ -342,14 +353,14 @@ def with_option(name: str) -> list[str]:
 def describe(option: str) -> str:
     """The help text of a setting: which rules have it, its meaning and its values."""
     known = OPTIONS[option]
-    if option in settings_of(Warp):
+    if option in COMMON:
         return f"{known.about}; {known.values}"
     abouts = [f"of {rule}: {NAMED[rule].settings[option].about}" for rule in with_option(option)]
     return f"{'; '.join(abouts)}; {known.values}"
 
 
 def make(name: str, **settings: Any) -> Rule:
-    """The rule of a name, with those settings of it and of its warp that are not None.
+    """The rule of a name, with those of its settings that are not None.
 
     Raises UserError for an unknown name, or a setting that the rule does not have.
     """
@@ -366,6 +377,9 @@ def make(name: str, **settings: Any) -> Rule:
                 "it out."
             )
     given |= named.fixed
-    warp = {key: given.pop(key) for key in settings_of(Warp) if key in given}
-    rule: Rule = named.kind(**given, warp=Warp(**warp))
+    warp, windows = (
+        kind(**{key: given.pop(key) for key in settings_of(kind) if key in given})
+        for kind in (Warp, Windows)
+    )
+    rule: Rule = named.kind(**given, warp=warp, windows=windows)
     return rule

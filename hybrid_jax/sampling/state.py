@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.loss import Network, Spec
 from hybrid_jax.models.cache import AXES as CACHE_AXES
 
@@ -60,6 +61,8 @@ class Sampler:
     def capacity(self) -> int:
         """Settled tokens that a round can feed beside the window: those of one step."""
         schedule = self.spec.schedule
+        if isinstance(schedule, Adaptive):
+            return schedule.width
         with jax.ensure_compile_time_eval():
             settled = np.asarray(schedule.settled(np.arange(schedule.steps)))
         most = int(np.diff(settled).max(initial=0))
@@ -89,7 +92,7 @@ class Generation:
       sweep: int32 [B], closing sweeps done at this step, plus one; 0 before its update.
       filled: int32 [B], slots filled in the cache.
       cache: of the network.
-      following: int32 [B, S + 1], the first step from each on that has anything to do.
+      following: int32 [B, F], see `path.following`.
       nfe: int32 [B], rounds of the network that the text took part in.
       corrections: int32 [B], shown tokens that were replaced or masked again.
       text: int32 [B, L], tokens to take in place of drawn ones (see `likelihood`); None to draw.
@@ -105,7 +108,7 @@ class Generation:
     sweep: Int32[Array, "B"]
     filled: Int32[Array, "B"]
     cache: PyTree
-    following: Int32[Array, "B S+1"]
+    following: Int32[Array, "B F"]
     nfe: Int32[Array, "B"]
     corrections: Int32[Array, "B"]
     text: Int32[Array, "B L"] | None = None

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Logits, Objective
 from hybrid_jax.sampling.draw import Warp, sample_categorical
 from hybrid_jax.sampling.setting import check_ranges
+from hybrid_jax.sampling.windows import Windows
 
 OneKey = Key[Array, ""]
 Moved = tuple[Int[Array, "W"], Float32[Array, "W"]]
@@ -63,10 +65,12 @@ class Rule(abc.ABC):
 
     Attributes:
       warp: of the prediction, before a token is drawn from it.
+      windows: the choice of their widths.
       adaptive: whether a text moves on as soon as its window holds no MASK.
     """
 
     warp: Warp = Warp()
+    windows: Windows = Windows()  # noqa: RUF009 - frozen
     adaptive: ClassVar[bool] = False
 
     @property
@@ -74,14 +78,33 @@ class Rule(abc.ABC):
         """Most closing sweeps (see `rules.ACS`)."""
         return 0
 
+    @property
+    def free_windows(self) -> bool:
+        """Whether windows begin and end where texts tell (see `method.adaptive`)."""
+        return self.windows.window_entropy is not None
+
+    def spec(self, spec: Spec) -> Spec:
+        """The spec that texts of this rule are made with. Raises UserError if it has none."""
+        return self.windows.spec(spec)
+
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         """Raises UserError for settings without meaning, or a kernel it does not go with."""
         self.warp.check()
+        self.windows.check()
         check_ranges(self)
         if not kernel.masks:
             raise UserError(
                 f"This rule works on MASK, which {kernel.name} noise never shows: choose ancestral."
             )
+
+    def log_prediction(
+        self, kernel: NoiseKernel, objective: Objective, logits: Logits, at: Window
+    ) -> Float[Array, "N"]:
+        """log p of the clean token of one position."""
+        if objective.parameterisation == "score":
+            # The step to level 0 of the scores is their prediction of the clean token.
+            return objective.reverse_step(kernel, logits, at.tokens, 0.0, at.level)[:-1]
+        return objective.log_prediction(kernel, logits, at.tokens, at.level)
 
     def doubt(self, log_p: Float[Array, "N"]) -> Float32[Array, ""]:
         """The doubt about one position, from its plain prediction alone (see `Prediction`)."""
@@ -91,11 +114,7 @@ class Rule(abc.ABC):
         self, kernel: NoiseKernel, objective: Objective, key: OneKey, logits: Logits, at: Window
     ) -> Any:
         """Vocabulary-sized work of one position: a pytree of scalars, by default a `Prediction`."""
-        if objective.parameterisation == "score":
-            # The step to level 0 of the scores is their prediction of the clean token.
-            log_p = objective.reverse_step(kernel, logits, at.tokens, 0.0, at.level)[:-1]
-        else:
-            log_p = objective.log_prediction(kernel, logits, at.tokens, at.level)
+        log_p = self.log_prediction(kernel, objective, logits, at)
         token = sample_categorical(key, self.warp(log_p)) if at.text is None else at.text
         p = jnp.exp(log_p)
         shown = at.tokens != kernel.mask

@@ -154,9 +154,9 @@ def train(
     throughput = Throughput(
         tokens=size * run.manifest.length,
         devices=mesh.size,
-        flops=size * flops.training_flops(setup.network, setup.spec),
         peak=flops.peak_flops(mesh.devices.flat[0]),
     )
+    work = [size * flops.training_flops(own.network, own.spec) for own in setup.each]
     lead = distributed.is_process0()
 
     def claim() -> None:
@@ -191,9 +191,10 @@ def train(
             started()
             say(f"already trained for {start} steps")
             return state
-        update = setup.compile_step(mesh)
+        updates = [own.compile_step(mesh) for own in setup.each]
         saved = start
-        pending: list[dict[str, jax.Array]] = []
+        turns: list[int] = []  # that `pending` metrics are of
+        pending: list[Metrics] = []
         ahead: collections.deque[jax.Array] = collections.deque()
         log = raise_on_all(lambda: Log(workdir, run.experiment, start=start))
         tracing = contextlib.ExitStack()
@@ -212,7 +213,8 @@ def train(
                 if profile is not None and done == traced[0]:
                     tracing.enter_context(jax.profiler.trace(str(profile)))
                 with jax.profiler.StepTraceAnnotation("train", step_num=done):
-                    state, metrics = update(state, placed)
+                    turns.append(setup.turn(done - 1))
+                    state, metrics = updates[turns[-1]](state, placed)
                 if done == start + 1:
                     jax.block_until_ready(metrics)
                     raise_on_all(claim)
@@ -235,10 +237,10 @@ def train(
                 last = done == config.steps
                 saves = stops or last or done % config.checkpoint_every == 0
                 if saves or done % config.log_every == 0:
-                    values = _collect(pending, done, saved, run.experiment)
+                    values = _collect(pending, turns, done, saved, run.experiment)
                     values["learning_rate"] = float(learning_rate(done - 1))
-                    values |= throughput.read(len(pending))
-                    pending = []
+                    values |= throughput.read(len(pending), sum(work[turn] for turn in turns))
+                    pending, turns = [], []
                     raise_on_all(functools.partial(log.train, done, values))
                 score = None
                 with throughput.paused():
@@ -291,9 +293,11 @@ def _check_profile(folder: Path, traced: range, steps: int) -> None:
 
 
 def _collect(
-    pending: list[Metrics], done: int, saved: int, experiment: Experiment
+    pending: list[Metrics], turns: list[int], done: int, saved: int, experiment: Experiment
 ) -> dict[str, float]:
     """Means of the metrics since the last call. Raises UserError if any is not finite.
+
+    Where steps are given to several hyperschedules, the loss of each is there too.
 
     Only here does the host wait for the devices to finish all steps.
     """
@@ -307,4 +311,11 @@ def _collect(
                 f"{bad[0]} became {float(values[bad[0]])} at step {step}; {kept}: "
                 f"lower optimizer.learning_rate (now {experiment.optimizer.learning_rate:g})."
             )
-    return {name: float(np.mean([v[name] for v in fetched])) for name in fetched[0]}
+    means = {name: float(np.mean([v[name] for v in fetched])) for name in fetched[0]}
+    every = experiment.each if len(experiment.each) > 1 else ()
+    for number, own in enumerate(every):
+        losses = [v["loss"] for v, turn in zip(fetched, turns, strict=True) if turn == number]
+        if losses:
+            name = own.schedule.build(experiment.data.length).name
+            means[f"loss of {name}"] = float(np.mean(losses))
+    return means

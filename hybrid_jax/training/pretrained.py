@@ -11,6 +11,7 @@ from hybrid_jax.config import Experiment
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.method.loss import Spec
+from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
@@ -42,7 +43,12 @@ class Pretrained:
 
 
 def load(
-    workdir: str | Path, *, step: int | Literal["best"] | None = None, mesh: Mesh | None = None
+    workdir: str | Path,
+    *,
+    step: int | Literal["best"] | None = None,
+    mesh: Mesh | None = None,
+    schedule: str | None = None,
+    strict: bool = False,
 ) -> Pretrained:
     """Opens a workdir; safe beside a training that writes to it.
 
@@ -51,9 +57,13 @@ def load(
         the newest that is intact.
       mesh: of the devices to use, which cuts the parameters as in training; None for the first
         device alone.
+      schedule: a hyperschedule in place of the trained one, "block:width=8:levels=4". Bounds and
+        texts are right under any, and good under those that it was trained for.
+      strict: whether a family and width that it was not trained for are refused.
 
     Raises:
-      UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read.
+      UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read, or the
+        hyperschedule is none for it.
     """
     workdir = expanded(workdir)
     experiment, tokenizer, data = raise_on_all(
@@ -63,6 +73,8 @@ def load(
             workdirs.load_data(workdir),
         )
     )
+    if schedule is not None:
+        experiment = _on(experiment, schedule, strict=strict)
     network = experiment.network(tokenizer.vocab_size)
     mesh = mesh or sharding.one_device()
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
@@ -89,3 +101,16 @@ def load(
         data=data,
         mesh=mesh,
     )
+
+
+def _on(experiment: Experiment, schedule: str, *, strict: bool) -> Experiment:
+    wanted, known = ScheduleConfig.parse(schedule), experiment.schedule.each
+    if strict and wanted.window not in [own.window for own in known]:
+        trained = " and ".join(own.build(experiment.data.length).name for own in known)
+        raise UserError(
+            f"{experiment.name} was trained on {trained}, and not on {schedule}: choose one of "
+            "these, or leave out --strict."
+        )
+    chosen = experiment.on(wanted)
+    chosen.check()
+    return chosen

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax import optim
 from hybrid_jax.config import Experiment
+from hybrid_jax.data import mixture
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.loss import Spec
@@ -56,12 +57,17 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSetup:
-    """An experiment with its parts built for a vocabulary. Needs no data."""
+    """An experiment with its parts built for a vocabulary. Needs no data.
+
+    Attributes:
+      others: for the other hyperschedules that steps are given to, see `Experiment.each`.
+    """
 
     experiment: Experiment
     spec: Spec
     network: Transformer
     optimizer: optax.GradientTransformation
+    others: tuple[Spec, ...] = ()
 
     @classmethod
     def build(
@@ -70,12 +76,24 @@ class TrainSetup:
         """The setup for N = `vocab_size` real tokens; for `bos` and `eos` see `Spec`."""
         network = experiment.network(vocab_size)
         params = jax.eval_shape(network.init, jax.random.key(0))
+        spec, *others = (own.spec(vocab_size, bos, eos) for own in experiment.each)
         return cls(
             experiment=experiment,
-            spec=experiment.spec(vocab_size, bos, eos),
+            spec=spec,
+            others=tuple(others),
             network=network,
             optimizer=optim.make_optimizer(experiment.optimizer, experiment.train.steps, params),
         )
+
+    @property
+    def each(self) -> tuple[Self, ...]:
+        """A setup for each hyperschedule, the own first; they share the state."""
+        every = (self.spec, *self.others)
+        return tuple(dataclasses.replace(self, spec=spec, others=()) for spec in every)
+
+    def turn(self, step: int) -> int:
+        """The place in `each` of the one whose update a step makes: a function of the step."""
+        return mixture.place(self.experiment.shares, 1, step)[0]
 
     def key(self, purpose: KeyPurpose) -> Key[Array, ""]:
         """The key of one purpose."""

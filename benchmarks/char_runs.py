@@ -1,0 +1,238 @@
+"""Runs on windows of a text of characters, as nanoGPT makes them, with every method.
+
+nanoGPT draws windows anywhere in the first 90 % of a text, and predicts 64 characters of each, of
+which the first is given one before it. Here a record has 65 characters and the first is given, so
+that every method bounds the same −log p(64 characters | the one before them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hybrid_jax.config import Experiment
+from hybrid_jax.data import pipeline
+from hybrid_jax.data.tokenizers import char
+from hybrid_jax.errors import UserError
+from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime.checkpoint import Checkpointer
+from hybrid_jax.runtime.command_line import read_config
+from hybrid_jax.runtime.json_text import file_name, write_json
+from hybrid_jax.runtime.progress import Progress
+from hybrid_jax.training import flops, statistics
+from hybrid_jax.training.likelihood import evaluate_bound, is_exact
+from hybrid_jax.training.train_step import KeyPurpose, TrainSetup, TrainState, train_step
+
+CONTEXT, BATCH = 64, 12  # characters that are predicted, windows of a step
+_EVALUATED = 128  # windows at a time
+_SAVED = 500  # steps from a checkpoint to the next
+
+FLAT = {"schedule.family": "flat"}
+BLOCK = {"schedule.family": "block", "schedule.width": "16"}
+METHODS: dict[str, tuple[str, dict[str, str]]] = {  # config, and what differs from it
+    "AR": ("ar", {}),
+    "MDLM": ("mdlm", {}),
+    "SEDD": ("sedd", {}),
+    "BD3-LM, blocks of 4": ("bd3lm", BLOCK | {"schedule.width": "4"}),
+    "BD3-LM, blocks of 16": ("bd3lm", BLOCK),
+    "γ-hybrid, flat": ("gamma_hybrid", FLAT),
+    "γ-hybrid, blocks of 16": ("gamma_hybrid", BLOCK),
+    "ε-hybrid, flat": ("epsilon_hybrid", FLAT),
+    "ε-hybrid, blocks of 16": ("epsilon_hybrid", BLOCK),
+    "γ-hybrid, slide of 16": ("slide", BLOCK | {"schedule.family": "slide"}),
+}
+# The network and the optimizer of nanoGPT's command for processors, as far as there is one here.
+SETTINGS = {
+    "data.tokenizer": "char", "data.length": str(CONTEXT + 1), "model.layers": "4",
+    "model.width": "128", "model.heads": "4", "model.activation": "gelu", "model.qk_norm": "false",
+    "optimizer.name": "adamw", "optimizer.learning_rate": "0.001", "optimizer.warmup_steps": "100",
+    "optimizer.final_fraction": "0.1", "optimizer.beta1": "0.9", "optimizer.beta2": "0.99",
+    "optimizer.weight_decay": "0.1", "optimizer.clip_norm": "1", "train.batch_size": str(BATCH),
+    "train.ema_decay": "0", "train.loss_chunk": str(CONTEXT + 1),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """Ids of characters, int32, to train on and to validate on; N is the number of characters."""
+
+    train: np.ndarray
+    valid: np.ndarray
+    size: int
+
+    @classmethod
+    def read(cls, path: str) -> Text:
+        """A file, of which the last tenth is for validation."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{path} cannot be read as text ({error}): give another file."
+            ) from error
+        tokens = char.of_texts([text])
+        ids, count = tokens.encode(text), int(0.9 * len(text))
+        if len(text) - count <= CONTEXT:
+            raise UserError(f"{path} is too short: its last tenth must be longer than {CONTEXT}.")
+        return cls(train=ids[:count], valid=ids[count:], size=len(tokens.characters))
+
+
+class Windows:
+    """Windows of ids that begin at `starts`, to be read as records (`pipeline.Readable`)."""
+
+    def __init__(self, ids: np.ndarray, starts: np.ndarray):
+        self._ids, self._starts = ids, starts
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def first(self, count: int) -> np.ndarray:
+        return np.arange(count)
+
+    def read(self, numbers: Sequence[int]) -> pipeline.Batch:
+        starts = self._starts[np.asarray(numbers)]
+        tokens = self._ids[starts[:, None] + np.arange(CONTEXT + 1)]
+        return {"tokens": tokens, "given": np.ones(len(starts), np.int32)}
+
+
+def drawn(ids: np.ndarray, count: int, *seed: int) -> Windows:
+    """Windows drawn as nanoGPT draws them: each place is as likely, and may come again."""
+    return Windows(ids, np.random.default_rng(seed).integers(0, len(ids) - CONTEXT, count))
+
+
+def every(ids: np.ndarray, stride: int = 1) -> Windows:
+    """All windows, or with a stride of `CONTEXT` those that predict each character once."""
+    return Windows(ids, np.arange(0, len(ids) - CONTEXT, stride))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training of a method.
+
+    Attributes:
+      marks: steps, rising; after each of them the run is evaluated, and it ends with the last.
+      settings: that differ from those of the method and from `SETTINGS`.
+      draws: of noise for each window of an evaluation; 1 where the bound is exact.
+    """
+
+    method: str
+    seed: int
+    marks: tuple[int, ...]
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    draws: int = 4
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        config, own = METHODS[self.method]
+        last = {"train.steps": str(self.marks[-1]), "train.seed": str(self.seed)}
+        return Experiment.from_config(
+            read_config(config), {**SETTINGS, **own, **self.settings, **last}
+        )
+
+    def setup(self, size: int) -> TrainSetup:
+        """The parts over `size` characters; bos is MASK, which AR does not have."""
+        return TrainSetup.build(self.experiment, size, bos=size)
+
+    def folder(self, root: Path, text: Text) -> Path:
+        values = [dataclasses.asdict(self.experiment), self.marks, self.draws]
+        return root / file_name(f"{self.method}-{self.seed}", [*values, len(text.train), text.size])
+
+    def found(self, root: Path, text: Text) -> dict[str, Any]:
+        """What is known by now: evaluations by step."""
+        file = self.folder(root, text) / "found.json"
+        return json.loads(file.read_text("utf-8")) if file.exists() else {}
+
+    def done(self, root: Path, text: Text) -> bool:
+        return str(self.marks[-1]) in self.found(root, text)
+
+    def train(self, root: Path, text: Text, progress: Progress, before: float) -> None:
+        """Trains from where it was, and stores each evaluation in the folder of the run.
+
+        Args:
+          before: GFLOP of all runs before this one, which `progress` counts.
+        """
+        folder, setup = self.folder(root, text), self.setup(text.size)
+        cost = step_flops(self.method, text.size)
+        step = jax.jit(functools.partial(train_step, setup), donate_argnums=0)
+        with Checkpointer(folder / "checkpoints", keep=1) as saver:
+            restored = saver.restore(setup.abstract_state(sharding.one_device()))
+            start, state = restored if restored else (0, jax.jit(setup.init)())
+            found = self.found(root, text)
+            losses: list[jax.Array] = []
+            for number in range(start, self.marks[-1]):
+                batch = drawn(text.train, BATCH, self.seed, number).read(range(BATCH))
+                state, metrics = step(state, {**batch, "index": np.arange(BATCH, dtype=np.int32)})
+                losses.append(metrics["loss"])
+                marked = number + 1 in self.marks
+                if marked:
+                    loss = float(np.mean(jax.device_get(losses[-50:])))
+                    at = self.evaluate(setup, state, every(text.valid, CONTEXT))
+                    found[str(number + 1)] = {"loss": loss, **at}
+                    write_json(folder / "found.json", found)
+                if marked or (number + 1) % _SAVED == 0:
+                    saver.save(number + 1, state)
+                if marked or (number + 1) % 50 == 0:
+                    shown = {"loss": float(losses[-1])}  # also keeps the host from running ahead
+                    progress.update(int(before + (number + 1) * cost / 1e9), shown)
+
+    def evaluate(self, setup: TrainSetup, state: TrainState, windows: Windows) -> dict[str, Any]:
+        """The bound on some windows, nats a character: the mean of each draw, and the standard
+        error over windows of the first."""
+        bound = self.experiment.bound(setup.network.vocab_size)
+        draws = 1 if is_exact(setup.spec, bound) else self.draws
+        key = jax.random.fold_in(jax.random.key(0), KeyPurpose.EVALUATION)  # equal for all runs
+        estimates = [
+            evaluate_bound(
+                setup.spec, setup.network, state.ema,
+                pipeline.evaluation_batches(windows, _EVALUATED), bound,
+                key=jax.random.fold_in(key, draw), draws=1, bytes_per_token=1.0,
+            )
+            for draw in range(draws)
+        ]  # fmt: skip
+        return {
+            "bound": estimates[0].bound,
+            "nats": [estimate.nll for estimate in estimates],
+            "error": estimates[0].nll_se,
+        }
+
+    def restore(self, root: Path, text: Text) -> tuple[TrainSetup, TrainState]:
+        """The end of a run that is done."""
+        setup = self.setup(text.size)
+        with Checkpointer(self.folder(root, text) / "checkpoints", read_only=True) as saver:
+            found = saver.restore(setup.abstract_state(sharding.one_device()))
+        assert found is not None
+        return setup, found[1]
+
+
+@functools.cache
+def step_flops(method: str, size: int) -> float:
+    """FLOPs of a step of a method over `size` characters."""
+    setup = Run(method=method, seed=0, marks=(1,)).setup(size)
+    return BATCH * flops.training_flops(setup.network, setup.spec)
+
+
+def work(runs: Sequence[Run], root: Path, text: Text) -> Iterator[Run]:
+    """Does what is left of some runs, one after the other, and gives each when it is done."""
+    left = [run for run in runs if not run.done(root, text)]
+    costs = [run.marks[-1] * step_flops(run.method, text.size) / 1e9 for run in left]
+    with Progress(total=round(sum(costs)), unit="GFLOP", interval=60.0) as progress:
+        for number, run in enumerate(left):
+            progress.note(f"{run.method}, seed {run.seed}, {run.marks[-1]:,} steps")
+            run.train(root, text, progress, sum(costs[:number]))
+            yield run
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error, which is NaN for one value."""
+    return statistics.mean_and_standard_error(np.asarray(values))
+
+
+def with_error(value: float, error: float) -> str:
+    return f"{value:.3f}" if math.isnan(error) else f"{value:.3f} ± {error:.3f}"

@@ -1,0 +1,142 @@
+"""Many epochs on little data: the bound on unseen text after 1, 2, 4 … epochs on the same text.
+
+    python benchmarks/epochs.py --text=input.txt --out=benchmarks/results/epochs.jsonl
+
+Network, windows, batch and optimizer are those of benchmarks/shakespeare.py, on the first
+characters of its text; validation is on the same last tenth. A method has one run, with a constant
+learning rate after the warm-up, so that each point of a curve is what a run that ends there would
+have had. An epoch is as many predicted characters as there are to train on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+import char_runs
+import command
+import device
+from char_runs import BATCH, CONTEXT, Run, Text, step_flops
+
+from hybrid_jax.figures import canvas
+from hybrid_jax.figures.palette import INK
+from hybrid_jax.runtime import compilation_cache
+from hybrid_jax.runtime.command_line import Parser, path_of, within
+from hybrid_jax.runtime.files import check_writable, expanded, write_atomic
+from hybrid_jax.runtime.json_text import json_text
+
+METHODS = ("AR", "MDLM", "BD3-LM, blocks of 16", "γ-hybrid, flat", "ε-hybrid, flat")
+LOOKS = dict(zip(METHODS, zip(("#1a1a1a", "#0072b2", "#56b4e9", "#d55e00", "#009e73"), "XosD^",
+                              strict=True), strict=True))  # fmt: skip
+CONSTANT = {"optimizer.schedule": "constant", "optimizer.final_fraction": "none"}
+
+
+def marks(characters: int, most: int) -> dict[int, int]:
+    """The step after each of 1, 2, 4 … epochs."""
+    epochs = [1 << power for power in range(most.bit_length())]
+    return {epoch: round(epoch * characters / (BATCH * CONTEXT)) for epoch in epochs}
+
+
+def rows_of(runs: list[Run], options: argparse.Namespace, text: Text) -> list[dict[str, Any]]:
+    """Runs that have begun, as lines of the results."""
+    steps = marks(options.characters, options.epochs)
+    rows = []
+    for run in runs:
+        found = run.found(expanded(options.folder), text)
+        if found:
+            rows.append({
+                "method": run.method, "seed": run.seed, "characters": options.characters,
+                "gflop_a_step": round(step_flops(run.method, text.size) / 1e9, 3),
+                "epochs": {e: found[str(step)] for e, step in steps.items() if str(step) in found},
+            })  # fmt: skip
+    return rows
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """A line a method, a column an epoch; the mean of the seeds that got there, and each."""
+    epochs = sorted({epoch for row in rows for epoch in row["epochs"]})
+    lines = [
+        f"| method | {' | '.join(f'after {epoch}' for epoch in epochs)} |",
+        "|---" * (1 + len(epochs)) + "|",
+    ]
+    for method in METHODS:
+        own = [row for row in rows if row["method"] == method]
+        cells = []
+        for epoch in epochs:
+            each = [_nats(row, epoch) for row in own if epoch in row["epochs"]]
+            mean = f"{sum(each) / len(each):.3f} " if len(each) > 1 else ""
+            shown = ", ".join(f"{value:.3f}" for value in each)
+            cells.append(f"{mean}({shown})" if mean else shown or "–")
+        if own:
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _nats(row: dict[str, Any], epoch: int) -> float:
+    return char_runs.mean_and_error(row["epochs"][epoch]["nats"])[0]
+
+
+def draw(rows: list[dict[str, Any]]) -> bytes:
+    """A PNG: a curve a run; a method has its colour, a seed its line."""
+    figure = canvas.figure(8, 4.8, "")
+    axes = figure.subplots()
+    for row in rows:
+        epochs = list(row["epochs"])
+        colour, marker = LOOKS[row["method"]]
+        axes.plot(
+            epochs, [_nats(row, epoch) for epoch in epochs], color=colour, marker=marker, ms=5,
+            lw=1.3, ls=("-", "--", ":")[row["seed"] % 3],
+            label=f"{row['method']}, seed {row['seed']}",
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("epochs", color=INK)
+    axes.set_ylabel("nats per character of validation text (bounds; AR: exact)", fontsize=9)
+    axes.grid(visible=True, alpha=0.25)
+    axes.legend(fontsize=8)
+    return canvas.png(figure)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.picture:
+        check_writable(options.picture)
+    compilation_cache.use()
+    whole, out = Text.read(options.text), expanded(options.out)
+    text = dataclasses.replace(whole, train=whole.train[: options.characters])
+    steps = tuple(marks(options.characters, options.epochs).values())
+    runs = [
+        Run(method=method, seed=seed, marks=steps, settings=CONSTANT, draws=2)
+        for seed in range(options.seeds)
+        for method in METHODS
+    ]
+
+    def store() -> None:
+        rows = rows_of(runs, options, text)
+        write_atomic(out, "".join(json_text(row) + "\n" for row in rows))
+        write_atomic(out.with_suffix(".md"), f"{device.origin()}\n{as_markdown(rows)}\n")
+        if options.picture:
+            write_atomic(options.picture, draw(rows))
+
+    for _ in char_runs.work(runs, expanded(options.folder), text):
+        store()
+    store()  # all may be done already
+    print(out.with_suffix(".md").read_text("utf-8"))
+
+
+def main() -> int:
+    parser = Parser(description="Bounds after many epochs on little data.")
+    add = parser.add_argument
+    add("--text", type=path_of, required=True, help="tiny Shakespeare, input.txt")
+    add("--characters", type=within(1000), default=50_000, help="of training (%(default)s)")
+    add("--epochs", type=within(1), default=64, help="at most (default: %(default)s)")
+    add("--seeds", type=within(1), default=2, help="default: %(default)s")
+    add("--folder", type=path_of, default="runs/epochs", help="of runs (%(default)s)")
+    add("--out", required=True, help="a run a line, .jsonl; the table beside it as .md")
+    add("--picture", help="PNG file")
+    return command.run(parser, _run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""A hyperschedule and its noise as settings, and their names on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from hybrid_jax.errors import UserError, check_settings, only, resolved
+from hybrid_jax.method import hyperschedule, noising
+from hybrid_jax.method.hyperschedule import Hyperschedule
+from hybrid_jax.method.noising import NoiseKernel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """A hyperschedule.
+
+    Attributes:
+      family: see `method.hyperschedule`.
+      width: ω of a block or slide; 16 for None.
+      levels: T; None for the length of a flat schedule and the width of the others, which is one
+        step for each position.
+      also: other hyperschedules that some training steps are given to, such as
+        "quenched_ar,block:width=4,flat:levels=64". The network is one and the same.
+      weights: shares of the steps for this hyperschedule and those of `also`, "0.5,0.25,0.25", and
+        those from a later step on, "0.5,0.25,0.25 1000:0.8,0.1,0.1"; equal for None.
+    """
+
+    family: Literal["quenched_ar", "flat", "block", "slide"] = "block"
+    width: int | None = only(16, family=("block", "slide"))
+    levels: int | None = only(family=("flat", "block", "slide"))
+    also: str = ""
+    weights: str | None = only(also="?*")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "schedule.", width=1, levels=1)
+
+    @classmethod
+    def parse(cls, text: str) -> ScheduleConfig:
+        """From one word, "block:width=8:levels=4".
+
+        Raises:
+          UserError: for an unknown family or setting, or a bad value.
+        """
+        family, *settings = text.split(":")
+        values: dict[str, Any] = {}
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            if name not in ("width", "levels") or name in values or not value.isdecimal():
+                raise UserError(
+                    f"{setting!r} in {text!r} sets nothing of a hyperschedule: write, for example, "
+                    "block:width=8:levels=4."
+                )
+            values[name] = int(value)
+        return cls(family=family, **values)  # type: ignore[arg-type]  # checked there
+
+    @property
+    def each(self) -> tuple[ScheduleConfig, ...]:
+        """This hyperschedule alone, and those of `also`."""
+        if not self.also:
+            return (self,)
+        own = dataclasses.replace(self, also="", weights=None)
+        return (own, *map(self.parse, self.also.split(",")))
+
+    @property
+    def window(self) -> tuple[str, int | None]:
+        """Family and width, which tell what a network is trained for; any levels will do."""
+        return self.family, resolved(self).width
+
+    def resolved(self, length: int) -> ScheduleConfig:
+        """The same with the values that None stands for."""
+        known: ScheduleConfig = resolved(self)
+        if self.family == "quenched_ar" or self.levels is not None:
+            return known
+        return dataclasses.replace(known, levels=known.width or length)
+
+    def build(self, length: int) -> Hyperschedule:
+        """The hyperschedule over `length` positions."""
+        known: Any = self.resolved(length)
+        if self.family == "quenched_ar":
+            return hyperschedule.quenched_ar(length=length)
+        if self.family == "flat":
+            return hyperschedule.flat(length=length, levels=known.levels)
+        make = hyperschedule.block if self.family == "block" else hyperschedule.slide
+        return make(length=length, width=known.width, levels=known.levels)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """A noise kernel; gamma and epsilon, 0.01 for None, belong to the kernels of these names."""
+
+    kernel: Literal["absorbing", "uniform", "gamma", "epsilon"] = "absorbing"
+    gamma: float | None = only(0.01, kernel="gamma")
+    epsilon: float | None = only(0.01, kernel="epsilon")
+
+    def __post_init__(self) -> None:
+        check_settings(self, "noise.")
+
+    def build(self, vocab_size: int) -> NoiseKernel:
+        """The kernel over N = `vocab_size` real tokens."""
+        known = resolved(self)
+        match self.kernel:
+            case "absorbing":
+                return noising.absorbing(vocab_size=vocab_size)
+            case "uniform":
+                return noising.uniform(vocab_size=vocab_size)
+            case "gamma":
+                return noising.gamma_hybrid(vocab_size=vocab_size, gamma=known.gamma)
+            case "epsilon":
+                return noising.epsilon_hybrid(vocab_size=vocab_size, epsilon=known.epsilon)
