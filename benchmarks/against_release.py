@@ -43,7 +43,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.mask_blocks import Pattern
 from hybrid_jax.method.objective import Objective
-from hybrid_jax.models.transformer import ModelConfig
+from hybrid_jax.models.settings import ModelConfig
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.json_text import json_text

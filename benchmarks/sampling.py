@@ -125,7 +125,7 @@ def products(network: Transformer, case: Case) -> Callable[[], Any]:
 
     Rows are those of the window; they attend to `case.given` cached rows and to one another.
     """
-    width, heads, hidden = network.width, network.heads, network.mlp_ratio * network.width
+    width, heads, hidden = network.width, network.heads, network.hidden
     batch, rows, layers = case.batch, case.width, network.layers
     held = (layers, batch, heads, case.given + rows, width // heads)
     key, value = (jnp.zeros(held, network.dtype) for _ in range(2))

@@ -25,13 +25,15 @@ from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.objective import Bound, Objective, Time
 from hybrid_jax.method.settings import NoiseConfig, ScheduleConfig
-from hybrid_jax.models.transformer import ModelConfig, Transformer
+from hybrid_jax.models.settings import ModelConfig
+from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime import boards
 from hybrid_jax.runtime.decode import from_values, overridden, parse_json, without_void
 from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.sharding import MeshConfig
+from hybrid_jax.sampling import closing
 from hybrid_jax.sampling.settings import SamplingConfig
 
 FORMAT = 2  # of `Experiment.to_json`
@@ -130,7 +132,7 @@ class Experiment:
         return Spec(
             schedule=self.schedule.build(self.data.length),
             kernel=self.noise.build(vocab_size),
-            layout=self.layout,
+            layout=self._layout(self.schedule),
             objective=self.objective,
             bos=bos,
             eos=eos,
@@ -150,7 +152,7 @@ class Experiment:
     def on(self, schedule: ScheduleConfig) -> Experiment:
         """The same network on one hyperschedule, without settings that have no effect there."""
         built = schedule.build(self.data.length)
-        layout, objective = effective_layout(self.layout, built), self.objective
+        layout, objective = effective_layout(self._layout(schedule), built), self.objective
         if not (built.settles_whole and built.phases > 1):  # no level to choose
             objective = dataclasses.replace(objective, levels="uniform")
         evaluation = self.evaluation
@@ -159,6 +161,11 @@ class Experiment:
         return dataclasses.replace(
             self, schedule=schedule, layout=layout, objective=objective, evaluation=evaluation
         )
+
+    def _layout(self, schedule: ScheduleConfig) -> Layout:
+        if schedule.causal_window is None:
+            return self.layout
+        return dataclasses.replace(self.layout, causal_window=schedule.causal_window)
 
     def bound(self, vocab_size: int) -> Bound:
         """The bound that this experiment reports."""
@@ -178,6 +185,7 @@ class Experiment:
             schedule=self.schedule.resolved(self.data.length),
             noise=resolved(self.noise),
             objective=resolved(self.objective) if replaces else self.objective,
+            model=resolved(self.model),
             optimizer=resolved(self.optimizer),
         )
 
@@ -198,7 +206,15 @@ class Experiment:
             ("context", "windows of several positions with settled ones before them"),
             ("causal_window", "windows of several positions"),
         ):
-            if all(getattr(self.layout, name) != getattr(own.layout, name) for own in each):
+            value = getattr(self.layout, name)
+            of_layout = [
+                effective_layout(self.layout, own.schedule.build(self.data.length))
+                for own in each
+                if getattr(own.schedule, name, None) is None
+            ]
+            if value != getattr(Layout(), name) and all(
+                value != getattr(layout, name) for layout in of_layout
+            ):
                 raise UserError(
                     f"layout.{name} belongs to {owner} and has no effect with "
                     f"{spec.schedule.name}: leave it out."
@@ -215,7 +231,7 @@ class Experiment:
             )
         rule = self.sampling.build()
         rule.check(spec.kernel, spec.objective)
-        rule.spec(spec)
+        closing.check(rule.spec(spec), rule)
         separate = self.layout.documents == "separate"
         if separate and self.data.pairs:
             raise UserError(
@@ -229,6 +245,13 @@ class Experiment:
                 "sampling.eos=stop, so that texts end there."
             )
         self.network(vocab_size=2)
+        # The last row of a window predicts nothing, but has a position.
+        rows = self.data.length + (0 if self.layout.plain(spec.schedule) else 1)
+        if self.model.positions is not None and rows > self.model.positions:
+            raise UserError(
+                f"model.positions={self.model.positions} are too few for the {rows} rows of "
+                f"data.length={self.data.length}: choose a shorter length."
+            )
         if self.bound(vocab_size=2).kernel.jumps_at_zero and self.evaluation.time != "discrete":
             raise UserError(
                 "The ε-hybrid's own bound has no continuous form: choose evaluation.time=discrete "

@@ -111,6 +111,8 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
         if name in ("sentencepiece", "char"):
             name = f"saved:{expanded(options.init).absolute()}"
         settings = {"data.tokenizer": name} | settings
+    if options.init and options.config:  # of a file, whose network is a fresh one
+        settings = workdir.form(expanded(options.init)) | settings
     return Experiment.from_config(values, settings)
 
 
@@ -127,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the run (default: runs/NAME); "
         "without --config, the run to continue")  # fmt: skip
     add("--init", default="", type=path_of, metavar="DIR",
-        help="workdir of a trained run to start from: its parameters, its tokenizer and, without "
+        help="workdir of a trained run to start from: its network, its tokenizer and, without "
         "--config, its settings")  # fmt: skip
     add("--profile", default="", type=path_of, metavar="DIR",
         help="folder for a trace of a few training steps")  # fmt: skip

@@ -14,7 +14,7 @@ from hybrid_jax.config import EvaluationConfig, Experiment, TrainConfig
 from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.method.settings import ScheduleConfig
-from hybrid_jax.models.transformer import ModelConfig
+from hybrid_jax.models.settings import ModelConfig
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime.decode import nearest
 

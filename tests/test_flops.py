@@ -83,10 +83,14 @@ def traced(network: Transformer, rows: int, batch: int = 1) -> int:
     return products(jaxpr.jaxpr)
 
 
-@pytest.mark.parametrize("condition", [0, 24])
+LLAMA = {"kv_heads": 1, "head_width": 6, "mlp_ratio": None, "mlp_width": 40, "gated": True,
+         "qkv_bias": True, "out_bias": True, "tied": True, "norm": "rms"}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{}, {"condition": 24}, LLAMA])
 @pytest.mark.parametrize(("family", "alignment"), ROWS)
-def test_dense_count_is_that_of_the_traced_program(family, alignment, condition):
-    network = dataclasses.replace(NETWORK, condition=condition)
+def test_dense_count_is_that_of_the_traced_program(family, alignment, change):
+    network = dataclasses.replace(NETWORK, **change)
     found = flops.forward_flops(network, spec(family, alignment))
     assert found.rows == sum(ROWS[family, alignment])
     attention = found.attention * found.rows**2 / found.pairs

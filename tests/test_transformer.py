@@ -11,7 +11,7 @@ import pytest
 from enumeration import quick_jit
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.models import attention
+from hybrid_jax.models import attention, rotary
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
 
@@ -142,7 +142,8 @@ def test_positions_matter_only_relative_to_one_another():
 
 def test_rotation_keeps_lengths_and_turns_by_position():
     x = jax.random.normal(jax.random.key(0), (1, 2, 4, 8))
-    turned = attention.rotate(x, jnp.array([[0, 1, 2, 500]]))
+    frequency = rotary.frequencies(4, 10_000.0)
+    turned = rotary.rotate(x, jnp.array([[0, 1, 2, 500]]), frequency)
     np.testing.assert_array_equal(turned[:, :, 0], x[:, :, 0])
     norms = [jnp.linalg.norm(y, axis=-1) for y in (turned, x)]
     np.testing.assert_allclose(*norms, rtol=1e-5)
@@ -213,12 +214,46 @@ def test_parameters_have_padded_rows_and_stacked_layers():
     assert shapes["layers"]["qkv"] == (2, 16, 3, 16)
 
 
+BIASED = dict(norm_bias=True, qkv_bias=True, out_bias=True, qk_norm=True)
+
+
 def test_every_parameter_says_what_its_axes_are():
-    network = dataclasses.replace(SMALL, qk_norm=True)
-    leaves = named_leaves(jax.eval_shape(network.init, jax.random.key(0)))
-    assert {name: leaf.ndim for name, leaf in leaves.items()} == {
-        name: len(axes) for name, axes in network.axes.items()
+    """And no other has any."""
+    found = {}
+    for change in (
+        {**BIASED, "position": "learned", "positions": 9},
+        {**BIASED, "kv_heads": 1, "gated": True, "activation": "silu"},
+    ):
+        network = dataclasses.replace(SMALL, **change)
+        found |= named_leaves(jax.eval_shape(network.init, jax.random.key(0)))
+    assert {name: leaf.ndim for name, leaf in found.items()} == {
+        name: len(axes) for name, axes in SMALL.axes.items()
     }
+
+
+def test_a_tied_head_is_the_embedding_and_learns_with_it():
+    network = dataclasses.replace(SMALL, tied=True, head_bias=False)
+    params = {name: value for name, value in inputs()[0].items() if name != "head"}
+    assert network.head(params).keys() == {"embedding"}
+    rows = jax.random.normal(jax.random.key(4), (3, SMALL.width))
+    wanted = rows @ params["embedding"].T
+    np.testing.assert_allclose(network.logits(params, rows), wanted, rtol=1e-5, atol=1e-5)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    assert jax.tree.structure(shapes) == jax.tree.structure(params)
+
+
+def test_learned_positions_start_before_the_text():
+    """Row r of the table is for position r − 1."""
+    network = dataclasses.replace(SMALL, position="learned", positions=ROWS + 1, condition=0)
+    params = jax.jit(network.init)(jax.random.key(0))
+    _, tokens, position, mask, level = inputs()
+    before = features(network, params, tokens, position - 1, mask, level)
+    table = params["position_embedding"]
+    for row in range(ROWS):
+        changed = params | {"position_embedding": table.at[row].add(1.0)}
+        after = features(network, changed, tokens, position - 1, mask, level)
+        np.testing.assert_array_equal(after[:, :row], before[:, :row])
+        assert np.all(np.any(after[:, row] != before[:, row], axis=-1))
 
 
 @pytest.mark.parametrize(
@@ -232,6 +267,14 @@ def test_every_parameter_says_what_its_axes_are():
         ({"activation": "tanh"}, "model.activation must be one of gelu, relu2"),
         ({"dtype": "float16"}, "model.dtype must be one of float32, bfloat16"),
         ({"condition": 0, "embedding_gamma": 0.1}, "needs model.condition"),
+        ({"heads": 4, "kv_heads": 3}, "do not divide among model.kv_heads=3"),
+        ({"head_width": 5}, "model.head_width must be even"),
+        ({"position": "learned"}, "needs model.positions"),
+        ({"position": "learned", "positions": 4, "rope_theta": 1e6}, "model.rope_theta belongs to"),
+        ({"rope_scaling": "yarn:4"}, "model.rope_scaling='yarn:4' is not known"),
+        ({"rope_scaling": "llama3:8,4,1,64"}, "give llama3:FACTOR,LOW,HIGH,ORIGINAL"),
+        ({"norm": "rms", "norm_bias": True}, "model.norm_bias belongs to model.norm=layer"),
+        ({"mlp_width": 32, "mlp_ratio": 2}, "model.mlp_ratio belongs to"),
     ],
 )
 def test_networks_without_meaning_are_refused(change, message):

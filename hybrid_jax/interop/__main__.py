@@ -1,5 +1,7 @@
-"""Models from elsewhere, and for elsewhere: released HDLM models, and a start from another run.
+"""Models from elsewhere, and for elsewhere: pretrained GPT-2, Llama and Qwen, released HDLM models,
+and a start from another run.
 
+    python -m hybrid_jax.interop import hf:SmolLM2-135M --workdir=runs/smol
     python -m hybrid_jax.interop import --from=hdlm-base-gamma-0.01 --workdir=runs/gamma \\
         --tokenizer=gpt2:data/gpt2
     python -m hybrid_jax.interop export --workdir=runs/epsilon_hybrid --out=released
@@ -16,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import command_line
 from hybrid_jax.runtime.command_line import SETTINGS, path_of, step_of
 from hybrid_jax.runtime.scratch import raise_when_terminated
@@ -37,8 +40,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _import(options: argparse.Namespace) -> None:
     import jax
 
-    from hybrid_jax.interop.workdirs import workdir_from_released
+    from hybrid_jax.interop.workdirs import workdir_from_family, workdir_from_released
 
+    kind, _, family = options.family.partition(":")
+    if options.family:
+        if options.source or options.tokenizer or options.config or kind != "hf" or not family:
+            raise UserError(
+                "Say what to import: hf:FOLDER alone, or --from=FOLDER and --tokenizer=NAME for a "
+                "released HDLM model."
+            )
+        network = workdir_from_family(family, options.workdir, settings=options.settings)
+        shapes = jax.eval_shape(network.init, jax.random.key(0))
+        size, workdir = sum(x.size for x in jax.tree.leaves(shapes)), options.workdir
+        print(
+            f"{workdir} holds an autoregressive model of {size:,} parameters; generate with\n"
+            f"  python -m hybrid_jax.generate --workdir={workdir}\nand start a training with\n"
+            f"  python -m hybrid_jax.main --init={workdir} --workdir=DIR"
+        )
+        return
+    if not (options.source and options.tokenizer):
+        raise UserError("Say what to import: hf:FOLDER, or --from=FOLDER and --tokenizer=NAME.")
     released = workdir_from_released(
         options.source, options.workdir, tokenizer=options.tokenizer,
         config=command_line.read_config(options.config) if options.config else None,
@@ -52,17 +73,25 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    from hybrid_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+    from hybrid_jax.interop import families
     from hybrid_jax.interop.released import export_released, require_empty
     from hybrid_jax.runtime.files import writing
     from hybrid_jax.training import pretrained
 
     require_empty(Path(options.out))
     model = pretrained.load(options.workdir, step=options.step)
-    export_released(model, options.out)
-    folder = Path(options.out) / "tokenizer"
-    with writing(folder):
-        folder.mkdir()
-        model.tokenizer.save(folder)
+    out, tokenizer = Path(options.out), model.tokenizer
+    if model.network.norm == "rms" or model.network.position == "learned":
+        families.export(model.experiment, model.network, model.params, out)
+    else:
+        export_released(model, out)
+    with writing(out):
+        if isinstance(tokenizer, HuggingFaceTokenizer):
+            tokenizer.write(out)
+        else:
+            (out / "tokenizer").mkdir()
+            tokenizer.save(out / "tokenizer")
     print(f"{options.out} holds the averaged parameters of step {model.step}, and the tokenizer")
 
 
@@ -98,14 +127,22 @@ def _parser() -> argparse.ArgumentParser:
         return found.add_argument
 
     file, step = "FILE.py[:SIZE]", "checkpoint to use, or 'best' on validation (default: newest)"
-    add = command("import", _import, "Makes a workdir of a released model.", SETTINGS)
-    add("--from", dest="source", required=True, type=path_of, metavar="FOLDER",
-        help="folder with config.json and weights, or a name on the Hugging Face hub")  # fmt: skip
+    add = command("import", _import, "Makes a workdir of a pretrained model.", SETTINGS)
+    add("family", nargs="?", default="", metavar="hf:FOLDER",
+        help="GPT-2, Llama, Qwen2 or Qwen3: folder with config.json, safetensors and "
+        "tokenizer.json, or a name on the Hugging Face hub")  # fmt: skip
+    add(
+        "--from",
+        dest="source",
+        type=path_of,
+        metavar="FOLDER",
+        help="released HDLM model: folder with config.json and weights, or a name on the hub",
+    )
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder to make")
-    add("--tokenizer", required=True, help="gpt2:FOLDER, hf:NAME, byte, or the folder of "
+    add("--tokenizer", help="of a released model: gpt2:FOLDER, hf:NAME, byte, or the folder of "
         "a saved one")  # fmt: skip
     add("--config", metavar=file, help="what to train it for (default: as it was released)")
-    add = command("export", _export, "Writes a trained model in the released format.")
+    add = command("export", _export, "Writes a trained model in the format that has its form.")
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
     add("--out", required=True, type=path_of, metavar="FOLDER", help="folder to make")
     add("--step", type=step_of, help=step)

@@ -117,7 +117,7 @@ def export_released(model: Released | Pretrained, folder: str | Path) -> None:
     require_empty(folder)
     config = write_config(model.experiment, model.network)
     safetensors = require("safetensors.numpy", "eval")
-    head = model.network.width // model.network.heads
+    head = model.network.head_size
     leaves = {name: np.asarray(x) for name, x in named_leaves(model.params).items()}
     found = tensors(model.network, leaves) | {_FREQUENCIES: _frequencies(head)}
     arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
@@ -170,7 +170,7 @@ def parameters(network: Transformer, folder: Path) -> Any:
     abstract = jax.eval_shape(network.init, jax.random.key(0))
     leaves = {name: np.zeros(x.shape, np.float32) for name, x in named_leaves(abstract).items()}
     besides = weights.fill(tensors(network, leaves), folder, _UNNEEDED)
-    wanted = _frequencies(network.width // network.heads)
+    wanted = _frequencies(network.head_size)
     have = besides.get(_FREQUENCIES, wanted)
     # Nothing else would show others than ours.
     if have.shape != wanted.shape or not np.allclose(have, wanted, rtol=2e-3, atol=0.0):

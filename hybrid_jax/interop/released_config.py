@@ -13,9 +13,10 @@ from typing import Any, Literal, NoReturn
 
 from hybrid_jax import presets
 from hybrid_jax.config import Experiment, effective_layout
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, resolved
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.settings import ScheduleConfig
+from hybrid_jax.models.settings import FORM, ModelConfig
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.decode import checked
 
@@ -175,12 +176,12 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
     """
     experiment = experiment.resolved()
     noise, objective, data = experiment.noise, experiment.objective, experiment.data
+    model, usual = experiment.model, resolved(ModelConfig())
+    read = ("layers", "width", "heads", "condition", "embedding_gamma")
     score = objective.parameterisation == "score"
     embedding = noise.gamma if noise.kernel == "gamma" else 0.0
     for setting, value, wanted in (
-        ("model.activation", network.activation, ("gelu",)),
-        ("model.qk_norm", network.qk_norm, (False,)),
-        ("model.mlp_ratio", network.mlp_ratio, (4,)),
+        *((f"model.{n}", getattr(model, n), (getattr(usual, n),)) for n in FORM if n not in read),
         # Context and mean are one thing where shown tokens are right.
         ("objective.parameterisation", objective.parameterisation,
          ("mean", "score", "context") if noise.kernel == "absorbing" else ("mean", "score")),

@@ -1,10 +1,12 @@
 """Published weights: the folder of a model, here or from the Hugging Face hub, and its tensors."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from hybrid_jax.errors import UserError, require
@@ -13,6 +15,8 @@ from hybrid_jax.runtime.files import expanded, one_line
 
 CONFIG, WEIGHTS, TORCH_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
+
+_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
 
 def find(source: str | Path, *, others: Sequence[str] = ()) -> Path:
@@ -129,6 +133,76 @@ def fill(
             f"{folder} has no tensor {next(iter(missing))}{more}, which its config asks for."
         )
     return besides
+
+
+class Tensors:
+    """The tensors of a folder's safetensors, of which parts are read when they are needed.
+
+    Files are opened for each read: what was read of a mapped file stays in memory until then.
+    """
+
+    def __init__(self, folder: Path, *, prefix: str = ""):
+        """Reads the names, shapes and types.
+
+        Args:
+          prefix: of names, which is left out where they have it.
+
+        Raises:
+          UserError: if there are no such files, or one of them is damaged or missing.
+        """
+        self._folder = folder
+        self._found: dict[str, tuple[Path, str, list[int], str]] = {}
+        for path in _files(folder):
+            if path.suffix != ".safetensors":
+                raise UserError(f"{path} is no safetensors: convert it to {WEIGHTS}.")
+            with _opened(path) as file:
+                for full in file.keys():  # noqa: SIM118 - it is no mapping
+                    part = file.get_slice(full)
+                    known = path, full, part.get_shape(), part.get_dtype()
+                    self._found[full.removeprefix(prefix)] = known
+
+    def check(self, shapes: Mapping[str, Sequence[int]], unneeded: re.Pattern[str]) -> None:
+        """Raises UserError for the first tensor that is missing, unexpected or of another shape."""
+        for name, shape in shapes.items():
+            if name not in self._found:
+                raise UserError(f"{self._folder} has no tensor {name}, which its config asks for.")
+            path, full, have, _ = self._found[name]
+            if have != list(shape):
+                raise UserError(
+                    f"In {path} the tensor {full} has the shape {have}, and its config asks for "
+                    f"{list(shape)}."
+                )
+        for name, (path, full, *_) in self._found.items():
+            if name not in shapes and not unneeded.fullmatch(name):
+                raise UserError(f"{path} has a tensor {full}, which its config does not ask for.")
+
+    def dtype(self, names: Sequence[str]) -> np.dtype[Any]:
+        """The type that some tensors have, and float32 where they differ. Raises UserError if one
+        is no float of 16 or 32 bits."""
+        for name in names:
+            path, full, _, kind = self._found[name]
+            if kind not in _TYPES:
+                raise UserError(f"In {path} the tensor {full} is {kind}: convert it to float32.")
+        kinds = {self._found[name][3] for name in names}
+        return np.dtype(_TYPES[kinds.pop()] if len(kinds) == 1 else np.float32)
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor. Raises UserError if its file has changed or cannot be read."""
+        path, full, *_ = self._found[name]
+        with _opened(path) as file:
+            found: np.ndarray = file.get_slice(full)[index]
+        return found
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with require("safetensors", "eval").safe_open(path, framework="numpy") as file:
+            yield file
+    except UserError:
+        raise
+    except Exception as error:  # of the library, which has several
+        raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again.") from error
 
 
 def _files(folder: Path) -> list[Path]:

@@ -13,12 +13,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from hybrid_jax.config import Experiment
+from hybrid_jax.config import EvaluationConfig, Experiment
 from hybrid_jax.data import tokenizers
+from hybrid_jax.data.settings import DataConfig
+from hybrid_jax.data.tokenizers import huggingface
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, resolved
+from hybrid_jax.interop import families, family_config, weights
 from hybrid_jax.interop.released import Released, load_released, require_empty
+from hybrid_jax.method.layout import Layout
+from hybrid_jax.method.settings import ScheduleConfig
+from hybrid_jax.models.settings import FORM, ModelConfig
 from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.optim import OptimizerConfig
+from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded, writing
 from hybrid_jax.runtime.scratch import scratch_folder
@@ -27,10 +35,7 @@ from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.train_step import TrainSetup, TrainState
 
-# What of `model` is the network itself, and not how it is trained or computed.
-_ARCHITECTURE = (
-    "layers", "width", "heads", "mlp_ratio", "activation", "condition", "embedding_gamma", "qk_norm"
-)  # fmt: skip
+_LENGTH = 1024  # positions of an imported model's texts, where it has more
 
 
 def workdir_from_released(
@@ -69,12 +74,59 @@ def workdir_from_released(
     data = dataclasses.replace(released.experiment.data, tokenizer=spec, vocab_size=size)
     own = dataclasses.replace(released.experiment, data=data)
     experiment = Experiment.from_config(own.to_config() if config is None else config, settings)
-    _check_fits(experiment, own, found, _ARCHITECTURE)
+    _check_fits(experiment, own, found, FORM)
     meaning, wanted = experiment.objective.parameterisation, own.objective.parameterisation
     _check_same("objective.parameterisation", meaning, wanted)
-    _write_workdir(workdir, experiment, found, released.params)
+    _write_workdir(workdir, experiment, found, _state(experiment, found, released.params))
     network = experiment.network(found.vocab_size)
     return dataclasses.replace(released, experiment=experiment, network=network)
+
+
+def workdir_from_family(
+    source: str, workdir: str | Path, *, settings: Mapping[str, str] | None = None
+) -> Transformer:
+    """Makes a workdir of a pretrained autoregressive model: its parameters as averages at step 0.
+
+    They stay in the type of the files. There is no state of training: one starts from the workdir.
+
+    Args:
+      source: a folder, or a name on the Hugging Face hub (see `families` and `weights.find`).
+      settings: of a command line.
+
+    Raises:
+      UserError: as `families` and `Experiment.from_config`; if the tokenizer has more tokens than
+        the model, the settings ask for another network, or `workdir` is not empty.
+    """
+    workdir = expanded(workdir)
+    require_empty(workdir)
+    folder = weights.find(source, others=("tokenizer.json", "tokenizer_config.json"))
+    path = folder / weights.CONFIG
+    form, rows = family_config.read_config(weights.read_json(path), path)
+    tokenizer = huggingface.load(folder)
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"{path} has vocab_size={rows}, and the tokenizer beside it {tokenizer.vocab_size} "
+            "tokens: fetch the one that belongs to it."
+        )
+    model = ModelConfig(**form)
+    own = Experiment(
+        name=folder.resolve().name,
+        data=DataConfig(
+            tokenizer=f"hf:{source}", length=min(model.positions or _LENGTH, _LENGTH)
+        ),
+        schedule=ScheduleConfig(family="quenched_ar"),
+        layout=Layout(alignment="shifted"),
+        model=model,
+        optimizer=OptimizerConfig(learning_rate=2e-5, warmup_steps=100, beta2=0.95),
+        evaluation=EvaluationConfig(time="discrete", draws=1),
+    )  # fmt: skip
+    experiment = Experiment.from_config(own.to_config(), settings)
+    _check_fits(experiment, own, tokenizer, FORM)
+    network = experiment.network(tokenizer.vocab_size)
+    mesh = sharding.make_mesh(experiment.mesh)
+    params = families.parameters(network, folder, rows, mesh)
+    _write_workdir(workdir, experiment, tokenizer, {"ema": params})
+    return network
 
 
 def start_from(
@@ -97,7 +149,8 @@ def start_from(
     workdir = expanded(workdir)
     require_empty(workdir)
     model, params = network_of(source, experiment, step=step)
-    _write_workdir(workdir, experiment, model.tokenizer, params)
+    state = _state(experiment, model.tokenizer, params)
+    _write_workdir(workdir, experiment, model.tokenizer, state)
     return model
 
 
@@ -124,7 +177,7 @@ def network_of(
     model = pretrained.load(source, step=step, mesh=mesh)
     grows = bool(experiment.model.condition) and not model.network.condition
     free = {"condition", "embedding_gamma"} if grows else set()
-    shape = tuple(name for name in _ARCHITECTURE if name not in free)
+    shape = tuple(name for name in FORM if name not in free)
     _check_fits(experiment, model.experiment, model.tokenizer, shape)
     meaning, old = (e.objective.parameterisation for e in (experiment, model.experiment))
     # Mean and context are both logits of the clean token; ratios are something else.
@@ -173,8 +226,11 @@ def _check_fits(
     if experiment.data.tokenizer == "sentencepiece":
         vocab_size = experiment.data.expected_vocab_size
         _check_same("data.vocab_size", vocab_size, tokenizer.vocab_size)
+    new, model = resolved(experiment.model), resolved(old.model)
+    if model.position == "learned":
+        shape = (*shape, "positions")
     for name in shape:
-        _check_same(f"model.{name}", getattr(experiment.model, name), getattr(old.model, name))
+        _check_same(f"model.{name}", getattr(new, name), getattr(model, name))
     _check_same("layout.alignment", experiment.layout.alignment, old.layout.alignment)
 
 
@@ -193,20 +249,21 @@ def _named_tokenizer(given: str | Tokenizer) -> tuple[str, Tokenizer]:
     return given, tokenizers.make_tokenizer(given, (), vocab_size=0)
 
 
-def _write_workdir(
-    workdir: Path, experiment: Experiment, tokenizer: Tokenizer, params: Any
-) -> None:
-    """A workdir with a checkpoint of step 0, whole or not at all."""
+def _state(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> TrainState:
+    """The state of a training that starts from parameters."""
     setup = TrainSetup.build(experiment, tokenizer.vocab_size, tokenizer.bos, tokenizer.eos)
-    state = TrainState(
-        step=jnp.int32(0), params=params, ema=params,
-        optimizer=jax.jit(setup.optimizer.init)(params),
-    )  # fmt: skip
+    optimizer = jax.jit(setup.optimizer.init)(params)
+    return TrainState(step=jnp.int32(0), params=params, ema=params, optimizer=optimizer)
+
+
+def _write_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer, state: Any) -> None:
+    """A workdir with a checkpoint of step 0, whole or not at all."""
     settings = dataclasses.asdict(experiment)
     with writing(workdir):
         workdir.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(workdir) as folder:
             workdirs.claim(folder, experiment, tokenizer)
-            with Checkpointer(folder / "checkpoints", config=settings) as saver:
+            place = folder / "checkpoints"
+            with Checkpointer(place, config=settings, background=False) as saver:
                 saver.save(0, state)
             folder.rename(workdir)

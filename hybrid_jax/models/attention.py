@@ -17,7 +17,9 @@ from hybrid_jax.models.cache import Cache
 from hybrid_jax.runtime import sharding
 
 Heads = Float[Array, "B H R K"]  # a vector of each head at each row
-Keys = Float[Array, "B H N K"]  # keys or values, at rows that may be others than the queries'
+# Keys or values, at rows that may be others than the queries'. Each of the G heads is for H / G
+# consecutive heads of queries.
+Keys = Float[Array, "B G N K"]
 Backend = Literal["auto", "dense", "blockwise", "fused", "splash"]
 
 # Finite, so that a row with nothing to attend to sees everything equally and stays finite.
@@ -86,13 +88,20 @@ def dense(
     Args:
       query, key, value: of R rows, and of N rows, in any float type.
       mask: True where a query may attend to a key, cached keys first.
-      cached: keys and values of M earlier rows in every layer, [layers, B, H, M, K]; None for none
+      cached: keys and values of M earlier rows in every layer, [layers, B, G, M, K]; None for none
         (M = 0).
       layer: the layer that attends.
 
     Returns:
       [B, H, R, K] in the type of `value`; scores and softmax are float32.
     """
+    if query.shape[1] != key.shape[1]:  # queries that share a head stand below one another
+        shared = query.shape[1] // key.shape[1]
+        whole = dense(
+            query.reshape(*key.shape[:2], -1, query.shape[-1]), key, value,
+            jnp.tile(mask, (1, shared, 1)), cached, layer,
+        )  # fmt: skip
+        return whole.reshape(query.shape)
     query = query * query.shape[-1] ** -0.5
     if cached is None:
         weights = jax.nn.softmax(_scores(query, key, mask), axis=-1).astype(value.dtype)
@@ -135,7 +144,7 @@ def _counts(slots: int) -> tuple[int, ...]:
 
 
 def blockwise(
-    query: Heads, key: Heads, value: Heads, pattern: Pattern, *, block: int | None = None
+    query: Heads, key: Keys, value: Keys, pattern: Pattern, *, block: int | None = None
 ) -> Heads:
     """`dense` over the ranges of `pattern` alone: in one softmax, own window and clean prefix.
 
@@ -156,7 +165,7 @@ def blockwise(
     return jnp.concatenate(parts, axis=2)
 
 
-def fused(query: Heads, key: Heads, value: Heads, pattern: Pattern) -> Heads:
+def fused(query: Heads, key: Keys, value: Keys, pattern: Pattern) -> Heads:
     """`dense` by the device's own kernel (cuDNN on GPU, 16 bits), whose scores stay on the chip.
 
     It computes all pairs, and is told by a matrix of pairs to hide some, but where all rows up to
@@ -188,17 +197,3 @@ def _has_kernel(dtype: DTypeLike) -> bool:
     capability = getattr(jax.local_devices()[0], "compute_capability", "8.0")
     new = re.fullmatch(r"\d+\.\d+", capability) is not None and float(capability) >= 8.0
     return new and jnp.dtype(dtype).itemsize == 2
-
-
-def rotate(x: Heads, position: Int[Array, "#B R"], base: float = 10_000.0) -> Heads:
-    """Rotary position embedding.
-
-    The two halves of the head dimension are the real and imaginary parts (RoFormer as in GPT-NeoX).
-    """
-    half = x.shape[-1] // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position[:, None, :, None].astype(jnp.float32) * frequency[None, None, None]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    real, imaginary = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (real * cos - imaginary * sin, real * sin + imaginary * cos)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

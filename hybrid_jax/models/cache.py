@@ -1,6 +1,6 @@
 """The key-value cache: keys and values of rows that never change again.
 
-An explicit pytree, passed in and out. Its leaves are [layers, B, H, M, K] with M slots: batch and
+An explicit pytree, passed in and out. Its leaves are [layers, B, G, M, K] with M slots: batch and
 heads lead, so that scores against the cache are batched matrix products without a transposition.
 The caller knows which slots are filled (by its attention mask); the cache does not.
 """
@@ -22,11 +22,11 @@ AXES = ("whole", "batch", "heads", "whole", "whole")  # logical axes of a leaf (
 class Cache(NamedTuple):
     """Rotated keys and values; what a layer adds has no axis of layers."""
 
-    key: Float[Array, "*layers B H M K"]
-    value: Float[Array, "*layers B H M K"]
+    key: Float[Array, "*layers B G M K"]
+    value: Float[Array, "*layers B G M K"]
 
     def first(self, layer: Int[ArrayLike, ""], count: int) -> Cache:
-        """The first slots of a layer, [B, H, count, K]: a copy of these and no others."""
+        """The first slots of a layer, [B, G, count, K]: a copy of these and no others."""
 
         def cut(x: Array) -> Array:
             start = (layer, *(0,) * (x.ndim - 1))
@@ -39,7 +39,7 @@ def commit(cache: Tree, new: Tree, slot: Int[Array, "B R"]) -> Tree:
     """Writes rows into slots.
 
     Args:
-      cache: leaves [layers, B, H, M, K].
+      cache: leaves [layers, B, G, M, K].
       new: the same with R rows in place of M slots.
       slot: the slot of each row; rows whose slot is M or more are dropped.
 

@@ -18,8 +18,8 @@ _AXES = ("batch", "heads", "whole", "whole")
 
 def splash(
     query: Float[Array, "B H R K"],
-    key: Float[Array, "B H R K"],
-    value: Float[Array, "B H R K"],
+    key: Float[Array, "B G R K"],
+    value: Float[Array, "B G R K"],
     mask: Bool[np.ndarray, "R R"],
 ) -> Float[Array, "B H R K"]:
     """`attention.dense` for one mask that is known when the program is compiled.
@@ -29,6 +29,8 @@ def splash(
     Args:
       mask: the same for all examples and heads. Rows that see nothing see themselves.
     """
+    shared = query.shape[1] // key.shape[1]
+    key, value = (jnp.repeat(x, shared, axis=1) if shared > 1 else x for x in (key, value))
     whole, block = _padded(mask)
     interpret = sharding.platform() != "tpu"
     sizes = kernels.BlockSizes(

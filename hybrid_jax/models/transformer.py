@@ -1,31 +1,33 @@
-"""The transformer: pre-norm, rotary positions, optional conditioning on the noise level.
+"""The transformer: pre-norm, with the options of `ModelConfig`.
 
 A thin Linen module (parameters and einsums) behind `Transformer`, a frozen description with pure
 functions: `init`; `features`, and `extend`, the same on top of a cache; `logits`. The head is apart
 from the body because losses stream it over the vocabulary.
 
-The architecture is that of the released HDLM models (arXiv 2504.06416 section 5, after SEDD/MDLM):
-layer norm without bias, no bias in attention, bias in the MLP and the untied head, RoPE, and for
-γ-hybrids adaLN on σ = −log(1 − λ) of each row. Defaults differ only where a config says so.
+By default the architecture is that of the released HDLM models (arXiv 2504.06416 section 5, after
+SEDD/MDLM): layer norm without bias, no bias in attention, bias in the MLP and the untied head,
+RoPE, and for γ-hybrids adaLN on σ = −log(1 − λ) of each row. Options make it a GPT-2 or a Llama.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import Any, Literal, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
-from hybrid_jax.errors import UserError, check_settings, free
+from hybrid_jax.errors import resolved
 from hybrid_jax.method.mask_blocks import Pattern
-from hybrid_jax.models import attention, products
-from hybrid_jax.models.attention import Backend
+from hybrid_jax.models import attention, products, rotary
 from hybrid_jax.models.cache import AXES as CACHE_AXES
 from hybrid_jax.models.cache import Cache
+from hybrid_jax.models.settings import ModelConfig
 from hybrid_jax.runtime.sharding import constrain, gathered
 
 Params = dict[str, Any]
@@ -42,7 +44,9 @@ _ACTIVATIONS = ("batch", "whole", "whole")
 # Logical axes (see `sharding`) of each parameter; those of a layer have the layers in front.
 _AXES: dict[str, tuple[str, ...]] = {
     "embedding": ("vocab", "embed"),
+    "position_embedding": ("whole", "embed"),
     "norm": ("whole",),
+    "norm_bias": ("whole",),
     "head/kernel": ("embed", "vocab"),
     "head/bias": ("vocab",),
     "level/in/kernel": ("whole", "whole"),
@@ -54,66 +58,34 @@ _LAYER_AXES: dict[str, tuple[str, ...]] = {
     "condition": ("whole", "embed"),
     "condition_bias": ("whole",),
     "norm_attention": ("whole",),
+    "norm_attention_bias": ("whole",),
     "qkv": ("embed", "whole", "heads"),
+    "qkv_bias": ("whole", "heads"),
+    # In place of qkv where keys have fewer heads.
+    "query": ("embed", "whole", "heads"),
+    "query_bias": ("whole", "heads"),
+    "key_value": ("embed", "whole", "heads"),
+    "key_value_bias": ("whole", "heads"),
     "norm_q": ("whole",),
+    "norm_q_bias": ("whole",),
     "norm_k": ("whole",),
+    "norm_k_bias": ("whole",),
     "out": ("heads", "embed"),
+    "out_bias": ("whole",),
     "norm_mlp": ("whole",),
+    "norm_mlp_bias": ("whole",),
+    "mlp_gate": ("embed", "mlp"),
+    "mlp_gate_bias": ("mlp",),
     "mlp_in": ("embed", "mlp"),
     "mlp_in_bias": ("mlp",),
     "mlp_out": ("mlp", "embed"),
     "mlp_out_bias": ("whole",),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Size and form of the transformer, without its vocabulary.
-
-    Attributes:
-      layers, width, heads: depth, model width D, attention heads.
-      mlp_ratio: MLP width over D.
-      activation: "gelu" (tanh form) or "relu2" (squared ReLU, faster on CPU).
-      condition: width of the noise-level conditioning (adaLN); 0 for none.
-      embedding_gamma: mixes token embeddings with that of MASK as e^(−γσ) (released γ-hybrids);
-        0 for none. Needs `condition`.
-      qk_norm: normalise queries and keys per head, which steadies training at high rates.
-      dropout: rate on attention and MLP outputs while training.
-      dtype: type of activations; parameters, norms, softmax and losses stay float32.
-      remat: recompute a layer's activations in the backward pass.
-      unroll: layers per iteration of the scan over layers (1: smallest program; all: fastest on
-        CPU).
-      attention: backend of `attention.attend` for rows that come with a pattern.
-    """
-
-    layers: int = 4
-    width: int = 128
-    heads: int = 2
-    mlp_ratio: int = 4
-    activation: Literal["gelu", "relu2"] = "gelu"
-    condition: int = 0
-    embedding_gamma: float = 0.0
-    qk_norm: bool = False
-    dropout: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = free(False)
-    unroll: int = free(1)
-    attention: Backend = free("auto")
-
-    def __post_init__(self) -> None:
-        check_settings(
-            self, "model.", layers=1, width=1, heads=1, mlp_ratio=1, unroll=1, condition=0,
-            embedding_gamma=0,
-        )  # fmt: skip
-        if self.width % (2 * self.heads):
-            raise UserError(
-                f"model.width={self.width} does not split into model.heads={self.heads} heads of "
-                "an even width: choose a multiple of twice the number of heads."
-            )
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"model.dropout must lie in [0, 1), but is {self.dropout}.")
-        if self.embedding_gamma and not self.condition:
-            raise UserError("model.embedding_gamma needs model.condition above 0.")
+_ACTIVATION: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=True),
+    "relu2": lambda x: jnp.square(nn.relu(x)),
+    "silu": nn.silu,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,8 +111,10 @@ class Transformer(ModelConfig):
             jnp.zeros((1, 1)),
         )
         params = _Body(self).init(jax.random.split(key)[0], None, one, one, mask, level, None)
-        head = {"kernel": jnp.zeros((self.width, self.rows)), "bias": jnp.zeros(self.rows)}
-        return {**params["params"], "head": head}
+        head = {} if self.tied else {"kernel": jnp.zeros((self.width, self.rows))}
+        if self.head_bias:
+            head["bias"] = jnp.zeros(self.rows)
+        return {**params["params"], **({"head": head} if head else {})}
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
@@ -171,7 +145,7 @@ class Transformer(ModelConfig):
 
     def empty_cache(self, batch: int, slots: int) -> Cache:
         """A cache for `slots` rows of each of `batch` examples, in `dtype`."""
-        shape = (self.layers, batch, self.heads, slots, self.width // self.heads)
+        shape = (self.layers, batch, self.groups, slots, self.head_size)
         empty = constrain(jnp.zeros(shape, self.dtype), *CACHE_AXES)
         return Cache(empty, empty)
 
@@ -192,7 +166,7 @@ class Transformer(ModelConfig):
           tokens, position, level: of the R new rows, as for `features`.
 
         Returns:
-          features, and what the new rows would put in the cache ([layers, B, H, R, K];
+          features, and what the new rows would put in the cache ([layers, B, G, R, K];
           `cache.commit` writes those that are final).
         """
         out = _Body(self).apply(_body(params), cache, tokens, position, mask, level, None)
@@ -200,7 +174,8 @@ class Transformer(ModelConfig):
 
     def head(self, params: Params) -> Params:
         """The parameters that `logits` reads."""
-        return {"head": params["head"]}
+        names = ("embedding", "head") if self.tied else ("head",)
+        return {name: params[name] for name in names if name in params}
 
     def logits(
         self, params: Params, features: Float[Array, "*B {self.width}"]
@@ -210,11 +185,15 @@ class Transformer(ModelConfig):
         Args:
           params: those of `head`, or all.
         """
-        head = params["head"]
         # Gathered along the width, and not the much larger logits summed over it.
-        kernel = gathered(head["kernel"], self.dtype, *_AXES["head/kernel"])
+        if self.tied:
+            kernel = gathered(params["embedding"], self.dtype, *_AXES["embedding"]).T
+        else:
+            kernel = gathered(params["head"]["kernel"], self.dtype, *_AXES["head/kernel"])
         rows = features.astype(self.dtype).reshape(-1, self.width)
-        out: Array = products.wide(rows, kernel) + head["bias"][None]
+        out: Array = products.wide(rows, kernel)
+        if self.head_bias:
+            out = out + params["head"]["bias"][None]
         return out.reshape(*features.shape[:-1], -1)
 
 
@@ -247,6 +226,12 @@ class _Body(nn.Module):
                 keep = jnp.exp(-c.embedding_gamma * sigma)[..., None]
                 x = keep * x + (1.0 - keep) * _to_rank(table[c.vocab_size], 3)
             condition = _LevelEmbedding(c, name="level")(sigma).astype(c.dtype)
+        if c.position == "learned":
+            shape = (c.positions, c.width)
+            places = self.param("position_embedding", nn.initializers.normal(_BASE_STD), shape)
+            places = gathered(places, c.dtype, *_AXES["position_embedding"]).astype(jnp.float32)
+            # The first row is before the text, at −1.
+            x = constrain(x + places[position + 1], *_ACTIVATIONS)
 
         block = nn.remat(_Block, prevent_cse=False) if c.remat else _Block
         layers = nn.scan(
@@ -259,7 +244,7 @@ class _Body(nn.Module):
         )(c, name="layers")
         number = jnp.arange(c.layers)
         x, new = layers(x.astype(c.dtype), number, cache, position, mask, condition, dropout_keys)
-        x = _norm(self, "norm", x, c.width)
+        x = _norm(self, "norm", x)
         return x if cache is None else (x, new)
 
 
@@ -294,8 +279,7 @@ class _Block(nn.Module):
     ) -> tuple[Activations, Cache | None]:
         c = self.config
         dtype = x.dtype
-        head = c.width // c.heads
-        hidden = c.mlp_ratio * c.width
+        size = c.heads * c.head_size
         scaled = nn.initializers.normal(_BASE_STD / math.sqrt(2 * c.layers))
 
         modulation: list[Array | None] = [None] * 6
@@ -311,8 +295,22 @@ class _Block(nn.Module):
             value = self.param(name, init or nn.initializers.normal(shape[0] ** -0.5), shape)
             return gathered(value, dtype, *_LAYER_AXES[name])
 
-        def bias_of(name: str, size: int) -> Array:
-            return _to_rank(weight(name, (size,), nn.initializers.zeros), 3)
+        def product(name: str, x: Array, size: int, biased: bool, init: Any = None) -> Array:
+            out = products.of_rows(x, weight(name, (x.shape[-1], size), init))
+            if biased:
+                out = out + _to_rank(weight(f"{name}_bias", (size,), nn.initializers.zeros), 3)
+            return out
+
+        def in_heads(name: str, parts: int, heads: int) -> list[Array]:
+            """Each of the parts as [B, heads, R, K]."""
+            # An axis of its own for the parts, so that cutting the heads cuts each of them.
+            shape = (parts, heads * c.head_size)
+            kernel = weight(name, (c.width, *shape))
+            found = [products.of_rows(y, kernel[:, part]) for part in range(parts)]
+            if c.qkv_bias:
+                bias = weight(f"{name}_bias", shape, nn.initializers.zeros)
+                found = [x + _to_rank(bias[part], 3) for part, x in enumerate(found)]
+            return [x.reshape(*x.shape[:-1], heads, -1).swapaxes(1, 2) for x in found]
 
         def add(residual: Array, update: Array, gate: Array | None, site: int) -> Array:
             if dropout_keys is not None and c.dropout:
@@ -321,26 +319,29 @@ class _Block(nn.Module):
             update = update if gate is None else gate * update
             return constrain(residual + update, *_ACTIVATIONS)
 
-        y = _modulate(_norm(self, "norm_attention", x, c.width), shift_1, scale_1)
-        # An axis of its own for the three, so that cutting the heads cuts each of them.
-        qkv = weight("qkv", (c.width, 3, c.width))
-        query, key, value = (
-            products.of_rows(y, qkv[:, part]).reshape(*y.shape[:-1], c.heads, head).swapaxes(1, 2)
-            for part in range(3)
-        )
+        y = _modulate(_norm(self, "norm_attention", x), shift_1, scale_1)
+        if c.groups == c.heads:
+            query, key, value = in_heads("qkv", 3, c.heads)
+        else:
+            (query,) = in_heads("query", 1, c.heads)
+            key, value = in_heads("key_value", 2, c.groups)
         if c.qk_norm:
-            query, key = (_norm(self, n, t, head) for n, t in (("norm_q", query), ("norm_k", key)))
-        query, key = attention.rotate(query, position), attention.rotate(key, position)
+            query, key = _norm(self, "norm_q", query), _norm(self, "norm_k", key)
+        if c.position == "rotary":
+            theta, stretch = resolved(c).rope_theta, rotary.scaling(c.rope_scaling)
+            frequency = rotary.frequencies(c.head_size // 2, theta, stretch)
+            query, key = (rotary.rotate(x, position, frequency) for x in (query, key))
         y = attention.attend(query, key, value, mask, cached, number, backend=c.attention)
-        y = y.swapaxes(1, 2).reshape(x.shape)
-        x = add(x, products.of_rows(y, weight("out", (c.width, c.width), scaled)), gate_1, site=0)
+        y = y.swapaxes(1, 2).reshape(*x.shape[:-1], size)
+        x = add(x, product("out", y, c.width, c.out_bias, scaled), gate_1, site=0)
 
-        y = _modulate(_norm(self, "norm_mlp", x, c.width), shift_2, scale_2)
-        y = products.of_rows(y, weight("mlp_in", (c.width, hidden)))
-        y = y + bias_of("mlp_in_bias", hidden)
-        y = nn.gelu(y, approximate=True) if c.activation == "gelu" else jnp.square(nn.relu(y))
-        y = products.of_rows(y, weight("mlp_out", (hidden, c.width), scaled))
-        y = y + bias_of("mlp_out_bias", c.width)
+        y = _modulate(_norm(self, "norm_mlp", x), shift_2, scale_2)
+        wide = product("mlp_in", y, c.hidden, c.mlp_bias)
+        if c.gated:
+            wide *= _ACTIVATION[c.activation](product("mlp_gate", y, c.hidden, c.mlp_bias))
+        else:
+            wide = _ACTIVATION[c.activation](wide)
+        y = product("mlp_out", wide, c.width, c.mlp_bias, scaled)
         # What stays in the cache; training has none, and keeps nothing.
         new = None if cached is None else Cache(key, value)
         return add(x, y, gate_2, site=1), new
@@ -362,15 +363,18 @@ def _modulate(x: Activations, shift: Activations | None, scale: Activations | No
     return x if shift is None or scale is None else x * (1.0 + scale) + shift
 
 
-def _norm(
-    module: nn.Module, name: str, x: Float[Array, "*B D"], width: int
-) -> Float[Array, "*B D"]:
-    """Layer norm without bias, in float32, back in the type of x."""
-    scale = module.param(name, nn.initializers.ones, (width,))
+def _norm(module: _Body | _Block, name: str, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Layer norm, or RMS norm (arXiv 1910.07467), in float32, back in the type of x."""
+    c = module.config
+    scale = module.param(name, nn.initializers.ones, x.shape[-1:])
     wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    scaled = centred * jax.lax.rsqrt(variance + 1e-5) * _to_rank(scale, x.ndim)
+    if c.norm == "layer":
+        wide = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(wide).mean(-1, keepdims=True)
+    scaled = wide * jax.lax.rsqrt(variance + c.norm_epsilon) * _to_rank(scale, x.ndim)
+    if c.norm_bias:
+        bias = module.param(f"{name}_bias", nn.initializers.zeros, x.shape[-1:])
+        scaled = scaled + _to_rank(bias, x.ndim)
     return scaled.astype(x.dtype)
 
 

@@ -60,6 +60,7 @@ class Checkpointer:
         keep: int = 3,
         config: dict[str, Any] | None = None,
         read_only: bool = False,
+        background: bool = True,
     ):
         """Opens ``directory``, creating it where it is to be written.
 
@@ -67,6 +68,7 @@ class Checkpointer:
           directory: folder of the steps. A local or shared file system, not a bucket URL.
           keep: how many of the newest steps to keep, at least 1; the best of all is kept besides.
           config: JSON-serialisable description of the run, stored with each step.
+          background: whether `save` returns before all is written, for which it copies the state.
           read_only: changes nothing on disk, so it is safe beside a running training; the
             folder need not exist.
 
@@ -95,6 +97,7 @@ class Checkpointer:
             preservation_policy=None if read_only else policy,
             best_fn=None if read_only else _score,  # Orbax writes no scores without it
             create=not read_only,
+            enable_async_checkpointing=background,
             # What a killed save left behind; a reader must not remove a save in progress.
             cleanup_tmp_directories=not read_only,
         )
@@ -112,7 +115,7 @@ class Checkpointer:
         self.close()
 
     def save(self, step: int, state: Any, *, score: float | None = None) -> None:
-        """Copies ``state`` off the devices and writes it in the background.
+        """Copies ``state`` off the devices and writes it, by default in the background.
 
         ``score`` rates the state, lower is better; see `best_step`. One that is not finite is none.
 
@@ -177,7 +180,8 @@ class Checkpointer:
 
         Args:
           abstract: the state's pytree with `jax.ShapeDtypeStruct` leaves, whose shardings say where
-            each leaf goes; they need not be those it was saved with.
+            each leaf goes; they need not be those it was saved with. Floats of 16 bits are widened
+            to 32 where these are asked for.
           step: None for the newest that is intact.
           partial: whether `abstract` is a part, which alone is read and verified: a nested dict
             with the part at its place, such as ``{"ema": abstract_params}`` for a state with a
@@ -219,13 +223,20 @@ class Checkpointer:
         _check_structure(where, saved, wanted, partial)
         for leaf in wanted.values():
             leaf.sharding.shard_shape(leaf.shape)  # JAX explains a sharding that does not divide
+        wide = {n: x.dtype for n, x in wanted.items() if str(x.dtype) != saved[n]["dtype"]}
+        for name in wide:
+            leaf, narrow = wanted[name], saved[name]["dtype"]
+            wanted[name] = jax.ShapeDtypeStruct(leaf.shape, narrow, sharding=leaf.sharding)
         restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
         leaves = self._restore_item(step, "state", args)
         for name, value in _digest(leaves).items():
             if value != saved[name]["checksum"]:
                 raise DamagedCheckpointError(where, f"the values of {name} are not those saved")
-        return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in wanted])
+        for name, dtype in wide.items():
+            leaves[name] = leaves[name].astype(dtype)
+        found = [leaves[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(abstract), found)
 
     def _read_meta(self, step: int) -> dict[str, Any]:
         where = self.directory / str(step)
@@ -332,8 +343,8 @@ _jitted_checksums = jax.jit(checksums)  # cached by the leaves' shapes, dtypes a
 
 
 def _digest(leaves: dict[str, jax.Array]) -> dict[str, int]:
-    sums = np.asarray(_jitted_checksums(list(leaves.values())))
-    return dict(zip(leaves, sums.tolist(), strict=True))
+    # One by one: together they need as much memory again as the leaves.
+    return {name: int(np.asarray(_jitted_checksums([x]))[0]) for name, x in leaves.items()}
 
 
 def _crc32(meta: dict[str, Any]) -> int:
@@ -349,14 +360,21 @@ def _check_structure(
     where: Path, saved: dict[str, Any], wanted: dict[str, Any], partial: bool
 ) -> None:
     advice = "use the config that the checkpoint was trained with"
+    if not partial and all(name.startswith("ema/") for name in saved):
+        raise UserError(
+            f"The checkpoint {where} holds averaged parameters and no training: start one from its "
+            "workdir, with --init and another --workdir."
+        )
     for name, leaf in wanted.items():
         if name not in saved:
             raise UserError(f"The checkpoint {where} has no leaf {name}; {advice}.")
         have, want = saved[name], _describe(name, leaf)
+        if have["dtype"] in ("bfloat16", "float16") and want["dtype"] == "float32":
+            want["dtype"] = have["dtype"]
         if any(have[field] != want[field] for field in want):
             raise UserError(
                 f"In the checkpoint {where} the leaf {name} is {have['dtype']}{have['shape']} and "
-                f"this run needs {want['dtype']}{want['shape']}; {advice}."
+                f"this run needs {leaf.dtype}{want['shape']}; {advice}."
             )
     extra = next((name for name in saved if name not in wanted), None)
     if extra is not None and not partial:

@@ -68,6 +68,7 @@ def generate(
 def check(sampler: Sampler, rule: Rule) -> None:
     """Raises UserError for a rule or setting that cannot work."""
     rule.check(sampler.spec.kernel, sampler.spec.objective)
+    closing.check(sampler.spec, rule)
     if isinstance(sampler.spec.schedule, Adaptive) != rule.free_windows:
         raise UserError(
             "Free windows take a rule and a schedule for it together: build the sampler with the "
@@ -247,11 +248,29 @@ def _placed(state: Generation) -> Generation:
 
 
 def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> Generation:
+    one = functools.partial(_of_window, sampler, rule, params)
+    if not rule.horizon:
+        return one(state)
+    # Wide windows have a program of their own; while a text sweeps, those that do not wait.
+    wide = functools.partial(one, again=True)
+    return cast(Generation, jax.lax.cond(jnp.any(state.sweep > 0), wide, one, state))
+
+
+def _of_window(
+    sampler: Sampler, rule: Rule, params: PyTree, state: Generation, *, again: bool = False
+) -> Generation:
+    """A round of the texts in their window or, `again`, of those that sweep over settled ones."""
     schedule, kernel = sampler.spec.schedule, sampler.spec.kernel
-    live = state.step < schedule.steps
-    features, ready, fed = cache_feed.show(sampler, params, state)
-    moves = live & ready
-    place = closing.enter(rule, state, _place(schedule, state, moves))
+    if again:
+        live = moves = state.sweep > 0
+        view, fed = closing.view(rule, schedule), state
+        features = cache_feed.show_again(sampler, view, params, state)
+        place = closing.again(schedule, view, state)
+    else:
+        live = state.step < schedule.steps
+        features, ready, fed = cache_feed.show(sampler, params, state, rule.horizon)
+        moves = live & ready
+        place = closing.enter(rule, state, _place(schedule, state, moves))
     window = _window(state, place)
     step = jnp.minimum(state.step, schedule.steps - 1)
     drawn = schedule.block_step(step) if isinstance(schedule, Adaptive) else step
@@ -284,7 +303,7 @@ def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
     if state.nats is not None:
         nats = state.nats + jnp.where(changed, reading.nats, 0.0).sum(1)
         after = dataclasses.replace(after, nats=nats)
-    sweeps, after = closing.leave(rule, state, after, place, changed, moves)
+    sweeps, after = closing.leave(sampler.spec, rule, state, after, place, changed, moves)
     unsure = (place.inside & (moved == kernel.mask)).any(1)
     target = step + 1
     if rule.adaptive:  # a window without MASK has nothing to do until the next one opens

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Int, Int32
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.optim import is_hidden_matrix
+from hybrid_jax.runtime.checkpoint import named_leaves
 
 # More phases than this are represented by as many, evenly spread.
 _MOST_PHASES = 64
@@ -55,17 +57,16 @@ def forward_flops(network: Transformer, spec: Spec) -> Flops:
     """
     rows, pairs = _rows_and_pairs(spec)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
-    # Every entry of a weight matrix takes one multiplication and one addition for each row. The
-    # layers' leaves have a leading axis of layers; vectors are scales and biases.
-    weights = [leaf for leaf in jax.tree.leaves(shapes["layers"]) if leaf.ndim > 2]
+    # Every entry of a weight matrix takes one multiplication and one addition for each row.
+    weights = [x for name, x in named_leaves(shapes).items() if is_hidden_matrix(name, x)]
     weights += [leaf for leaf in jax.tree.leaves(shapes.get("level", ())) if leaf.ndim > 1]
     width = network.width
     return Flops(
         rows=rows,
         pairs=pairs,
         matmul=2.0 * rows * sum(leaf.size for leaf in weights),
-        # Scores, then the weighted sum of values: 2·D each.
-        attention=4.0 * pairs * width * network.layers,
+        # Scores, then the weighted sum of values: 2·H·K each.
+        attention=4.0 * pairs * network.heads * network.head_size * network.layers,
         head=2.0 * spec.schedule.length * width * (network.vocab_size + 1),
     )
 

@@ -123,9 +123,11 @@ class TrainSetup:
                 f"train.batch_size={config.batch_size}{part} does not divide among {shards} "
                 f"devices: choose a multiple of {rounds * shards}."
             )
-        if self.network.heads % mesh.shape["tensor"]:
+        heads, groups = self.network.heads, self.network.groups
+        if groups % mesh.shape["tensor"]:
+            name = "heads" if heads == groups else "kv_heads"
             raise UserError(
-                f"model.heads={self.network.heads} do not divide among mesh.tensor="
+                f"model.{name}={groups} do not divide among mesh.tensor="
                 f"{mesh.shape['tensor']} devices: choose a divisor of the number of heads."
             )
 

@@ -17,6 +17,7 @@ from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
+from hybrid_jax.models.settings import FORM
 from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import expanded, write_atomic, writing
 from hybrid_jax.runtime.json_text import write_json
@@ -227,6 +228,17 @@ def load(workdir: str | Path) -> Experiment:
         raise UserError(f"{path} cannot be read: {error}.") from error
     except UserError as error:
         raise UserError(f"{path} describes no run that can be opened: {error}") from error
+
+
+def form(workdir: str | Path) -> dict[str, str]:
+    """Settings of `model` that say what parameters mean, as text of a command line.
+
+    Without those of the conditioning, which a start from the workdir may add. Raises as `load`.
+    """
+    model = load(workdir).model
+    names = (*FORM, *(("positions",) if model.position == "learned" else ()))
+    conditioning = ("condition", "embedding_gamma")
+    return {f"model.{n}": str(getattr(model, n)).lower() for n in names if n not in conditioning}
 
 
 def load_tokenizer(workdir: Path) -> Tokenizer:

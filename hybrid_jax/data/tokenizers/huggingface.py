@@ -141,6 +141,11 @@ class HuggingFaceTokenizer:
 
         return decode_runs(ids, self.vocab_size, mask_text, text)
 
+    def write(self, folder: Path) -> None:
+        """Writes the two files under the names that Hugging Face's loaders look for."""
+        (folder / _FILE).write_bytes(self.file)
+        (folder / _CONFIG).write_bytes(self.config)
+
     def save(self, folder: Path) -> None:
         (folder / _COPY).write_bytes(self.file)
         (folder / _CONFIG).write_bytes(self.config)
