@@ -209,7 +209,7 @@ EFFECTS = {
     "objective.parameterisation": ({}, "mean"),
     "objective.loss": ({}, "weighted_cross_entropy"),
     "objective.time": ({}, "discrete"),
-    "objective.levels": ({}, "bell"),
+    "objective.levels": ({}, "uniform"),
     "objective.shown_weight": (WEIGHTED, 0.5),
     "model.layers": ({}, 2),
     "model.width": ({}, 64),
@@ -343,8 +343,6 @@ VOID = [
     ("ar", "layout.causal_window", True, "windows of several positions and has no effect with qu"),
     ("ar", "layout.context", "block_causal", "windows of several positions with settled ones"),
     ("mdlm", "layout.context", "block_causal", "has no effect with flat"),
-    ("ar", "objective.levels", "bell", "schedules pass through, and quenched AR leaves no"),
-    ("slide", "objective.levels", "bell", "leaves no choice: leave it out"),
     ("mdlm", "sampling.eta", 0.5, "Rule ancestral has no eta: it belongs to acs and remdm"),
     ("epsilon_hybrid", "sampling.strategy", "cap", "Rule acs has no strategy: it belongs to remdm"),
     ("epsilon_hybrid", "sampling.bound", 1.0, "it belongs to entropy"),
@@ -365,6 +363,13 @@ def test_a_setting_without_effect_is_refused_on_command_lines_and_in_files(
         with pytest.raises(UserError, match=message.replace(".", r"\.")) as caught:
             act()
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("config", ["ar", "slide"])
+def test_a_chosen_bell_is_refused_where_windows_leave_no_choice(config):
+    assert experiment(config).objective.levels == "uniform"  # the preset's bell is left out
+    with pytest.raises(UserError, match="leaves no choice: leave it out"):
+        experiment(config, objective__levels="bell")
 
 
 def test_settings_beside_which_another_has_no_effect():
