@@ -40,6 +40,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "data.tokenizer": "byte",
             "data.length": 128,
+            "objective.levels": "uniform",
             "train.batch_size": 16,
             "train.steps": 1000,
             "train.eval_every": 1000,
@@ -53,6 +54,7 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "data.tokenizer": "byte",
             "data.length": 128,
+            "objective.levels": "uniform",
             "model.layers": 2,
             "model.width": 64,
             "model.unroll": 2,
@@ -66,7 +68,12 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gpu": (
         "small",
-        {"train.steps": 20_000, "train.eval_every": 20_000, "evaluation.final_records": 1024},
+        {
+            "objective.levels": "uniform",
+            "train.steps": 20_000,
+            "train.eval_every": 20_000,
+            "evaluation.final_records": 1024,
+        },
     ),
 }
 SOURCES = {
@@ -129,10 +136,17 @@ ABLATIONS = {
     ),
 }
 # Training losses of different levels are not comparable, so these rows are evaluated often.
-_OFTEN = {"schedule.family": "flat", "train.eval_every": 50, "evaluation.records": 128}
+_OFTEN = {"train.eval_every": 50, "evaluation.records": 128}
 LEVELS = {
-    f"{name}, {levels}": Row(config=config, settings=_OFTEN | {"objective.levels": levels}, seeds=2)
-    for name, config in (("γ-hybrid", "gamma_hybrid"), ("MDLM", "mdlm"))
+    f"{name}, {levels}": Row(
+        config=config, settings=schedule | _OFTEN | {"objective.levels": levels}, seeds=2
+    )
+    for name, config, schedule in (
+        ("γ-hybrid", "gamma_hybrid", _FLAT),
+        ("MDLM", "mdlm", _FLAT),
+        ("γ-hybrid, block", "gamma_hybrid", _BLOCK),
+        ("ε-hybrid, block", "epsilon_hybrid", _BLOCK),
+    )
     for levels in ("bell", "uniform")
 }
 GROUPS = {"table": TABLE, "ablations": ABLATIONS, "levels": LEVELS}
