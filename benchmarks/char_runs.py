@@ -17,11 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from nanogpt import NanoGPT
 
+from hybrid_jax import optim
 from hybrid_jax.config import Experiment
-from hybrid_jax.data import pipeline
+from hybrid_jax.data import mixture, pipeline
 from hybrid_jax.data.tokenizers import char
 from hybrid_jax.errors import UserError
+from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.command_line import read_config
@@ -35,10 +38,12 @@ CONTEXT, BATCH = 64, 12  # characters that are predicted, windows of a step
 _EVALUATED = 128  # windows at a time
 _SAVED = 500  # steps from a checkpoint to the next
 
+NANOGPT = "AR, network of nanoGPT"
 FLAT = {"schedule.family": "flat"}
 BLOCK = {"schedule.family": "block", "schedule.width": "16"}
 METHODS: dict[str, tuple[str, dict[str, str]]] = {  # config, and what differs from it
     "AR": ("ar", {}),
+    NANOGPT: ("ar", {}),  # with its network
     "MDLM": ("mdlm", {}),
     "SEDD": ("sedd", {}),
     "BD3-LM, blocks of 4": ("bd3lm", BLOCK | {"schedule.width": "4"}),
@@ -138,7 +143,13 @@ class Run:
 
     def setup(self, size: int) -> TrainSetup:
         """The parts over `size` characters; bos is MASK, which AR does not have."""
-        return TrainSetup.build(self.experiment, size, bos=size)
+        setup = TrainSetup.build(self.experiment, size, bos=size)
+        if self.method != NANOGPT:
+            return setup
+        network: Any = NanoGPT(vocab_size=size, context=CONTEXT)
+        shapes = jax.eval_shape(network.init, jax.random.key(0))
+        optimizer = optim.make_optimizer(self.experiment.optimizer, self.marks[-1], shapes)
+        return dataclasses.replace(setup, network=network, optimizer=optimizer)
 
     def folder(self, root: Path, text: Text) -> Path:
         values = [dataclasses.asdict(self.experiment), self.marks, self.draws]
@@ -159,8 +170,10 @@ class Run:
           before: GFLOP of all runs before this one, which `progress` counts.
         """
         folder, setup = self.folder(root, text), self.setup(text.size)
-        cost = step_flops(self.method, text.size)
-        step = jax.jit(functools.partial(train_step, setup), donate_argnums=0)
+        cost = self.step_flops(text.size)
+        steps = [
+            jax.jit(functools.partial(train_step, own), donate_argnums=0) for own in setup.each
+        ]
         with Checkpointer(folder / "checkpoints", keep=1) as saver:
             restored = saver.restore(setup.abstract_state(sharding.one_device()))
             start, state = restored if restored else (0, jax.jit(setup.init)())
@@ -168,6 +181,7 @@ class Run:
             losses: list[jax.Array] = []
             for number in range(start, self.marks[-1]):
                 batch = drawn(text.train, BATCH, self.seed, number).read(range(BATCH))
+                step = steps[setup.turn(number)]
                 state, metrics = step(state, {**batch, "index": np.arange(BATCH, dtype=np.int32)})
                 losses.append(metrics["loss"])
                 marked = number + 1 in self.marks
@@ -182,10 +196,15 @@ class Run:
                     shown = {"loss": float(losses[-1])}  # also keeps the host from running ahead
                     progress.update(int(before + (number + 1) * cost / 1e9), shown)
 
-    def evaluate(self, setup: TrainSetup, state: TrainState, windows: Windows) -> dict[str, Any]:
+    def evaluate(
+        self, setup: TrainSetup, state: TrainState, windows: Windows, schedule: str | None = None
+    ) -> dict[str, Any]:
         """The bound on some windows, nats a character: the mean of each draw, and the standard
-        error over windows of the first."""
-        bound = self.experiment.bound(setup.network.vocab_size)
+        error over windows of the first; under another hyperschedule if one is given."""
+        if schedule is not None:
+            other = setup.experiment.on(ScheduleConfig.parse(schedule))
+            setup = TrainSetup.build(other, setup.network.vocab_size, bos=setup.spec.bos)
+        bound = setup.experiment.bound(setup.network.vocab_size)
         draws = 1 if is_exact(setup.spec, bound) else self.draws
         key = jax.random.fold_in(jax.random.key(0), KeyPurpose.EVALUATION)  # equal for all runs
         estimates = [
@@ -202,6 +221,14 @@ class Run:
             "error": estimates[0].nll_se,
         }
 
+    def step_flops(self, size: int) -> float:
+        """FLOPs of a step over `size` characters, the mean over the steps; those of nanoGPT's
+        network are AR's."""
+        setup = TrainSetup.build(self.experiment, size, bos=size)
+        counts = mixture.counts(self.experiment.shares, 1, self.marks[-1])
+        each = [flops.training_flops(own.network, own.spec) for own in setup.each]
+        return BATCH * float(counts @ each) / self.marks[-1]
+
     def restore(self, root: Path, text: Text) -> tuple[TrainSetup, TrainState]:
         """The end of a run that is done."""
         setup = self.setup(text.size)
@@ -214,14 +241,13 @@ class Run:
 @functools.cache
 def step_flops(method: str, size: int) -> float:
     """FLOPs of a step of a method over `size` characters."""
-    setup = Run(method=method, seed=0, marks=(1,)).setup(size)
-    return BATCH * flops.training_flops(setup.network, setup.spec)
+    return Run(method=method, seed=0, marks=(1,)).step_flops(size)
 
 
 def work(runs: Sequence[Run], root: Path, text: Text) -> Iterator[Run]:
     """Does what is left of some runs, one after the other, and gives each when it is done."""
     left = [run for run in runs if not run.done(root, text)]
-    costs = [run.marks[-1] * step_flops(run.method, text.size) / 1e9 for run in left]
+    costs = [run.marks[-1] * run.step_flops(text.size) / 1e9 for run in left]
     with Progress(total=round(sum(costs)), unit="GFLOP", interval=60.0) as progress:
         for number, run in enumerate(left):
             progress.note(f"{run.method}, seed {run.seed}, {run.marks[-1]:,} steps")

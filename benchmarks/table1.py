@@ -48,6 +48,22 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
             "evaluation.final_records": 256,
         },
     ),
+    "mini": (
+        "tiny",
+        {
+            "data.tokenizer": "byte",
+            "data.length": 128,
+            "model.layers": 2,
+            "model.width": 64,
+            "model.unroll": 2,
+            "train.batch_size": 16,
+            "train.steps": 5000,
+            "train.eval_every": 5000,
+            "train.checkpoint_every": 1000,
+            "evaluation.records": 256,
+            "evaluation.final_records": 256,
+        },
+    ),
     "gpu": (
         "small",
         {"train.steps": 20_000, "train.eval_every": 20_000, "evaluation.final_records": 1024},
@@ -112,7 +128,14 @@ ABLATIONS = {
         config="epsilon_hybrid", settings={**_BLOCK, "layout.alignment": "shifted"}
     ),
 }
-GROUPS = {"table": TABLE, "ablations": ABLATIONS}
+# Training losses of different levels are not comparable, so these rows are evaluated often.
+_OFTEN = {"schedule.family": "flat", "train.eval_every": 50, "evaluation.records": 128}
+LEVELS = {
+    f"{name}, {levels}": Row(config=config, settings=_OFTEN | {"objective.levels": levels}, seeds=2)
+    for name, config in (("γ-hybrid", "gamma_hybrid"), ("MDLM", "mdlm"))
+    for levels in ("bell", "uniform")
+}
+GROUPS = {"table": TABLE, "ablations": ABLATIONS, "levels": LEVELS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,7 +256,9 @@ def measured(job: Job) -> dict[str, Any]:
         error = values["nll_se"]  # null for one record
         row[dataset], row[f"{dataset}_error"] = values["nll"], math.nan if error is None else error
     lines = map(json.loads, (job.workdir / "metrics.jsonl").read_text().splitlines())
-    row["losses"] = {line["step"]: line["loss"] for line in lines if "tokens_per_second" in line}
+    logged = list(lines)
+    row["losses"] = {line["step"]: line["loss"] for line in logged if "tokens_per_second" in line}
+    row["bounds"] = {line["step"]: line["nll"] for line in logged if line["kind"] == "valid"}
     return row
 
 

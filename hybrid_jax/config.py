@@ -33,6 +33,7 @@ from hybrid_jax.runtime.decode import from_values, overridden, parse_json, witho
 from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.sharding import MeshConfig
+from hybrid_jax.sampling import closing
 from hybrid_jax.sampling.settings import SamplingConfig
 
 FORMAT = 2  # of `Experiment.to_json`
@@ -131,7 +132,7 @@ class Experiment:
         return Spec(
             schedule=self.schedule.build(self.data.length),
             kernel=self.noise.build(vocab_size),
-            layout=self.layout,
+            layout=self._layout(self.schedule),
             objective=self.objective,
             bos=bos,
             eos=eos,
@@ -150,11 +151,21 @@ class Experiment:
 
     def on(self, schedule: ScheduleConfig) -> Experiment:
         """The same network on one hyperschedule, without settings that have no effect there."""
-        layout = effective_layout(self.layout, schedule.build(self.data.length))
+        built = schedule.build(self.data.length)
+        layout, objective = effective_layout(self._layout(schedule), built), self.objective
+        if not (built.settles_whole and built.phases > 1):  # no level to choose
+            objective = dataclasses.replace(objective, levels="uniform")
         evaluation = self.evaluation
         if schedule.family == "quenched_ar":  # exact
             evaluation = dataclasses.replace(evaluation, time="discrete")
-        return dataclasses.replace(self, schedule=schedule, layout=layout, evaluation=evaluation)
+        return dataclasses.replace(
+            self, schedule=schedule, layout=layout, objective=objective, evaluation=evaluation
+        )
+
+    def _layout(self, schedule: ScheduleConfig) -> Layout:
+        if schedule.causal_window is None:
+            return self.layout
+        return dataclasses.replace(self.layout, causal_window=schedule.causal_window)
 
     def bound(self, vocab_size: int) -> Bound:
         """The bound that this experiment reports."""
@@ -195,7 +206,15 @@ class Experiment:
             ("context", "windows of several positions with settled ones before them"),
             ("causal_window", "windows of several positions"),
         ):
-            if all(getattr(self.layout, name) != getattr(own.layout, name) for own in each):
+            value = getattr(self.layout, name)
+            of_layout = [
+                effective_layout(self.layout, own.schedule.build(self.data.length))
+                for own in each
+                if getattr(own.schedule, name, None) is None
+            ]
+            if value != getattr(Layout(), name) and all(
+                value != getattr(layout, name) for layout in of_layout
+            ):
                 raise UserError(
                     f"layout.{name} belongs to {owner} and has no effect with "
                     f"{spec.schedule.name}: leave it out."
@@ -205,9 +224,14 @@ class Experiment:
                 f"objective.shown_weight belongs to noise that replaces tokens and has no effect "
                 f"with {spec.kernel.name}: leave it out."
             )
+        if all(self.objective != own.objective for own in each):
+            raise UserError(
+                "objective.levels=bell chooses among the levels that windows of flat and block "
+                f"schedules pass through, and {spec.schedule.name} leaves no choice: leave it out."
+            )
         rule = self.sampling.build()
         rule.check(spec.kernel, spec.objective)
-        rule.spec(spec)
+        closing.check(rule.spec(spec), rule)
         separate = self.layout.documents == "separate"
         if separate and self.data.pairs:
             raise UserError(
@@ -280,8 +304,17 @@ class Experiment:
         experiment: Experiment = from_values(cls, values, "config")
         if settings:
             experiment = from_values(cls, overridden(cls, values, settings, "config"), "config")
+        if preset and "objective.levels" not in (settings or {}):
+            experiment = experiment._without_bell(preset)
         experiment.check()
         return experiment
+
+    def _without_bell(self, preset: Experiment) -> Experiment:
+        """The same without levels that nobody chose, if no hyperschedule leaves a choice."""
+        own = {one.objective.levels for one in self.each}
+        if self.objective.levels in own or self.objective.levels != preset.objective.levels:
+            return self
+        return dataclasses.replace(self, objective=self.each[0].objective)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Experiment:

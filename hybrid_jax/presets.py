@@ -13,6 +13,7 @@ import ml_collections
 from hybrid_jax.config import EvaluationConfig, Experiment, TrainConfig
 from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.models.settings import ModelConfig
 from hybrid_jax.optim import OptimizerConfig
@@ -24,6 +25,7 @@ _SIZES: dict[str, Experiment] = {
     "tiny": Experiment(
         data=DataConfig(source="pydocs", tokenizer="sentencepiece", vocab_size=512, length=64),
         schedule=ScheduleConfig(family="block", width=8),
+        objective=Objective(levels="bell"),
         model=ModelConfig(layers=4, width=128, heads=2, activation="relu2", qk_norm=True, unroll=4),
         optimizer=dataclasses.replace(_MUON, learning_rate=0.01, warmup_steps=20),
         train=TrainConfig(
@@ -36,6 +38,7 @@ _SIZES: dict[str, Experiment] = {
             source="files:data/text/*.txt", tokenizer="sentencepiece", vocab_size=16_384, length=512
         ),
         schedule=ScheduleConfig(family="block", width=16),
+        objective=Objective(levels="bell"),
         model=ModelConfig(layers=8, width=512, heads=8, qk_norm=True, dtype="bfloat16"),
         optimizer=dataclasses.replace(_MUON, learning_rate=3e-3, warmup_steps=500),
         train=TrainConfig(

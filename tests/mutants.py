@@ -19,7 +19,7 @@ from pathlib import Path
 import tqdm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COPIED = ("hybrid_jax", "configs", "tests", "docs", "pyproject.toml")
+COPIED = ("hybrid_jax", "configs", "benchmarks", "tests", "docs", "pyproject.toml")
 WORKERS = 2
 LONGEST = 300  # seconds; a program that hangs is noticed
 

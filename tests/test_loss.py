@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from enumeration import LENGTH, SCHEDULES, Reader, all_sequences, kernels, quick_jit, spec_of
 
 from hybrid_jax.method import chunked_loss, hyperschedule, noising
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.method import objective as objectives
-from hybrid_jax.method.objective import Draw, Objective
+from hybrid_jax.method.objective import Bound, Draw, Objective
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -205,6 +206,24 @@ def test_uniforms_of_some_examples_are_those_of_the_whole_batch():
     draw = functools.partial(objectives.draw_uniforms, key, SCHEDULES["block"], "discrete", 16)
     some = jnp.array([3, 11, 12])
     np.testing.assert_array_equal(draw(some), draw(jnp.arange(16))[some])
+
+
+@pytest.mark.parametrize("time", ["discrete", "continuous"])
+@pytest.mark.parametrize("name", ["flat", "block"])
+def test_levels_of_training_are_drawn_from_the_bell_and_those_of_bounds_are_not(name, time):
+    """The draws of a batch are stratified, so each window's share below a level is exact to 1/n."""
+    count, schedule = 2000, SCHEDULES[name]
+    spec = spec_of(name, KERNELS["absorbing"], "aligned", time=time, levels="bell")
+    bell = scipy.stats.truncnorm(-1.5, 3.5, 0.3, 0.2).cdf
+    laws = [(spec, lambda x: 0.2 * x + 0.8 * bell(x))]
+    laws.append((spec.for_bound(Bound(kernel=spec.kernel, time=time)), lambda x: x))
+    for spec, law in laws:
+        run = quick_jit(lambda key, spec=spec: estimator.corrupt_batch(spec, copies(count, key)))
+        drawn = run(jax.random.key(1)).draw.level[:, jnp.array([0, 2])]
+        steps = schedule.levels if time == "discrete" else 20
+        for level in np.arange(1, steps + 1) / steps:
+            share = np.mean(drawn < level + 1e-3 * (time == "discrete"))
+            assert share == pytest.approx(law(level), abs=2 / count)
 
 
 def test_terms_follow_the_global_index_of_an_example():

@@ -1,5 +1,6 @@
 """One network on several hyperschedules: in training, and on another one when it is used."""
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -118,6 +119,16 @@ def test_another_hyperschedule_is_as_if_it_had_been_the_trained_one(
     assert scores[0].experiment.bound(258) == scores[1].experiment.bound(258)
 
 
+def test_a_hyperschedule_may_have_windows_of_its_own_sight(mixed):
+    model = pretrained.load(mixed, schedule="block:width=8:causal_window=false")
+    assert pretrained.load(mixed).spec.layout.causal_window
+    assert not model.spec.layout.causal_window
+    own = ScheduleConfig(family="block", width=4, also="block:width=4:causal_window=false,flat")
+    experiment = dataclasses.replace(pretrained.load(mixed).experiment, schedule=own)
+    assert [one.layout.causal_window for one in experiment.each] == [True, False, True]
+    experiment.check()
+
+
 def test_strict_refuses_windows_that_were_not_trained(mixed):
     for known in ("block:width=4:levels=2", "quenched_ar", "flat"):
         pretrained.load(mixed, schedule=known, strict=True)
@@ -142,6 +153,8 @@ def test_on_the_hyperschedule_of_gpt_the_likelihood_is_exact(mixed):
         ({"also": "quenched_ar,block:width=4:levels=2"}, "twice"),
         ({"also": "block:size=4"}, "'size=4' in 'block:size=4' sets nothing"),
         ({"also": "block:width=4:width=8"}, "sets nothing"),
+        ({"also": "block:width=8:causal_window=1"}, "'causal_window=1' in 'block:width=8:caus"),
+        ({"also": "quenched_ar:causal_window=true"}, "belongs to schedule.family=flat or block"),
         ({"also": "block:width=0"}, "width must be at least 1"),
         ({"also": "flat:width=4"}, "schedule.width belongs to"),
         ({"also": "flat,"}, "schedule.family must be one of"),
@@ -154,3 +167,15 @@ def test_wrong_mixtures_are_refused(schedule, said):
               "schedule": {"family": "block", "width": 4, **schedule}}  # fmt: skip
     with pytest.raises(UserError, match=said):
         Experiment.from_config(values)
+
+
+def test_levels_are_chosen_where_windows_pass_through_several():
+    objective = Objective(parameterisation="context", time="continuous", levels="bell")
+    also = "quenched_ar,flat:levels=8,slide:width=4,block:levels=1"
+    experiment = Experiment(
+        **{**MIXED, "name": "mixed", "objective": objective,
+           "schedule": ScheduleConfig(family="block", width=4, levels=4, also=also)}
+    )  # fmt: skip
+    experiment.check()
+    levels = [own.objective.levels for own in experiment.each]
+    assert levels == ["bell", "uniform", "bell", "uniform", "uniform"]

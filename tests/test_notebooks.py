@@ -141,6 +141,30 @@ def test_pretrained_with_a_released_model(reference, tmp_path):
     assert str(tmp_path) not in str(said)
 
 
+@pytest.mark.minutes
+def test_adapt(tmp_path):
+    pytest.importorskip("tokenizers")
+    pytest.importorskip("safetensors")
+    from test_pretrained import folder_of
+
+    (tmp_path / "model").mkdir()
+    folder_of("smollm2", tmp_path / "model")
+    said = run(
+        "adapt", tmp_path, MODEL=tmp_path / "model", SOURCE=text_file(tmp_path), STEPS=4, BATCH=4,
+        LENGTH=16, WIDTH=4, DTYPE="float32", RECORDS=8, PROMPT="bas",
+    )  # fmt: skip
+    assert "holds an autoregressive model" in said["import"][0]
+    assert "steps also on: quenched AR" in said["adapt"][0]
+    assert said["use"][0].count("--- text 1 of 1 ---\nbas") == 3
+    assert re.search(r"valid +=  *[\d.]+ ± ", said["use"][0]), "exact as autoregression"
+    assert re.search(r"valid +≤ [\d.]+ ± ", said["use"][0])
+
+
+def test_adapt_without_a_model(tmp_path):
+    told = run("adapt", tmp_path, MODEL="./nowhere")["import"][0]
+    assert told == "The rest of this notebook is left out: see the message above.\n"
+
+
 @each_notebook
 def test_notebooks_are_stored_clean(name):
     """Without counters, progress lines, times and folders: what was run again is not a change."""
@@ -159,7 +183,7 @@ def test_outputs_are_stored(name):
     assert any(cell.get("outputs") for cell in notebook.cells)
     pictures = [output for cell in notebook.cells for output in cell.get("outputs", [])
                 if "data" in output]  # fmt: skip
-    assert len(pictures) == (name != "pretrained")
+    assert len(pictures) == (name in ("quickstart", "hyperschedules"))
     errors = [output for cell in notebook.cells for output in cell.get("outputs", [])
               if output.output_type == "error"]  # fmt: skip
     assert not errors

@@ -187,7 +187,7 @@ def test_the_law_is_that_of_windows_chosen_by_what_is_before_them():
     )
     sampler = sampler_of(rule.spec(spec))
     own = likelihood.PathLikelihood(name="order:own", sampler=sampler, rule=rule)
-    assert own.exact
+    assert own.label == "exact likelihood of order:own on adaptive block(ω=4, T=1)"
     texts = np.random.default_rng(0).integers(0, 4, (32, length))
     powers = [np.linalg.matrix_power(chain.step, k + 1) for k in range(most)]
     wanted, widths = np.zeros(len(texts)), set()

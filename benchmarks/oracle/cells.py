@@ -126,6 +126,17 @@ def sets(length: int) -> dict[str, list[Cell]]:
             )
             if eta or not guidance
         ],
+        "horizon": [
+            cell("epsilon", "block", rule, calls, length=length, width=8)
+            for levels in (1, 2, 4)
+            for calls in [length // 8 * levels]
+            for rule in (
+                "acs:eta=0.5",
+                "acs:eta=0.5:sweeps=1",
+                "acs:eta=0.5:sweeps=1:horizon=1",
+                "acs:eta=0.5:sweeps=1:horizon=2",
+            )
+        ],
     }
 
 

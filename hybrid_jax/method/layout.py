@@ -273,7 +273,7 @@ def pending(
 ) -> Int[Array, "B"]:
     """Settled tokens of each text that a cache lacks, 0 for texts that are done."""
     settled = schedule.settled(step) + layout.shift
-    return jnp.where(step < schedule.steps, settled - filled, 0)
+    return jnp.where(step < schedule.steps, jnp.maximum(settled - filled, 0), 0)
 
 
 def _window_rows(
@@ -325,13 +325,14 @@ def _clean_rows(
     """Settled rows; slot 0 is the beginning-of-sequence token in shifted layouts.
 
     Windows that settle whole are the same at every step they live, so a settled position's own
-    window is the one that was open when it settled: that is what training shows. Of others it is
-    not known, and no matter: block-causal context, which asks for it, does not go with them.
+    window is the one that was open when it settled: that is what training shows. Only block-causal
+    context asks for it.
     """
     position = slot - layout.shift
     follows = position + 1 if layout.plain(schedule) else jnp.full_like(position, NO_TARGET)
-    settles_whole = schedule.settles_whole
-    first = window_start(schedule, jnp.maximum(position, 0)) if settles_whole else position
+    first = position
+    if layout.context == "block_causal":
+        first = window_start(schedule, jnp.maximum(position, 0))
     return Rows(
         noisy=jnp.zeros_like(position, bool),
         # The beginning-of-sequence token has a window of its own, before all others: in the first

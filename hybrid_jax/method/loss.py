@@ -73,7 +73,7 @@ class Spec:
     def for_bound(self, bound: Bound) -> Spec:
         """The same network evaluated by a bound: with its noise, its time and no training loss."""
         objective = dataclasses.replace(
-            self.objective, loss="bound", time=bound.time, shown_weight=None
+            self.objective, loss="bound", time=bound.time, levels="uniform", shown_weight=None
         )
         return dataclasses.replace(self, kernel=bound.kernel, objective=objective)
 
@@ -184,6 +184,8 @@ def corrupt_batch(spec: Spec, batch: Batch) -> Noised:
     )
     key_level, key_noise = jax.random.split(key)
     uniforms = objective.draw_uniforms(key_level, schedule, time, size, places)
+    if spec.objective.levels == "bell":
+        uniforms = objective.to_bell(uniforms)
     phase, draw = jax.vmap(lambda u: objective.draw(schedule, kernel, time, u))(uniforms)
     noisy = jax.vmap(functools.partial(noising.corrupt, kernel))(
         _of_examples(key_noise, places), tokens, draw.level

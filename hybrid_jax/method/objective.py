@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from hybrid_jax.errors import UserError, check_settings, only, resolved
@@ -28,6 +29,7 @@ from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.method.noising import Level, NoiseKernel, Token
 
 Time = Literal["discrete", "continuous"]
+Levels = Literal["uniform", "bell"]
 Parameterisation = Literal["mean", "context", "score"]
 Logits = Float[Array, "V"]
 Scalar = Float[Array, ""]
@@ -67,12 +69,15 @@ class Objective:
         masked positions weigh 1/λ, replaced ones λ_w(1−ε)/(1−λ), kept ones λ_w ε/(1−λ).
       time: levels of the training loss, "discrete" (the schedule's own) or "continuous" (drawn
         inside each step).
+      levels: of the training loss, "uniform" or drawn from the "bell" of `to_bell`. A level counts
+        as often as it is drawn, so from a bell the loss is no bound.
       shown_weight: λ_w of the weighted cross-entropy; 1 for None.
     """
 
     parameterisation: Parameterisation = "mean"
     loss: Literal["bound", "weighted_cross_entropy"] = "bound"
     time: Time = "discrete"
+    levels: Levels = "uniform"
     shown_weight: float | None = only(1.0, loss="weighted_cross_entropy")
 
     def __post_init__(self) -> None:
@@ -267,6 +272,20 @@ def draw_uniforms(
     order = jax.random.permutation(key_order, total).reshape(count, groups)
     jitter = jax.random.uniform(key_jitter, (count, groups))
     return ((order.astype(jnp.float32) + jitter) / total)[index]
+
+
+def to_bell(uniform: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Warps uniforms of flat and block schedules: λ has more of the middle (arXiv 2605.13026).
+
+    A share of 0.2 stays uniform; the rest has a normal density over λ with mean 0.3 and deviation
+    0.2, cut to (0, 1). The warp rises, so draws stay stratified.
+    """
+    place = np.linspace(0.0, 1.0, 513)
+    middle = (place[1:] + place[:-1]) / 2
+    bell = np.exp(-0.5 * ((1.0 - middle - 0.3) / 0.2) ** 2)
+    chance = 0.2 / len(bell) + 0.8 * bell / bell.sum()
+    below = jnp.asarray(np.append(0.0, np.cumsum(chance)), jnp.float32)
+    return jnp.interp(uniform, below, jnp.asarray(place, jnp.float32))
 
 
 def draw(

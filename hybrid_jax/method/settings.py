@@ -20,6 +20,7 @@ class ScheduleConfig:
       width: ω of a block or slide; 16 for None.
       levels: T; None for the length of a flat schedule and the width of the others, which is one
         step for each position.
+      causal_window: that of the layout, in its place; None leaves it.
       also: other hyperschedules that some training steps are given to, such as
         "quenched_ar,block:width=4,flat:levels=64". The network is one and the same.
       weights: shares of the steps for this hyperschedule and those of `also`, "0.5,0.25,0.25", and
@@ -29,6 +30,7 @@ class ScheduleConfig:
     family: Literal["quenched_ar", "flat", "block", "slide"] = "block"
     width: int | None = only(16, family=("block", "slide"))
     levels: int | None = only(family=("flat", "block", "slide"))
+    causal_window: bool | None = only(family=("flat", "block", "slide"))
     also: str = ""
     weights: str | None = only(also="?*")
 
@@ -37,7 +39,7 @@ class ScheduleConfig:
 
     @classmethod
     def parse(cls, text: str) -> ScheduleConfig:
-        """From one word, "block:width=8:levels=4".
+        """From one word, "block:width=8:levels=4:causal_window=true".
 
         Raises:
           UserError: for an unknown family or setting, or a bad value.
@@ -46,12 +48,17 @@ class ScheduleConfig:
         values: dict[str, Any] = {}
         for setting in settings:
             name, _, value = setting.partition("=")
-            if name not in ("width", "levels") or name in values or not value.isdecimal():
+            known: dict[str, Any] = {"true": True, "false": False}
+            if name in ("width", "levels") and value.isdecimal():
+                known = {value: int(value)}
+            elif name != "causal_window":
+                known = {}
+            if name in values or value not in known:
                 raise UserError(
                     f"{setting!r} in {text!r} sets nothing of a hyperschedule: write, for example, "
                     "block:width=8:levels=4."
                 )
-            values[name] = int(value)
+            values[name] = known[value]
         return cls(family=family, **values)  # type: ignore[arg-type]  # checked there
 
     @property
@@ -63,9 +70,9 @@ class ScheduleConfig:
         return (own, *map(self.parse, self.also.split(",")))
 
     @property
-    def window(self) -> tuple[str, int | None]:
-        """Family and width, which tell what a network is trained for; any levels will do."""
-        return self.family, resolved(self).width
+    def window(self) -> tuple[str, int | None, bool | None]:
+        """What a network is trained for; any levels will do."""
+        return self.family, resolved(self).width, self.causal_window
 
     def resolved(self, length: int) -> ScheduleConfig:
         """The same with the values that None stands for."""

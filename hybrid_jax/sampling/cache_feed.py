@@ -9,32 +9,41 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PyTree
 
 from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.hyperschedule import Hyperschedule, Ramp
 from hybrid_jax.models import cache as caches
 from hybrid_jax.sampling.state import Generation, Sampler
 
 
 def show(
-    sampler: Sampler, params: PyTree, state: Generation
+    sampler: Sampler, params: PyTree, state: Generation, horizon: int = 0
 ) -> tuple[Float[Array, "B W D"], Bool[Array, "B"], Generation]:
     """Feeds the network with what is new to it, or with everything if not `sampler.cached`.
+
+    Args:
+      horizon: windows by which the cache may have been rolled back (see `closing`).
 
     Returns:
       features that predict the window; whether the window was shown; the state with a longer cache.
     """
     if not sampler.cached:
-        return show_all(sampler, params, state), jnp.ones(state.step.shape, bool), state
+        features = show_all(sampler, sampler.spec.schedule, params, state)
+        return features, jnp.ones(state.step.shape, bool), state
+
+    capacity = sampler.capacity
+    if horizon:
+        capacity = min((horizon + 1) * sampler.spec.schedule.width, sampler.slots)
 
     def wide(state: Generation) -> tuple[Array, PyTree, Array]:
-        return show_new(sampler, params, state, sampler.capacity)
+        return show_new(sampler, params, state, capacity)
 
     def narrow(state: Generation) -> tuple[Array, PyTree, Array]:
         features, _, count = show_new(sampler, params, state, 0)
-        new = jax.tree.map(lambda x: jnp.zeros_like(x[..., : sampler.capacity, :]), state.cache)
+        new = jax.tree.map(lambda x: jnp.zeros_like(x[..., :capacity, :]), state.cache)
         return features, new, count
 
     missing = pending_count(sampler, state)
-    ready = missing <= sampler.capacity
-    if not sampler.capacity or sampler.spec.layout.plain(sampler.spec.schedule):
+    ready = missing <= capacity
+    if not capacity or sampler.spec.layout.plain(sampler.spec.schedule):
         features, new, count = wide(state)  # always alike
     else:
         # Most rounds have nothing to commit. The cache stays outside: branches would copy it.
@@ -63,12 +72,33 @@ def show_new(
     return features[:, query.window], new, query.settled
 
 
-def show_all(sampler: Sampler, params: PyTree, state: Generation) -> Float[Array, "B W D"]:
+def show_again(
+    sampler: Sampler, view: Ramp, params: PyTree, state: Generation
+) -> Float[Array, "B W D"]:
+    """Feeds the window of `view`, which goes back over settled positions (see `closing`).
+
+    Returns features that predict it. What the cache holds of these positions is not looked at.
+    """
+    if not sampler.cached:
+        return show_all(sampler, view, params, state, least=1)
+    query = layouts.query(
+        sampler.spec.layout, view, state.step, state.filled, slots=sampler.slots, capacity=0
+    )
+    held, level = _held(sampler, state, query.rows, least=1)
+    features, _ = sampler.network.extend(
+        params, state.cache, held, query.rows.position, query.mask, level
+    )
+    return features[:, query.window]
+
+
+def show_all(
+    sampler: Sampler, schedule: Hyperschedule, params: PyTree, state: Generation, least: int = 0
+) -> Float[Array, "B W D"]:
     """Feeds all that is visible at each text's step; features that predict the window."""
-    schedule, layout = sampler.spec.schedule, sampler.spec.layout
+    layout = sampler.spec.layout
     step = jnp.minimum(state.step, schedule.steps - 1)
     rows = jax.vmap(lambda s: layouts.generation_rows(layout, schedule, s))(step)
-    held, level = _held(sampler, state, rows)
+    held, level = _held(sampler, state, rows, least)
     mask = layouts.attention_mask(layout, rows)
     features = sampler.network.features(params, held, rows.position, mask, level)
     source, _ = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
@@ -79,13 +109,14 @@ def show_all(sampler: Sampler, params: PyTree, state: Generation) -> Float[Array
 
 
 def _held(
-    sampler: Sampler, state: Generation, rows: layouts.Rows
+    sampler: Sampler, state: Generation, rows: layouts.Rows, least: int = 0
 ) -> tuple[Int[Array, "B R"], Float32[Array, "B R"]]:
-    """Tokens and noise levels that rows hold at each text's step."""
+    """Tokens that rows hold at each text's step, and the levels of noise, `least` or more."""
     schedule, bos = sampler.spec.schedule, sampler.spec.bos
     step = jnp.minimum(state.step, schedule.steps - 1)[:, None]
     tokens = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, bos))(rows, state.tokens)
-    level = schedule.level(step, jnp.maximum(rows.position, 0)) / schedule.levels
+    level = jnp.maximum(schedule.level(step, jnp.maximum(rows.position, 0)), least)
+    level = level / schedule.levels
     return tokens, jnp.where(rows.holds_noise, level, 0.0)
 
 

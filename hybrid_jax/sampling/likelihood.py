@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int, Key, PyTree
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.orders import Order
 from hybrid_jax.sampling.prompts import Prompts
@@ -87,7 +88,10 @@ class PathLikelihood:
     def label(self) -> str:
         """The meaning of the nats, in words."""
         kind = "exact likelihood" if self.exact else "importance-weighted bound"
-        return f"{kind} of {self.name} in {self.sampler.spec.schedule.steps} steps"
+        schedule = self.sampler.spec.schedule
+        adaptive = isinstance(schedule, Adaptive)
+        how = f"on {schedule.name}" if adaptive else f"in {schedule.steps} steps"
+        return f"{kind} of {self.name} {how}"
 
 
 @functools.partial(jax.jit, static_argnums=0)

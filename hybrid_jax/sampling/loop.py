@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Float32, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import layout as layouts
@@ -68,6 +68,7 @@ def generate(
 def check(sampler: Sampler, rule: Rule) -> None:
     """Raises UserError for a rule or setting that cannot work."""
     rule.check(sampler.spec.kernel, sampler.spec.objective)
+    closing.check(sampler.spec, rule)
     if isinstance(sampler.spec.schedule, Adaptive) != rule.free_windows:
         raise UserError(
             "Free windows take a rule and a schedule for it together: build the sampler with the "
@@ -217,7 +218,7 @@ def advance(
     def round_(carry: tuple[Array, Generation]) -> tuple[Array, Generation]:
         left, state = carry
         after = one(sampler, rule, params, state)
-        return left - 1, dataclasses.replace(after, step=_ended(sampler, after, after.step))
+        return left - 1, dataclasses.replace(after, step=_ended(sampler, after))
 
     return _placed(jax.lax.while_loop(goes_on, round_, (jnp.asarray(rounds, jnp.int32), state))[1])
 
@@ -247,11 +248,29 @@ def _placed(state: Generation) -> Generation:
 
 
 def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> Generation:
+    one = functools.partial(_of_window, sampler, rule, params)
+    if not rule.horizon:
+        return one(state)
+    # Wide windows have a program of their own; while a text sweeps, those that do not wait.
+    wide = functools.partial(one, again=True)
+    return cast(Generation, jax.lax.cond(jnp.any(state.sweep > 0), wide, one, state))
+
+
+def _of_window(
+    sampler: Sampler, rule: Rule, params: PyTree, state: Generation, *, again: bool = False
+) -> Generation:
+    """A round of the texts in their window or, `again`, of those that sweep over settled ones."""
     schedule, kernel = sampler.spec.schedule, sampler.spec.kernel
-    live = state.step < schedule.steps
-    features, ready, fed = cache_feed.show(sampler, params, state)
-    moves = live & ready
-    place = closing.enter(rule, state, _place(schedule, state, moves))
+    if again:
+        live = moves = state.sweep > 0
+        view, fed = closing.view(rule, schedule), state
+        features = cache_feed.show_again(sampler, view, params, state)
+        place = closing.again(schedule, view, state)
+    else:
+        live = state.step < schedule.steps
+        features, ready, fed = cache_feed.show(sampler, params, state, rule.horizon)
+        moves = live & ready
+        place = closing.enter(rule, state, _place(schedule, state, moves))
     window = _window(state, place)
     step = jnp.minimum(state.step, schedule.steps - 1)
     drawn = schedule.block_step(step) if isinstance(schedule, Adaptive) else step
@@ -261,7 +280,6 @@ def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
     key_read, key_move = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     reading, nats = _read(sampler, rule, params, key_read, features, window, place.position)
     if isinstance(schedule, Adaptive):
-        assert nats is not None
         chosen = rule.windows.chosen(schedule, state.step, moves, place, nats)
         state = dataclasses.replace(state, step=chosen)
         step = jnp.minimum(chosen, schedule.steps - 1)
@@ -284,7 +302,7 @@ def _round(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
     if state.nats is not None:
         nats = state.nats + jnp.where(changed, reading.nats, 0.0).sum(1)
         after = dataclasses.replace(after, nats=nats)
-    sweeps, after = closing.leave(rule, state, after, place, changed, moves)
+    sweeps, after = closing.leave(sampler.spec, rule, state, after, place, changed, moves)
     unsure = (place.inside & (moved == kernel.mask)).any(1)
     target = step + 1
     if rule.adaptive:  # a window without MASK has nothing to do until the next one opens
@@ -307,26 +325,26 @@ def _place(schedule: Hyperschedule, state: Generation, moves: Bool[Array, "B"]) 
 
 
 def _window(state: Generation, place: Place) -> Window:
-    text = state.text
+    at, text = functools.partial(jnp.take_along_axis, indices=place.position, axis=1), state.text
     return Window(
-        tokens=jnp.take_along_axis(state.tokens, place.position, axis=1),
+        tokens=at(state.tokens),
         # Inactive positions get levels at which no formula divides by zero.
         level=jnp.where(place.changes, place.level, 0.5),
         level_next=jnp.where(place.changes, place.level_next, 0.0),
         active=place.active,
-        confidence=jnp.take_along_axis(state.confidence, place.position, axis=1),
-        text=None if text is None else jnp.take_along_axis(text, place.position, axis=1),
+        confidence=at(state.confidence),
+        text=None if text is None else at(text),
     )
 
 
-def _ended(sampler: Sampler, state: Generation, step: Int[Array, "B"]) -> Int[Array, "B"]:
-    """The step of each text, which is the last one behind a settled eos."""
+def _ended(sampler: Sampler, state: Generation) -> Int[Array, "B"]:
+    """The step of each text, which is the last one behind a settled eos that no sweep may move."""
     if sampler.eos is None:
-        return step
+        return state.step
     schedule = sampler.spec.schedule
-    settled = jnp.arange(schedule.length)[None] < schedule.settled(step)[:, None]
+    settled = jnp.arange(schedule.length)[None] < schedule.settled(state.step)[:, None]
     over = jnp.any(settled & _ends(sampler, state.tokens, state.frozen), axis=1)
-    return jnp.where(over, schedule.steps, step)
+    return jnp.where(over & (state.sweep == 0), schedule.steps, state.step)
 
 
 def _read(
@@ -337,12 +355,11 @@ def _read(
     features: Float[Array, "B W D"],
     window: Window,
     position: Int[Array, "B W"],
-) -> tuple[PyTree[Array], Float32[Array, "B W"] | None]:
+) -> tuple[PyTree[Array], Any]:
     """The rule's readings of the window, [B, W], and the entropies that adaptive windows need.
 
-    Logits exist for `spec.chunk` positions a time.
-
-    Each position has a key of its own, so that nothing depends on how positions are grouped.
+    Logits exist for `spec.chunk` positions a time. Each position has a key of its own, so that
+    nothing depends on how positions are grouped.
     """
     spec = sampler.spec
     keys = jax.vmap(lambda k, p: jax.vmap(lambda i: jax.random.fold_in(k, i))(p))(key, position)
@@ -357,8 +374,7 @@ def _read(
 
     def chunk(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
         feature, keys, window = inputs
-        found: tuple[Any, Any] = one(keys, sampler.network.logits(params, feature), window)
-        return found
+        return one(keys, sampler.network.logits(params, feature), window)
 
     inputs = (features, keys, window)
     width = position.shape[1]
@@ -366,14 +382,14 @@ def _read(
     chunks = -(-width // size)
     if chunks == 1:
         return chunk(inputs)
+
+    def joined(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], chunks * size, *x.shape[3:])[:, :width]
+
     # The last chunk is filled with positions that were read already.
     index = jnp.minimum(jnp.arange(chunks * size), width - 1).reshape(chunks, size)
     parts = jax.lax.map(lambda i: chunk(jax.tree.map(lambda x: x[:, i], inputs)), index)
-    found: tuple[Any, Any] = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], chunks * size, *x.shape[3:])[:, :width],
-        parts,
-    )
-    return found
+    return cast(tuple[Any, Any], jax.tree.map(joined, parts))
 
 
 def _ends(

@@ -135,7 +135,8 @@ class ACS(Rule):
     Guidance "confidence" spends the same expected number of corrections in proportion to 1 − p(z),
     where the model doubts the shown token. Closing sweeps come before positions settle: each draws
     them again at their last level with probability η (a step with λ_s = λ_t), until a sweep changes
-    nothing.
+    nothing. With a horizon h they cover the last h settled windows too, as one wide window that
+    sees itself whole (see `sampling.closing`).
 
     Correction "remask" makes a doubted token MASK, which a later step reveals (T2M, arXiv
     2604.18738, which takes all tokens below a threshold of p). So that as many MASKs are expected
@@ -151,12 +152,17 @@ class ACS(Rule):
         Literal["redraw", "remask"], "redraw", "what becomes of a doubted token", static=True
     )
     sweeps: int = setting(int, 0, "most closing sweeps", "[0, ∞)", static=True)
+    horizon: int = setting(
+        int, 0, "settled windows that closing sweeps look at again", "[0, ∞)", static=True
+    )
 
     def check(self, kernel: NoiseKernel, objective: Objective) -> None:
         super().check(kernel, objective)
         for name in ("sweeps", "guidance", "correction"):
             if self.eta == 0 and getattr(self, name) != settings_of(ACS)[name].default:
                 raise UserError(f"{name} is of corrections, which eta=0 has none of: leave it out.")
+        if self.horizon and not self.sweeps:
+            raise UserError("horizon is of closing sweeps: set sweeps too, or leave it out.")
         if self.sweeps and self.correction == "remask":
             raise UserError(
                 "Closing sweeps draw tokens again, and nothing reveals what they would mask: leave "

@@ -83,6 +83,11 @@ class Rule(abc.ABC):
         """Whether windows begin and end where texts tell (see `method.adaptive`)."""
         return self.windows.window_entropy is not None
 
+    @property
+    def horizon(self) -> int:
+        """Settled windows that closing sweeps look at again."""
+        return 0
+
     def spec(self, spec: Spec) -> Spec:
         """The spec that texts of this rule are made with. Raises UserError if it has none."""
         return self.windows.spec(spec)
