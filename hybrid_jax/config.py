@@ -246,11 +246,13 @@ class Experiment:
             )
         self.network(vocab_size=2)
         # The last row of a window predicts nothing, but has a position.
-        rows = self.data.length + (0 if self.layout.plain(spec.schedule) else 1)
+        length = self.data.length
+        plain = all(own.layout.plain(own.schedule.build(length)) for own in each)
+        rows = length + (0 if plain else 1)
         if self.model.positions is not None and rows > self.model.positions:
             raise UserError(
                 f"model.positions={self.model.positions} are too few for the {rows} rows of "
-                f"data.length={self.data.length}: choose a shorter length."
+                f"data.length={length}: choose a shorter length."
             )
         if self.bound(vocab_size=2).kernel.jumps_at_zero and self.evaluation.time != "discrete":
             raise UserError(
