@@ -30,7 +30,9 @@ def train(folder: Path, workdir: Path, config: str, *, length: int, settings: li
     """
     given = [
         f"data.source=pairs:{folder}/train.jsonl", f"data.valid_source=pairs:{folder}/valid.jsonl",
-        "data.tokenizer=char", f"data.length={length}", f"data.dir={folder}/records", *settings,
+        "data.tokenizer=char", f"data.length={length}", f"data.dir={folder}/records",
+        "objective.levels=uniform",  # as in the results that are stored
+        *settings,
     ]  # fmt: skip
     run("main", f"--config={config}", f"--workdir={workdir}", *(f"--config.{s}" for s in given))
 

@@ -61,7 +61,7 @@ SETTINGS = {
     "optimizer.name": "adamw", "optimizer.learning_rate": "0.001", "optimizer.warmup_steps": "100",
     "optimizer.final_fraction": "0.1", "optimizer.beta1": "0.9", "optimizer.beta2": "0.99",
     "optimizer.weight_decay": "0.1", "optimizer.clip_norm": "1", "train.batch_size": str(BATCH),
-    "train.ema_decay": "0", "train.loss_chunk": str(CONTEXT + 1),
+    "train.ema_decay": "0", "train.loss_chunk": str(CONTEXT + 1), "objective.levels": "uniform",
 }  # fmt: skip
 
 

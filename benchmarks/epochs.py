@@ -49,14 +49,17 @@ def rows_of(runs: list[Run], options: argparse.Namespace, text: Text) -> list[di
             rows.append({
                 "method": run.method, "seed": run.seed, "characters": options.characters,
                 "gflop_a_step": round(step_flops(run.method, text.size) / 1e9, 3),
-                "epochs": {e: found[str(step)] for e, step in steps.items() if str(step) in found},
+                "curve": [
+                    {"epoch": epoch, "step": step, **found[str(step)]}
+                    for epoch, step in steps.items() if str(step) in found
+                ],
             })  # fmt: skip
     return rows
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """A line a method, a column an epoch; the mean of the seeds that got there, and each."""
-    epochs = sorted({epoch for row in rows for epoch in row["epochs"]})
+    epochs = sorted({epoch for row in rows for epoch in _nats(row)})
     lines = [
         f"| method | {' | '.join(f'after {epoch}' for epoch in epochs)} |",
         "|---" * (1 + len(epochs)) + "|",
@@ -65,7 +68,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         own = [row for row in rows if row["method"] == method]
         cells = []
         for epoch in epochs:
-            each = [_nats(row, epoch) for row in own if epoch in row["epochs"]]
+            each = [_nats(row)[epoch] for row in own if epoch in _nats(row)]
             mean = f"{sum(each) / len(each):.3f} " if len(each) > 1 else ""
             shown = ", ".join(f"{value:.3f}" for value in each)
             cells.append(f"{mean}({shown})" if mean else shown or "–")
@@ -74,8 +77,9 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _nats(row: dict[str, Any], epoch: int) -> float:
-    return char_runs.mean_and_error(row["epochs"][epoch]["nats"])[0]
+def _nats(row: dict[str, Any]) -> dict[int, float]:
+    """Bounds by epoch."""
+    return {p["epoch"]: char_runs.mean_and_error(p["nats"])[0] for p in row["curve"]}
 
 
 def draw(rows: list[dict[str, Any]]) -> bytes:
@@ -83,11 +87,10 @@ def draw(rows: list[dict[str, Any]]) -> bytes:
     figure = canvas.figure(8, 4.8, "")
     axes = figure.subplots()
     for row in rows:
-        epochs = list(row["epochs"])
         colour, marker = LOOKS[row["method"]]
         axes.plot(
-            epochs, [_nats(row, epoch) for epoch in epochs], color=colour, marker=marker, ms=5,
-            lw=1.3, ls=("-", "--", ":")[row["seed"] % 3],
+            _nats(row).keys(), _nats(row).values(), color=colour, marker=marker, ms=5, lw=1.3,
+            ls=("-", "--", ":")[row["seed"] % 3],
             label=f"{row['method']}, seed {row['seed']}",
         )  # fmt: skip
     axes.set_xscale("log", base=2)

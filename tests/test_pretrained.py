@@ -46,9 +46,9 @@ _SCALED = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_fa
 FAMILIES = {
     "gpt2": dict(model_type="gpt2", vocab_size=ROWS, n_positions=LENGTH, n_embd=32, n_layer=2,
                  n_head=4, n_inner=None, activation_function="gelu_new"),
-    "llama": _LLAMA | dict(model_type="llama", rope_scaling=_SCALED),
+    "llama": _LLAMA | dict(model_type="llama", num_key_value_heads=4, rope_scaling=_SCALED),
     "smollm2": _LLAMA | dict(model_type="llama", tie_word_embeddings=True),
-    "qwen2.5": _LLAMA | dict(model_type="qwen2", num_key_value_heads=4, use_sliding_window=False,
+    "qwen2.5": _LLAMA | dict(model_type="qwen2", use_sliding_window=False,
                              sliding_window=8, max_window_layers=1),
     "qwen3": _LLAMA | dict(model_type="qwen3", head_dim=12, tie_word_embeddings=True),
 }  # fmt: skip

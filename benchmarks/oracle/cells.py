@@ -128,7 +128,7 @@ def sets(length: int) -> dict[str, list[Cell]]:
         ],
         "horizon": [
             cell("epsilon", "block", rule, calls, length=length, width=8)
-            for levels in (1, 2, 4)
+            for levels in (1, 2)
             for calls in [length // 8 * levels]
             for rule in (
                 "acs:eta=0.5",

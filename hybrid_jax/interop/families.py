@@ -88,7 +88,7 @@ def _shapes(network: Transformer, rows: int) -> Iterator[tuple[str, tuple[int, .
             parts = shape.pop(-2)
             shape[-1] *= parts // len(names)
         if leaf in ("embedding", "head/kernel"):
-            shape[shape.index(network.rows) if leaf == "embedding" else 1] = rows
+            shape[int(leaf != "embedding")] = rows
         for name in names:
             for layer in range(network.layers if stacked else 1):
                 yield name.format(layer), tuple(shape[::-1] if turned else shape)
