@@ -145,7 +145,6 @@ LEVELS = {
         ("γ-hybrid", "gamma_hybrid", _FLAT),
         ("MDLM", "mdlm", _FLAT),
         ("γ-hybrid, block", "gamma_hybrid", _BLOCK),
-        ("ε-hybrid, block", "epsilon_hybrid", _BLOCK),
     )
     for levels in ("bell", "uniform")
 }
