@@ -39,6 +39,7 @@ def experiment(config: str = "gamma_hybrid", /, **settings) -> Experiment:
 HYBRID = ("block(ω=8, T=8)", "block(ω=16, T=16)")
 FLAT = ("flat(T=64)", "flat(T=512)", "flat(T=1024)")
 METHODS = {
+    "adapt": ("absorbing", (*HYBRID, "block(ω=16, T=16)")),
     "ar": ("absorbing", ("quenched AR",) * 3),
     "code": ("epsilon(0.01)", (*HYBRID, "flat(T=1024)")),
     "bd3lm": ("absorbing", (*HYBRID, "block(ω=16, T=16)")),
