@@ -83,7 +83,7 @@ def test_the_cache_is_always_that_of_the_tokens_as_they_are(layout):
 
     @quick_jit
     def afresh(state):
-        """What all settled tokens put in the cache, in the slots that are filled."""
+        """Keys and values of all settled tokens, in the slots that are filled."""
         empty = dataclasses.replace(state, filled=jnp.zeros_like(state.filled))
         found = cache_feed.show_new(sampler, PARAMS, empty, slots, window=False)
         wanted = cache_feed.commit(sampler, empty, found[1], found[2]).cache

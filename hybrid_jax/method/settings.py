@@ -71,7 +71,7 @@ class ScheduleConfig:
 
     @property
     def window(self) -> tuple[str, int | None, bool | None]:
-        """What a network is trained for; any levels will do."""
+        """Family, width and sight, which say what a network is trained for; any levels will do."""
         return self.family, resolved(self).width, self.causal_window
 
     def resolved(self, length: int) -> ScheduleConfig:

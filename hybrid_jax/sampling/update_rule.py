@@ -80,7 +80,7 @@ class Rule(abc.ABC):
 
     @property
     def free_windows(self) -> bool:
-        """Whether windows begin and end where texts tell (see `method.adaptive`)."""
+        """True if windows begin and end where texts tell (see `method.adaptive`)."""
         return self.windows.window_entropy is not None
 
     @property
