@@ -97,6 +97,7 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
     elif not (begun or options.init):
         raise UserError("Say what to train, for example --config=configs/gamma_hybrid.py.")
     from hybrid_jax.config import Experiment
+    from hybrid_jax.data import manifest as manifests
     from hybrid_jax.training import workdir
 
     settings = dict(options.settings)
@@ -110,7 +111,8 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
         name = workdir.load(expanded(options.init)).data.tokenizer
         if name in ("sentencepiece", "char"):
             name = f"saved:{expanded(options.init).absolute()}"
-        settings = {"data.tokenizer": name} | settings
+        if not manifests.find(expanded(settings.get("data.dir") or os.devnull)):
+            settings = {"data.tokenizer": name} | settings  # records that are there have theirs
     if options.init and options.config:  # of a file, whose network is a fresh one
         settings = workdir.form(expanded(options.init)) | settings
     return Experiment.from_config(values, settings)

@@ -285,6 +285,16 @@ def test_a_run_goes_on_in_its_own_text_from_another(source, tmp_path, capsys):
     assert pretrained.load(tmp_path / "tuned").data == pretrained.load(source).data
 
 
+def test_a_config_goes_on_in_the_records_of_another_run(source, tmp_path, capsys):
+    command = [f"--init={source}", f"--workdir={tmp_path}/tuned", "--config=gamma_hybrid",
+               f"--config.data.dir={source.parent}/data", "--config.train.steps=1",
+               "--config.evaluation.final_records=8", "--config.sampling.count=0",
+               "--no_compilation_cache"]  # fmt: skip
+    assert main.main(command) == 0
+    assert f"starting from step 2 of {source}" in capsys.readouterr().out
+    assert pretrained.load(tmp_path / "tuned").data == pretrained.load(source).data
+
+
 def test_a_start_with_another_tokenizer_is_refused(source, tmp_path, capsys):
     text = "".join(f"{chr(97 + n % 26)}{n}\n" for n in range(500))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
