@@ -11,10 +11,11 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import device
 import jax
 import numpy as np
 from nanogpt import NanoGPT
@@ -28,7 +29,8 @@ from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.command_line import read_config
-from hybrid_jax.runtime.json_text import file_name, write_json
+from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.runtime.json_text import file_name, json_text, write_json
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.training import flops, statistics
 from hybrid_jax.training.likelihood import evaluate_bound, is_exact
@@ -253,6 +255,36 @@ def work(runs: Sequence[Run], root: Path, text: Text) -> Iterator[Run]:
             progress.note(f"{run.method}, seed {run.seed}, {run.marks[-1]:,} steps")
             run.train(root, text, progress, sum(costs[:number]))
             yield run
+
+
+def publish(
+    runs: Sequence[Run],
+    root: Path,
+    text: Text,
+    out: Path,
+    rows_of: Callable[[], list[dict[str, Any]]],
+    as_markdown: Callable[[list[dict[str, Any]]], str],
+    pictures: Mapping[str, Callable[[list[dict[str, Any]]], bytes]],
+) -> None:
+    """Does what is left of some runs, and stores after each what is known by then.
+
+    Args:
+      out: file for the rows, a line each; their table stands beside it as .md.
+      rows_of: the rows, none where too little is known.
+      pictures: by the path of a PNG file, which makes it of the rows.
+    """
+
+    def store() -> None:
+        if rows := rows_of():
+            write_atomic(out, "".join(json_text(row) + "\n" for row in rows))
+            write_atomic(out.with_suffix(".md"), f"{device.origin()}\n{as_markdown(rows)}\n")
+            for path, draw in pictures.items():
+                write_atomic(path, draw(rows))
+
+    for _ in work(runs, root, text):
+        store()
+    store()  # all may be done already
+    print(out.with_suffix(".md").read_text("utf-8"))
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

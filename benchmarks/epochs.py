@@ -17,15 +17,13 @@ from typing import Any
 
 import char_runs
 import command
-import device
 from char_runs import BATCH, CONTEXT, Run, Text, step_flops
 
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import INK
 from hybrid_jax.runtime import compilation_cache
 from hybrid_jax.runtime.command_line import Parser, path_of, within
-from hybrid_jax.runtime.files import check_writable, expanded, write_atomic
-from hybrid_jax.runtime.json_text import json_text
+from hybrid_jax.runtime.files import check_writable, expanded
 
 METHODS = ("AR", "MDLM", "BD3-LM, blocks of 16", "γ-hybrid, flat", "ε-hybrid, flat")
 LOOKS = dict(zip(METHODS, zip(("#1a1a1a", "#0072b2", "#56b4e9", "#d55e00", "#009e73"), "XosD^",
@@ -114,18 +112,10 @@ def _run(options: argparse.Namespace) -> None:
         for seed in range(options.seeds)
         for method in METHODS
     ]
-
-    def store() -> None:
-        rows = rows_of(runs, options, text)
-        write_atomic(out, "".join(json_text(row) + "\n" for row in rows))
-        write_atomic(out.with_suffix(".md"), f"{device.origin()}\n{as_markdown(rows)}\n")
-        if options.picture:
-            write_atomic(options.picture, draw(rows))
-
-    for _ in char_runs.work(runs, expanded(options.folder), text):
-        store()
-    store()  # all may be done already
-    print(out.with_suffix(".md").read_text("utf-8"))
+    char_runs.publish(
+        runs, expanded(options.folder), text, out, lambda: rows_of(runs, options, text),
+        as_markdown, {options.picture: draw} if options.picture else {},
+    )  # fmt: skip
 
 
 def main() -> int:

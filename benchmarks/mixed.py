@@ -24,13 +24,12 @@ from typing import Any
 
 import char_runs
 import command
-import device
 from char_runs import BATCH, CONTEXT, Run, Text
 
 from hybrid_jax.runtime import compilation_cache
 from hybrid_jax.runtime.command_line import Parser, path_of, within
-from hybrid_jax.runtime.files import expanded, write_atomic
-from hybrid_jax.runtime.json_text import json_text, write_json
+from hybrid_jax.runtime.files import expanded
+from hybrid_jax.runtime.json_text import write_json
 
 ROW = ("quenched_ar", "block:width=4", "block:width=16", "flat")
 _SHIFTED = {"layout.alignment": "shifted", "layout.context": "causal"}  # as AR's rows
@@ -143,16 +142,8 @@ def _run(options: argparse.Namespace) -> None:
     compilation_cache.use()
     text, root, out = Text.read(options.text), expanded(options.folder), expanded(options.out)
     planned = plan(options.runs, options.steps, options.seeds, text.size)
-
-    def store() -> None:
-        rows = rows_of(planned, root, text)
-        write_atomic(out, "".join(json_text(row) + "\n" for row in rows))
-        write_atomic(out.with_suffix(".md"), f"{device.origin()}\n{as_markdown(rows)}\n")
-
-    for _ in char_runs.work([run for _, run in planned], root, text):
-        store()
-    store()  # all may be done already
-    print(out.with_suffix(".md").read_text("utf-8"))
+    runs = [run for _, run in planned]
+    char_runs.publish(runs, root, text, out, lambda: rows_of(planned, root, text), as_markdown, {})
 
 
 def main() -> int:

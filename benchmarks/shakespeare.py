@@ -29,15 +29,14 @@ from typing import Any
 
 import char_runs
 import command
-import device
 from char_runs import BATCH, CONTEXT, METHODS, NANOGPT, Run, Text, step_flops
 
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import FAINT, INK
 from hybrid_jax.runtime import compilation_cache
 from hybrid_jax.runtime.command_line import Parser, path_of, within
-from hybrid_jax.runtime.files import check_writable, expanded, write_atomic
-from hybrid_jax.runtime.json_text import json_text, write_json
+from hybrid_jax.runtime.files import check_writable, expanded
+from hybrid_jax.runtime.json_text import write_json
 
 STEPS, PUBLISHED = 2000, 1.88
 _EQUAL = 1.05  # FLOPs this near to those of AR are equal
@@ -165,18 +164,14 @@ def _run(options: argparse.Namespace) -> None:
     text, root, out = Text.read(options.text), expanded(options.folder), expanded(options.out)
     planned = plan(text, options.steps, options.seeds)
 
-    def store() -> None:
-        rows = rows_of(planned, root, text)
-        if rows and rows[0]["method"] == "AR":
-            write_atomic(out, "".join(json_text(row) + "\n" for row in rows))
-            write_atomic(out.with_suffix(".md"), f"{device.origin()}\n{as_markdown(rows)}\n")
-            if options.picture:
-                write_atomic(options.picture, draw(rows))
+    def rows() -> list[dict[str, Any]]:
+        found = rows_of(planned, root, text)
+        return found if found and found[0]["method"] == "AR" else []  # which the table is built on
 
-    for _ in char_runs.work([run for _, run in planned], root, text):
-        store()
-    store()  # all may be done already
-    print(out.with_suffix(".md").read_text("utf-8"))
+    char_runs.publish(
+        [run for _, run in planned], root, text, out, rows, as_markdown,
+        {options.picture: draw} if options.picture else {},
+    )  # fmt: skip
 
 
 def main() -> int:
