@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
-    model = _model(options, mesh)
+    model = pretrained.asked(options, mesh)
     valid = datasets.validation_set(model.experiment)
     wanted = [datasets.parse(text, validation=valid) for text in listed(options.datasets)]
     if not wanted:
@@ -181,7 +181,7 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
     canvas.module("matplotlib")  # before any work
     protocol = protocols.protocol(options.protocol)
     scorer, scorer_tokenizer = raise_on_all(lambda: scorers.load(options.scorer, mesh))
-    model = _model(options, mesh)
+    model = pretrained.asked(options, mesh)
     rules = listed(options.rules or "")
     if not rules:
         rules, reasons = pareto.fitting(model, pareto.RULES)
@@ -268,13 +268,6 @@ def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
     say(code.as_markdown(rows))  # first: the disk may be full
     found = {"rows": rows, "functions": given.functions, "lines": given.lines}
     say(f"stored in {folder}: {_store(folder, 'code', found)}")
-
-
-def _model(options: argparse.Namespace, mesh: Mesh) -> Pretrained:
-    return pretrained.load(
-        options.workdir, step=options.step, mesh=mesh,
-        schedule=options.schedule, strict=options.strict,
-    )  # fmt: skip
 
 
 def _from(bar: Progress, before: int, done: int) -> None:

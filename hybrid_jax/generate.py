@@ -139,10 +139,7 @@ def run(options: argparse.Namespace) -> None:
     lead = is_process0()
     if options.watch is not None and jax.process_count() > 1:
         raise UserError("--watch shows the texts of one process: leave it out with several.")
-    model = pretrained.load(
-        options.workdir, step=options.step, mesh=mesh,
-        schedule=options.schedule, strict=options.strict,
-    )  # fmt: skip
+    model = pretrained.asked(options, mesh)
     settings = {name: getattr(options, name) for name in (*rules.OPTIONS, "eos")}
     sampling = choose_sampling(model.experiment.sampling, options.rule, settings)
     generator = build(model, sampling, levels=options.levels)

@@ -39,10 +39,7 @@ def run(options: argparse.Namespace) -> None:
         check_writable(options.out)
     mesh = join(options)
     texts = raise_on_all(lambda: options.choice or files.prompts(options.texts))
-    model = pretrained.load(
-        options.workdir, step=options.step, mesh=mesh,
-        schedule=options.schedule, strict=options.strict,
-    )  # fmt: skip
+    model = pretrained.asked(options, mesh)
     found = raise_on_all(
         lambda: scores.score(
             model, texts, prompt=options.prompt, draws=options.draws, seed=options.seed

@@ -107,9 +107,14 @@ def place(stages: Sequence[Stage], batch_size: int, index: int) -> tuple[int, in
     Args:
       index: of the row among all of the training, step · B + its place in the batch.
     """
+    found = source(stages, batch_size, index)
+    return found, int(counts(stages, batch_size, index)[found])
+
+
+def source(stages: Sequence[Stage], batch_size: int, index: int) -> int:
+    """The source of a row (see `place`)."""
     stage = [own for own in stages if own.step * batch_size <= index][-1]
-    source = int(stage.order[(index - stage.step * batch_size) % len(stage.order)])
-    return source, int(counts(stages, batch_size, index)[source])
+    return int(stage.order[(index - stage.step * batch_size) % len(stage.order)])
 
 
 def counts(stages: Sequence[Stage], batch_size: int, rows: int) -> np.ndarray:

@@ -20,9 +20,7 @@ from hybrid_jax.training import pretrained
 def _run(options: argparse.Namespace) -> None:
     # First of all, so that a port that is taken shows before anything slow.
     with Signals(), listen(options.host, options.port) as listener:
-        model = pretrained.load(
-            options.workdir, step=options.step, schedule=options.schedule, strict=options.strict
-        )
+        model = pretrained.asked(options)
         writer = Writer(model, options.workdir, options.step, options.schedule)
         server = Server(listener, writer, host=options.host)
         # Signals raise in this thread, and must find it waiting, not in the midst of a request.

@@ -196,12 +196,11 @@ class Tensors:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    library = require("safetensors", "eval")
     try:
-        with require("safetensors", "eval").safe_open(path, framework="numpy") as file:
+        with library.safe_open(path, framework="numpy") as file:
             yield file
-    except UserError:
-        raise
-    except Exception as error:  # of the library, which has several
+    except (OSError, library.SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({one_line(error)}): fetch it again.") from error
 
 

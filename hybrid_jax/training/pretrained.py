@@ -1,5 +1,6 @@
 """A trained model, opened from its workdir. Nothing else is needed: no data, no configuration."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -101,6 +102,14 @@ def load(
         data=data,
         mesh=mesh,
     )
+
+
+def asked(options: argparse.Namespace, mesh: Mesh | None = None) -> Pretrained:
+    """`load` by the flags --workdir, --step, --schedule and --strict."""
+    return load(
+        options.workdir, step=options.step, mesh=mesh,
+        schedule=options.schedule, strict=options.strict,
+    )  # fmt: skip
 
 
 def _on(experiment: Experiment, schedule: str, *, strict: bool) -> Experiment:
