@@ -33,7 +33,7 @@ from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.runtime import sharding
-from hybrid_jax.sampling import cache_feed, closing, path, speculative
+from hybrid_jax.sampling import cache_feed, closing, speculative
 from hybrid_jax.sampling.prompts import Prompts
 from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler, axes_of
@@ -119,7 +119,7 @@ def idle(sampler: Sampler, batch: int) -> Generation:
         sweep=zero,
         filled=zero,
         cache=sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None,
-        following=path.following(schedule, tokens > 0),
+        following=sampler.path.following(tokens > 0),
         nfe=zero,
         corrections=zero,
     )
@@ -159,14 +159,14 @@ def renew(
 
     zero = jnp.zeros(batch, jnp.int32)
     frozen, stop = jnp.asarray(prompts.frozen), jnp.asarray(prompts.stop)
-    following = path.following(schedule, ~frozen & (jnp.arange(length)[None] < stop[:, None]))
+    following = sampler.path.following(~frozen & (jnp.arange(length)[None] < stop[:, None]))
     begun = Generation(
         tokens=jnp.where(frozen, prompts.tokens, jax.vmap(noise)(key_noise, key_mask)),
         frozen=frozen,
         stop=stop,
         keys=key_steps,
         confidence=jnp.where(frozen, 1.0, 0.0),
-        step=path.onward(schedule, following, zero),
+        step=sampler.path.onward(following, zero),
         sweep=zero,
         filled=zero,
         cache=None,
@@ -273,9 +273,8 @@ def _of_window(
         place = closing.enter(rule, state, _place(schedule, state, moves))
     window = _window(state, place)
     step = jnp.minimum(state.step, schedule.steps - 1)
-    drawn = schedule.block_step(step) if isinstance(schedule, Adaptive) else step
     keys = jax.vmap(lambda k, s, n: jax.random.fold_in(jax.random.fold_in(k, s), n))(
-        state.keys, drawn, state.sweep
+        state.keys, sampler.path.draw(step), state.sweep
     )
     key_read, key_move = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     reading, nats = _read(sampler, rule, params, key_read, features, window, place.position)
@@ -306,8 +305,8 @@ def _of_window(
     unsure = (place.inside & (moved == kernel.mask)).any(1)
     target = step + 1
     if rule.adaptive:  # a window without MASK has nothing to do until the next one opens
-        target = jnp.where(unsure, target, path.next_opening(schedule, step))
-    target = path.onward(schedule, state.following, target)
+        target = jnp.where(unsure, target, sampler.path.next_opening(step))
+    target = sampler.path.onward(state.following, target)
     step = jnp.where(moves & ~sweeps, target, state.step)
     return dataclasses.replace(after, step=step)
 

@@ -26,7 +26,7 @@ from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.models import cache as caches
-from hybrid_jax.sampling import cache_feed, path
+from hybrid_jax.sampling import cache_feed
 from hybrid_jax.sampling.draw import sample_categorical
 from hybrid_jax.sampling.state import Generation, Sampler
 from hybrid_jax.sampling.update_rule import Moved, OneKey, Rule, Window
@@ -123,8 +123,8 @@ def round_(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
     after = dataclasses.replace(fed, tokens=tokens, nfe=state.nfe + 2 * live.astype(jnp.int32))
     if sampler.cached:
         after = _committed(sampler, after, new, jnp.where(moves, kept, 0))
-    onward = path.onward(
-        schedule, state.following, schedule.number(jnp.minimum(end + 1, schedule.length))
+    onward = sampler.path.onward(
+        state.following, schedule.number(jnp.minimum(end + 1, schedule.length))
     )
     return dataclasses.replace(after, step=jnp.where(moves, onward, state.step))
 

@@ -7,13 +7,13 @@ import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax.method import layout as layouts
-from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.loss import Network, Spec
 from hybrid_jax.models.cache import AXES as CACHE_AXES
+from hybrid_jax.sampling import path as paths
+from hybrid_jax.sampling.path import Path
 
 
 @runtime_checkable
@@ -60,13 +60,12 @@ class Sampler:
     @functools.cached_property
     def capacity(self) -> int:
         """Settled tokens that a round can feed beside the window: those of one step."""
-        schedule = self.spec.schedule
-        if isinstance(schedule, Adaptive):
-            return schedule.width
-        with jax.ensure_compile_time_eval():
-            settled = np.asarray(schedule.settled(np.arange(schedule.steps)))
-        most = int(np.diff(settled).max(initial=0))
-        return min(max(most, 1), self.slots)
+        return min(max(self.path.most_settled, 1), self.slots)
+
+    @property
+    def path(self) -> Path:
+        """The path of a text through the steps."""
+        return paths.of(self.spec.schedule)
 
     def prefills(self, given: int) -> bool:
         """True if a text may begin with more settled rows than a round can feed.
