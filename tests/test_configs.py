@@ -271,7 +271,6 @@ EFFECTS = {
     "sampling.kappa": ({"sampling__rule": "psi"}, 0.5),
     "sampling.guidance": (ACS, "confidence"),
     "sampling.correction": (ACS, "remask"),
-    "sampling.reveal": (ACS, "surest"),
     "sampling.sweeps": (ACS, 2),
     "sampling.horizon": (ACS | {"sampling__sweeps": 1}, 2),
     "sampling.strategy": ({"sampling__rule": "remdm"}, "rescale"),

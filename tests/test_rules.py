@@ -81,8 +81,6 @@ def acs(rule, kernel, at, sweep=False):
         chance = spread({i: 1.0 - at.p[i][at.tokens[i]] for i in shown}, sum(chance.values()))
     reveal = {i: reveal_chance(kernel, at.now[i], at.after[i])
               for i in at.active if i not in shown}  # fmt: skip
-    if rule.reveal == "surest":
-        reveal = {i: float(i in of_threshold(at, 1.0)) for i in reveal}
     if rule.correction == "remask":
         # As many masks are left, on average, as if none came back.
         left = sum(1.0 - r for r in reveal.values())
@@ -148,16 +146,11 @@ def quota(at, masked):
     return max(1, next(n for n in range(LENGTH + 1) if len(masked) - n <= expected + 1e-6))
 
 
-def of_threshold(at, least):
-    """Masked positions that are revealed above a threshold, and to keep pace."""
+def threshold(rule, kernel, at):
     masked = [i for i in at.active if at.tokens[i] == MASK]
     surest = sorted(masked, key=lambda i: -at.p[i][at.drawn[i]])
-    revealed = {i for i in masked if at.p[i][at.drawn[i]] > least or at.after[i] == 0}
-    return revealed | set(surest[: quota(at, masked)])
-
-
-def threshold(rule, kernel, at):
-    return fixed(at, of_threshold(at, rule.threshold))
+    revealed = {i for i in masked if at.p[i][at.drawn[i]] > rule.threshold or at.after[i] == 0}
+    return fixed(at, revealed | set(surest[: quota(at, masked)]))
 
 
 def entropy_bound(rule, kernel, at):
@@ -275,14 +268,11 @@ RULES |= {
     "acs, remask by confidence": (
         "gamma .1", ACS(eta=0.6, correction="remask", guidance="confidence")
     ),
-    "acs, surest": ("gamma .1", ACS(eta=0.9, reveal="surest")),
 }  # fmt: skip
 CASES += [
     ("flat", "psi", "aligned"),
     ("flat", "acs, remask", "shifted"),
     ("wide slide", "acs, remask by confidence", "aligned"),
-    ("fast flat", "acs, surest", "shifted"),
-    ("wide slide", "acs, surest", "aligned"),
 ]
 OTHERS = {
     "fast flat": hyperschedule.flat(length=LENGTH, levels=2),

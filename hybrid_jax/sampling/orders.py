@@ -41,9 +41,7 @@ class Order(Rule):
         masked = window.active & (window.tokens == kernel.mask)
         rank = update_rule.rank_of(reading.doubt, masked)
         sure = self.sure(reading.doubt, rank, masked)
-        return update_rule.drawn_where(
-            update_rule.surest(window, rank, masked, sure), window, reading
-        )
+        return update_rule.reveal_surest(window, reading, rank, masked, sure)
 
 
 @jax.tree_util.register_dataclass

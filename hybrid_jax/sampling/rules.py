@@ -142,9 +142,6 @@ class ACS(Rule):
     2604.18738, which takes all tokens below a threshold of p). So that as many MASKs are expected
     as without it, MASK is revealed the more often, and no more is spent than that can bear.
     Positions that settle are not masked. Guided corrections of either kind prefer likely tokens.
-
-    Reveal "surest" draws MASK first where x̂ is likeliest, as many a step as keep pace with the
-    schedule, as rule threshold does at a threshold of 1.
     """
 
     eta: Number = setting(float, 0.25, "strength η of corrections, 0 for none", "[0, 1]")
@@ -153,9 +150,6 @@ class ACS(Rule):
     )
     correction: str = setting(
         Literal["redraw", "remask"], "redraw", "what becomes of a doubted token", static=True
-    )
-    reveal: str = setting(
-        Literal["random", "surest"], "random", "where MASK is revealed first", static=True
     )
     sweeps: int = setting(int, 0, "most closing sweeps", "[0, ∞)", static=True)
     horizon: int = setting(
@@ -173,11 +167,6 @@ class ACS(Rule):
             raise UserError(
                 "Closing sweeps draw tokens again, and nothing reveals what they would mask: leave "
                 "out sweeps or correction=remask."
-            )
-        if self.reveal == "surest" and self.correction == "remask":
-            raise UserError(
-                "correction=remask spends its budget on MASKs revealed at random: leave out it or "
-                "reveal=surest."
             )
         if self.eta > 0 and not kernel.replaces:
             raise UserError(
@@ -201,12 +190,7 @@ class ACS(Rule):
         elif self.guidance == "confidence":
             chance = proportional_chances(weight, chance.sum())
         corrects = ~masked & (jax.random.uniform(key_redraw, chance.shape) < chance)
-        if self.reveal == "surest":
-            waits = window.active & masked
-            rank = update_rule.rank_of(-reading.probability, waits)
-            revealed = update_rule.surest(window, rank, waits, jnp.zeros_like(masked))
-        else:
-            revealed = masked & (jax.random.uniform(key_reveal, chance.shape) < reveal)
+        revealed = masked & (jax.random.uniform(key_reveal, chance.shape) < reveal)
         if self.correction == "redraw":
             return update_rule.drawn_where(revealed | corrects, window, reading)
         tokens, confidence = update_rule.drawn_where(revealed, window, reading)
@@ -279,9 +263,8 @@ class Threshold(Rule):
     def move(self, kernel: NoiseKernel, key: OneKey, window: Window, reading: Any) -> Moved:
         masked = window.active & (window.tokens == kernel.mask)
         rank = update_rule.rank_of(-reading.probability, masked)
-        sure = reading.probability > self.threshold
-        return update_rule.drawn_where(
-            update_rule.surest(window, rank, masked, sure), window, reading
+        return update_rule.reveal_surest(
+            window, reading, rank, masked, reading.probability > self.threshold
         )
 
 

@@ -155,14 +155,19 @@ def rank_of(
     return jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]))
 
 
-def surest(
-    window: Window, rank: Int[Array, "W"], masked: Bool[Array, "W"], sure: Bool[Array, "W"]
-) -> Bool[Array, "W"]:
-    """Masked positions to reveal: those that are sure, and by `rank` as many as keep pace.
+def reveal_surest(
+    window: Window,
+    reading: Prediction,
+    rank: Int[Array, "W"],
+    masked: Bool[Array, "W"],
+    sure: Bool[Array, "W"],
+) -> Moved:
+    """Reveals masked positions that are sure, and in the order of `rank` as many as keep pace.
 
     No more MASKs are left than the schedule expects, at least one goes, and none settles as MASK.
     """
     expected = jnp.sum(jnp.where(window.active, window.level_next, 0.0))
     # Levels are fractions in float32: 3 · (1/3) should count as 1.
     quota = jnp.maximum(1, masked.sum() - jnp.floor(expected + 1e-4).astype(jnp.int32))
-    return masked & (sure | (rank < quota) | (window.level_next <= 0))
+    reveal = sure | (rank < quota) | (window.level_next <= 0)
+    return drawn_where(masked & reveal, window, reading)
