@@ -202,7 +202,7 @@ def drawn_terms(
     """`batch_terms` for the draws of `corrupt_batch`."""
     features, positions = _predicting(spec, network, params, noised)
     term = functools.partial(spec.objective.term, spec.kernel)
-    terms = chunked_loss.position_terms(
+    terms: Array = chunked_loss.position_terms(
         term, network.logits, params, features, *positions, chunk=spec.chunk
     )
     return terms * spec.schedule.phases

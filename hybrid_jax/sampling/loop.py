@@ -29,6 +29,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.method import chunked_loss
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.hyperschedule import Hyperschedule
@@ -360,35 +361,21 @@ def _read(
     Logits exist for `spec.chunk` positions a time. Each position has a key of its own, so that
     nothing depends on how positions are grouped.
     """
-    spec = sampler.spec
+    spec, kind = sampler.spec, jax.random.key_impl(key)
     keys = jax.vmap(lambda k, p: jax.vmap(lambda i: jax.random.fold_in(k, i))(p))(key, position)
 
-    def read(key: Key[Array, ""], logits: Float[Array, "N"], at: Window) -> tuple[Any, Any]:
-        reading = rule.read(spec.kernel, spec.objective, key, logits, at)
+    def read(logits: Float[Array, "N"], data: Array, at: Window) -> tuple[Any, Any]:
+        own = jax.random.wrap_key_data(data, impl=kind)  # typed keys cannot be filled with zeros
+        reading = rule.read(spec.kernel, spec.objective, own, logits, at)
         if not isinstance(spec.schedule, Adaptive):
             return reading, None
         return reading, entropy(rule.log_prediction(spec.kernel, spec.objective, logits, at))
 
-    one = jax.vmap(jax.vmap(read))
-
-    def chunk(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-        feature, keys, window = inputs
-        return one(keys, sampler.network.logits(params, feature), window)
-
-    inputs = (features, keys, window)
-    width = position.shape[1]
-    size = min(spec.chunk, width)
-    chunks = -(-width // size)
-    if chunks == 1:
-        return chunk(inputs)
-
-    def joined(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], chunks * size, *x.shape[3:])[:, :width]
-
-    # The last chunk is filled with positions that were read already.
-    index = jnp.minimum(jnp.arange(chunks * size), width - 1).reshape(chunks, size)
-    parts = jax.lax.map(lambda i: chunk(jax.tree.map(lambda x: x[:, i], inputs)), index)
-    return cast(tuple[Any, Any], jax.tree.map(joined, parts))
+    found: tuple[Any, Any] = chunked_loss.position_terms(
+        read, sampler.network.logits, params, features, jax.random.key_data(keys), window,
+        chunk=spec.chunk,
+    )  # fmt: skip
+    return found
 
 
 def _ends(
