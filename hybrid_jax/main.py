@@ -13,7 +13,6 @@ the exit status is 75 after SIGTERM and 130 after Ctrl-C.
 
 import argparse
 import contextlib
-import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -61,8 +60,7 @@ def run_experiment(options: argparse.Namespace) -> None:
     with Signals() as signals, contextlib.ExitStack() as stack:
         distributed.raise_on_all(lambda: workdir.check(folder, experiment))
         known = distributed.raise_on_all(lambda: workdir.load_data(folder))
-        hold = functools.partial(stack.enter_context, workdir.held(folder))
-        distributed.raise_on_all(lambda: hold() if distributed.is_process0() else None)
+        distributed.on_process0(lambda: stack.enter_context(workdir.held(folder)))
         distributed.check_shared(folder)
         run = loop.open_run(experiment, known=known)
         distributed.say(summary.introduction(run, folder))

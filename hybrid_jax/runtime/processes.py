@@ -127,12 +127,17 @@ def raise_on_all(action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]  # without an error there is a result
 
 
+def on_process0(action: Callable[[], object]) -> None:
+    """`raise_on_all` for what process 0 alone does."""
+    raise_on_all(lambda: action() if is_process0() else None)
+
+
 def process0_first(action: Callable[[], T]) -> T:
     """`raise_on_all`, with process 0 acting before the others.
 
     The others find its work done on a shared disk, and do it themselves otherwise.
     """
-    raise_on_all(lambda: action() if is_process0() else None)
+    on_process0(action)
     return raise_on_all(action)
 
 
@@ -179,7 +184,7 @@ def check_shared(folder: Path) -> None:
                 "system that all hosts share."
             )
 
-    raise_on_all(lambda: write() if is_process0() else None)
+    on_process0(write)
     try:
         raise_on_all(see)
     finally:
