@@ -35,7 +35,7 @@ from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.runtime import sharding
 from hybrid_jax.sampling import cache_feed, closing, speculative
-from hybrid_jax.sampling.prompts import Prompts
+from hybrid_jax.sampling.prompts import Prompts, nothing
 from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler, axes_of
 from hybrid_jax.sampling.update_rule import Rule, Window
@@ -107,24 +107,42 @@ def start(sampler: Sampler, params: PyTree, keys: Key[Array, "B"], prompts: Prom
 def idle(sampler: Sampler, batch: int) -> Generation:
     """A state without texts, whose places `renew` fills."""
     schedule = sampler.spec.schedule
+    keys = jax.random.split(jax.random.key(0), batch)
+    state = _begun(sampler, keys, nothing(batch, schedule.length))
+    cache = sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None
+    return _placed(dataclasses.replace(state, cache=cache, step=state.nfe + schedule.steps))
+
+
+def _begun(sampler: Sampler, keys: Key[Array, "B"], given: Prompts) -> Generation:
+    """The state before the first step of texts of which nothing is in a cache."""
+    kernel = sampler.spec.kernel
+    batch, length = given.tokens.shape
+    three = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+    key_noise, key_mask, key_steps = jnp.moveaxis(three, 1, 0)
+
+    def noise(key_noise: Array, key_mask: Array) -> Array:
+        # MASK, or uniform tokens for a kernel that never masks.
+        token = jax.random.randint(key_noise, (length,), 0, kernel.vocab_size, jnp.int32)
+        masked = jax.random.uniform(key_mask, (length,)) < kernel.survival(1.0).masked
+        return jnp.where(masked, kernel.mask, token)
+
     zero = jnp.zeros(batch, jnp.int32)
-    tokens = jnp.zeros((batch, schedule.length), jnp.int32)
-    done = zero + schedule.steps
-    state = Generation(
-        tokens=tokens,
-        frozen=tokens > 0,
-        stop=zero,
-        keys=jax.random.split(jax.random.key(0), batch),
-        confidence=tokens.astype(jnp.float32),
-        step=done,
+    frozen, stop = jnp.asarray(given.frozen), jnp.asarray(given.stop)
+    following = sampler.path.following(~frozen & (jnp.arange(length)[None] < stop[:, None]))
+    return Generation(
+        tokens=jnp.where(frozen, given.tokens, jax.vmap(noise)(key_noise, key_mask)),
+        frozen=frozen,
+        stop=stop,
+        keys=key_steps,
+        confidence=jnp.where(frozen, 1.0, 0.0),
+        step=sampler.path.onward(following, zero),
         sweep=zero,
         filled=zero,
-        cache=sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None,
-        following=sampler.path.following(tokens > 0),
+        cache=None,
+        following=following,
         nfe=zero,
         corrections=zero,
     )
-    return _placed(state)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="prefills", donate_argnums=2)
@@ -146,45 +164,17 @@ def renew(
       prefills: False where `sampler.prefills` is for all new texts, which leaves the feeding of
         prompts out of the program.
     """
-    spec = sampler.spec
-    kernel, schedule = spec.kernel, spec.schedule
-    batch, length = prompts.tokens.shape
-    three = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
-    key_noise, key_mask, key_steps = jnp.moveaxis(three, 1, 0)
-
-    def noise(key_noise: Array, key_mask: Array) -> Array:
-        # MASK, or uniform tokens for a kernel that never masks.
-        token = jax.random.randint(key_noise, (length,), 0, kernel.vocab_size, jnp.int32)
-        masked = jax.random.uniform(key_mask, (length,)) < kernel.survival(1.0).masked
-        return jnp.where(masked, kernel.mask, token)
-
-    zero = jnp.zeros(batch, jnp.int32)
-    frozen, stop = jnp.asarray(prompts.frozen), jnp.asarray(prompts.stop)
-    following = sampler.path.following(~frozen & (jnp.arange(length)[None] < stop[:, None]))
-    begun = Generation(
-        tokens=jnp.where(frozen, prompts.tokens, jax.vmap(noise)(key_noise, key_mask)),
-        frozen=frozen,
-        stop=stop,
-        keys=key_steps,
-        confidence=jnp.where(frozen, 1.0, 0.0),
-        step=sampler.path.onward(following, zero),
-        sweep=zero,
-        filled=zero,
-        cache=None,
-        following=following,
-        nfe=zero,
-        corrections=zero,
-    )
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(jnp.expand_dims(fresh, range(1, old.ndim)), new, old)
 
     # What the cache held is never read again: none of its slots is filled.
     kept = dataclasses.replace(state, cache=None)
-    state = dataclasses.replace(jax.tree.map(choose, begun, kept), cache=state.cache)
+    chosen = jax.tree.map(choose, _begun(sampler, keys, prompts), kept)
+    state = dataclasses.replace(chosen, cache=state.cache)
     if prefills and sampler.cached and sampler.slots:
         # Windows must be fed whole where their rows see one another.
-        chunk = min(max(sampler.prefill, schedule.width), sampler.slots)
+        chunk = min(max(sampler.prefill, sampler.spec.schedule.width), sampler.slots)
 
         def feed(state: Generation) -> Generation:
             _, new, count = cache_feed.show_new(sampler, params, state, chunk, window=False)
