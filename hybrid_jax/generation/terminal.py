@@ -50,12 +50,11 @@ class Watch:
 
     Args:
       delay: least seconds between frames.
-      console: a `rich.console.Console`; standard output if None.
     """
 
-    def __init__(self, generator: Generator, *, delay: float = 0.0, console: Any = None) -> None:
+    def __init__(self, generator: Generator, *, delay: float = 0.0) -> None:
         self._recorder = Recorder(generator)
-        self._delay, self._console = delay, console
+        self._delay = delay
         self._live: Any = None
 
     def __enter__(self) -> Watch:
@@ -71,7 +70,7 @@ class Watch:
             return
         if self._live is None:
             self._live = require("rich.live", "watch").Live(
-                console=self._console, auto_refresh=False, vertical_overflow="visible"
+                auto_refresh=False, vertical_overflow="visible"
             )
             self._live.start()
         self._live.update(painted(self._recorder.frame(round_)), refresh=True)
