@@ -57,27 +57,23 @@ def held(workdir: Path) -> Iterator[None]:
 
 def _lock(path: Path, stack: contextlib.ExitStack) -> None:
     """Locks a file until the stack is closed. Raises UserError if another process has locked it."""
-    for _ in range(100):
-        path.touch()
-        try:
-            file = stack.enter_context(locked(path, wait=False))
-        except BlockingIOError as error:
-            holder = "one that has just ended"
-            with contextlib.suppress(FileNotFoundError):
-                holder = path.read_text(encoding="utf-8", errors="replace")
-            raise UserError(
-                f"{path.parent} is in use by another training ({holder}): wait until it ends, stop "
-                "it, or choose another --workdir."
-            ) from error
-        except OSError:
-            break  # no locks here
-        # The holder before may have removed the file since it was opened.
+    path.touch()
+    try:
+        file = stack.enter_context(locked(path, wait=False))
+    except BlockingIOError as error:
+        holder = "one that has just ended"
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-                file.flush()
-                break
+            holder = path.read_text(encoding="utf-8", errors="replace")
+        raise UserError(
+            f"{path.parent} is in use by another training ({holder}): wait until it ends, stop "
+            "it, or choose another --workdir."
+        ) from error
+    except OSError:
+        pass  # no locks here
+    else:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
     stack.callback(_remove, path)
 
 
