@@ -71,7 +71,7 @@ _DECOMPRESSORS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
 }
 
 
-def documents(patterns: str, *, by_line: bool = False) -> Iterator[str]:
+def streams(patterns: str, *, by_line: bool = False) -> Iterator[Iterable[str]]:
     """The documents of all files that match, in the order of the patterns and then of names.
 
     A file is read once, however many names and links lead to it.
@@ -81,15 +81,13 @@ def documents(patterns: str, *, by_line: bool = False) -> Iterator[str]:
         JSON list of them where one has a comma in it.
       by_line: whether each line of a .txt file is a document.
 
+    Returns:
+      each document as blocks of text to be read in order, so that none is held as a whole.
+
     Raises:
       UserError: if a pattern matches no file or a file of another kind; while iterating, if a file
         is empty, damaged, not UTF-8, or has a line that is not an object with a text.
     """
-    return ("".join(blocks) for blocks in streams(patterns, by_line=by_line))
-
-
-def streams(patterns: str, *, by_line: bool = False) -> Iterator[Iterable[str]]:
-    """`documents`, each as blocks of text to be read in order, so that none is held as a whole."""
     paths = _matching(patterns)
     readers = [_reader(path, by_line) for path in paths]
     return (
@@ -103,7 +101,7 @@ def parts(patterns: str) -> list[str]:
     """The patterns of one file each that together have the same documents in the same order.
 
     Raises:
-      UserError: as `documents`, or for a pipe, since parts are read more than once.
+      UserError: as `streams`, or for a pipe, since parts are read more than once.
     """
     paths = _matching(patterns)
     for path in paths:
@@ -115,7 +113,7 @@ def parts(patterns: str) -> list[str]:
 
 
 def contents(patterns: str) -> dict[str, content.Content]:
-    """The content of each file of `documents`. Raises UserError as it does."""
+    """The content of each file of `streams`. Raises UserError as it does."""
     return {
         path: remote.content(path) if remote.is_remote(path) else content.of_file(Path(path))
         for path in _matching(patterns)
@@ -127,7 +125,7 @@ def pairs(patterns: str) -> Iterator[tuple[str, str]]:
     """Prompt and answer of each line of all .jsonl files that match.
 
     Raises:
-      UserError: as `documents`, or for a line without one of them.
+      UserError: as `streams`, or for a line without one of them.
     """
     paths = _matching(patterns)
     for path in paths:
@@ -140,7 +138,7 @@ def located(patterns: str) -> Iterator[tuple[str, str]]:
     """The lines of all files that match, of .jsonl their texts, each behind the name of its place.
 
     Raises:
-      UserError: as `documents`.
+      UserError: as `streams`.
     """
     for path in _matching(patterns):
         for number, blocks in enumerate(_reader(path, by_line=True)(path), start=1):
@@ -154,7 +152,7 @@ def prompts(file: str) -> list[str]:
       file: its path, or "-" for standard input.
 
     Raises:
-      UserError: if there are none, or as `documents`.
+      UserError: if there are none, or as `streams`.
     """
     path = str(expanded(file))
     read = _json_prompts if _kind(path) == ".jsonl" else lines
