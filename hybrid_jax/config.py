@@ -304,17 +304,14 @@ class Experiment:
         experiment: Experiment = from_values(cls, values, "config")
         if settings:
             experiment = from_values(cls, overridden(cls, values, settings, "config"), "config")
+        # Levels that nobody chose are dropped too where no hyperschedule leaves a choice.
         if preset and "objective.levels" not in (settings or {}):
-            experiment = experiment._without_bell(preset)
+            every = [one.objective for one in experiment.each]
+            known = experiment.objective.levels == preset.objective.levels
+            if known and experiment.objective not in every:
+                experiment = dataclasses.replace(experiment, objective=every[0])
         experiment.check()
         return experiment
-
-    def _without_bell(self, preset: Experiment) -> Experiment:
-        """The same without levels that nobody chose, if no hyperschedule leaves a choice."""
-        own = {one.objective.levels for one in self.each}
-        if self.objective.levels in own or self.objective.levels != preset.objective.levels:
-            return self
-        return dataclasses.replace(self, objective=self.each[0].objective)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Experiment:

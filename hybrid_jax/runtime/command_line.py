@@ -53,14 +53,9 @@ def run_command(
     *,
     interrupted: str,
 ) -> int:
-    """Runs a command: its options, what a process is set up with, and its work.
+    """Runs a command: its options (see `parse`), what a process is set up with, and its work.
 
-    Args:
-      argv: see `parse`.
-      interrupted: see `exit_status`.
-
-    Returns:
-      the exit status.
+    Returns its exit status (see `exit_status`).
     """
 
     def command() -> None:
