@@ -88,13 +88,8 @@ def streams(patterns: str, *, by_line: bool = False) -> Iterator[Iterable[str]]:
       UserError: if a pattern matches no file or a file of another kind; while iterating, if a file
         is empty, damaged, not UTF-8, or has a line that is not an object with a text.
     """
-    paths = _matching(patterns)
-    readers = [_reader(path, by_line) for path in paths]
-    return (
-        blocks
-        for path, reader in zip(paths, readers, strict=True)
-        for blocks in _nonempty(path, reader)
-    )
+    found = [(path, _documents(path, by_line)) for path in _matching(patterns)]
+    return (blocks for path, documents in found for blocks in _nonempty(path, documents))
 
 
 def parts(patterns: str) -> list[str]:
@@ -141,7 +136,7 @@ def located(patterns: str) -> Iterator[tuple[str, str]]:
       UserError: as `streams`.
     """
     for path in _matching(patterns):
-        for number, blocks in enumerate(_reader(path, by_line=True)(path), start=1):
+        for number, blocks in enumerate(_documents(path, by_line=True), start=1):
             yield f"Line {number} of {path}", "".join(blocks)
 
 
@@ -240,26 +235,21 @@ def _plain(path: str) -> PurePath:
     return PurePath(re.sub(r"^(https?://[^?#]*).*", r"\1", path))
 
 
-def _reader(path: str, by_line: bool) -> Callable[[str], Iterator[Iterable[str]]]:
-    readers: dict[str, Callable[[str], Iterator[Iterable[str]]]] = {
-        ".txt": lambda path: (
-            ((line,) for line in lines(path)) if by_line else iter([_blocks(path)])
-        ),
-        ".jsonl": lambda path: ((text,) for text in _json_lines(path)),
-    }
-    if _kind(path) not in readers:
+def _documents(path: str, by_line: bool) -> Iterator[Iterable[str]]:
+    """The documents of a file as blocks. Raises UserError, at once, for a file of another kind."""
+    if _kind(path) == ".jsonl":
+        return ((text,) for text in _json_lines(path))
+    if _kind(path) != ".txt":
         raise UserError(
             f"{path} is of an unknown kind: files must end in .txt or .jsonl, and may be "
             f"compressed ({', '.join(_DECOMPRESSORS)})."
         )
-    return readers[_kind(path)]
+    return ((line,) for line in lines(path)) if by_line else iter([_blocks(path)])
 
 
-def _nonempty(
-    path: str, reader: Callable[[str], Iterator[Iterable[str]]]
-) -> Iterator[Iterable[str]]:
+def _nonempty(path: str, documents: Iterator[Iterable[str]]) -> Iterator[Iterable[str]]:
     empty = True
-    for document in reader(path):
+    for document in documents:
         head, blocks = "", iter(document)
         for block in blocks:
             head += block
