@@ -157,14 +157,11 @@ def train(
         peak=flops.peak_flops(mesh.devices.flat[0]),
     )
     work = [size * flops.training_flops(own.network, own.spec) for own in setup.each]
-    lead = distributed.is_process0()
-
-    def claim() -> None:
-        if lead:
-            records = run.data_dir, run.manifest
-            workdirs.claim(workdir, run.experiment, run.tokenizer, records)
-
+    claim = functools.partial(
+        workdirs.claim, workdir, run.experiment, run.tokenizer, (run.data_dir, run.manifest)
+    )
     with contextlib.ExitStack() as stack:
+        lead = distributed.is_process0()
         started: Callable[[], object] = stack.enter_context(
             workdirs.tentative(workdir) if lead else contextlib.nullcontext(lambda: None)
         )
@@ -187,7 +184,7 @@ def train(
         if profile is not None:
             raise_on_all(functools.partial(_check_profile, profile, traced, config.steps))
         if start >= config.steps:
-            raise_on_all(claim)
+            distributed.on_process0(claim)
             started()
             say(f"already trained for {start} steps")
             return state
@@ -217,7 +214,7 @@ def train(
                     state, metrics = updates[turns[-1]](state, placed)
                 if done == start + 1:
                     jax.block_until_ready(metrics)
-                    raise_on_all(claim)
+                    distributed.on_process0(claim)
                     started()
                 pending.append(metrics)
                 ahead.append(metrics["loss"])
