@@ -7,8 +7,8 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from array_record.python import array_record_module
@@ -28,7 +28,7 @@ def token_dtype(vocab_size: int, pair_length: int = 0) -> np.dtype:
     return np.dtype("<u2" if max(vocab_size, pair_length) < 1 << 16 else "<u4")
 
 
-class RecordWriter:
+class RecordWriter(AbstractContextManager["RecordWriter"]):
     """Writes one split: tokens run on from record to record, and the last few are dropped.
 
     A context manager, which closes the open file; `finish` returns the description.
@@ -65,9 +65,6 @@ class RecordWriter:
         self._dropped = 0
         self._sources: list[int] = []  # records so far at the end of each
         self._file: array_record_module.ArrayRecordWriter | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._close()

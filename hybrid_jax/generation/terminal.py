@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 from hybrid_jax.errors import UserError, require
@@ -45,7 +46,7 @@ def require_terminal() -> None:
     require("rich.live", "watch")
 
 
-class Watch:
+class Watch(AbstractContextManager["Watch"]):
     """Shows the texts in the first place, one after the other. A context manager.
 
     Args:
@@ -56,9 +57,6 @@ class Watch:
         self._recorder = Recorder(generator)
         self._delay = delay
         self._live: Any = None
-
-    def __enter__(self) -> Watch:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:

@@ -18,8 +18,9 @@ import sys
 import uuid
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class DamagedCheckpointError(UserError):
         super().__init__(f"The checkpoint {where} is damaged: {why}; restore another step.")
 
 
-class Checkpointer:
+class Checkpointer(AbstractContextManager["Checkpointer"]):
     """Saves and restores a state: any pytree whose leaves are `jax.Array`s (typed keys too).
 
     A context manager; leaving it waits for a running save. Every process makes the same calls.
@@ -107,9 +108,6 @@ class Checkpointer:
             raise UserError(
                 f"{self.directory} cannot be listed ({one_line(error)}): move the bad step away."
             ) from error
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -5,12 +5,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Self, TextIO
+from contextlib import AbstractContextManager
+from typing import TextIO
 
 import tqdm
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A progress bar on a terminal, plain lines elsewhere. A context manager.
 
     The first `update` only starts the clock of the rate and of the estimated time left, so that
@@ -57,11 +58,10 @@ class Progress:
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Ends the line of the bar, which stays on the screen; may be called again."""
+        if self._bar is not None:
+            self._bar.close()
 
     def note(self, text: str) -> None:
         """Shows a separate line, above the bar."""
@@ -95,11 +95,6 @@ class Progress:
                 file=self._stream,
                 flush=True,
             )
-
-    def close(self) -> None:
-        """Ends the line of the bar, which stays on the screen; may be called again."""
-        if self._bar is not None:
-            self._bar.close()
 
 
 def format_seconds(seconds: float) -> str:
