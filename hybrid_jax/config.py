@@ -301,7 +301,7 @@ class Experiment:
                     getattr(getattr(preset, section), name) == values[section][name]
                 ),
             )
-        experiment: Experiment = from_values(cls, values, "config")
+        experiment = from_values(cls, values, "config")
         if settings:
             experiment = from_values(cls, overridden(cls, values, settings, "config"), "config")
         # Levels that nobody chose are dropped too where no hyperschedule leaves a choice.

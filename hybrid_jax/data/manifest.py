@@ -154,8 +154,7 @@ class Manifest:
                 "prepare the data again in a new folder."
             )
         try:
-            manifest: Manifest = from_values(cls, values, "manifest")
-            return manifest
+            return from_values(cls, values, "manifest")
         except UserError as error:
             reason = str(error).rstrip(".")
             raise UserError(

@@ -184,7 +184,7 @@ def load_data(workdir: Path) -> RunData | None:
     """
     path = workdir / _RECORDS
     try:
-        data: RunData = from_values(RunData, parse_json(path.read_bytes()), "records")
+        return from_values(RunData, parse_json(path.read_bytes()), "records")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, UserError) as error:
@@ -192,7 +192,6 @@ def load_data(workdir: Path) -> RunData | None:
         raise UserError(
             f"{path} is damaged ({reason}): restore it, or delete it to go on with any data."
         ) from error
-    return data
 
 
 def data_folders(data: DataConfig, known: RunData | None) -> list[Path]:
