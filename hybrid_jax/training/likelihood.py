@@ -133,9 +133,7 @@ def evaluate_bound(
         per_record.append(average(each)[valid])
         counts += np.bincount(tokens[valid][own], minlength=len(counts))
     sizes = np.concatenate(predicted)
-    values = np.concatenate(per_record) / sizes.mean()
-    nats, _ = statistics.mean_and_standard_error(values)
-    _, error = statistics.mean_and_standard_error(values - nats * sizes / sizes.mean())
+    nats, error = statistics.mean_and_standard_error(np.concatenate(per_record) / sizes, sizes)
     share_predicted = sizes.mean() / spec.schedule.length
     share = counts[counts > 0] / counts.sum()
     return BoundEstimate(
@@ -144,7 +142,7 @@ def evaluate_bound(
         nll_se=error,
         bits_per_byte=statistics.bits_per_byte(nats * share_predicted, bytes_per_token),
         unigram_perplexity=float(np.exp(-np.sum(share * np.log(share)))),
-        records=len(values),
+        records=len(sizes),
         draws=draws,
     )
 
