@@ -9,6 +9,7 @@ the others.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -144,7 +145,7 @@ class Experiment:
         """An experiment for each hyperschedule that steps are given to, its own first."""
         return tuple(self.on(schedule) for schedule in self.schedule.each)
 
-    @property
+    @functools.cached_property  # read from text, and asked for at every step
     def shares(self) -> tuple[mixture.Stage, ...]:
         """The shares of the steps that `each` has. Raises UserError for other weights."""
         return mixture.parse(self.schedule.weights or "", len(self.schedule.each), "hyperschedules")
