@@ -6,12 +6,10 @@ its natural value. A name that is unknown is refused, and so is a setting that h
 the others.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import ml_collections
 
@@ -141,7 +139,7 @@ class Experiment:
         )
 
     @property
-    def each(self) -> tuple[Experiment, ...]:
+    def each(self) -> tuple[Self, ...]:
         """An experiment for each hyperschedule that steps are given to, its own first."""
         return tuple(self.on(schedule) for schedule in self.schedule.each)
 
@@ -150,7 +148,7 @@ class Experiment:
         """The shares of the steps that `each` has. Raises UserError for other weights."""
         return mixture.parse(self.schedule.weights or "", len(self.schedule.each), "hyperschedules")
 
-    def on(self, schedule: ScheduleConfig) -> Experiment:
+    def on(self, schedule: ScheduleConfig) -> Self:
         """The same network on one hyperschedule, without settings that have no effect there."""
         built = schedule.build(self.data.length)
         layout, objective = effective_layout(self._layout(schedule), built), self.objective
@@ -177,7 +175,7 @@ class Experiment:
         windows = not self.layout.plain(self.schedule.build(self.data.length))
         return Bound(kernel=kernel, time=self.evaluation.time, ends_known=cut and windows)
 
-    def resolved(self) -> Experiment:
+    def resolved(self) -> Self:
         """The same experiment with the values that None stands for."""
         replaces = self.noise.build(vocab_size=2).replaces
         return dataclasses.replace(
@@ -273,7 +271,7 @@ class Experiment:
     @classmethod
     def from_config(
         cls, values: Mapping[str, Any], settings: Mapping[str, str] | None = None
-    ) -> Experiment:
+    ) -> Self:
         """From nested names and values.
 
         Args:
@@ -315,7 +313,7 @@ class Experiment:
         return experiment
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Experiment:
+    def from_json(cls, text: str | bytes) -> Self:
         """From the text of `to_json`, of this version of hybrid_jax or an earlier one.
 
         Raises:

@@ -1,7 +1,5 @@
 """A text in the terminal while it is generated."""
 
-from __future__ import annotations
-
 import sys
 import time
 from contextlib import AbstractContextManager

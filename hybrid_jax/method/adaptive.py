@@ -6,8 +6,6 @@ are functions of the step as in any table, and layout, cache and attention stay 
 path a text takes through the steps is chosen in the generation loop (`sampling.windows`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar, NamedTuple
 

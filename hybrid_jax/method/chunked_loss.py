@@ -10,8 +10,6 @@ Both functions take, for B examples of n positions:
   the batch axis stays whole, so that it may be sharded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 

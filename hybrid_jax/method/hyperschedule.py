@@ -15,8 +15,6 @@ nothing else knows which family a table belongs to. Values are plain integers he
 hashable dataclasses; the functions of (step, position) are pure and work under jit and vmap.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

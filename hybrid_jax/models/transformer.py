@@ -9,8 +9,6 @@ SEDD/MDLM): layer norm without bias, no bias in attention, bias in the MLP and t
 RoPE, and for γ-hybrids adaLN on σ = −log(1 − λ) of each row. Options make it a GPT-2 or a Llama.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Forward passes of the sampler: feed new rows, write settled K/V to the cache."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

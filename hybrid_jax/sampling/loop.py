@@ -15,8 +15,6 @@ So the cost of a round is that of the window, not of the text. A text whose sett
 fit in a round (after a jump over given tokens) spends rounds on feeding them alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """The path of a text through the steps: the next one that has anything to do."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

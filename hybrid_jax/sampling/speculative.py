@@ -11,8 +11,6 @@ Drafts are drawn apart from one another and from the left context alone, which t
 window that is revealed in several calls would not do.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """Static description of a sampler, and the state of the generation loop."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
