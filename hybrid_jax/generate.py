@@ -28,15 +28,8 @@ from hybrid_jax.generation.generator import Generator, build, choose_sampling
 from hybrid_jax.generation.infill import Choice
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import Watch, require_terminal, shown
-from hybrid_jax.runtime.command_line import (
-    Parser,
-    add_devices,
-    add_model,
-    path_of,
-    run_command,
-    seed_of,
-    within,
-)
+from hybrid_jax.runtime import command_line
+from hybrid_jax.runtime.command_line import path_of, run_command, seed_of, within
 from hybrid_jax.runtime.files import GrowingFile, check_writable
 from hybrid_jax.runtime.json_text import digest
 from hybrid_jax.runtime.processes import assert_same, is_process0, join, raise_on_all
@@ -191,13 +184,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command_line.Parser(
         prog="python -m hybrid_jax.generate",
         description="Generates text with a trained model.",
         compiles=True,
     )
     add = parser.add_argument
-    add_model(add)
+    command_line.add_model(add)
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
     add("--prompt_file", type=path_of, metavar="FILE",
         help="prompts, one a line (.jsonl: prompt or text); - for standard input")  # fmt: skip
@@ -217,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=path_of, metavar="FILE", help="JSON lines with tokens, settings and counts")
     add("--watch", type=within(0, 60, float), nargs="?", const=0.05, metavar="SECONDS",
         help="show texts while they are generated, one at a time")  # fmt: skip
-    add_devices(parser)
+    command_line.add_devices(parser)
     return parser
 
 

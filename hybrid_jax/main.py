@@ -19,14 +19,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.command_line import (
-    SETTINGS,
-    Parser,
-    add_processes,
-    path_of,
-    read_config,
-    run_command,
-)
+from hybrid_jax.runtime import command_line
+from hybrid_jax.runtime.command_line import path_of
 from hybrid_jax.runtime.files import check_writable, expanded
 
 if TYPE_CHECKING:
@@ -36,7 +30,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     interrupted = "the same command continues from the newest checkpoint"
-    return run_command(_parser(), argv, run_experiment, interrupted=interrupted)
+    return command_line.run_command(_parser(), argv, run_experiment, interrupted=interrupted)
 
 
 def run_experiment(options: argparse.Namespace) -> None:
@@ -91,7 +85,7 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
     if options.init and not options.workdir:
         raise UserError("--init needs a --workdir for the run that it starts.")
     if options.config:
-        values = read_config(options.config)
+        values = command_line.read_config(options.config)
     elif not (begun or options.init):
         raise UserError("Say what to train, for example --config=configs/gamma_hybrid.py.")
     from hybrid_jax.config import Experiment
@@ -117,10 +111,10 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command_line.Parser(
         prog="python -m hybrid_jax.main",
         description="Trains an experiment, then evaluates it and shows samples.",
-        epilog=SETTINGS,
+        epilog=command_line.SETTINGS,
         compiles=True,
     )
     add = parser.add_argument
@@ -133,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config, its settings")  # fmt: skip
     add("--profile", default="", type=path_of, metavar="DIR",
         help="folder for a trace of a few training steps")  # fmt: skip
-    add_processes(parser)
+    command_line.add_processes(parser)
     return parser
 
 
