@@ -32,7 +32,7 @@ from hybrid_jax.runtime import command_line
 from hybrid_jax.runtime.command_line import path_of, run_command, seed_of, within
 from hybrid_jax.runtime.files import GrowingFile, check_writable
 from hybrid_jax.runtime.json_text import digest
-from hybrid_jax.runtime.processes import assert_same, is_process0, join, raise_on_all
+from hybrid_jax.runtime.processes import assert_same, is_process0, join, on_process0, raise_on_all
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.prompts import GAP
@@ -135,7 +135,7 @@ def run(options: argparse.Namespace) -> None:
     settings = {name: getattr(options, name) for name in (*rules.OPTIONS, "eos")}
     sampling = choose_sampling(model.experiment.sampling, options.rule, settings)
     generator = build(model, sampling, levels=options.levels)
-    asked = raise_on_all(lambda: read_requests(options, generator))
+    asked = raise_on_all(read_requests, options, generator)
     record = generator.settings(options.workdir, options.seed)
     if jax.process_count() > 1:
         assert_same(
@@ -158,7 +158,7 @@ def run(options: argparse.Namespace) -> None:
                     asked,
                     seed=options.seed,
                     batch_size=options.batch_size,
-                    keep=lambda done: raise_on_all(lambda: keep(done) if lead else None),
+                    keep=lambda done: on_process0(keep, done),
                     watch=options.watch,
                 )
             finally:

@@ -52,9 +52,9 @@ def run_experiment(options: argparse.Namespace) -> None:
     distributed.assert_same("configuration", experiment.to_json(), difference=workdir.difference)
 
     with Signals() as signals, contextlib.ExitStack() as stack:
-        distributed.raise_on_all(lambda: workdir.check(folder, experiment))
-        known = distributed.raise_on_all(lambda: workdir.load_data(folder))
-        distributed.on_process0(lambda: stack.enter_context(workdir.held(folder)))
+        distributed.raise_on_all(workdir.check, folder, experiment)
+        known = distributed.raise_on_all(workdir.load_data, folder)
+        distributed.on_process0(stack.enter_context, workdir.held(folder))
         distributed.check_shared(folder)
         run = loop.open_run(experiment, known=known)
         distributed.say(summary.introduction(run, folder))

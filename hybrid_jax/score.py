@@ -41,9 +41,7 @@ def run(options: argparse.Namespace) -> None:
     texts = raise_on_all(lambda: options.choice or files.prompts(options.texts))
     model = pretrained.asked(options, mesh)
     found = raise_on_all(
-        lambda: scores.score(
-            model, texts, prompt=options.prompt, draws=options.draws, seed=options.seed
-        )
+        scores.score, model, texts, prompt=options.prompt, draws=options.draws, seed=options.seed
     )
     order = sorted(range(len(texts)), key=lambda n: found[n].nll if options.choice else n)
     sign = "=" if found[0].exact else "≤"
@@ -63,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
             json_text({"text": text, **dataclasses.asdict(own), **record}) + "\n"
             for text, own in zip(texts, found, strict=True)
         ]
-        on_process0(lambda: write_atomic(options.out, "".join(lines)))
+        on_process0(write_atomic, options.out, "".join(lines))
 
 
 def _row(own: Score) -> str:

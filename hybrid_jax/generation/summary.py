@@ -62,8 +62,7 @@ def finish(run: train.Run, workdir: Path, state: TrainState) -> None:
     """Evaluates the averaged parameters, samples from them, prints and stores both."""
     estimate = train.evaluate(run, state.ema, final=True)
     texts, settings = sample_texts(run, workdir, state)
-    step = int(state.step)
-    on_process0(lambda: _publish(workdir, step, estimate, texts, settings))
+    on_process0(_publish, workdir, int(state.step), estimate, texts, settings)
 
 
 def _publish(
@@ -116,7 +115,7 @@ def sample_texts(
     length, count = setup.spec.schedule.length, sampling.count
     wanted = [Request(prompt="", ids=[], stop=length)] * count
     if run.manifest.pairs:
-        records = raise_on_all(lambda: pipeline.Records(run.data_dir, "valid"))
+        records = raise_on_all(pipeline.Records, run.data_dir, "valid")
         pairs = records.read(range(min(count, len(records))))
         starts = [t[:n].tolist() for t, n in zip(pairs["tokens"], pairs["given"], strict=True)]
         wanted = [Request(prompt=run.tokenizer.decode(s), ids=s, stop=length) for s in starts]
