@@ -70,13 +70,9 @@ class Pretrained:
             hyperschedule is none for it.
         """
         workdir = expanded(workdir)
-        experiment, tokenizer, data = raise_on_all(
-            lambda: (
-                workdirs.load(workdir),
-                workdirs.load_tokenizer(workdir),
-                workdirs.load_data(workdir),
-            )
-        )
+        experiment = raise_on_all(workdirs.load, workdir)
+        tokenizer = raise_on_all(workdirs.load_tokenizer, workdir)
+        data = raise_on_all(workdirs.load_data, workdir)
         if schedule is not None:
             experiment = _on(experiment, schedule, strict=strict)
         network = experiment.network(tokenizer.vocab_size)
