@@ -80,10 +80,11 @@ class Progress(AbstractContextManager["Progress"]):
         if step > first_step and now > first_time:
             rate = (step - first_step) / (now - first_time)
             parts.append(f"{rate:.3g} {self._unit}{'s' * (self._unit == 'step')}/s")
-            times = [f"ETA {format_seconds(max(0, self._total - step) / rate)}"]
+            left = max(0, self._total - step) / rate
+            times = [f"ETA {tqdm.tqdm.format_interval(left)}"]
         else:
             times = []
-        parts += [f"elapsed {format_seconds(now - self._begun)}", *times]
+        parts += [f"elapsed {tqdm.tqdm.format_interval(now - self._begun)}", *times]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.n = step
@@ -95,21 +96,6 @@ class Progress(AbstractContextManager["Progress"]):
                 file=self._stream,
                 flush=True,
             )
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration in its two largest units: ``"7s"``, ``"1m 20s"``, ``"2d 3h"``."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    left = max(0, round(seconds))
-    days, left = divmod(left, 86400)
-    hours, left = divmod(left, 3600)
-    minutes, left = divmod(left, 60)
-    if days:
-        return f"{days}d {hours}h"
-    if hours:
-        return f"{hours}h {minutes}m"
-    return f"{minutes}m {left}s" if minutes else f"{left}s"
 
 
 def _short(number: float) -> str:
