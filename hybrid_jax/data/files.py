@@ -150,8 +150,8 @@ def prompts(file: str) -> list[str]:
       UserError: if there are none, or as `streams`.
     """
     path = str(expanded(file))
-    read = _json_prompts if _kind(path) == ".jsonl" else lines
-    found = [text for text in read(path) if text.strip()]
+    texts = _json_texts(path, prompts=True) if _kind(path) == ".jsonl" else lines(path)
+    found = [text for text in texts if text.strip()]
     if not found:
         raise UserError(f"There are no prompts in {file}: write one a line.")
     return found
@@ -238,7 +238,7 @@ def _plain(path: str) -> PurePath:
 def _documents(path: str, by_line: bool) -> Iterator[Iterable[str]]:
     """The documents of a file as blocks. Raises UserError, at once, for a file of another kind."""
     if _kind(path) == ".jsonl":
-        return ((text,) for text in _json_lines(path))
+        return ((text,) for text in _json_texts(path))
     if _kind(path) != ".txt":
         raise UserError(
             f"{path} is of an unknown kind: files must end in .txt or .jsonl, and may be "
@@ -303,17 +303,12 @@ def _blocks(path: str) -> Iterator[str]:
             lines += content.count(b"\n")
 
 
-def _json_lines(path: str) -> Iterator[str]:
-    """The text of each line; "" for a blank one."""
+def _json_texts(path: str, *, prompts: bool = False) -> Iterator[str]:
+    """The text of each line, or where `prompts` are wanted its prompt if it has one; "" for a blank
+    line."""
     for where, value in _json_values(path):
-        yield "" if value is None else _string(where, value, "text")
-
-
-def _json_prompts(path: str) -> Iterator[str]:
-    """The prompt or else the text of each line; "" for a blank one."""
-    for where, value in _json_values(path):
-        has_prompt = isinstance(value, dict) and FIELDS[0] in value
-        yield "" if value is None else _string(where, value, FIELDS[0] if has_prompt else "text")
+        is_prompt = prompts and isinstance(value, dict) and FIELDS[0] in value
+        yield "" if value is None else _string(where, value, FIELDS[0] if is_prompt else "text")
 
 
 def _pairs(path: str) -> Iterator[tuple[str, str]]:
