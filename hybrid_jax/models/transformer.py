@@ -103,12 +103,9 @@ class Transformer(ModelConfig):
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Parameters as a nested dict; leaves under "layers" have a leading axis of layers."""
-        one, mask, level = (
-            jnp.zeros((1, 1), jnp.int32),
-            jnp.ones((1, 1, 1), bool),
-            jnp.zeros((1, 1)),
-        )
-        params = _Body(self).init(jax.random.split(key)[0], None, one, one, mask, level, None)
+        row, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
+        level = jnp.zeros((1, 1))
+        params = _Body(self).init(jax.random.split(key)[0], None, row, row, mask, level, None)
         head = {} if self.tied else {"kernel": jnp.zeros((self.width, self.rows))}
         if self.head_bias:
             head["bias"] = jnp.zeros(self.rows)
