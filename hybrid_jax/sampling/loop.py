@@ -132,7 +132,7 @@ def _begun(sampler: Sampler, keys: Key[Array, "B"], given: Prompts) -> Generatio
         frozen=frozen,
         stop=stop,
         keys=key_steps,
-        confidence=jnp.where(frozen, 1.0, 0.0),
+        confidence=frozen.astype(jnp.float32),
         step=sampler.path.onward(following, zero),
         sweep=zero,
         filled=zero,
