@@ -13,21 +13,14 @@ the exit status is 75 after SIGTERM and 130 after Ctrl-C.
 
 import argparse
 import contextlib
-import functools
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.command_line import (
-    SETTINGS,
-    Parser,
-    add_processes,
-    path_of,
-    read_config,
-    run_command,
-)
+from hybrid_jax.runtime import command_line
+from hybrid_jax.runtime.command_line import path_of
 from hybrid_jax.runtime.files import check_writable, expanded
 
 if TYPE_CHECKING:
@@ -37,7 +30,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     interrupted = "the same command continues from the newest checkpoint"
-    return run_command(_parser(), argv, run_experiment, interrupted=interrupted)
+    return command_line.run_command(_parser(), argv, run_experiment, interrupted=interrupted)
 
 
 def run_experiment(options: argparse.Namespace) -> None:
@@ -59,10 +52,9 @@ def run_experiment(options: argparse.Namespace) -> None:
     distributed.assert_same("configuration", experiment.to_json(), difference=workdir.difference)
 
     with Signals() as signals, contextlib.ExitStack() as stack:
-        distributed.raise_on_all(lambda: workdir.check(folder, experiment))
-        known = distributed.raise_on_all(lambda: workdir.load_data(folder))
-        hold = functools.partial(stack.enter_context, workdir.held(folder))
-        distributed.raise_on_all(lambda: hold() if distributed.is_process0() else None)
+        distributed.raise_on_all(workdir.check, folder, experiment)
+        known = distributed.raise_on_all(workdir.load_data, folder)
+        distributed.on_process0(stack.enter_context, workdir.held(folder))
         distributed.check_shared(folder)
         run = loop.open_run(experiment, known=known)
         distributed.say(summary.introduction(run, folder))
@@ -93,7 +85,7 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
     if options.init and not options.workdir:
         raise UserError("--init needs a --workdir for the run that it starts.")
     if options.config:
-        values = read_config(options.config)
+        values = command_line.read_config(options.config)
     elif not (begun or options.init):
         raise UserError("Say what to train, for example --config=configs/gamma_hybrid.py.")
     from hybrid_jax.config import Experiment
@@ -119,10 +111,10 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command_line.Parser(
         prog="python -m hybrid_jax.main",
         description="Trains an experiment, then evaluates it and shows samples.",
-        epilog=SETTINGS,
+        epilog=command_line.SETTINGS,
         compiles=True,
     )
     add = parser.add_argument
@@ -135,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config, its settings")  # fmt: skip
     add("--profile", default="", type=path_of, metavar="DIR",
         help="folder for a trace of a few training steps")  # fmt: skip
-    add_processes(parser)
+    command_line.add_processes(parser)
     return parser
 
 

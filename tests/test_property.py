@@ -253,7 +253,7 @@ def test_files_of_text(folder, kind, packed, data):
     file = folder / f"text{kind}{packed}"
     file.write_bytes(content)
     with one_sentence():
-        for document in files.documents(str(file)):
+        for document in map("".join, files.streams(str(file))):
             assert document.encode("utf-8")
 
 
@@ -261,7 +261,7 @@ def test_files_of_text(folder, kind, packed, data):
 @cases
 def test_names(text):
     for read in (
-        lambda: files.documents(text),
+        lambda: files.streams(text),
         lambda: (
             sources.documents(text) if not text.startswith(("hf:", "tfds:", "pydocs")) else None
         ),

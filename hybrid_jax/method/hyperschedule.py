@@ -15,12 +15,10 @@ nothing else knows which family a table belongs to. Values are plain integers he
 hashable dataclasses; the functions of (step, position) are pure and work under jit and vmap.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +176,10 @@ class Table:
 
     name: str
     rows: tuple[tuple[int, ...], ...]
+    # Windows of an arbitrary table do not tile the positions: a training example gets one step.
+    phase_groups: ClassVar[int] = 1
+    windows: ClassVar[int] = 1
+    settles_whole: ClassVar[bool] = False
 
     @property
     def length(self) -> int:
@@ -198,22 +200,9 @@ class Table:
         frontier = (table[1:] < self.levels).sum(1)
         return int((frontier - settled).max())
 
-    # Windows of an arbitrary table do not tile the positions: a training example gets one step.
     @property
     def phases(self) -> int:
         return self.steps
-
-    @property
-    def phase_groups(self) -> int:
-        return 1
-
-    @property
-    def windows(self) -> int:
-        return 1
-
-    @property
-    def settles_whole(self) -> bool:
-        return False
 
     def level(self, step: Steps, position: Steps) -> Int32[Array, "..."]:
         return jnp.asarray(self.rows, jnp.int32)[step, position]

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 from jax.sharding import Mesh
@@ -42,66 +42,69 @@ class Pretrained:
     data: RunData | None = None
     mesh: Mesh = dataclasses.field(default_factory=sharding.one_device)
 
+    @classmethod
+    def load(
+        cls,
+        workdir: str | Path,
+        *,
+        step: int | Literal["best"] | None = None,
+        mesh: Mesh | None = None,
+        schedule: str | None = None,
+        strict: bool = False,
+    ) -> Self:
+        """Opens a workdir; safe beside a training that writes to it.
 
-def load(
-    workdir: str | Path,
-    *,
-    step: int | Literal["best"] | None = None,
-    mesh: Mesh | None = None,
-    schedule: str | None = None,
-    strict: bool = False,
-) -> Pretrained:
-    """Opens a workdir; safe beside a training that writes to it.
+        Args:
+          workdir: folder of the run.
+          step: of the checkpoint; "best" for the one with the lowest bound on validation text, None
+            for the newest that is intact.
+          mesh: of the devices to use (`hybrid_jax.runtime.sharding.make_mesh`), which cuts the
+            parameters as in training; None for the first device alone.
+          schedule: a hyperschedule in place of the trained one, such as "block:width=8:levels=4" or
+            "quenched_ar". Bounds and texts are right under any, and good under those that it was
+            trained for.
+          strict: whether a family and width that it was not trained for are refused.
 
-    Args:
-      step: of the checkpoint; "best" for the one with the lowest bound on validation text, None for
-        the newest that is intact.
-      mesh: of the devices to use, which cuts the parameters as in training; None for the first
-        device alone.
-      schedule: a hyperschedule in place of the trained one, "block:width=8:levels=4". Bounds and
-        texts are right under any, and good under those that it was trained for.
-      strict: whether a family and width that it was not trained for are refused.
-
-    Raises:
-      UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read, or the
-        hyperschedule is none for it.
-    """
-    workdir = expanded(workdir)
-    experiment, tokenizer, data = raise_on_all(
-        lambda: (
-            workdirs.load(workdir),
-            workdirs.load_tokenizer(workdir),
-            workdirs.load_data(workdir),
+        Raises:
+          UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read, or the
+            hyperschedule is none for it.
+        """
+        workdir = expanded(workdir)
+        experiment = raise_on_all(workdirs.load, workdir)
+        tokenizer = raise_on_all(workdirs.load_tokenizer, workdir)
+        data = raise_on_all(workdirs.load_data, workdir)
+        if schedule is not None:
+            experiment = _on(experiment, schedule, strict=strict)
+        network = experiment.network(tokenizer.vocab_size)
+        mesh = mesh or sharding.one_device()
+        shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
+        places = sharding.like_parameters(mesh, shapes, network.axes)
+        params = sharding.with_shardings(shapes, places)
+        folder = workdir / "checkpoints"
+        with Checkpointer(folder, read_only=True) as saver:
+            if step == "best":
+                step = saver.best_step()
+                if step is None:
+                    raise UserError(f"No checkpoint in {folder} was evaluated: leave out the step.")
+            found = saver.restore({"ema": params}, step=step, partial=True)
+        if found is None:
+            raise UserError(
+                f"{folder} holds no checkpoint yet: wait for the training's first, or run it "
+                "longer."
+            )
+        return cls(
+            experiment=experiment,
+            tokenizer=tokenizer,
+            network=network,
+            spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos, tokenizer.eos),
+            params=found[1]["ema"],
+            step=found[0],
+            data=data,
+            mesh=mesh,
         )
-    )
-    if schedule is not None:
-        experiment = _on(experiment, schedule, strict=strict)
-    network = experiment.network(tokenizer.vocab_size)
-    mesh = mesh or sharding.one_device()
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
-    places = sharding.like_parameters(mesh, shapes, network.axes)
-    params = sharding.with_shardings(shapes, places)
-    folder = workdir / "checkpoints"
-    with Checkpointer(folder, read_only=True) as saver:
-        if step == "best":
-            step = saver.best_step()
-            if step is None:
-                raise UserError(f"No checkpoint in {folder} was evaluated: leave out the step.")
-        found = saver.restore({"ema": params}, step=step, partial=True)
-    if found is None:
-        raise UserError(
-            f"{folder} holds no checkpoint yet: wait for the training's first, or run it longer."
-        )
-    return Pretrained(
-        experiment=experiment,
-        tokenizer=tokenizer,
-        network=network,
-        spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos, tokenizer.eos),
-        params=found[1]["ema"],
-        step=found[0],
-        data=data,
-        mesh=mesh,
-    )
+
+
+load = Pretrained.load
 
 
 def asked(options: argparse.Namespace, mesh: Mesh | None = None) -> Pretrained:

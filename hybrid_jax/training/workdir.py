@@ -57,27 +57,23 @@ def held(workdir: Path) -> Iterator[None]:
 
 def _lock(path: Path, stack: contextlib.ExitStack) -> None:
     """Locks a file until the stack is closed. Raises UserError if another process has locked it."""
-    for _ in range(100):
-        path.touch()
-        try:
-            file = stack.enter_context(locked(path, wait=False))
-        except BlockingIOError as error:
-            holder = "one that has just ended"
-            with contextlib.suppress(FileNotFoundError):
-                holder = path.read_text(encoding="utf-8", errors="replace")
-            raise UserError(
-                f"{path.parent} is in use by another training ({holder}): wait until it ends, stop "
-                "it, or choose another --workdir."
-            ) from error
-        except OSError:
-            break  # no locks here
-        # The holder before may have removed the file since it was opened.
+    path.touch()
+    try:
+        file = stack.enter_context(locked(path, wait=False))
+    except BlockingIOError as error:
+        holder = "one that has just ended"
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-                file.flush()
-                break
+            holder = path.read_text(encoding="utf-8", errors="replace")
+        raise UserError(
+            f"{path.parent} is in use by another training ({holder}): wait until it ends, stop "
+            "it, or choose another --workdir."
+        ) from error
+    except OSError:
+        pass  # no locks here
+    else:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
     stack.callback(_remove, path)
 
 
@@ -188,7 +184,7 @@ def load_data(workdir: Path) -> RunData | None:
     """
     path = workdir / _RECORDS
     try:
-        data: RunData = from_values(RunData, parse_json(path.read_bytes()), "records")
+        return from_values(RunData, parse_json(path.read_bytes()), "records")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, UserError) as error:
@@ -196,7 +192,6 @@ def load_data(workdir: Path) -> RunData | None:
         raise UserError(
             f"{path} is damaged ({reason}): restore it, or delete it to go on with any data."
         ) from error
-    return data
 
 
 def data_folders(data: DataConfig, known: RunData | None) -> list[Path]:
