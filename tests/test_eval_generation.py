@@ -5,6 +5,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from gpt2_files import random_tensors, write
@@ -15,11 +16,11 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.eval import protocols
 from hybrid_jax.eval.protocols import PROTOCOLS
 from hybrid_jax.eval.scorers import base as scoring
-from hybrid_jax.eval.scorers import gpt2
-from hybrid_jax.eval.scorers.gpt2 import GPT2Config
+from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.eval.statistics import Estimate, distinct, entropy, repetition
 from hybrid_jax.eval.text_quality import evaluate
 from hybrid_jax.generation import requests
+from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.json_text import json_text
 
 BYTES = ByteTokenizer()
@@ -28,21 +29,16 @@ END = "<|endoftext|>"
 
 def random_scorer(vocab_size, *, width=24, context=64, scale=0.3):
     """A scorer with random parameters; with scale 0 it finds all tokens alike."""
-    config = GPT2Config(
-        vocab_size=vocab_size, n_positions=context, n_embd=width, n_layer=2, n_head=2,
-        n_inner=2 * width,
+    network = Transformer(
+        vocab_size=vocab_size, layers=2, width=width, heads=2, mlp_ratio=2, position="learned",
+        positions=context, tied=True, head_bias=False,
     )  # fmt: skip
     rng = np.random.default_rng(0)
-
-    def draw(*axes):
-        return jax.numpy.asarray(scale * rng.normal(size=axes).astype(np.float32))
-
-    layers = {ours: draw(2, *config.shape(axes)) for ours, _, axes in gpt2.LAYER}
-    whole = {ours: draw(*config.shape(axes)) for ours, _, axes in gpt2.WHOLE}
-    return scoring.Scorer(
-        name="random", network=config, params={**whole, "layers": layers}, features=gpt2.features,
-        logits=gpt2.logits, vocab_size=vocab_size, context=context, width=width,
-    )  # fmt: skip
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    params = jax.tree.map(
+        lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), shapes
+    )
+    return scoring.Scorer(name="random", network=network, params=params, context=context)
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +369,7 @@ def test_strings_are_no_generated_ids(scorer):
 
 
 def test_another_tokenizer_than_the_scorers_is_refused(tmp_path):
-    scorer = gpt2.load(write(tmp_path / "model", random_tensors()))
+    scorer = scorers.gpt2(write(tmp_path / "model", random_tensors()))
     with pytest.raises(UserError, match="reads 97 tokens, and its tokenizer has 258"):
         evaluate(scorer, BYTES, ["ab"], PROTOCOLS["standard"])
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors
 from conftest import REPOSITORY
 from enumeration import quick_jit
 from tiny import tiny_tokenizer
@@ -41,8 +42,6 @@ from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import loop, pretrained
 from hybrid_jax.training import workdir as workdirs
-
-safetensors = pytest.importorskip("safetensors.numpy")
 
 LENGTH = 16
 ADAMW = OptimizerConfig(
@@ -275,18 +274,6 @@ def test_torch_files_are_read_where_torch_is(tmp_path, monkeypatch):
         load_released(tmp_path / "out")
 
 
-def test_safetensors_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
-    model = random_model("epsilon")
-    export_released(model, tmp_path / "out")
-    for name in ("safetensors", "safetensors.numpy"):
-        monkeypatch.setitem(sys.modules, name, None)
-    said = r"needs safetensors: install it with pip install 'hybrid_jax\[eval\]'"
-    with pytest.raises(UserError, match=said):
-        load_released(tmp_path / "out")
-    with pytest.raises(UserError, match=said):
-        export_released(model, tmp_path / "other")
-
-
 def test_names_are_fetched_from_the_hub_where_it_is(tmp_path, monkeypatch):
     """With a stand-in for huggingface_hub."""
     name = "hdlm-group/hdlm-base-gamma-0.01"
@@ -303,16 +290,6 @@ def test_names_are_fetched_from_the_hub_where_it_is(tmp_path, monkeypatch):
     assert load_released(name).kind == "gamma"
     assert [name for name, *_ in asked] == [name]
     assert {"config.json", "model.safetensors"} <= set(asked[0])
-
-    def offline(repository, *, allow_patterns):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", offline)
-    with pytest.raises(UserError, match=rf"no network.*`hf download {name} --local-dir=FOLDER`"):
-        load_released(name)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"needs huggingface_hub: .*`hf dow"):
-        load_released(name)
 
 
 def set_config(setting, value):
@@ -351,7 +328,7 @@ QKV = "blocks.1.attn_qkv.weight"
         (set_tensor(QKV, lambda x: None), f"has no tensor {QKV}, which its config asks for"),
         (set_tensor(QKV, lambda x: np.ascontiguousarray(x.T)),
          rf"{QKV} has the shape \[16, 48\], and its config asks for \[48, 16\]"),
-        (set_tensor(QKV, lambda x: x.astype(np.float64)), f"{QKV} is float64: convert it"),
+        (set_tensor(QKV, lambda x: x.astype(np.float64)), f"{QKV} is F64: convert it"),
         (set_tensor("blocks.2.norm1.weight", lambda x: x), r"has a tensor blocks\.2\.norm1\.weigh"),
         (set_tensor("output_layer.adaLN_modulation.bias", lambda x: x),
          r"output_layer\.adaLN_modulation\.bias, which its config does not ask for"),

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors
 from enumeration import quick_jit
 
 import hybrid_jax
@@ -33,7 +34,6 @@ from hybrid_jax.runtime.sharding import MeshConfig, make_mesh, one_device
 from hybrid_jax.training import pretrained
 
 tokenizers = pytest.importorskip("tokenizers")
-safetensors = pytest.importorskip("safetensors.numpy")
 
 ROWS, TOKENS, LENGTH = 67, 61, 16  # of the embedding; more than the tokenizer's
 _LLAMA = dict(

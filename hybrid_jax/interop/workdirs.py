@@ -19,14 +19,14 @@ from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.data.tokenizers import huggingface
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
 from hybrid_jax.errors import UserError, resolved
-from hybrid_jax.interop import families, family_config, weights
+from hybrid_jax.interop import families, family_config
 from hybrid_jax.interop.released import Released, load_released, require_empty
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.models.settings import FORM, ModelConfig
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.optim import OptimizerConfig
-from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime import sharding, weights
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded, writing
 from hybrid_jax.runtime.scratch import scratch_folder
