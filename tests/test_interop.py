@@ -32,7 +32,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.interop import released_config
 from hybrid_jax.interop.__main__ import main as interop
 from hybrid_jax.interop.released import Released, export_released, load_released
-from hybrid_jax.interop.workdirs import start_from, workdir_from_released
+from hybrid_jax.interop.workdirs import network_of, workdir_from_released
 from hybrid_jax.main import read_experiment
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
@@ -539,15 +539,12 @@ HYBRIDS = {
 
 
 @pytest.mark.parametrize("kind", HYBRIDS)
-def test_a_hybrid_starts_as_the_autoregressive_network(tmp_path, data, ar, kind):
+def test_a_hybrid_starts_as_the_autoregressive_network(data, ar, kind):
     """One of the same form (ε), and one that is told the level and mixes embeddings (γ)."""
-    folder = tmp_path / "run"
     new = experiment(kind, data, **HYBRIDS[kind])
-    old = start_from(ar, new, folder)
-    run = open_run(continued(folder))
-    assert run.experiment == new.resolved()
+    old, params = network_of(ar, new)
     assert old.step == 3
-    state = start_of(folder, run)
+    network = new.network(258)
     tokens = jax.random.randint(jax.random.key(2), (2, LENGTH), 0, 258, jnp.int32)
     mask = jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool))
     clean = jnp.zeros(tokens.shape)
@@ -556,7 +553,7 @@ def test_a_hybrid_starts_as_the_autoregressive_network(tmp_path, data, ar, kind)
         levels.append(jax.random.uniform(jax.random.key(3), tokens.shape))
     wanted = logits(old.network, old.params, tokens, mask, clean)
     for level in levels:
-        found = logits(run.setup.network, state.params, tokens, mask, level)
+        found = logits(network, params, tokens, mask, level)
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -571,32 +568,9 @@ def test_starts_that_mean_nothing_are_refused(tmp_path, data, ar):
         (experiment("epsilon", other, **shifted), r"data\.tokenizer is 'sentencepiece' in"),
     ):
         with pytest.raises(UserError, match=message):
-            start_from(ar, new, tmp_path / "run")
-        assert not (tmp_path / "run").exists()
+            network_of(ar, new)
     with pytest.raises(UserError, match="holds no run"):
-        start_from(tmp_path / "none", experiment("epsilon", data), tmp_path / "run")
-
-
-def test_the_start_interop(tmp_path, data, ar, capsys):
-    config = tmp_path / "hybrid.py"
-    config.write_text(
-        f"from hybrid_jax.training import workdir\n\ndef get_config():\n"
-        f"    return workdir.load(__import__('pathlib').Path({str(ar)!r})).to_config()\n"
-    )
-    command = ["start", f"--from={ar}", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    changes = ["--config.schedule.family=block", "--config.schedule.width=4",
-               "--config.schedule.levels=4"]  # fmt: skip
-    assert interop([*command, *changes, "--step=3"]) == 0
-    assert "starts from step 3" in capsys.readouterr().out
-    assert pretrained.load(tmp_path / "run").experiment.schedule.width == 4
-    assert "is not an empty folder: choose another" in said(capsys, *command)
-    elsewhere = [*command[:-1], f"--workdir={tmp_path / 'other'}"]
-    assert "no checkpoint" in said(capsys, *elsewhere, "--step=7").lower()
-    assert "did you mean steps?" in said(capsys, *elsewhere, "--config.train.stesp=3")
-    assert "should be of type int" in said(capsys, *elsewhere, "--config.train.steps=few")
-    elsewhere[2] = "--config=nowhere.py"
-    assert "There is no config file 'nowhere.py'" in said(capsys, *elsewhere)
-    assert not (tmp_path / "other").exists()
+        network_of(tmp_path / "none", experiment("epsilon", data))
 
 
 def test_the_import_and_export_commands_refuse_in_one_sentence(tmp_path, ar, capsys):

@@ -1,6 +1,7 @@
 """A trained model, opened from its workdir. Nothing else is needed: no data, no configuration."""
 
 import argparse
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.processes import raise_on_all
+from hybrid_jax.training import archive
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.workdir import RunData
 
@@ -54,6 +56,7 @@ def load(
     """Opens a workdir; safe beside a training that writes to it.
 
     Args:
+      workdir: or an archive (see `archive`), or the folder that it unpacks to.
       step: of the checkpoint; "best" for the one with the lowest bound on validation text, None for
         the newest that is intact.
       mesh: of the devices to use, which cuts the parameters as in training; None for the first
@@ -66,42 +69,57 @@ def load(
       UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read, or the
         hyperschedule is none for it.
     """
-    workdir = expanded(workdir)
-    experiment, tokenizer, data = raise_on_all(
-        lambda: (
-            workdirs.load(workdir),
-            workdirs.load_tokenizer(workdir),
-            workdirs.load_data(workdir),
+    with contextlib.ExitStack() as stack:
+        path = expanded(workdir)
+        folder = raise_on_all(lambda: stack.enter_context(archive.opened(path)))
+        experiment, tokenizer, data = raise_on_all(
+            lambda: (
+                workdirs.load(folder),
+                workdirs.load_tokenizer(folder),
+                workdirs.load_data(folder),
+            )
         )
-    )
-    if schedule is not None:
-        experiment = _on(experiment, schedule, strict=strict)
-    network = experiment.network(tokenizer.vocab_size)
-    mesh = mesh or sharding.one_device()
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
-    places = sharding.like_parameters(mesh, shapes, network.axes)
-    params = sharding.with_shardings(shapes, places)
-    folder = workdir / "checkpoints"
-    with Checkpointer(folder, read_only=True) as saver:
-        if step == "best":
-            step = saver.best_step()
-            if step is None:
-                raise UserError(f"No checkpoint in {folder} was evaluated: leave out the step.")
-        found = saver.restore({"ema": params}, step=step, partial=True)
-    if found is None:
-        raise UserError(
-            f"{folder} holds no checkpoint yet: wait for the training's first, or run it longer."
-        )
+        if schedule is not None:
+            experiment = _on(experiment, schedule, strict=strict)
+        network = experiment.network(tokenizer.vocab_size)
+        mesh = mesh or sharding.one_device()
+        shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
+        places = sharding.like_parameters(mesh, shapes, network.axes)
+        found, params = _parameters(folder, step, sharding.with_shardings(shapes, places))
     return Pretrained(
         experiment=experiment,
         tokenizer=tokenizer,
         network=network,
         spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos, tokenizer.eos),
-        params=found[1]["ema"],
-        step=found[0],
+        params=params,
+        step=found,
         data=data,
         mesh=mesh,
     )
+
+
+def _parameters(folder: Path, step: int | Literal["best"] | None, shapes: Any) -> tuple[int, Any]:
+    """The step and the averaged parameters of a workdir, or of what was an archive."""
+    if archive.holds(folder):
+        found = raise_on_all(lambda: archive.parameters(folder, shapes))
+        if step not in (None, found[0]):
+            raise UserError(f"{folder} holds step {found[0]} alone: leave out the step.")
+        return found
+    checkpoints = folder / "checkpoints"
+    with Checkpointer(checkpoints, read_only=True) as saver:
+        if step == "best":
+            step = saver.best_step()
+            if step is None:
+                raise UserError(
+                    f"No checkpoint in {checkpoints} was evaluated: leave out the step."
+                )
+        restored = saver.restore({"ema": shapes}, step=step, partial=True)
+    if restored is None:
+        raise UserError(
+            f"{checkpoints} holds no checkpoint yet: wait for the training's first, or run it "
+            "longer."
+        )
+    return restored[0], restored[1]["ema"]
 
 
 def asked(options: argparse.Namespace, mesh: Mesh | None = None) -> Pretrained:

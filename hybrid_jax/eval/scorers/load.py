@@ -20,6 +20,14 @@ from hybrid_jax.runtime.files import expanded
 from hybrid_jax.training import pretrained
 
 
+class _Reader(Transformer):
+    """A network without rows for MASK: to cut off their logits would copy all others."""
+
+    @property
+    def rows(self) -> int:
+        return self.vocab_size
+
+
 def load(name: str, mesh: Mesh | None = None) -> tuple[Scorer, Tokenizer]:
     """The scorer of a name, with its tokenizer.
 
@@ -54,7 +62,7 @@ def gpt2(folder: Path, *, name: str = "", mesh: Mesh | None = None) -> Scorer:
     form, rows = family_config.read_config(config, path)
     if config["model_type"] != "gpt2":
         raise UserError(f"{path} has model_type={config['model_type']}: a scorer has to be gpt2.")
-    network = Transformer(vocab_size=rows, **form)
+    network = _Reader(vocab_size=rows, **form)
     params = families.parameters(network, folder, rows, mesh)
     return Scorer(name=name, network=network, params=params, mesh=mesh, context=form["positions"])
 
