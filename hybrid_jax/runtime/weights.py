@@ -34,16 +34,32 @@ def find(source: str | Path, *, others: Sequence[str] = ()) -> Path:
     folder = expanded(source)
     if folder.is_dir():
         return folder
-    name = str(source)
-    wanted = f"name a folder with {CONFIG} and {WEIGHTS}"
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    name, wanted = str(source), f"name a folder with {CONFIG} and {WEIGHTS}"
+    if not of_hub(name):
         raise UserError(f"There is no folder {name}: {wanted}.")
+    found = fetch(name, [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *others], wanted)
+    if any(found.glob("*.safetensors")):
+        return found
+    return fetch(name, [CONFIG, TORCH_WEIGHTS, *others], wanted)
+
+
+def of_hub(name: str) -> bool:
+    """True if a model of the Hugging Face hub may have this name."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
+
+
+def fetch(name: str, files: Sequence[str], wanted: str) -> Path:
+    """A folder with those of some files that a model of the hub has.
+
+    Args:
+      wanted: what to do where it cannot be fetched.
+
+    Raises:
+      UserError: if it cannot.
+    """
     try:
-        fetch = require("huggingface_hub", "eval").snapshot_download
-        files = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *others]
-        found = Path(fetch(name, allow_patterns=files))
-        if not any(found.glob("*.safetensors")):
-            found = Path(fetch(name, allow_patterns=[CONFIG, TORCH_WEIGHTS, *others]))
+        hub = require("huggingface_hub", "eval")
+        return Path(hub.snapshot_download(name, allow_patterns=files))
     except Exception as error:  # of several packages, and not all are OSError
         reason = str(error).rstrip(".") if isinstance(error, UserError) else one_line(error)
         raise UserError(
@@ -51,7 +67,6 @@ def find(source: str | Path, *, others: Sequence[str] = ()) -> Path:
             f"{wanted}, such as `hf download {name} --local-dir=FOLDER` makes where there is a "
             "network."
         ) from error
-    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
