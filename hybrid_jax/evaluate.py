@@ -44,7 +44,7 @@ from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.generation.generator import build, choose_sampling
 from hybrid_jax.runtime import command_line
-from hybrid_jax.runtime.command_line import check_mode, distinct, path_of, seed_of, step_of, within
+from hybrid_jax.runtime.command_line import check_mode, distinct, seed_of, within
 from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.files import check_writable, expanded, labels, write_atomic
 from hybrid_jax.runtime.json_text import file_name, write_json
@@ -233,7 +233,7 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
 
     def publish() -> None:
         write_atomic(file.with_suffix(".md"), table + "\n")
-        pareto_plot.draw(rows, file.with_suffix(".png"), title=title)
+        write_atomic(file.with_suffix(".png"), pareto_plot.draw(rows, title=title))
 
     raise_on_all(lambda: publish() if is_process0() else None)
     say(f"stored in {folder}: {', '.join(f'{file.stem}.{kind}' for kind in ('json', 'md', 'png'))}")
@@ -322,14 +322,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     # Lists: see `runtime.decode.listed`.
     add = parser.add_argument
-    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of a run")
+    command_line.add_model(add)
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
     add("--likelihood", metavar="order:RULE", help="of texts as a rule writes them, such as "
         "order:margin or order:entropy:bound=0; of order:ancestral a bound, the mean over --draws "
         "orders (default: the model's own bound)")  # fmt: skip
-    add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")
-    command_line.add_schedule(add)
     add("--records", type=within(0), default=0, metavar="N", help="most records (default: all)")
     add("--draws", type=within(1), default=4, metavar="K", help="of noise for each (default: 4)")
     add("--batch_size", type=within(1), default=64, metavar="B",

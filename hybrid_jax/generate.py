@@ -31,11 +31,10 @@ from hybrid_jax.generation.terminal import Watch, require_terminal, shown
 from hybrid_jax.runtime.command_line import (
     Parser,
     add_devices,
-    add_schedule,
+    add_model,
     path_of,
     run_command,
     seed_of,
-    step_of,
     within,
 )
 from hybrid_jax.runtime.files import GrowingFile, check_writable
@@ -198,8 +197,7 @@ def _parser() -> argparse.ArgumentParser:
         compiles=True,
     )
     add = parser.add_argument
-    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
-    add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
+    add_model(add)
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
     add("--prompt_file", type=path_of, metavar="FILE",
         help="prompts, one a line (.jsonl: prompt or text); - for standard input")  # fmt: skip
@@ -210,7 +208,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_size", type=within(1), default=8, metavar="B", help="texts at a time")
     add("--length", type=int, metavar="N",
         help="tokens of a text, the prompt included (default: the model's)")  # fmt: skip
-    add_schedule(add)
     add("--levels", type=int, metavar="T", help="steps of a window (default: as trained)")
     add("--rule", choices=list(rules.NAMED), help="update rule (default: the experiment's)")
     for name, setting in rules.OPTIONS.items():

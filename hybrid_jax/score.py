@@ -18,7 +18,7 @@ from hybrid_jax.eval import score as scores
 from hybrid_jax.eval.score import Score
 from hybrid_jax.generation.terminal import shown
 from hybrid_jax.runtime import command_line
-from hybrid_jax.runtime.command_line import check_mode, path_of, seed_of, step_of, within
+from hybrid_jax.runtime.command_line import check_mode, path_of, seed_of, within
 from hybrid_jax.runtime.files import check_writable, write_atomic
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.runtime.processes import is_process0, join, raise_on_all, say
@@ -85,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         compiles=True,
     )
     add = parser.add_argument
-    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
-    add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
-    command_line.add_schedule(add)
+    command_line.add_model(add)
     add("--texts", type=path_of, metavar="FILE",
         help="texts, one a line (.jsonl: in the field text); - for standard input")  # fmt: skip
     add("--choice", action="append", metavar="TEXT", help="a text to rank; twice or more")

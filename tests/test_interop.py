@@ -238,17 +238,6 @@ def test_export_and_import_are_the_identity(tmp_path, kind):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_half_precision_is_widened(tmp_path):
-    model = random_model("epsilon")
-    export_released(model, tmp_path / "out")
-    path = tmp_path / "out" / "model.safetensors"
-    half = {name: value.astype(np.float16) for name, value in safetensors.load_file(path).items()}
-    safetensors.save_file(half, path)
-    found = load_released(tmp_path / "out").params["norm"]
-    assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found, model.params["norm"].astype(jnp.float16))
-
-
 def test_torch_files_are_read_where_torch_is(tmp_path, monkeypatch):
     """With a stand-in for torch: what it is asked for, and that nothing else is."""
     export_released(random_model("gamma"), tmp_path / "out")
@@ -274,24 +263,6 @@ def test_torch_files_are_read_where_torch_is(tmp_path, monkeypatch):
         load_released(tmp_path / "out")
 
 
-def test_names_are_fetched_from_the_hub_where_it_is(tmp_path, monkeypatch):
-    """With a stand-in for huggingface_hub."""
-    name = "hdlm-group/hdlm-base-gamma-0.01"
-    export_released(random_model("gamma"), tmp_path / "out")
-    asked = []
-
-    def fetch(repository, *, allow_patterns):
-        asked.append((repository, *allow_patterns))
-        return str(tmp_path / "out")
-
-    monkeypatch.setitem(
-        sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=fetch)
-    )
-    assert load_released(name).kind == "gamma"
-    assert [name for name, *_ in asked] == [name]
-    assert {"config.json", "model.safetensors"} <= set(asked[0])
-
-
 def set_config(setting, value):
     def damage(folder):
         path = folder / "config.json"
@@ -314,30 +285,13 @@ def set_tensor(name, change):
     return damage
 
 
-def cut(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
-
-
-QKV = "blocks.1.attn_qkv.weight"
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (set_tensor(QKV, lambda x: None), f"has no tensor {QKV}, which its config asks for"),
-        (set_tensor(QKV, lambda x: np.ascontiguousarray(x.T)),
-         rf"{QKV} has the shape \[16, 48\], and its config asks for \[48, 16\]"),
-        (set_tensor(QKV, lambda x: x.astype(np.float64)), f"{QKV} is F64: convert it"),
-        (set_tensor("blocks.2.norm1.weight", lambda x: x), r"has a tensor blocks\.2\.norm1\.weigh"),
         (set_tensor("output_layer.adaLN_modulation.bias", lambda x: x),
          r"output_layer\.adaLN_modulation\.bias, which its config does not ask for"),
         (set_tensor("vocab_embed.embedding", lambda x: x[:-1]), r"\[258, 16\], .*\[259, 16\]"),
         (set_tensor("rotary_emb.inv_freq", lambda x: x / 2), "is not that of a rotary base 10000"),
-        (cut, r"model\.safetensors cannot be read \(.*\): fetch it again"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors n"),
-        (lambda folder: (folder / "config.json").unlink(), r"cannot be read \(No such file"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
         (set_config("model.n_blocks", None), r"has no model\.n_blocks: it is not the conf"),
         (set_config("model.n_heads", "two"), r"model\.n_heads='two' should be of type int"),
         (set_config("model.n_blocks", 3), r"has no tensor blocks\.2\.norm1\.weight|blocks\.2"),

@@ -132,8 +132,11 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     add("--process", type=int, metavar="N", help="number of this process, from 0")
 
 
-def add_schedule(add: Callable[..., Any]) -> None:
-    """Adds the flags of `pretrained.load` that choose a hyperschedule."""
+def add_model(add: Callable[..., Any]) -> None:
+    """Adds the flags of `pretrained.asked`: the model, and its hyperschedule."""
+    add("--workdir", required=True, type=path_of, metavar="DIR",
+        help="folder of a trained run, or an archive of it")  # fmt: skip
+    add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--schedule", metavar="NAME", help="hyperschedule in place of the trained one, such as "
         "block:width=8:levels=4, slide:width=8, flat or quenched_ar")  # fmt: skip
     add("--strict", action="store_true", help="refuse a --schedule that was not trained for")
