@@ -113,10 +113,13 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
         values = workdir.load(expanded(source)).to_config()
         if not begun and "data.source" in settings:
             settings = {"data.dir": "", "data.valid_source": ""} | settings
-    if options.init and (options.config or (not begun and "data.source" in settings)):
-        # The text is another one, and a tokenizer that is made for a text would be too.
+    if options.init and (options.config or not begun):
         name = workdir.load(expanded(options.init)).data.tokenizer
-        if name in ("sentencepiece", "char"):
+        kind, _, place = name.partition(":")
+        gone = kind in ("saved", "gpt2") and not os.path.exists(expanded(place))
+        # Where the text is another one, a tokenizer that is made for a text would be too.
+        other = options.config or "data.source" in settings
+        if gone or (other and kind in ("sentencepiece", "char")):
             name = f"saved:{expanded(options.init).absolute()}"
         if not manifests.find(expanded(settings.get("data.dir") or os.devnull)):
             settings = {"data.tokenizer": name} | settings  # records that are there have theirs

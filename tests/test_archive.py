@@ -1,5 +1,6 @@
 """A trained model as one file: what comes out of it writes the same; what is none is refused."""
 
+import argparse
 import json
 import re
 import shutil
@@ -176,6 +177,17 @@ def test_what_is_not_archived(run, gamma, file, tmp_path, capsys):
     ):
         assert said in refused(capsys, interop, "archive", *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("named", ["saved:/gone/runs/demo-ar", "gpt2:/gone/gpt2"])
+def test_a_start_elsewhere_finds_the_tokenizer_in_the_model(unpacked, tmp_path, named):
+    """Where the folder that the run took it from is not there."""
+    copy = shutil.copytree(unpacked, tmp_path / "sums")
+    settings = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    settings["data"]["tokenizer"] = named
+    (copy / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    start = argparse.Namespace(config="", init=str(copy), workdir=f"{tmp_path}/new", settings={})
+    assert main.read_experiment(start).data.tokenizer == f"saved:{copy}"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
