@@ -312,7 +312,7 @@ def test_a_start_with_another_tokenizer_is_refused(source, tmp_path, capsys):
     ("flags", "expected"),
     [
         ([], "--init needs a --workdir for the run that it starts."),
-        (["--init_step=1"], "has no checkpoint of step 1"),
+        (["--init_step=1"], "checkpoints/1; choose one of [2]."),
         (["--config.model.width=32"], "model.width is 32 in the settings and 16 in the model"),
         (["--config.data.tokenizer=byte"], "data.tokenizer is 'byte' in the settings and 'char'"),
     ],
