@@ -50,7 +50,7 @@ from hybrid_jax.runtime.files import check_writable, expanded, labels, write_ato
 from hybrid_jax.runtime.json_text import file_name, write_json
 from hybrid_jax.runtime.processes import assert_same, join, on_process0, raise_on_all, say
 from hybrid_jax.runtime.progress import Progress
-from hybrid_jax.training import pretrained
+from hybrid_jax.training import archive, flops, pretrained
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.pretrained import Pretrained
 
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    archive.require_folder(expanded(options.workdir))  # measurements are stored in it
     work = {"--pareto": _sweep, "--code": _measure_code, "--texts": _score_files}
     mode = next((flag for flag in work if flag.strip("-") in options.given), "--datasets")
     check_mode(options, mode, MODES)
@@ -230,7 +231,7 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
 
     def publish() -> None:
         write_atomic(file.with_suffix(".md"), table + "\n")
-        pareto_plot.draw(rows, file.with_suffix(".png"), title=title)
+        write_atomic(file.with_suffix(".png"), pareto_plot.draw(rows, title=title))
 
     on_process0(publish)
     say(f"stored in {folder}: {', '.join(f'{file.stem}.{kind}' for kind in ('json', 'md', 'png'))}")
@@ -261,7 +262,7 @@ def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
     for path, label, own in zip(paths, labels(paths), generators, strict=True):
         written = code.write(own, given, seed=options.seed, batch_size=options.batch_size)
         rows.append(code.row(label, given, written, **own.settings(path, options.seed),
-                             **code.budget(own.model)))  # fmt: skip
+                             **flops.budget(own.model)))  # fmt: skip
     rows += code.limits(given, tokenizer, length)
     say(code.as_markdown(rows))  # first: the disk may be full
     found = {"rows": rows, "functions": given.functions, "lines": given.lines}

@@ -35,7 +35,8 @@ from hybrid_jax.eval import datasets
 from hybrid_jax.figures import __main__ as figures
 from hybrid_jax.generation import driver, generator, infill, requests
 from hybrid_jax.interop import __main__ as interop
-from hybrid_jax.interop import released_config, weights
+from hybrid_jax.interop import released_config
+from hybrid_jax.runtime import weights
 from hybrid_jax.runtime.command_line import parse, read_config
 from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.metrics_writer import MetricsWriter

@@ -128,8 +128,9 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(add: Callable[..., Any]) -> None:
-    """Adds the flags of `pretrained.asked`."""
-    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
+    """Adds the flags of `pretrained.asked`: the model, and its hyperschedule."""
+    add("--workdir", required=True, type=path_of, metavar="DIR",
+        help="folder of the trained run, or an archive where nothing is stored in it")  # fmt: skip
     add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--schedule", metavar="NAME", help="hyperschedule in place of the trained one, such as "
         "block:width=8:levels=4, slide:width=8, flat or quenched_ar")  # fmt: skip

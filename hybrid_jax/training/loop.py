@@ -7,9 +7,8 @@ on any devices and any number of processes.
 import collections
 import contextlib
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from hybrid_jax.runtime import boards, sharding
 from hybrid_jax.runtime import processes as distributed
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded, writing
+from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.runtime.processes import raise_on_all
 from hybrid_jax.runtime.throughput import Throughput
@@ -119,6 +119,7 @@ def train(
     signals: Signals,
     *,
     params: Any = None,
+    origin: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
     profile: Path | None = None,
 ) -> TrainState:
@@ -130,6 +131,7 @@ def train(
     Args:
       params: to start from where there is no checkpoint, which they become at step 0; None for
         fresh ones.
+      origin: of `params`, which the workdir keeps as JSON.
       say: shows a line.
       profile: folder for a trace of a few steps, by each process.
 
@@ -155,9 +157,12 @@ def train(
         peak=flops.peak_flops(mesh.devices.flat[0]),
     )
     work = [size * flops.training_flops(own.network, own.spec) for own in setup.each]
-    claim = functools.partial(
-        workdirs.claim, workdir, run.experiment, run.tokenizer, (run.data_dir, run.manifest)
-    )
+
+    def claim() -> None:
+        workdirs.claim(workdir, run.experiment, run.tokenizer, (run.data_dir, run.manifest))
+        if origin is not None:
+            write_json(workdir / workdirs.ORIGIN, origin)
+
     with contextlib.ExitStack() as stack:
         lead = distributed.is_process0()
         started: Callable[[], object] = stack.enter_context(

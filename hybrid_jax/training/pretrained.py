@@ -1,6 +1,7 @@
 """A trained model, opened from its workdir. Nothing else is needed: no data, no configuration."""
 
 import argparse
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,6 +19,7 @@ from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.processes import raise_on_all
+from hybrid_jax.training import archive
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.workdir import RunData
 
@@ -55,7 +57,7 @@ class Pretrained:
         """Opens a workdir; safe beside a training that writes to it.
 
         Args:
-          workdir: folder of the run.
+          workdir: of the run, or an archive (see `archive`), or the folder that it unpacks to.
           step: of the checkpoint; "best" for the one with the lowest bound on validation text, None
             for the newest that is intact.
           mesh: of the devices to use (`hybrid_jax.runtime.sharding.make_mesh`), which cuts the
@@ -69,42 +71,55 @@ class Pretrained:
           UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read, or the
             hyperschedule is none for it.
         """
-        workdir = expanded(workdir)
-        experiment = raise_on_all(workdirs.load, workdir)
-        tokenizer = raise_on_all(workdirs.load_tokenizer, workdir)
-        data = raise_on_all(workdirs.load_data, workdir)
-        if schedule is not None:
-            experiment = _on(experiment, schedule, strict=strict)
-        network = experiment.network(tokenizer.vocab_size)
-        mesh = mesh or sharding.one_device()
-        shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
-        places = sharding.like_parameters(mesh, shapes, network.axes)
-        params = sharding.with_shardings(shapes, places)
-        folder = workdir / "checkpoints"
-        with Checkpointer(folder, read_only=True) as saver:
-            if step == "best":
-                step = saver.best_step()
-                if step is None:
-                    raise UserError(f"No checkpoint in {folder} was evaluated: leave out the step.")
-            found = saver.restore({"ema": params}, step=step, partial=True)
-        if found is None:
-            raise UserError(
-                f"{folder} holds no checkpoint yet: wait for the training's first, or run it "
-                "longer."
-            )
+        with contextlib.ExitStack() as stack:
+            folder = raise_on_all(stack.enter_context, archive.opened(expanded(workdir)))
+            experiment = raise_on_all(workdirs.load, folder)
+            tokenizer = raise_on_all(workdirs.load_tokenizer, folder)
+            data = raise_on_all(workdirs.load_data, folder)
+            if schedule is not None:
+                experiment = _on(experiment, schedule, strict=strict)
+            network = experiment.network(tokenizer.vocab_size)
+            mesh = mesh or sharding.one_device()
+            shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
+            places = sharding.like_parameters(mesh, shapes, network.axes)
+            found, params = _parameters(folder, step, sharding.with_shardings(shapes, places))
         return cls(
             experiment=experiment,
             tokenizer=tokenizer,
             network=network,
             spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos, tokenizer.eos),
-            params=found[1]["ema"],
-            step=found[0],
+            params=params,
+            step=found,
             data=data,
             mesh=mesh,
         )
 
 
 load = Pretrained.load
+
+
+def _parameters(folder: Path, step: int | Literal["best"] | None, shapes: Any) -> tuple[int, Any]:
+    """The step and the averaged parameters of a workdir, or of what was an archive."""
+    if archive.holds(folder):
+        found = raise_on_all(archive.parameters, folder, shapes)
+        if step not in (None, found[0]):
+            raise UserError(f"{folder} holds step {found[0]} alone: leave out the step.")
+        return found
+    checkpoints = folder / "checkpoints"
+    with Checkpointer(checkpoints, read_only=True) as saver:
+        if step == "best":
+            step = saver.best_step()
+            if step is None:
+                raise UserError(
+                    f"No checkpoint in {checkpoints} was evaluated: leave out the step."
+                )
+        restored = saver.restore({"ema": shapes}, step=step, partial=True)
+    if restored is None:
+        raise UserError(
+            f"{checkpoints} holds no checkpoint yet: wait for the training's first, or run it "
+            "longer."
+        )
+    return restored[0], restored[1]["ema"]
 
 
 def asked(options: argparse.Namespace, mesh: Mesh | None = None) -> Pretrained:

@@ -22,13 +22,24 @@ from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import expanded, write_atomic, writing
 from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.runtime.scratch import locked
+from hybrid_jax.runtime.weights import WEIGHTS
 
 _FILE = "config.json"
 _RECORDS = "records.json"
+ORIGIN = "init.json"  # of a training that starts from another run
 _TOKENIZER = "tokenizer"
 _LOCK = ".lock"
 # What the start of a training makes.
-_MADE = (_TOKENIZER, _RECORDS, "checkpoints", "metrics.jsonl", "board.id", "tensorboard", "wandb")
+_MADE = (
+    _TOKENIZER,
+    _RECORDS,
+    ORIGIN,
+    "checkpoints",
+    "metrics.jsonl",
+    "board.id",
+    "tensorboard",
+    "wandb",
+)
 
 
 @contextlib.contextmanager
@@ -122,7 +133,13 @@ class RunData:
 
 
 def check(workdir: Path, experiment: Experiment) -> None:
-    """Raises UserError if `workdir` holds another experiment, naming the first difference."""
+    """Raises UserError if `workdir` holds another experiment, naming the first difference, or a
+    model without the state of its training."""
+    if (workdir / WEIGHTS).exists():
+        raise UserError(
+            f"{workdir} holds a model without the state of its training: start one from it, with "
+            f"--init={workdir} and another --workdir."
+        )
     if not (workdir / _FILE).exists():
         return
     for name, old, new in _differences(load(workdir), experiment, every=False):
