@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from enumeration import LENGTH, all_logits, all_sequences, kernels, quick_jit, reader, spec_of
+from enumeration import LENGTH, kernels, quick_jit, reader, spec_of
 
 from hybrid_jax.config import Experiment, NoiseConfig, TrainConfig
 from hybrid_jax.errors import UserError
@@ -28,27 +28,33 @@ MESH = sharding.one_device()
 BATCH = {"tokens": jnp.arange(8 * 16).reshape(8, 16) % 7, "index": jnp.arange(8)}
 
 
-@pytest.mark.parametrize("kernel", ["epsilon", "gamma .1"])
-def test_replaced_tokens_are_a_mixture_of_noise_and_draws_of_the_network(kernel):
-    """The joint law of the noisy tokens, by enumeration of the places that are drawn anew."""
-    spec = spec_of("flat", kernels(TOKENS)[kernel], "aligned", parameterisation="context")
+def test_replaced_tokens_are_a_mixture_of_noise_and_earlier_draws_of_the_network():
+    """The joint law of the noisy tokens: quadrature over λ', sums over what is masked there."""
+    spec = spec_of("flat", kernels(TOKENS)["epsilon"], "aligned", parameterisation="context")
     network, params = reader(TOKENS)
-    step = 1
-    states = all_sequences(TOKENS + 1, LENGTH)
-    logits = np.asarray(all_logits(spec, network, params), np.float64)[step, ..., :TOKENS]
-    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    law = dict.fromkeys(map(tuple, states.tolist()), 0.0)
-    for chosen in itertools.product([False, True], repeat=2):
-        hidden = [TOKENS if chosen[0] else NOISY[0], NOISY[1], TOKENS if chosen[1] else NOISY[2]]
-        mine = p[states.tolist().index(hidden)]
-        for first, last in itertools.product(range(TOKENS), repeat=2):
-            chance = 1.0
-            for is_own, old, new, place in ((chosen[0], NOISY[0], first, 0),
-                                            (chosen[1], NOISY[2], last, 2)):  # fmt: skip
-                chance *= SHARE * mine[place, new] if is_own else (1 - SHARE) * (old == new)
-            law[first, NOISY[1], last] += chance
+    schedule, step, bits = spec.schedule, 1, (False, True)
+    level = float(schedule.level(step, 0)) / schedule.levels
+    nodes, weights = (np.polynomial.legendre.leggauss(8) * np.array([[0.5], [0.5]])).tolist()
+    law = Counter()
+    every = list(itertools.product(bits, repeat=LENGTH))
+    for node, weight in zip(np.array(nodes) + 0.5, weights, strict=True):
+        states = jnp.asarray([[TOKENS if h else z for h, z in zip(m, NOISY, strict=True)]
+                              for m in every])  # fmt: skip
+        levels = jnp.full(states.shape, 1 - (1 - level) * (1 - node))
+        seen = jnp.ones((1, LENGTH, LENGTH), bool)
+        features = network.features(params, states, jnp.arange(LENGTH)[None], seen, levels)
+        p = np.asarray(jax.nn.softmax(network.logits(params, features)[..., :TOKENS]), np.float64)
+        for first, last, *forgotten in itertools.product(bits, repeat=2 + LENGTH):
+            chosen = (first, False, last)
+            hidden = tuple(a or b for a, b in zip(chosen, forgotten, strict=True))
+            mine = p[every.index(hidden)]
+            chance = weight * node ** sum(forgotten) * (1 - node) ** (LENGTH - sum(forgotten))
+            chance *= np.prod([SHARE if own else 1 - SHARE for own in (first, last)])
+            for new in itertools.product(range(TOKENS), repeat=LENGTH):
+                drawn = [mine[i, new[i]] if own else float(new[i] == NOISY[i])
+                         for i, own in enumerate(chosen)]  # fmt: skip
+                law[new] += chance * np.prod(drawn)
     n = 40_000
-    schedule = spec.schedule
     now, after = (schedule.level(s, jnp.arange(LENGTH)) / schedule.levels for s in (step, step + 1))
     draw = Draw(now, after, now - after, now != after)
     batch = estimator.Batch(
@@ -65,6 +71,7 @@ def test_replaced_tokens_are_a_mixture_of_noise_and_draws_of_the_network(kernel)
     )(noised)
     seen = Counter(map(tuple, np.asarray(found.noisy).tolist()))
     assert sum(law.values()) == pytest.approx(1)
+    assert sum(seen[state] for state in law) == n
     for state, chance in law.items():
         error = np.sqrt(max(chance * (1 - chance), 1e-9) / n)
         assert abs(seen[state] / n - chance) < 4.5 * error

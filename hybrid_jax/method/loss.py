@@ -209,17 +209,22 @@ def with_own_draws(
     """Noise in which some replaced tokens are the network's own draws: what it gets wrong itself.
 
     A token that `corrupt_batch` replaced by another one is, with probability `share`, drawn from
-    the prediction that the network makes when all such places show MASK. A draw of the token itself
-    is a right token like any other.
+    the network's prediction at an earlier step of sampling: at a level λ' uniform between λ and 1,
+    with such places and a share (λ' − λ)/(1 − λ) of the other shown tokens masked. (What a
+    calibrated network draws with all of them in sight cannot be told from the truth.) A draw of the
+    token itself is a right token like any other.
     """
-    kernel, shape = spec.kernel, noised.tokens.shape[1:]
+    kernel, length = spec.kernel, spec.schedule.length
     keys = _of_examples(jax.random.fold_in(batch.key, _OWN), batch.places)
-    chance, place = jnp.moveaxis(
-        jax.vmap(lambda key: jax.random.uniform(key, (2, *shape)))(keys), 1, 0
-    )
+    uniforms = jax.vmap(lambda key: jax.random.uniform(key, (3, length + 1)))(keys)
+    (chance, place, forgets), earlier = jnp.moveaxis(uniforms[..., 1:], 1, 0), uniforms[:, :1, 0]
     noise = (noised.noisy != noised.tokens) & (noised.noisy != kernel.mask)
     chosen = noise & (chance < share)
-    hidden = noised._replace(noisy=jnp.where(chosen, kernel.mask, noised.noisy))
+    level = 1 - (1 - noised.draw.level) * (1 - earlier)
+    hidden = noised._replace(
+        noisy=jnp.where(chosen | (forgets < earlier), kernel.mask, noised.noisy),
+        draw=noised.draw._replace(level=level),
+    )
     features, (_, shown, draw) = _predicting(spec, network, params, hidden)
 
     def token(logits: Array, shown: Array, level: Array, place: Array) -> Array:
