@@ -51,8 +51,6 @@ class TrainConfig:
       log_every, eval_every, checkpoint_every: steps.
       keep: checkpoints kept.
       loss_chunk: positions of an example whose logits exist at once.
-      own_share: of the replaced tokens, those drawn from the network's own prediction, in one
-        update of `own_every`, which takes a forward pass more (see `loss.with_own_draws`).
       seed: of parameters, data order and noise.
       board: plots the metrics that metrics.jsonl has, with a package of the extra "log".
     """
@@ -66,23 +64,14 @@ class TrainConfig:
     checkpoint_every: int = free(500)
     keep: int = free(3)
     loss_chunk: int = free(128)
-    own_share: float = 0.0
-    own_every: int = 1
     seed: int = 0
     board: boards.Kind = free("none")
 
     def __post_init__(self) -> None:
         check_settings(
             self, "train.", steps=1, batch_size=1, accumulation=1, log_every=1, eval_every=1,
-            checkpoint_every=1, keep=1, loss_chunk=1, own_every=1,
+            checkpoint_every=1, keep=1, loss_chunk=1,
         )  # fmt: skip
-        if not 0.0 <= self.own_share <= 1.0:
-            raise UserError(f"train.own_share must lie in [0, 1], but is {self.own_share}.")
-        if self.own_every > 1 and not self.own_share:
-            raise UserError(
-                f"train.own_every={self.own_every} has no effect without train.own_share: give a "
-                "share above 0, or leave it out."
-            )
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"train.batch_size={self.batch_size} is not divisible by "
@@ -234,11 +223,6 @@ class Experiment:
             raise UserError(
                 f"objective.shown_weight belongs to noise that replaces tokens and has no effect "
                 f"with {spec.kernel.name}: leave it out."
-            )
-        if self.train.own_share and not spec.kernel.replaces:
-            raise UserError(
-                f"train.own_share belongs to noise that replaces tokens and has no effect with "
-                f"{spec.kernel.name}: leave it out."
             )
         if all(self.objective != own.objective for own in each):
             raise UserError(

@@ -255,8 +255,6 @@ EFFECTS = {
     "optimizer.muon_momentum": ({}, 0.5),
     **{f"train.{name}": ({}, 2) for name in ("batch_size", "accumulation", "log_every",
        "eval_every", "checkpoint_every", "keep", "loss_chunk", "seed")},
-    "train.own_share": ({}, 0.5),
-    "train.own_every": ({"train__own_share": 0.5}, 4),
     "train.board": ({}, "trackio"),
     "train.steps": ({"optimizer__warmup_steps": 0}, 4),
     "train.ema_decay": ({}, 0.5),

@@ -19,6 +19,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import sharding
 from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.state import Sampler, axes_of
+from hybrid_jax.training import flops
 from hybrid_jax.training.train_step import TrainSetup
 
 
@@ -133,7 +134,7 @@ def build(
     setup = TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0, eos=0)
     if step == "sample":
         return compile_program(lower_sampling(setup, mesh, batch), batch=batch)
-    works = [own.flops for own in setup.each]
-    work = max(works)  # of several kinds of update, the one that needs the most
+    works = [flops.training_flops(own.network, own.spec) for own in setup.each]
+    work = max(works)  # of several hyperschedules, the one that needs the most
     most = setup.each[works.index(work)]
     return compile_program(lower_training(most, mesh), batch=batch, flops=work * batch)

@@ -246,17 +246,14 @@ def write(
 
 def budget(model: Pretrained) -> dict[str, float]:
     """Tokens and FLOPs of a model's training."""
-    experiment, spec, config = model.experiment, model.spec, model.experiment.train
+    experiment, spec = model.experiment, model.spec
     each = [own.spec(model.tokenizer.vocab_size, spec.bos, spec.eos) for own in experiment.each]
-    counts = mixture.counts(experiment.shares, 1, model.step)
-    drawn = -(-counts // config.own_every) if config.own_share else 0 * counts
+    counts = mixture.counts(experiment.shares, 1, model.step) * experiment.train.batch_size
     flops = sum(
-        int(number) * training_flops(model.network, spec, own=own)
-        for own, numbers in ((False, counts - drawn), (True, drawn))
-        for number, spec in zip(numbers, each, strict=True)
+        int(texts) * training_flops(model.network, own)
+        for texts, own in zip(counts, each, strict=True)
     )
-    texts = int(counts.sum()) * config.batch_size
-    return {"tokens": texts * spec.schedule.length, "flops": config.batch_size * flops}
+    return {"tokens": int(counts.sum()) * spec.schedule.length, "flops": flops}
 
 
 def row(label: str, given: Tasks, written: Mapping[str, Sequence[str]], **settings: Any) -> Row:

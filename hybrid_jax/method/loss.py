@@ -24,8 +24,6 @@ from hybrid_jax.method.mask_blocks import Pattern
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.method.objective import Bound, Draw, Objective
 
-_OWN = 2  # folded into the key of a batch; `corrupt_batch` splits it
-
 
 @runtime_checkable
 class Network(Protocol):
@@ -157,19 +155,14 @@ def batch_loss(
     *,
     count: Float[ArrayLike, ""] | None = None,
     dropout_key: Key[Array, ""] | None = None,
-    own: float = 0.0,
 ) -> Float32[Array, ""]:
     """The mean of `batch_terms`, nats per predicted token, to be differentiated.
 
     Args:
       count: tokens that the sum is divided by; None for those of the batch.
       dropout_key: one for the whole batch; None for no dropout.
-      own: share of the replaced tokens that `with_own_draws` draws; it costs a forward pass.
     """
     noised = corrupt_batch(spec, batch)
-    if own:
-        fixed = jax.lax.stop_gradient(params)
-        noised = with_own_draws(spec, network, fixed, batch, noised, own)
     keys = None if dropout_key is None else _of_examples(dropout_key, batch.places)
     features, positions = _predicting(spec, network, params, noised, keys)
     term = functools.partial(spec.objective.term, spec.kernel)
@@ -201,42 +194,6 @@ def corrupt_batch(spec: Spec, batch: Batch) -> Noised:
         noisy = jnp.where(given, tokens, noisy)
     draw = draw._replace(active=draw.active & predicted(tokens, given, length))
     return Noised(tokens, noisy, phase, draw, length)
-
-
-def with_own_draws(
-    spec: Spec, network: Network, params: PyTree, batch: Batch, noised: Noised, share: float
-) -> Noised:
-    """Noise in which some replaced tokens are the network's own draws: what it gets wrong itself.
-
-    A token that `corrupt_batch` replaced by another one is, with probability `share`, drawn from
-    the network's prediction at an earlier step of sampling: at a level λ' uniform between λ and 1,
-    with such places and a share (λ' − λ)/(1 − λ) of the other shown tokens masked. (What a
-    calibrated network draws with all of them in sight cannot be told from the truth.) A draw of the
-    token itself is a right token like any other.
-    """
-    kernel, length = spec.kernel, spec.schedule.length
-    keys = _of_examples(jax.random.fold_in(batch.key, _OWN), batch.places)
-    uniforms = jax.vmap(lambda key: jax.random.uniform(key, (3, length + 1)))(keys)
-    (chance, place, forgets), earlier = jnp.moveaxis(uniforms[..., 1:], 1, 0), uniforms[:, :1, 0]
-    noise = (noised.noisy != noised.tokens) & (noised.noisy != kernel.mask)
-    chosen = noise & (chance < share)
-    level = 1 - (1 - noised.draw.level) * (1 - earlier)
-    hidden = noised._replace(
-        noisy=jnp.where(chosen | (forgets < earlier), kernel.mask, noised.noisy),
-        draw=noised.draw._replace(level=level),
-    )
-    features, (_, shown, draw) = _predicting(spec, network, params, hidden)
-
-    def token(logits: Array, shown: Array, level: Array, place: Array) -> Array:
-        log_p = spec.objective.log_prediction(kernel, logits, shown, level)
-        below = jnp.cumsum(jax.nn.softmax(log_p))
-        found = jnp.sum(below <= place * below[-1])
-        return jnp.minimum(found, kernel.vocab_size - 1).astype(jnp.float32)
-
-    drawn = chunked_loss.position_terms(
-        token, network.logits, params, features, shown, draw.level, place, chunk=spec.chunk
-    )
-    return noised._replace(noisy=jnp.where(chosen, drawn.astype(jnp.int32), noised.noisy))
 
 
 def drawn_terms(

@@ -71,15 +71,12 @@ def forward_flops(network: Transformer, spec: Spec) -> Flops:
     )
 
 
-def training_flops(network: Transformer, spec: Spec, *, own: bool = False) -> float:
+def training_flops(network: Transformer, spec: Spec) -> float:
     """FLOPs of one training example: forward, and twice as much backward.
 
     Layers that are computed again in the backward pass (``model.remat``) are not counted again.
-
-    Args:
-      own: whether a forward pass comes before, as for `loss.with_own_draws`.
     """
-    return (4.0 if own else 3.0) * forward_flops(network, spec).total
+    return 3.0 * forward_flops(network, spec).total
 
 
 def _rows_and_pairs(spec: Spec) -> tuple[int, float]:

@@ -156,7 +156,7 @@ def train(
         devices=mesh.size,
         peak=flops.peak_flops(mesh.devices.flat[0]),
     )
-    work = [size * own.flops for own in setup.each]
+    work = [size * flops.training_flops(own.network, own.spec) for own in setup.each]
     lead = distributed.is_process0()
 
     def claim() -> None:
@@ -312,11 +312,9 @@ def _collect(
                 f"lower optimizer.learning_rate (now {experiment.optimizer.learning_rate:g})."
             )
     means = {name: float(np.mean([v[name] for v in fetched])) for name in fetched[0]}
-    each = experiment.each
-    for number, own in enumerate(each if len(each) > 1 else ()):
-        losses = [
-            v["loss"] for v, turn in zip(fetched, turns, strict=True) if turn % len(each) == number
-        ]
+    every = experiment.each if len(experiment.each) > 1 else ()
+    for number, own in enumerate(every):
+        losses = [v["loss"] for v, turn in zip(fetched, turns, strict=True) if turn == number]
         if losses:
             name = own.schedule.build(experiment.data.length).name
             means[f"loss of {name}"] = float(np.mean(losses))

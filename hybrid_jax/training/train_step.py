@@ -25,7 +25,6 @@ from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
-from hybrid_jax.training import flops
 
 Metrics = dict[str, Float32[Array, ""]]
 
@@ -62,7 +61,6 @@ class TrainSetup:
 
     Attributes:
       others: for the other hyperschedules that steps are given to, see `Experiment.each`.
-      own: share of the replaced tokens that an update draws from the network (see `loss`).
     """
 
     experiment: Experiment
@@ -70,7 +68,6 @@ class TrainSetup:
     network: Transformer
     optimizer: optax.GradientTransformation
     others: tuple[Spec, ...] = ()
-    own: float = 0.0
 
     @classmethod
     def build(
@@ -90,28 +87,13 @@ class TrainSetup:
 
     @property
     def each(self) -> tuple[Self, ...]:
-        """A setup for each kind of update; they share the state.
-
-        The hyperschedules, the own first, and behind them the same with draws of the network.
-        """
-        share = self.experiment.train.own_share
-        return tuple(
-            dataclasses.replace(self, spec=spec, others=(), own=own)
-            for own in ((0.0, share) if share else (0.0,))
-            for spec in (self.spec, *self.others)
-        )
+        """A setup for each hyperschedule, the own first; they share the state."""
+        every = (self.spec, *self.others)
+        return tuple(dataclasses.replace(self, spec=spec, others=()) for spec in every)
 
     def turn(self, step: int) -> int:
         """The place in `each` of the one whose update a step makes: a function of the step."""
-        config = self.experiment.train
-        schedule, before = mixture.place(self._shares, 1, step)
-        own = config.own_share and before % config.own_every == 0
-        return schedule + (len(self.others) + 1 if own else 0)
-
-    @property
-    def flops(self) -> float:
-        """FLOPs of one example in an update of this spec (see `flops.training_flops`)."""
-        return flops.training_flops(self.network, self.spec, own=bool(self.own))
+        return mixture.source(self._shares, 1, step)
 
     @functools.cached_property
     def _shares(self) -> tuple[mixture.Stage, ...]:
@@ -222,9 +204,8 @@ def train_step(
     def loss(params: PyTree, part: Mapping[str, Array]) -> Array:
         keys = dropout_key if setup.network.dropout else None
         return estimator.batch_loss(
-            setup.spec, setup.network, params, examples(part),
-            count=count, dropout_key=keys, own=setup.own,
-        )  # fmt: skip
+            setup.spec, setup.network, params, examples(part), count=count, dropout_key=keys
+        )
 
     def accumulate(total: PyTree, part: Mapping[str, Array]) -> tuple[PyTree, None]:
         value = jax.value_and_grad(loss)(state.params, part)
