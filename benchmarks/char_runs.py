@@ -25,6 +25,8 @@ from hybrid_jax.config import Experiment
 from hybrid_jax.data import mixture, pipeline
 from hybrid_jax.data.tokenizers import char
 from hybrid_jax.errors import UserError
+from hybrid_jax.figures import canvas
+from hybrid_jax.figures.palette import INK
 from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
@@ -223,13 +225,16 @@ class Run:
             "error": estimates[0].nll_se,
         }
 
-    def step_flops(self, size: int) -> float:
-        """FLOPs of a step over `size` characters, the mean over the steps; those of nanoGPT's
-        network are AR's."""
+    def flops(self, size: int, steps: int) -> float:
+        """FLOPs of the first steps over `size` characters; those of nanoGPT's network are AR's."""
         setup = TrainSetup.build(self.experiment, size, bos=size)
-        counts = mixture.counts(self.experiment.shares, 1, self.marks[-1])
+        counts = mixture.counts(self.experiment.shares, 1, steps)
         each = [flops.training_flops(own.network, own.spec) for own in setup.each]
-        return BATCH * float(counts @ each) / self.marks[-1]
+        return BATCH * float(counts @ each)
+
+    def step_flops(self, size: int) -> float:
+        """FLOPs of a step, the mean over the steps."""
+        return self.flops(size, self.marks[-1]) / self.marks[-1]
 
     def restore(self, root: Path, text: Text) -> tuple[TrainSetup, TrainState]:
         """The end of a run that is done."""
@@ -285,6 +290,36 @@ def publish(
         store()
     store()  # all may be done already
     print(out.with_suffix(".md").read_text("utf-8"))
+
+
+def curves(
+    lines: Sequence[tuple[str, int, dict[float, float]]], across: str, *, doubles: bool = False
+) -> bytes:
+    """A PNG of nats a character.
+
+    Args:
+      lines: name, seed and points of each curve; a name has its colour, a seed its dashes.
+      across: what the points are by.
+      doubles: for an axis on which equal steps double.
+    """
+    figure = canvas.figure(8, 4.8, "")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(name for name, _, _ in lines))
+    for name, seed, points in lines:
+        number = names.index(name)
+        axes.plot(
+            list(points), list(points.values()), ms=5, lw=1.3, ls=("-", "--", ":")[seed % 3],
+            color=("#1a1a1a", "#0072b2", "#56b4e9", "#d55e00", "#009e73", "#cc79a7")[number % 6],
+            marker="XosD^v"[number % 6], label=name if seed == 0 else None,
+        )  # fmt: skip
+    if doubles:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(across, color=INK)
+    axes.set_ylabel("nats per character of validation text (bounds; AR: exact)", fontsize=9)
+    axes.grid(visible=True, alpha=0.25)
+    axes.legend(fontsize=8)
+    return canvas.png(figure)
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -19,15 +19,11 @@ import char_runs
 import command
 from char_runs import BATCH, CONTEXT, Run, Text, step_flops
 
-from hybrid_jax.figures import canvas
-from hybrid_jax.figures.palette import INK
 from hybrid_jax.runtime import compilation_cache
 from hybrid_jax.runtime.command_line import Parser, path_of, within
 from hybrid_jax.runtime.files import check_writable, expanded
 
 METHODS = ("AR", "MDLM", "BD3-LM, blocks of 16", "γ-hybrid, flat", "ε-hybrid, flat")
-LOOKS = dict(zip(METHODS, zip(("#1a1a1a", "#0072b2", "#56b4e9", "#d55e00", "#009e73"), "XosD^",
-                              strict=True), strict=True))  # fmt: skip
 CONSTANT = {"optimizer.schedule": "constant", "optimizer.final_fraction": "none"}
 
 
@@ -75,29 +71,15 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _nats(row: dict[str, Any]) -> dict[int, float]:
+def _nats(row: dict[str, Any]) -> dict[float, float]:
     """Bounds by epoch."""
     return {p["epoch"]: char_runs.mean_and_error(p["nats"])[0] for p in row["curve"]}
 
 
 def draw(rows: list[dict[str, Any]]) -> bytes:
-    """A PNG: a curve a run; a method has its colour, a seed its line."""
-    figure = canvas.figure(8, 4.8, "")
-    axes = figure.subplots()
-    for row in rows:
-        colour, marker = LOOKS[row["method"]]
-        axes.plot(
-            _nats(row).keys(), _nats(row).values(), color=colour, marker=marker, ms=5, lw=1.3,
-            ls=("-", "--", ":")[row["seed"] % 3],
-            label=f"{row['method']}, seed {row['seed']}",
-        )  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("epochs", color=INK)
-    axes.set_ylabel("nats per character of validation text (bounds; AR: exact)", fontsize=9)
-    axes.grid(visible=True, alpha=0.25)
-    axes.legend(fontsize=8)
-    return canvas.png(figure)
+    """A PNG: a curve a run."""
+    lines = [(row["method"], row["seed"], _nats(row)) for row in rows]
+    return char_runs.curves(lines, "epochs", doubles=True)
 
 
 def _run(options: argparse.Namespace) -> None:

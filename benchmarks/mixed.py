@@ -24,11 +24,12 @@ from typing import Any
 
 import char_runs
 import command
+import numpy as np
 from char_runs import BATCH, CONTEXT, Run, Text
 
 from hybrid_jax.runtime import compilation_cache
 from hybrid_jax.runtime.command_line import Parser, path_of, within
-from hybrid_jax.runtime.files import expanded
+from hybrid_jax.runtime.files import check_writable, expanded
 from hybrid_jax.runtime.json_text import write_json
 
 ROW = ("quenched_ar", "block:width=4", "block:width=16", "flat")
@@ -67,6 +68,7 @@ ADAPTED: Trained = {
     ),
     "then a slide of 16, then blocks of 16": _after_ar("0,0,1 {6}:1,0,0", "slide:width=16"),
 }
+_LEARNT = 3.2  # nats of characters alone, and more: no blocks have been learnt yet
 RUNS = {"mixed": MIXED, "adapted": ADAPTED}
 
 
@@ -113,7 +115,10 @@ def rows_of(planned: list[tuple[str, Run]], root: Path, text: Text) -> list[dict
             "tokens": run.marks[-1] * BATCH * CONTEXT,
             "tflop": round(run.marks[-1] * run.step_flops(text.size) / 1e12, 3),
             "bounds": bounds(run, root, text),
-            "own": run.found(root, text),
+            "own": {  # by TFLOP of the training so far
+                f"{run.flops(text.size, int(step)) / 1e12:.3f}": found
+                for step, found in run.found(root, text).items()
+            },
         }
         for name, run in planned
         if run.done(root, text)
@@ -131,6 +136,16 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def draw(rows: list[dict[str, Any]]) -> bytes:
+    """A PNG: a curve a run; the bound under blocks of 16 against FLOPs of the training so far."""
+    lines = []
+    for row in rows:
+        nats = {float(spent): np.mean(at["nats"]) for spent, at in row["own"].items()}
+        points = {spent: value for spent, value in nats.items() if value < _LEARNT}
+        lines.append((row["trained on"], row["seed"], points))
+    return char_runs.curves(lines, "TFLOP of training")
+
+
 def _cell(found: list[dict[str, Any]]) -> str:
     """Mean and standard error over the seeds, and each."""
     each = [char_runs.mean_and_error(one["nats"])[0] for one in found]
@@ -140,10 +155,15 @@ def _cell(found: list[dict[str, Any]]) -> str:
 
 def _run(options: argparse.Namespace) -> None:
     compilation_cache.use()
+    if options.picture:
+        check_writable(options.picture)
     text, root, out = Text.read(options.text), expanded(options.folder), expanded(options.out)
     planned = plan(options.runs, options.steps, options.seeds, text.size)
     runs = [run for _, run in planned]
-    char_runs.publish(runs, root, text, out, lambda: rows_of(planned, root, text), as_markdown, {})
+    char_runs.publish(
+        runs, root, text, out, lambda: rows_of(planned, root, text), as_markdown,
+        {options.picture: draw} if options.picture else {},
+    )  # fmt: skip
 
 
 def main() -> int:
@@ -155,6 +175,7 @@ def main() -> int:
     add("--seeds", type=within(1), default=2, help="default: %(default)s")
     add("--folder", type=path_of, default="runs/shakespeare", help="of runs (%(default)s)")
     add("--out", required=True, help="a run a line, .jsonl; the table beside it as .md")
+    add("--picture", help="PNG file: the bound under blocks of 16 over the training")
     return command.run(parser, _run)
 
 
