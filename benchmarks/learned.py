@@ -2,6 +2,7 @@
 
     python benchmarks/learned.py --chain=letters --out=benchmarks/results/learned-letters.md
     python benchmarks/learned.py --workdir=RUN --out=benchmarks/results/learned-run.md
+    python benchmarks/learned.py --workdir=RUN --scorer=AR-RUN --out=learned-texts.md
 
 Under masking noise a table reveals position i at step s with a probability q[i, s]. What a text
 costs then depends on what is shown around a position when it is revealed. Here that is
@@ -23,7 +24,8 @@ by what training texts cost as one position after the other tries each step.
 What each table costs is then measured on other texts, with the terms of the package: their exact
 −log p where T = 1, else the bound in discrete time. The whole text is one window at every step, as
 a flat network was trained, so tables differ in nothing but the order. Beside them stands an order
-that looks at the text, the rule `max_probability`, with its exact −log p.
+that looks at the text, the rule `max_probability`, with its exact −log p. With --scorer, texts that
+the package's sampler writes under flat and dilated tables are read by an autoregressive run.
 """
 
 from __future__ import annotations
@@ -44,25 +46,25 @@ import numpy as np
 import optax
 import windows
 from oracle import chain as chains
+from scipy import special
 
 from hybrid_jax.data import sources
 from hybrid_jax.data.pipeline import Records
+from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule, loss
 from hybrid_jax.method.objective import Bound, Draw
 from hybrid_jax.runtime.command_line import Parser, within
 from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.sampling import loop, prompts
+from hybrid_jax.sampling.rules import Ancestral
 from hybrid_jax.training import pretrained
 from hybrid_jax.training.statistics import mean_and_standard_error
 
-REACH = 16
-"""Distances that are told apart; what is farther counts as not shown."""
-
-ITERATIONS, RATE, TRIES = 300, 0.1, 8
+REACH = 16  # distances that are told apart; what is farther counts as not shown
+ITERATIONS, RATE, TRIES = 300, 0.1, 8  # of a descent
 BATCH, MEASURED = 64, 8192  # texts; those that g is measured on
-PERIOD = 8
-PARTS = 1000
-"""T of tables of learned shares."""
-
+PERIOD = 8  # of an improved order
+PARTS = 1000  # T of a table of learned shares
 IMPROVED = "order improved on the network"
 
 
@@ -174,19 +176,23 @@ def learned_order(g, length: int, calls: int) -> np.ndarray:
     return min(found, key=functools.partial(predicted, g))
 
 
+def dilated(length: int, calls: int) -> np.ndarray:
+    backwards = [int(f"{n + calls:b}"[:0:-1], 2) for n in range(calls)]  # the digits of a place
+    return of_order(np.resize(backwards, length), calls)
+
+
 def tables(g, length: int, calls: int) -> dict[str, np.ndarray]:
     """Tables of `calls` steps, a power of 2, [calls + 1, L]."""
-    i, steps = np.arange(length), np.arange(calls)
+    i = np.arange(length)
     # How often 2 divides a position, and the first as if by all.
     twos = (i[:, None] % (2 << np.arange(calls - 1)) == 0).sum(1)
-    backwards = [int(f"{n + calls:b}"[:0:-1], 2) for n in steps]  # the digits of each step
     return {
         "flat": of_ramp(0 * i, calls, calls),
         "flat, learned shares": learned_shares(g, length, calls),
         "blocks": of_ramp(i * calls // length, 1, calls),
         "learned ramp": learned_ramp(g, length, calls),
         "every S-th, from the left": of_order(i % calls, calls),
-        "every S-th, dilated": of_order(np.resize(backwards, length), calls),
+        "every S-th, dilated": dilated(length, calls),
         "bisected": of_order(calls - 1 - twos, calls),
         "learned order": learned_order(g, length, calls),
     }
@@ -242,9 +248,9 @@ def _away(shown: np.ndarray) -> np.ndarray:
     return np.minimum(place - before - 1, REACH)
 
 
-def measured(nats: Callable, texts: np.ndarray, table: np.ndarray) -> np.ndarray:
+def measured(nats: Callable, texts: np.ndarray, table: np.ndarray, seed: int = 0) -> np.ndarray:
     """Nats of each text along one draw of the steps at which a table reveals its positions, [n]."""
-    draw, found = np.random.default_rng(0), []
+    draw, found = np.random.default_rng(seed), []
     for part in texts.reshape(-1, BATCH, texts.shape[1]):
         level = table[0, 0] * (1 - draw.random(part.shape))  # in (0, T]
         hidden = table[:, None] >= level
@@ -267,20 +273,13 @@ def improved(nats: Callable, texts: np.ndarray, order: np.ndarray, calls: int) -
 
 
 def lines(
-    g: np.ndarray,
-    entropy: float,
-    measure: Callable[[np.ndarray], np.ndarray],
-    surest: Callable[[int], np.ndarray],
-    improve: Callable[[list[np.ndarray], int], np.ndarray] | None,
-    length: int,
-    most: int,
-) -> Iterator[str]:
+    g: np.ndarray, entropy: float, measure: Callable, surest: Callable, improve: Callable | None,
+    length: int, most: int,
+) -> Iterator[str]:  # fmt: skip
     """Rows of tables in Markdown, and behind them what was learned.
 
-    Args:
-      entropy: nats a token that are taken off what is predicted.
-      measure: nats of each text under a table; `surest`: under `max_probability` in S steps.
-      improve: from orders to a better one.
+    `measure` gives nats of each text under a table, `surest` under `max_probability` in S steps, and
+    `improve` an order from others; `entropy` a token is taken off what is predicted.
     """
     learned = []
     yield "| calls S | table | predicted | nats a token | against flat |"
@@ -300,23 +299,60 @@ def lines(
                 row += "{:+.4f} ± {:.4f} ".format(*mean_and_standard_error(nats - flat))
             print(row, file=sys.stderr, flush=True)
             yield f"{row}|"
-        shares = -np.diff(found["flat, learned shares"][:, 0]) / PARTS
-        learned.append(f"S = {calls}, shares: {' '.join(map(str, shares))}")
         ramp = found["learned ramp"]
-        starts = (ramp == ramp[0, 0]).sum(0) - 1
-        learned.append(f"S = {calls}, ramp: T = {ramp[0, 0]}, starts {' '.join(map(str, starts))}")
-        for name in found.keys() & {"learned order", IMPROVED}:
-            learned.append(f"S = {calls}, {name}: {' '.join(map(str, found[name].sum(0) - 1))}")
+        values = {
+            "shares": -np.diff(found["flat, learned shares"][:, 0]) / PARTS,
+            f"starts of the ramp, T = {ramp[0, 0]}": (ramp == ramp[0, 0]).sum(0) - 1,
+            "learned order": found["learned order"].sum(0) - 1,
+        }
+        learned += [f"S = {calls}, {k}: {' '.join(map(str, v))}" for k, v in values.items()]
     yield "\nWhat was learned:\n"
     yield from (f"    {line}" for line in learned)
 
 
+def scored(
+    scorer: pretrained.Pretrained, spec: loss.Spec, make: Callable, params: Any, texts: np.ndarray,
+    most: int,
+) -> Iterator[str]:  # fmt: skip
+    """Rows of as many generated texts as `texts`, which stand in the first row."""
+    judge = scorer.spec.for_bound(Bound(kernel=scorer.spec.kernel, time="discrete"))
+
+    @jax.jit
+    def nats(tokens):
+        batch = loss.Batch(tokens, jnp.arange(len(tokens)), jax.random.key(0), len(tokens))
+        return loss.batch_terms(judge, scorer.network, scorer.params, batch).mean(1)
+
+    def row(name: str, tokens: np.ndarray) -> str:
+        entropy = special.entr(np.bincount(tokens.ravel()) / tokens.size).sum()
+        mean, error = mean_and_standard_error(np.asarray(nats(tokens), np.float64))
+        return f"| {name} | {mean:.4f} ± {error:.4f} | {entropy:.3f} |"
+
+    yield "| texts | nats a token of the scorer | entropy of tokens |\n|---|---|---|"
+    yield row("held-out", texts)
+    count, length = texts.shape
+    for calls in powers(most)[2:]:
+        apart = hyperschedule.custom(dilated(length, calls), name=f"dilated(S={calls})")
+        for schedule in (hyperschedule.flat(length=length, levels=calls), apart):
+            sampler = make(dataclasses.replace(spec, schedule=schedule))
+            keys = jax.random.split(jax.random.key(0), count)
+            given = prompts.nothing(count, length)
+            found = loop.generate(sampler, Ancestral(), params, keys, given)
+            yield row(schedule.name, np.asarray(found.tokens))
+
+
 def _run(options: argparse.Namespace) -> None:
+    if bool(options.chain) == bool(options.workdir) or (options.chain and options.scorer):
+        raise UserError("Name either --chain or --workdir, and --scorer beside the latter only.")
     options.most = options.length  # for `windows`
     of = windows.of_run if options.workdir else windows.of_chain
     spec, make, params, texts, least, about = of(options)
     length, count = texts.shape[1], len(texts) // BATCH * BATCH
     texts, least = texts[:count], least[:count]
+    head = f"{about}; {count} texts of {length} tokens, on {device.origin()}\n"
+    if options.scorer:
+        rows = scored(pretrained.load(options.scorer), spec, make, params, texts, options.calls)
+        write_atomic(options.out, "\n".join([head, *rows]) + "\n")
+        return
     nats, improve = hidden_nats(spec, make(spec).network, params), None
     if options.workdir:
         train = Records(pretrained.load(options.workdir).data.folder, "train")
@@ -337,18 +373,19 @@ def _run(options: argparse.Namespace) -> None:
         return next(windows.written(make, spec, params, scheme, texts)) - least
 
     def measure(table: np.ndarray) -> np.ndarray:
-        return measured(nats, texts, table) - least
+        # A chain's texts are drawn from the seeds 0 and 1: steps must not be the same numbers.
+        return measured(nats, texts, table, seed=0 if options.workdir else 2) - least
 
     found = lines(np.float32(g), entropy, measure, surest, improve, length, options.calls)
-    head = f"{about}; {count} texts of {length} tokens, on {device.origin()}\n"
     write_atomic(options.out, "\n".join([head, *found]) + "\n")
 
 
 def main() -> int:
     parser = Parser(description="Learned hyperschedules against hand-made ones at equal calls.")
     add = parser.add_argument
-    add("--chain", choices=windows.CHAINS, default="letters", help="default: %(default)s")
-    add("--workdir", help="run of a flat model under absorbing noise, in place of a chain")
+    add("--chain", choices=windows.CHAINS, help="texts of a chain, and its exact network")
+    add("--workdir", help="run of a flat model under absorbing noise")
+    add("--scorer", help="autoregressive run: it reads generated texts, and nothing is learned")
     add("--step", type=within(0), help="of the run's checkpoint (default: the last)")
     add("--length", type=within(8), default=64, help="tokens of a chain's text (%(default)s)")
     add("--texts", type=within(BATCH), default=256, help="default: %(default)s")
