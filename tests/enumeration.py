@@ -187,8 +187,8 @@ SCHEDULES = {
     "block": hyperschedule.block(length=LENGTH, width=2, levels=2),
     "slide": hyperschedule.slide(length=LENGTH, width=2, levels=2),
     "slow slide": hyperschedule.slide(length=LENGTH, width=2, levels=4),
-    "custom": hyperschedule.custom(
-        [[4, 4, 4], [2, 4, 4], [2, 3, 4], [0, 3, 3], [0, 1, 1], [0, 0, 0]]
+    "custom": hyperschedule.custom(  # the middle last
+        [[4, 4, 4], [2, 4, 3], [2, 4, 0], [0, 3, 0], [0, 1, 0], [0, 0, 0]]
     ),
 }
 

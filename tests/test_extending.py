@@ -41,13 +41,14 @@ def trained_texts(made, rule, **parts):
     return texts
 
 
-def test_the_table_is_the_cosine(made):
-    cosine = made["cosine"](length=8, levels=64, steps=16)
-    wanted = np.floor(64 * np.cos(np.linspace(0, np.pi / 2, 17)))
-    np.testing.assert_array_equal(np.array(cosine.rows), wanted[:, None] * np.ones(8))
-    assert cosine.width == 8
-    cosine = made["cosine"](length=64, levels=64, steps=8)
-    np.testing.assert_array_equal(trained_texts(made, Ancestral(), schedule=cosine).nfe, 8)
+def test_the_table_is_dilated(made):
+    dilated = made["dilated"](length=18, steps=8)
+    np.testing.assert_array_equal(
+        np.sum(dilated.rows, axis=0) - 1, [0, 4, 2, 6, 1, 5, 3, 7] * 2 + [0, 4]
+    )
+    assert dilated.width == 18
+    dilated = made["dilated"](length=64, steps=8)
+    np.testing.assert_array_equal(trained_texts(made, Ancestral(), schedule=dilated).nfe, 8)
 
 
 def test_windows_of_the_ramp_double(made):
