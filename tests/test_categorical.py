@@ -37,19 +37,19 @@ def test_leading_axes_draw_independently():
 
 def test_the_tail_of_a_confident_distribution_keeps_its_share():
     """0.3 % of the mass spread over 50,303 ids; low-range Gumbel noise draws a quarter of it."""
-    tail, chunk, chunks = 0.003, 100, 60
+    tail, chunk, chunks = 0.003, 100, 120
     p = np.full(MANY, tail / (MANY - 1))
     p[17] = 1.0 - tail
     logits = jnp.broadcast_to(jnp.log(p).astype(jnp.float32), (chunk, MANY))
-    # A hardware-style generator and full optimisation: 300 million numbers are needed.
+    # A hardware-style generator and full optimisation: 600 million numbers are needed.
     keys = jax.random.split(jax.random.key(0, impl="rbg"), chunks)
     draw = jax.jit(
-        lambda keys: jax.lax.map(lambda k: sample_categorical(k, logits), keys),
+        lambda keys, logits: jax.lax.map(lambda k: sample_categorical(k, logits), keys),
         compiler_options={"xla_backend_optimization_level": "3"},
     )
-    drawn = np.asarray(draw(keys)).ravel()
+    drawn = np.asarray(draw(keys, logits)).ravel()
     wanted = tail * len(drawn)
-    assert abs(np.sum(drawn != 17) - wanted) < 3 * np.sqrt(wanted)
+    assert abs(np.sum(drawn != 17) - wanted) < 4 * np.sqrt(wanted)
 
 
 def test_bfloat16_logits_are_drawn_with_full_precision():
