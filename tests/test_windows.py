@@ -92,7 +92,6 @@ def test_training_sees_the_blocks():
     [
         ("shifted", rules.make("acs", eta=0.8, sweeps=2, window_entropy=0.0, window_least=5)),
         ("aligned", rules.make("entropy", bound=2.0, window_entropy=1e9)),
-        ("aligned", rules.make("ancestral", window_entropy=0.0, window_least=5)),
     ],
 )
 def test_windows_of_the_greatest_width_are_the_blocks_draw_by_draw(alignment, rule):
