@@ -78,12 +78,6 @@ def experiment(kind: str, data: DataConfig = DataConfig(length=LENGTH), **sectio
             "model": ModelConfig(**size, condition=6, embedding_gamma=0.05),
             "evaluation": EvaluationConfig(records=16, batch_size=16),
         },
-        "ar": {
-            "schedule": ScheduleConfig(family="quenched_ar"),
-            "layout": Layout(alignment="shifted"),
-            "model": ModelConfig(**size),
-            "evaluation": EvaluationConfig(time="discrete", records=16, batch_size=16),
-        },
     }[kind]
     common = {
         "schedule": ScheduleConfig(family="block", width=4),
@@ -474,19 +468,13 @@ def test_training_goes_on_from_an_imported_gamma_hybrid(tmp_path, data, capsys):
     )
 
 
-@pytest.fixture(scope="module")
-def ar(tmp_path_factory, data):
-    """The workdir of a small autoregressive run."""
-    folder = tmp_path_factory.mktemp("ar") / "run"
-    train_on(folder, open_run(experiment("ar", data)))
-    return folder
-
-
 SHIFTED = Layout(alignment="shifted")
+SIZE = {"layers": 1, "width": 16, "heads": 2}  # that of the tiny runs
 HYBRIDS = {
-    "epsilon": {"layout": SHIFTED},
+    "epsilon": {"layout": SHIFTED, "model": ModelConfig(**SIZE)},
     "gamma": {
         "layout": SHIFTED,
+        "model": ModelConfig(**SIZE, condition=6, embedding_gamma=0.05),
         "objective": Objective(parameterisation="context", time="continuous"),
     },
 }
@@ -497,7 +485,7 @@ def test_a_hybrid_starts_as_the_autoregressive_network(data, ar, kind):
     """One of the same form (ε), and one that is told the level and mixes embeddings (γ)."""
     new = experiment(kind, data, **HYBRIDS[kind])
     old, params = network_of(ar, new)
-    assert old.step == 3
+    assert old.step == 8
     network = new.network(258)
     tokens = jax.random.randint(jax.random.key(2), (2, LENGTH), 0, 258, jnp.int32)
     mask = jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool))
@@ -512,13 +500,22 @@ def test_a_hybrid_starts_as_the_autoregressive_network(data, ar, kind):
 
 
 def test_starts_that_mean_nothing_are_refused(tmp_path, data, ar):
-    shifted = HYBRIDS["epsilon"]
-    narrow = ModelConfig(layers=2, width=8, heads=2)
+    shifted, gamma = HYBRIDS["epsilon"], HYBRIDS["gamma"]["model"]
+    narrow = ModelConfig(**SIZE | {"width": 8})
     other = dataclasses.replace(data, tokenizer="sentencepiece", vocab_size=300)
     for new, message in (
-        (experiment("epsilon", data), r"layout\.alignment is 'aligned' .* 'shifted' in the model"),
-        (experiment("gamma", data, layout=SHIFTED), r"objective\.parameterisation is 'score' in"),
-        (experiment("epsilon", data, model=narrow, **shifted), r"--config\.model\.width=16\."),
+        (
+            experiment("epsilon", data, model=shifted["model"]),
+            r"layout\.alignment is 'aligned' .* 'shifted' in the model",
+        ),
+        (
+            experiment("gamma", data, layout=SHIFTED, model=gamma),
+            r"objective\.parameterisation is 'score' in",
+        ),
+        (
+            experiment("epsilon", data, **shifted | {"model": narrow}),
+            r"--config\.model\.width=16\.",
+        ),
         (experiment("epsilon", other, **shifted), r"data\.tokenizer is 'sentencepiece' in"),
     ):
         with pytest.raises(UserError, match=message):
