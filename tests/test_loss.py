@@ -211,7 +211,8 @@ def test_uniforms_of_some_examples_are_those_of_the_whole_batch():
 @pytest.mark.parametrize("time", ["discrete", "continuous"])
 @pytest.mark.parametrize("name", ["flat", "block"])
 def test_levels_of_training_are_drawn_from_the_bell_and_those_of_bounds_are_not(name, time):
-    """The draws of a batch are stratified, so each window's share below a level is exact to 1/n."""
+    """The draws of a batch are stratified, so each window's share below a level is exact to 1/n;
+    a draw counts as often as the levels that it stands for."""
     count, schedule = 2000, SCHEDULES[name]
     spec = spec_of(name, KERNELS["absorbing"], "aligned", time=time, levels="bell")
     bell = scipy.stats.truncnorm(-1.5, 3.5, 0.3, 0.2).cdf
@@ -219,10 +220,12 @@ def test_levels_of_training_are_drawn_from_the_bell_and_those_of_bounds_are_not(
     laws.append((spec.for_bound(Bound(kernel=spec.kernel, time=time)), lambda x: x))
     for spec, law in laws:
         run = quick_jit(lambda key, spec=spec: estimator.corrupt_batch(spec, copies(count, key)))
-        drawn = run(jax.random.key(1)).draw.level[:, jnp.array([0, 2])]
+        draw = run(jax.random.key(1)).draw
+        drawn, measure = (np.asarray(x)[:, [0, 2]] for x in (draw.level, draw.measure))
         steps = schedule.levels if time == "discrete" else 20
         for level in np.arange(1, steps + 1) / steps:
-            share = np.mean(drawn < level + 1e-3 * (time == "discrete"))
+            below = drawn < level + 1e-3 * (time == "discrete")
+            share = measure[below].sum() / measure.sum()
             assert share == pytest.approx(law(level), abs=2 / count)
 
 
@@ -259,13 +262,34 @@ def test_continuous_levels_lie_inside_the_step_that_the_uniform_picks(name):
 
 
 def test_levels_are_pushed_away_from_full_noise_by_as_much_as_the_integrand_grows():
-    """(1 − λ)^−c times the measure is the same for every level of one step from 1 to 0."""
-    kernel, schedule = KERNELS["gamma .7"], hyperschedule.flat(length=LENGTH, levels=1)
-    uniforms = jnp.array([[0.05], [0.3], [0.6], [0.95]])
+    """(1 − λ)^−c times the measure is the same for every level of one step from 1 to 1/2."""
+    kernel, schedule = KERNELS["gamma .7"], hyperschedule.flat(length=LENGTH, levels=2)
+    uniforms = jnp.array([[0.05], [0.2], [0.3], [0.45]])
     draw = quick_jit(jax.vmap(lambda u: objectives.draw(schedule, kernel, "continuous", u)[1]))(
         uniforms
     )
-    np.testing.assert_allclose(draw.measure / (1 - draw.level) ** 0.7, 1 / (1 - 0.7), rtol=1e-3)
+    scale = 0.5**0.3 / (1 - 0.7)
+    np.testing.assert_allclose(draw.measure / (1 - draw.level) ** 0.7, scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["flat", "block", "slide", "custom"])
+def test_the_measure_falls_towards_level_0_as_the_root_of_the_level(name):
+    """So that (measure/λ)², the square of what a masked position weighs, has a finite mean."""
+    schedule, kernel = SCHEDULES[name], KERNELS["absorbing"]
+    draw = quick_jit(
+        jax.vmap(
+            lambda u: objectives.draw(
+                schedule, kernel, "continuous", jnp.broadcast_to(u, schedule.phase_groups)
+            )[1]
+        )
+    )(jnp.linspace(0.01, 0.99, 60))
+    settling = draw.active & (draw.level_next == 0)
+    start = np.asarray(draw.level, np.float64)[settling]
+    ratio = np.asarray(draw.measure, np.float64)[settling] / np.sqrt(start)
+    # Of a step from level a to 0: 2 √a.
+    steps = {2 * np.sqrt(k / schedule.levels) for k in range(1, schedule.levels + 1)}
+    assert all(min(abs(found - step) for step in steps) < 1e-4 for found in ratio)
+    assert len(ratio) > 10
 
 
 def test_inactive_positions_contribute_nothing():

@@ -182,9 +182,8 @@ def corrupt_batch(spec: Spec, batch: Batch) -> Noised:
     )
     key_level, key_noise = jax.random.split(key)
     uniforms = objective.draw_uniforms(key_level, schedule, time, size, places)
-    if spec.objective.levels == "bell":
-        uniforms = objective.to_bell(uniforms)
-    phase, draw = jax.vmap(lambda u: objective.draw(schedule, kernel, time, u))(uniforms)
+    levels = spec.objective.levels
+    phase, draw = jax.vmap(lambda u: objective.draw(schedule, kernel, time, u, levels))(uniforms)
     noisy = jax.vmap(functools.partial(noising.corrupt, kernel))(
         _of_examples(key_noise, places), tokens, draw.level
     )

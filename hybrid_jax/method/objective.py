@@ -291,15 +291,18 @@ def draw(
     kernel: NoiseKernel,
     time: Time,
     uniform: Float[Array, "{schedule.phase_groups}"],
+    levels: Levels = "uniform",
 ) -> tuple[Int32[Array, "{schedule.phase_groups}"], Draw]:
     """Turns uniforms into phases, and levels with fields [L].
 
     In continuous time the place inside a step is not uniform but pushed away from its start, by
     just as much as the integrand (1 − λ)^−c grows at λ → 1 (c is `NoiseKernel.growth`, γ for the
-    γ-hybrid): the weighted integrand stays bounded.
+    γ-hybrid): the weighted integrand stays bounded. Where positions settle, λ is drawn as a square:
+    a position masked at λ weighs 1/λ, whose variance under even draws, ∫ dλ/λ, has no end. (Not so
+    with levels from a bell, which count as often as they are drawn.)
     """
     chex.assert_shape(uniform, (schedule.phase_groups,))
-    scaled = uniform * schedule.phases
+    scaled = (uniform if levels == "uniform" else to_bell(uniform)) * schedule.phases
     phase = jnp.minimum(scaled.astype(jnp.int32), schedule.phases - 1)
     step, _ = schedule.tile(phase)
     position = jnp.arange(schedule.length)
@@ -313,12 +316,15 @@ def draw(
 
     place = scaled - phase.astype(jnp.float32)
     power = 1.0 / (1.0 - kernel.growth)
-    inside = place**power
-    density = power * place ** (power - 1.0)
+    rest = jnp.broadcast_to(1.0 - place**power, (schedule.windows,))
+    density = jnp.broadcast_to(power * place ** (power - 1.0), (schedule.windows,))
     # Positions of one window share the place: they move together.
     window = jnp.zeros_like(step) if schedule.phase_groups == 1 else step // schedule.levels
-    per_position = jnp.broadcast_to(inside, (schedule.windows,))[window]
-    weight = jnp.broadcast_to(density, (schedule.windows,))[window]
-    exact = level - per_position * (level - level_next)
+    if levels == "uniform":
+        settles = jnp.zeros(schedule.windows, bool).at[window].max(active & (after == 0))
+        density *= jnp.where(settles, 2.0 * rest, 1.0)
+        rest = jnp.where(settles, rest**2, rest)
+    step_size = level - level_next
+    exact = level_next + rest[window] * step_size
     exact = jnp.where(active, jnp.clip(exact, _MARGIN, 1.0 - _MARGIN), level)
-    return phase, Draw(exact, level_next, weight * (level - level_next), active)
+    return phase, Draw(exact, level_next, density[window] * step_size, active)
