@@ -1,4 +1,6 @@
 # make run    venv + install + train the small γ-hybrid on the embedded corpus
+# make demo   venv + install + a small model, trained in minutes if there is none, on a page where
+#             one sees it write; MODEL=... takes a workdir or an archive of one in its place
 # make test   venv + install + the test suite
 # make mutants  venv + install + wrong formulas, one at a time: does a test notice?
 # make lint   venv + install + style, types and the order of imports
@@ -13,11 +15,21 @@ VENV ?= .venv
 EXTRAS ?= dev
 BIN := $(VENV)/bin
 WORKDIR ?= runs/gamma_hybrid
+MODEL ?= runs/demo
 
-.PHONY: run test mutants bench lint docs clean
+.PHONY: run demo test mutants bench lint docs clean
 
 run: $(VENV)/installed
 	$(BIN)/python -m hybrid_jax.main --config=configs/gamma_hybrid.py --workdir=$(WORKDIR)
+
+demo: $(VENV)/installed $(if $(filter runs/demo,$(MODEL)),runs/demo/result.json)
+	$(BIN)/python -m hybrid_jax.demo --workdir=$(MODEL)
+
+# Autoregression first, and then blocks, which gives better texts for the same work.
+runs/demo/result.json: | $(VENV)/installed
+	$(BIN)/python -m hybrid_jax.main --config=ar --workdir=runs/demo-ar --config.train.steps=300
+	$(BIN)/python -m hybrid_jax.main --config=adapt --init=runs/demo-ar --workdir=runs/demo \
+	  --config.train.steps=400
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist=worksteal $(ARGS)

@@ -24,12 +24,12 @@ from typing import Any
 
 import command
 import device
+from tqdm import tqdm
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import json_text
-from hybrid_jax.runtime.progress import format_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -329,7 +329,7 @@ def _run(options: argparse.Namespace) -> None:
         print(
             f"{number + 1}/{len(todo)} {job.name}, seed {job.seed}: "
             f"{math.exp(rows[-1]['gutenberg']):.2f} on gutenberg; "
-            f"elapsed {format_seconds(spent)}, ETA {format_seconds(left)}",
+            f"elapsed {tqdm.format_interval(spent)}, ETA {tqdm.format_interval(left)}",
             file=sys.stderr,
             flush=True,
         )

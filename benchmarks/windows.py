@@ -119,7 +119,7 @@ def of_run(options: argparse.Namespace):
     model = pretrained.load(options.workdir, step=options.step)
     if not model.spec.kernel.masks or model.spec.kernel.replaces:
         raise UserError("Texts have an exact likelihood under absorbing noise: name such a run.")
-    held_out = Records(str(model.experiment.data.dir), "valid")
+    held_out = Records(model.data.folder, "valid")
     count = min(len(held_out), options.texts)
     texts = held_out.read(range(count))["tokens"].astype(np.int32)
     about = (

@@ -10,8 +10,8 @@ Settings that the literature has for this, by name: the share of autoregression
 that change at a step), windows that are causal at first
 (``schedule.also=quenched_ar,block:width=16:causal_window=true``), and a slide in their place
 (``schedule.family=slide``). The share of AR keeps what the network knew and costs blocks nothing;
-a third of the size's learning rate was a little better than all of it (docs/results.md). The others
-have not been measured.
+a third of the size's learning rate was a little better than all of it; other ways were no better
+than blocks at once (docs/results.md, "From autoregression to blocks").
 """
 
 import ml_collections

@@ -10,16 +10,6 @@ The network predicts each token from its context, and what the shown token itsel
 analytically (parameterisation "context", docs/math.md; the paper trains raw scores, which is
 ``--config.objective.parameterisation=score``). ``base`` has the paper's flat schedule with
 γ = 0.01, T = 2048, batch 256, and adaLN on σ. It has not been trained here.
-
-Compiled, not run, for 16 TPU v5e (jax 0.10.2, libtpu 0.0.42), when attention was dense and logits
-were computed a second time in the backward pass::
-
-    python -m hybrid_jax.aot --config=configs/gamma_hybrid.py:base --topology=v5e:4x4
-
-batch 256 needs 2.58 of 15.75 GiB a chip at the peak. The fitting batch is 96 examples a chip:
-with ``--config.train.batch_size=1536`` it needs 14.10 GiB, and 112 examples a chip are refused.
-Batch 256 needs 2.56 of 30.75 GiB a chip with ``--topology=v4:2x2x4``, and 5.04 of 95.74 GiB with
-``v5p:2x2x2``.
 """
 
 import ml_collections

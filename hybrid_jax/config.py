@@ -6,11 +6,10 @@ its natural value. A name that is unknown is refused, and so is a setting that h
 the others.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import ml_collections
 
@@ -140,16 +139,16 @@ class Experiment:
         )
 
     @property
-    def each(self) -> tuple[Experiment, ...]:
+    def each(self) -> tuple[Self, ...]:
         """An experiment for each hyperschedule that steps are given to, its own first."""
         return tuple(self.on(schedule) for schedule in self.schedule.each)
 
-    @property
+    @functools.cached_property  # read from text, and asked for at every step
     def shares(self) -> tuple[mixture.Stage, ...]:
         """The shares of the steps that `each` has. Raises UserError for other weights."""
         return mixture.parse(self.schedule.weights or "", len(self.schedule.each), "hyperschedules")
 
-    def on(self, schedule: ScheduleConfig) -> Experiment:
+    def on(self, schedule: ScheduleConfig) -> Self:
         """The same network on one hyperschedule, without settings that have no effect there."""
         built = schedule.build(self.data.length)
         layout, objective = effective_layout(self._layout(schedule), built), self.objective
@@ -176,7 +175,7 @@ class Experiment:
         windows = not self.layout.plain(self.schedule.build(self.data.length))
         return Bound(kernel=kernel, time=self.evaluation.time, ends_known=cut and windows)
 
-    def resolved(self) -> Experiment:
+    def resolved(self) -> Self:
         """The same experiment with the values that None stands for."""
         replaces = self.noise.build(vocab_size=2).replaces
         return dataclasses.replace(
@@ -272,7 +271,7 @@ class Experiment:
     @classmethod
     def from_config(
         cls, values: Mapping[str, Any], settings: Mapping[str, str] | None = None
-    ) -> Experiment:
+    ) -> Self:
         """From nested names and values.
 
         Args:
@@ -301,23 +300,20 @@ class Experiment:
                     getattr(getattr(preset, section), name) == values[section][name]
                 ),
             )
-        experiment: Experiment = from_values(cls, values, "config")
+        experiment = from_values(cls, values, "config")
         if settings:
             experiment = from_values(cls, overridden(cls, values, settings, "config"), "config")
+        # Levels that nobody chose are dropped too where no hyperschedule leaves a choice.
         if preset and "objective.levels" not in (settings or {}):
-            experiment = experiment._without_bell(preset)
+            every = [one.objective for one in experiment.each]
+            known = experiment.objective.levels == preset.objective.levels
+            if known and experiment.objective not in every:
+                experiment = dataclasses.replace(experiment, objective=every[0])
         experiment.check()
         return experiment
 
-    def _without_bell(self, preset: Experiment) -> Experiment:
-        """The same without levels that nobody chose, if no hyperschedule leaves a choice."""
-        own = {one.objective.levels for one in self.each}
-        if self.objective.levels in own or self.objective.levels != preset.objective.levels:
-            return self
-        return dataclasses.replace(self, objective=self.each[0].objective)
-
     @classmethod
-    def from_json(cls, text: str | bytes) -> Experiment:
+    def from_json(cls, text: str | bytes) -> Self:
         """From the text of `to_json`, of this version of hybrid_jax or an earlier one.
 
         Raises:

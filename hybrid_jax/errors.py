@@ -35,11 +35,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """The program was stopped from outside.
-
-    Attributes:
-      status: the exit status to end with.
-    """
+    """The program was stopped from outside, and ends with this exit status."""
 
     def __init__(self, said: str, status: int):
         super().__init__(said)
@@ -121,15 +117,8 @@ def _fails(stream: TextIO) -> bool:
 
 
 def require(module: str, extra: str) -> Any:
-    """Imports a module of an optional package.
-
-    Args:
-      module: dotted name.
-      extra: of this package, that brings it.
-
-    Raises:
-      UserError: if it is not installed.
-    """
+    """A module of another package, by its dotted name. Raises UserError, which names the extra of
+    this package that brings it, if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -44,13 +44,13 @@ from hybrid_jax.figures import pareto as pareto_plot
 from hybrid_jax.generation import requests
 from hybrid_jax.generation.generator import build, choose_sampling
 from hybrid_jax.runtime import command_line
-from hybrid_jax.runtime.command_line import check_mode, distinct, path_of, seed_of, step_of, within
+from hybrid_jax.runtime.command_line import check_mode, distinct, seed_of, within
 from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.files import check_writable, expanded, labels, write_atomic
 from hybrid_jax.runtime.json_text import file_name, write_json
-from hybrid_jax.runtime.processes import assert_same, is_process0, join, raise_on_all, say
+from hybrid_jax.runtime.processes import assert_same, join, on_process0, raise_on_all, say
 from hybrid_jax.runtime.progress import Progress
-from hybrid_jax.training import pretrained
+from hybrid_jax.training import archive, flops, pretrained
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.pretrained import Pretrained
 
@@ -74,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    archive.require_folder(expanded(options.workdir))  # measurements are stored in it
     work = {"--pareto": _sweep, "--code": _measure_code, "--texts": _score_files}
     mode = next((flag for flag in work if flag.strip("-") in options.given), "--datasets")
     check_mode(options, mode, MODES)
@@ -106,9 +107,7 @@ def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
     unit = "bits/byte" if model.tokenizer.token_bytes.any() else "bits/token"
     say(f"{'data set':24}{'perplexity':>22}{unit:>11}{'records':>9}{'draws':>7}")
     for dataset in wanted:
-        packed = raise_on_all(
-            functools.partial(perplexity.records_of, model, dataset, options.records)
-        )
+        packed = raise_on_all(perplexity.records_of, model, dataset, options.records)
         assert_same("text", packed.sha256)
         with Progress(total=-(-len(packed) // options.batch_size), interval=10.0) as bar:
             found = perplexity.measure(
@@ -141,13 +140,13 @@ def _score_files(options: argparse.Namespace, mesh: Mesh) -> None:
     if not files:
         raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
     distinct("--texts", [file.resolve() for file in files])
-    tokenizer = raise_on_all(lambda: workdirs.load_tokenizer(Path(options.workdir)))
+    tokenizer = raise_on_all(workdirs.load_tokenizer, Path(options.workdir))
     # All, before anything slow.
     made = raise_on_all(lambda: [requests.read(file, tokenizer) for file in files])
     most = max(len(texts.texts) for texts in made)
     if most == 1 and options.reference is not None:
         raise UserError("--reference is for MAUVE, which one text does not have: leave it out.")
-    scorer, scorer_tokenizer = raise_on_all(lambda: scorers.load(options.scorer, mesh))
+    scorer, scorer_tokenizer = raise_on_all(scorers.load, options.scorer, mesh)
     model = pretrained.load(options.workdir, mesh=mesh)
     reference = _human_texts(model, options, most, least=2) if most > 1 else None
     scored = functools.partial(
@@ -180,7 +179,7 @@ def _score_files(options: argparse.Namespace, mesh: Mesh) -> None:
 def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
     canvas.module("matplotlib")  # before any work
     protocol = protocols.protocol(options.protocol)
-    scorer, scorer_tokenizer = raise_on_all(lambda: scorers.load(options.scorer, mesh))
+    scorer, scorer_tokenizer = raise_on_all(scorers.load, options.scorer, mesh)
     model = pretrained.asked(options, mesh)
     rules = listed(options.rules or "")
     if not rules:
@@ -232,9 +231,9 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
 
     def publish() -> None:
         write_atomic(file.with_suffix(".md"), table + "\n")
-        pareto_plot.draw(rows, file.with_suffix(".png"), title=title)
+        write_atomic(file.with_suffix(".png"), pareto_plot.draw(rows, title=title))
 
-    raise_on_all(lambda: publish() if is_process0() else None)
+    on_process0(publish)
     say(f"stored in {folder}: {', '.join(f'{file.stem}.{kind}' for kind in ('json', 'md', 'png'))}")
 
 
@@ -256,14 +255,14 @@ def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
         build(model, choose_sampling(model.experiment.sampling, None, settings)) for model in models
     ]
     given = raise_on_all(
-        lambda: code.tasks(records[0], tokenizer, length, count=options.count, seed=options.seed)
+        code.tasks, records[0], tokenizer, length, count=options.count, seed=options.seed
     )
     folder = _folder(options)
     rows = []
     for path, label, own in zip(paths, labels(paths), generators, strict=True):
         written = code.write(own, given, seed=options.seed, batch_size=options.batch_size)
         rows.append(code.row(label, given, written, **own.settings(path, options.seed),
-                             **code.budget(own.model)))  # fmt: skip
+                             **flops.budget(own.model)))  # fmt: skip
     rows += code.limits(given, tokenizer, length)
     say(code.as_markdown(rows))  # first: the disk may be full
     found = {"rows": rows, "functions": given.functions, "lines": given.lines}
@@ -302,14 +301,14 @@ def _numbers(flag: str, text: str) -> list[float]:
 
 def _folder(options: argparse.Namespace) -> Path:
     folder = Path(options.workdir) / "evaluation"
-    raise_on_all(lambda: check_writable(folder, folder=True))
+    raise_on_all(check_writable, folder, folder=True)
     return folder
 
 
 def _store(folder: Path, label: str, found: Any) -> str:
     """Writes a measurement to a file that no other has, and returns its name."""
     name = f"{file_name(label, found)}.json"
-    raise_on_all(lambda: write_json(folder / name, found) if is_process0() else None)
+    on_process0(write_json, folder / name, found)
     return name
 
 
@@ -321,14 +320,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     # Lists: see `runtime.decode.listed`.
     add = parser.add_argument
-    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of a run")
+    command_line.add_model(add)
     add("--datasets", default="valid", metavar="A,B,...", help="valid, "
         f"{', '.join(datasets.NAMES)}, or NAME=SOURCE (default: %(default)s)")  # fmt: skip
     add("--likelihood", metavar="order:RULE", help="of texts as a rule writes them, such as "
         "order:margin or order:entropy:bound=0; of order:ancestral a bound, the mean over --draws "
         "orders (default: the model's own bound)")  # fmt: skip
-    add("--step", type=step_of, help="checkpoint, or 'best' (default: the newest)")
-    command_line.add_schedule(add)
     add("--records", type=within(0), default=0, metavar="N", help="most records (default: all)")
     add("--draws", type=within(1), default=4, metavar="K", help="of noise for each (default: 4)")
     add("--batch_size", type=within(1), default=64, metavar="B",

@@ -28,19 +28,11 @@ from hybrid_jax.generation.generator import Generator, build, choose_sampling
 from hybrid_jax.generation.infill import Choice
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import Watch, require_terminal, shown
-from hybrid_jax.runtime.command_line import (
-    Parser,
-    add_devices,
-    add_schedule,
-    path_of,
-    run_command,
-    seed_of,
-    step_of,
-    within,
-)
+from hybrid_jax.runtime import command_line
+from hybrid_jax.runtime.command_line import path_of, run_command, seed_of, within
 from hybrid_jax.runtime.files import GrowingFile, check_writable
 from hybrid_jax.runtime.json_text import digest
-from hybrid_jax.runtime.processes import assert_same, is_process0, join, raise_on_all
+from hybrid_jax.runtime.processes import assert_same, is_process0, join, on_process0, raise_on_all
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.prompts import GAP
@@ -143,7 +135,7 @@ def run(options: argparse.Namespace) -> None:
     settings = {name: getattr(options, name) for name in (*rules.OPTIONS, "eos")}
     sampling = choose_sampling(model.experiment.sampling, options.rule, settings)
     generator = build(model, sampling, levels=options.levels)
-    asked = raise_on_all(lambda: read_requests(options, generator))
+    asked = raise_on_all(read_requests, options, generator)
     record = generator.settings(options.workdir, options.seed)
     if jax.process_count() > 1:
         assert_same(
@@ -166,7 +158,7 @@ def run(options: argparse.Namespace) -> None:
                     asked,
                     seed=options.seed,
                     batch_size=options.batch_size,
-                    keep=lambda done: raise_on_all(lambda: keep(done) if lead else None),
+                    keep=lambda done: on_process0(keep, done),
                     watch=options.watch,
                 )
             finally:
@@ -192,14 +184,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = command_line.Parser(
         prog="python -m hybrid_jax.generate",
         description="Generates text with a trained model.",
         compiles=True,
     )
     add = parser.add_argument
-    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
-    add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
+    command_line.add_model(add)
     add("--prompt", action="append", metavar="TEXT", help="beginning of a text; may be repeated")
     add("--prompt_file", type=path_of, metavar="FILE",
         help="prompts, one a line (.jsonl: prompt or text); - for standard input")  # fmt: skip
@@ -210,7 +201,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch_size", type=within(1), default=8, metavar="B", help="texts at a time")
     add("--length", type=int, metavar="N",
         help="tokens of a text, the prompt included (default: the model's)")  # fmt: skip
-    add_schedule(add)
     add("--levels", type=int, metavar="T", help="steps of a window (default: as trained)")
     add("--rule", choices=list(rules.NAMED), help="update rule (default: the experiment's)")
     for name, setting in rules.OPTIONS.items():
@@ -220,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=path_of, metavar="FILE", help="JSON lines with tokens, settings and counts")
     add("--watch", type=within(0, 60, float), nargs="?", const=0.05, metavar="SECONDS",
         help="show texts while they are generated, one at a time")  # fmt: skip
-    add_devices(parser)
+    command_line.add_devices(parser)
     return parser
 
 

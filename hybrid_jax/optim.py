@@ -110,8 +110,6 @@ def make_optimizer(
     """Clipping by global norm, then the optimiser with its schedule.
 
     Args:
-      config: description of the result.
-      total_steps: number of updates of the whole training.
       params_abstract: the parameters, or a `jax.ShapeDtypeStruct` for each; only paths and shapes
         are used, so nothing is computed.
 

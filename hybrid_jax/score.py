@@ -18,10 +18,10 @@ from hybrid_jax.eval import score as scores
 from hybrid_jax.eval.score import Score
 from hybrid_jax.generation.terminal import shown
 from hybrid_jax.runtime import command_line
-from hybrid_jax.runtime.command_line import check_mode, path_of, seed_of, step_of, within
+from hybrid_jax.runtime.command_line import check_mode, path_of, seed_of, within
 from hybrid_jax.runtime.files import check_writable, write_atomic
 from hybrid_jax.runtime.json_text import json_text
-from hybrid_jax.runtime.processes import is_process0, join, raise_on_all, say
+from hybrid_jax.runtime.processes import join, on_process0, raise_on_all, say
 from hybrid_jax.training import pretrained
 
 MODES = {"--texts": ("texts",), "--choice": ("choice",)}
@@ -41,9 +41,7 @@ def run(options: argparse.Namespace) -> None:
     texts = raise_on_all(lambda: options.choice or files.prompts(options.texts))
     model = pretrained.asked(options, mesh)
     found = raise_on_all(
-        lambda: scores.score(
-            model, texts, prompt=options.prompt, draws=options.draws, seed=options.seed
-        )
+        scores.score, model, texts, prompt=options.prompt, draws=options.draws, seed=options.seed
     )
     order = sorted(range(len(texts)), key=lambda n: found[n].nll if options.choice else n)
     sign = "=" if found[0].exact else "≤"
@@ -63,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
             json_text({"text": text, **dataclasses.asdict(own), **record}) + "\n"
             for text, own in zip(texts, found, strict=True)
         ]
-        raise_on_all(lambda: write_atomic(options.out, "".join(lines)) if is_process0() else None)
+        on_process0(write_atomic, options.out, "".join(lines))
 
 
 def _row(own: Score) -> str:
@@ -85,9 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         compiles=True,
     )
     add = parser.add_argument
-    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
-    add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
-    command_line.add_schedule(add)
+    command_line.add_model(add)
     add("--texts", type=path_of, metavar="FILE",
         help="texts, one a line (.jsonl: in the field text); - for standard input")  # fmt: skip
     add("--choice", action="append", metavar="TEXT", help="a text to rank; twice or more")

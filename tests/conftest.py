@@ -162,7 +162,7 @@ def _forget_compiled_programs():
     The compiler crashes when they run out. A program has about 45, and counting them takes 10 ms.
     """
     yield
-    if next(_ended) % 4 == 0:
+    if next(_ended) % 8 == 0:
         mappings = Path("/proc/self/maps")
         if mappings.exists() and mappings.read_bytes().count(b"\n") > 30_000:
             jax.clear_caches()

@@ -40,6 +40,18 @@ def all_sequences(symbols, length):
     return np.array(list(itertools.product(range(symbols), repeat=length)), np.int32)
 
 
+def among_others(rows, keys):
+    """Some texts of a batch at other places, and others between them, in the same program.
+
+    Returns rows and keys of the new batch; where the texts are in it; where they were.
+    """
+    were = np.arange(len(rows))[::-1]
+    same = were % 2 == 1
+    rows = [rows[i] if kept else [1, 2] for i, kept in zip(were, same, strict=True)]
+    keys = jnp.where(same, keys[::-1], jax.random.split(jax.random.key(99), len(rows)))
+    return rows, keys, np.flatnonzero(same), were[same]
+
+
 def all_logits(spec, network, params):
     """Logits of the network at every step of every state, seen whole: [S, states, L, V].
 
@@ -187,8 +199,8 @@ SCHEDULES = {
     "block": hyperschedule.block(length=LENGTH, width=2, levels=2),
     "slide": hyperschedule.slide(length=LENGTH, width=2, levels=2),
     "slow slide": hyperschedule.slide(length=LENGTH, width=2, levels=4),
-    "custom": hyperschedule.custom(
-        [[4, 4, 4], [2, 4, 4], [2, 3, 4], [0, 3, 3], [0, 1, 1], [0, 0, 0]]
+    "custom": hyperschedule.custom(  # the middle last
+        [[4, 4, 4], [2, 4, 3], [2, 4, 0], [0, 3, 0], [0, 1, 0], [0, 0, 0]]
     ),
 }
 

@@ -107,7 +107,7 @@ def together(
             child.communicate()
 
 
-def finished(children: list[subprocess.Popen], timeout: float = 120) -> list[tuple[int, str, str]]:
+def finished(children: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str, str]]:
     """Waits for the processes: (status, stdout, stderr) of each."""
     outputs = [child.communicate(timeout=timeout) for child in children]
     return [

@@ -115,23 +115,21 @@ SOME = PAIRS[::3]  # every schedule and every layout
 def test_heads_of_keys_are_shared_by_consecutive_heads_of_queries(backend):
     """Without and with cached keys: as if they were repeated."""
     pattern = first_phase(SCHEDULES["block"])
-    query, key, value, _ = inputs(pattern.regions.rows, batch=1, heads=4, head=8)
+    mask = quick_jit(Pattern.mask)(pattern)
+    query, key, value, _ = map(np.asarray, inputs(pattern.regions.rows, 1, heads=4, head=8))
     key, value = key[:, :2], value[:, :2]
-    whole = [jnp.repeat(x, 2, axis=1) for x in (key, value)]
-    wanted = attention.dense(query, *whole, pattern.mask())
-    seen = pattern.mask().any(-1)[:, None, :, None]
-    attend = getattr(attention, backend, attention.attend)
+    dense = quick_jit(attention.dense)
+    wanted = dense(query, *(np.repeat(x, 2, axis=1) for x in (key, value)), mask)
+    seen = np.asarray(mask).any(-1)[:, None, :, None]
     if backend == "dense":
-        found = attend(query, key, value, pattern.mask())
-        held = Cache(*(jnp.stack([x[:, :, :20]] * 2) for x in (key, value)))
-        rest = (x[:, :, 20:] for x in (key, value))
-        again = attend(query, *rest, pattern.mask(), held, 1)
+        found = dense(query, key, value, mask)
+        held = Cache(*(np.stack([x[:, :, :20]] * 2) for x in (key, value)))
+        again = dense(query, key[:, :, 20:], value[:, :, 20:], mask, held, 1)
         np.testing.assert_allclose(again, wanted, rtol=1e-5, atol=1e-5)
-    elif backend == "splash":
-        found = splash.splash(query, key, value, pattern.constant_mask())
     else:
-        found = attend(query, key, value, pattern)
-    found, wanted = (jnp.where(seen, x, 0.0) for x in (found, wanted))
+        attend = functools.partial(attention.attend, backend=backend)
+        found = quick_jit(attend)(query, key, value, pattern)
+    found, wanted = (np.where(seen, x, 0.0) for x in (found, wanted))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -158,7 +156,7 @@ ON_GPU = jax.default_backend() == "gpu"
 KERNEL = {"dtype": jnp.bfloat16 if ON_GPU else jnp.float32, "head": 8}
 
 
-@pytest.mark.parametrize(("schedule", "how"), PAIRS)
+@pytest.mark.parametrize(("schedule", "how"), SOME)
 def test_fused_is_dense_in_values_and_gradients(schedule, how):
     pattern, mask = pattern_of(schedule, how)
     *arguments, weight = inputs(pattern.regions.rows, **KERNEL)

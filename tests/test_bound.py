@@ -105,13 +105,13 @@ def check(spec, network, params, *, exact):
 
 
 KERNEL_NAMES = ["absorbing", "uniform", "gamma .1", "epsilon"]
-# Every schedule with two kernels, in alternating alignments; autoregression with all in both.
+# Every schedule with two kernels, in alternating alignments; autoregression with all.
 CASES = [
     (schedule_name, kernel_name, alignment)
     for i, schedule_name in enumerate(SCHEDULES)
     for j, kernel_name in enumerate(KERNEL_NAMES)
     for k, alignment in enumerate(["aligned", "shifted"])
-    if schedule_name == "quenched AR" or (i + j + 2 * k) % 4 == 0
+    if (i + j + 2 * k) % 4 == 0 or (i == 0 and (j == 1 or (j + k) % 2 == 0))
 ]
 
 
@@ -234,7 +234,7 @@ def test_positions_behind_the_length_do_not_exist(alignment, schedule_name):
     spec = spec_of(schedule_name, kernels(2)["gamma .1"], alignment)
     schedule, length = spec.schedule, 2
     short = dataclasses.replace(spec, schedule=hyperschedule.beginning(schedule, length))
-    network, params = transformer(2)
+    network, params = reader(2)
     count = 24
     tokens = jax.random.randint(jax.random.key(1), (count, LENGTH), 0, 2)
     batch = estimator.Batch(tokens, jnp.arange(count), jax.random.key(2), count)

@@ -44,10 +44,10 @@ def test_the_tail_of_a_confident_distribution_keeps_its_share():
     # A hardware-style generator and full optimisation: 600 million numbers are needed.
     keys = jax.random.split(jax.random.key(0, impl="rbg"), chunks)
     draw = jax.jit(
-        lambda keys: jax.lax.map(lambda k: sample_categorical(k, logits), keys),
+        lambda keys, logits: jax.lax.map(lambda k: sample_categorical(k, logits), keys),
         compiler_options={"xla_backend_optimization_level": "3"},
     )
-    drawn = np.asarray(draw(keys)).ravel()
+    drawn = np.asarray(draw(keys, logits)).ravel()
     wanted = tail * len(drawn)
     assert abs(np.sum(drawn != 17) - wanted) < 4 * np.sqrt(wanted)
 

@@ -1,11 +1,13 @@
 """The command that trains: wrong settings, flags and config files, and a run that continues."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import hybrid_jax
@@ -237,17 +239,9 @@ assert "jax" not in sys.modules
     assert done.stderr.count("error: ") == 3
 
 
-def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "hybrid_jax.main", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-    )
-
-
-def test_command_line_trains_evaluates_samples_and_continues(tmp_path):
+def test_command_line_trains_evaluates_samples_and_continues(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jax, "devices", functools.partial(lambda found: found[:1], jax.devices()))
     lines = [f"{n} and {n} make {2 * n}, says the book.\n" for n in range(4000)]
     (tmp_path / "book.txt").write_text("".join(lines), encoding="utf-8")
     arguments = [
@@ -261,19 +255,16 @@ def test_command_line_trains_evaluates_samples_and_continues(tmp_path):
         "--config.optimizer.warmup_steps=1",
         "--config.evaluation.final_records=32",
     ]
-    first = command(*arguments, "--config.train.steps=2", folder=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert "perplexity ≤" in first.stdout
-    again = command("--workdir=run", "--config.train.steps=3", folder=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "resuming at step 2" in again.stdout
+    assert main.main([*arguments, "--config.train.steps=2"]) == 0
+    assert "perplexity ≤" in capsys.readouterr().out
+    assert main.main(["--workdir=run", "--config.train.steps=3"]) == 0
+    assert "resuming at step 2" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "checkpoints", "config.json", "metrics.jsonl", "records.json", "result.json", "samples",
         "tokenizer",
     ]  # fmt: skip
-    other = command(*arguments, "--config.noise.gamma=0.5", folder=tmp_path)
-    assert other.returncode == 2
-    assert "holds a run with noise.gamma=0.01, not 0.5" in other.stderr
+    other = sentence(capsys, *arguments, "--config.noise.gamma=0.5")
+    assert "holds a run with noise.gamma=0.01, not 0.5" in other
 
 
 def test_the_comparison_with_the_released_code_says_what_is_missing(tmp_path, monkeypatch):

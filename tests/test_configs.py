@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from enumeration import quick_jit
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.data import prepare
@@ -69,6 +70,11 @@ def test_one_training_step_of_every_config_has_its_shapes(name, size):
     share = {key: value for key, value in share.items() if value}
     assert kernel == next((f"{key}({value})" for key, value in share.items()), "absorbing")
     state = jax.eval_shape(setup.init)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    low, high = {"tiny": (0.5e6, 2e6), "small": (2e7, 8e7), "base": (1.5e8, 2.2e8)}[size]
+    assert low < parameters < high
+    if size == "small" and name != "gamma_hybrid":
+        return  # of whose parts tiny or base has each
     batch = setup.abstract_batch(sharding.one_device())
     new, metrics = jax.eval_shape(functools.partial(train_step, setup), state, batch)
     assert jax.tree.all(
@@ -78,9 +84,6 @@ def test_one_training_step_of_every_config_has_its_shapes(name, size):
         "loss": ((), jnp.float32),
         "grad_norm": ((), jnp.float32),
     }
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    low, high = {"tiny": (0.5e6, 2e6), "small": (2e7, 8e7), "base": (1.5e8, 2.2e8)}[size]
-    assert low < parameters < high
 
 
 # Values that settings without effect had in workdirs of the first format.
@@ -158,15 +161,16 @@ def moved(optimizer: OptimizerConfig, steps: int) -> str:
 @functools.cache
 def built(made: Experiment) -> dict:
     """What the settings of an experiment make, in values that compare."""
-    spec, network = made.spec(258, bos=256, eos=257), made.network(258)
-    setup = TrainSetup.build(made, 258, bos=256, eos=257)
+    spec, *others = (own.spec(258, bos=256, eos=257) for own in made.each)
+    network = made.network(258)
+    setup = TrainSetup(experiment=made, spec=spec, network=network, optimizer=None)
     data = dataclasses.asdict(made.data) | {"vocab_size": made.data.expected_vocab_size}
-    named, *others = (data.pop(name) for name in ("dir", "padded", "weights"))
+    named, *more = (data.pop(name) for name in ("dir", "padded", "weights"))
     folder = named or str(prepare.default_dir(**data))
     return {
         "name": made.name,
-        "data": (folder, made.data.length, others),
-        "schedule": [own.spec.schedule for own in setup.each] + [made.shares],
+        "data": (folder, made.data.length, more),
+        "schedule": [own.schedule for own in (spec, *others)] + [made.shares],
         "noise": (spec.kernel, made.bound(258)),
         "layout": spec.layout,
         "objective": (made.resolved().objective, spec.chunk),
@@ -418,12 +422,13 @@ def test_a_layout_is_refused_where_it_changes_no_mask(schedule, alignment):
     if family in ("block", "slide"):
         settings["schedule__width"] = schedule.width
 
+    @functools.cache
     def masks(layout: Layout) -> np.ndarray:
-        found = []
-        for phase in range(schedule.phases):
+        def at(phase):
             rows = training_rows(layout, schedule, jnp.full(schedule.phase_groups, phase))
-            found.append(attention_mask(layout, rows))
-        return np.asarray(found)
+            return attention_mask(layout, rows)
+
+        return np.asarray(quick_jit(jax.vmap(at))(jnp.arange(schedule.phases)))
 
     plain = Layout(alignment=alignment)
     for name, value in (("causal_window", True), ("context", "block_causal")):

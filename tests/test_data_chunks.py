@@ -269,7 +269,7 @@ def test_a_text_is_read_in_blocks(tmp_path, monkeypatch):
     assert "".join(found) == " one\r\n\n" + "two é\n" * 9 + "last"
     path.write_bytes(b"one\ntwo\nthree\nfo\xffr")
     with pytest.raises(UserError, match=r"is not UTF-8 at byte 16 \(line 4\)"):
-        list(files.documents(str(path)))
+        list(map("".join, files.streams(str(path))))
 
 
 # Processes -----------------------------------------------------------------------------------

@@ -57,11 +57,10 @@ def test_records_are_read_in_the_order_asked_for(records):
     records.verify()
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("start", [0, 5, 1000, 10**12])
-def test_iterating_from_any_step_gives_the_batches_of_the_steps(records, start, shuffle):
-    stream = Stream(records, batch_size=6, seed=3, shuffle=shuffle)
-    fresh = Stream(records, batch_size=6, seed=3, shuffle=shuffle)
+def test_iterating_from_any_step_gives_the_batches_of_the_steps(records, start):
+    stream = Stream(records, batch_size=6, seed=3)
+    fresh = Stream(records, batch_size=6, seed=3)
     seen = list(itertools.islice(stream.iterate(start), 20))
     assert [step for step, _ in seen] == list(range(start, start + 20))
     for step, batch in seen:
@@ -79,12 +78,11 @@ def test_steps_may_come_in_any_order(records):
         np.testing.assert_array_equal(stream.batch_at(step)["tokens"], forward[step])
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("count", [2, 3])
-def test_processes_share_one_global_batch(records, count, shuffle):
+def test_processes_share_one_global_batch(records, count):
     def part(index: int, total: int) -> Stream:
         rows = np.arange(6)[index * 6 // total : (index + 1) * 6 // total]
-        return Stream(records, batch_size=6, seed=1, shuffle=shuffle, rows=rows)
+        return Stream(records, batch_size=6, seed=1, rows=rows)
 
     whole = part(0, 1)
     assert whole.batch_at(0)["index"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -113,11 +111,6 @@ def test_seeds_share_no_epoch(records):
         places = taken(Stream(records, batch_size=37, seed=seed), range(6))
         orders |= {tuple(places[start : start + 37]) for start in range(0, len(places), 37)}
     assert len(orders) == 36
-
-
-def test_without_shuffling_records_come_in_order(records):
-    places = taken(Stream(records, batch_size=5, seed=0, shuffle=False), range(15))
-    assert places == [n % 37 for n in range(75)]
 
 
 def test_fewer_records_than_a_batch(folder):

@@ -770,18 +770,3 @@ def test_command_line_mistakes(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: No file matches 'nothing.txt': check the path or pattern.\n"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_command_line_help(capsys):
-    with contextlib.suppress(SystemExit):
-        prepare.main(["--help"])
-    text = capsys.readouterr().out
-    for option in (
-        "--source",
-        "--valid_source",
-        "--tokenizer",
-        "--vocab_size",
-        "--length",
-        "--out",
-    ):
-        assert option in text

@@ -81,9 +81,9 @@ def test_modules_that_do_not_parse_are_left_out(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="latin-1" if "latin" in text else "utf-8")
-    pysource._corpus.cache_clear()
+    pysource.documents.cache_clear()
     found = list(pysource.documents())
-    pysource._corpus.cache_clear()
+    pysource.documents.cache_clear()
     assert [text.splitlines()[-1] for text in found] == ["y = 'é'", "x = 1", "    print()"]
 
 

@@ -48,8 +48,7 @@ def test_a_text_in_a_place_that_was_used_is_the_text_alone(request, kind):
     whole = driver.run(own, asked(own), seed=3, batch_size=len(PROMPTS))
     assert [text.number for text in whole] == list(range(len(PROMPTS)))
     assert len({text.nfe for text in whole}) > 2  # they end at different rounds
-    for places in (1, 5):
-        assert driver.run(own, asked(own), seed=3, batch_size=places) == whole
+    assert driver.run(own, asked(own), seed=3, batch_size=5) == whole
 
 
 @pytest.mark.parametrize("every", [None, 1, 3])

@@ -95,7 +95,6 @@ def test_mauve_of_one_text_over_and_over():
         ((clouds(9), clouds(9)[:, :5]), {}, "one width"),
         ((clouds(9) * np.nan, clouds(9)), {}, "not finite"),
         ((clouds(9), clouds(9)), {"seeds": ()}, "one seed"),
-        ((clouds(9), clouds(9)), {"buckets": 0}, "one bucket"),
     ],
 )
 def test_features_without_a_mauve_are_refused(features, options, said):

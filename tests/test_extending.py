@@ -30,10 +30,14 @@ def made(tmp_path_factory):
     return runpy.run_path(str(file), run_name="extending")
 
 
-def trained_texts(made, rule, **parts):
-    """Four texts of 64 tokens, from two steps of training with other parts."""
+def trained(made, **parts):
+    """A setup with other parts, and what two steps of training make of it."""
     setup = made["setup_of"](made["experiment"], vocab_size=64, **parts)
-    params = made["train"](setup, [np.arange(512, dtype=np.int32).reshape(8, 64) % 64] * 2)
+    return setup, made["train"](setup, [np.arange(512, dtype=np.int32).reshape(8, 64) % 64] * 2)
+
+
+def texts_of(setup, params, rule):
+    """Four texts of 64 tokens."""
     sampler = Sampler(spec=setup.spec, network=setup.network)
     keys = jax.random.split(jax.random.key(0), 4)
     texts = generate(sampler, rule, params, keys, prompts.nothing(4, 64))
@@ -41,13 +45,15 @@ def trained_texts(made, rule, **parts):
     return texts
 
 
-def test_the_table_is_the_cosine(made):
-    cosine = made["cosine"](length=8, levels=64, steps=16)
-    wanted = np.floor(64 * np.cos(np.linspace(0, np.pi / 2, 17)))
-    np.testing.assert_array_equal(np.array(cosine.rows), wanted[:, None] * np.ones(8))
-    assert cosine.width == 8
-    cosine = made["cosine"](length=64, levels=64, steps=8)
-    np.testing.assert_array_equal(trained_texts(made, Ancestral(), schedule=cosine).nfe, 8)
+def test_the_table_is_dilated(made):
+    dilated = made["dilated"](length=18, steps=8)
+    np.testing.assert_array_equal(
+        np.sum(dilated.rows, axis=0) - 1, [0, 4, 2, 6, 1, 5, 3, 7] * 2 + [0, 4]
+    )
+    assert dilated.width == 18
+    dilated = made["dilated"](length=64, steps=8)
+    texts = texts_of(*trained(made, schedule=dilated), Ancestral())
+    np.testing.assert_array_equal(texts.nfe, 8)
 
 
 def test_windows_of_the_ramp_double(made):
@@ -122,15 +128,15 @@ def test_the_score_entropy_of_the_kernel_integrates_to_the_entropy_of_the_data(m
 
 def test_the_kernel_trains_in_continuous_time(made):
     continuous = objective.Objective(time="continuous")
-    setup = made["setup_of"](made["experiment"], 64, kernel=made["steady"], objective=continuous)
-    params = made["train"](setup, [np.arange(512, dtype=np.int32).reshape(8, 64) % 64] * 2)
+    _, params = trained(made, kernel=made["steady"], objective=continuous)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("rule", [Ancestral(), ACS(eta=0.5)], ids=lambda rule: type(rule).__name__)
-def test_the_kernel_trains_and_generates(made, rule):
-    texts = trained_texts(made, rule, kernel=made["steady"])
-    assert np.asarray(texts.corrections).sum() > 0, "the kernel replaces, so tokens move"
+def test_the_kernel_trains_and_generates(made):
+    parts = trained(made, kernel=made["steady"])
+    for rule in (Ancestral(), ACS(eta=0.5)):
+        texts = texts_of(*parts, rule)
+        assert np.asarray(texts.corrections).sum() > 0, "the kernel replaces, so tokens move"
 
 
 def test_the_rule_reveals_from_left_to_right(made):

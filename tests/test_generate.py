@@ -94,13 +94,6 @@ def test_prompts_are_continued_and_everything_is_recorded(folder, tmp_path, caps
     assert "corrections a text (acs, block(ω=4, T=4))" in printed.err
 
 
-def test_a_text_does_not_depend_on_its_batch(folder, tmp_path):
-    together = records(folder, tmp_path, "--num_samples=3", "--batch_size=3")
-    apart = records(folder, tmp_path, "--num_samples=3", "--batch_size=1")
-    assert [row["tokens"] for row in together] == [row["tokens"] for row in apart]
-    assert len({tuple(row["tokens"]) for row in together}) == 3
-
-
 def test_texts_do_not_depend_on_who_watches(folder):
     model = pretrained.load(folder)
     own = generator.build(model)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors
 from conftest import REPOSITORY
 from enumeration import quick_jit
 from tiny import tiny_tokenizer
@@ -31,7 +32,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.interop import released_config
 from hybrid_jax.interop.__main__ import main as interop
 from hybrid_jax.interop.released import Released, export_released, load_released
-from hybrid_jax.interop.workdirs import start_from, workdir_from_released
+from hybrid_jax.interop.workdirs import network_of, workdir_from_released
 from hybrid_jax.main import read_experiment
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
@@ -41,8 +42,6 @@ from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import loop, pretrained
 from hybrid_jax.training import workdir as workdirs
-
-safetensors = pytest.importorskip("safetensors.numpy")
 
 LENGTH = 16
 ADAMW = OptimizerConfig(
@@ -78,12 +77,6 @@ def experiment(kind: str, data: DataConfig = DataConfig(length=LENGTH), **sectio
             "objective": Objective(parameterisation="score", time="continuous"),
             "model": ModelConfig(**size, condition=6, embedding_gamma=0.05),
             "evaluation": EvaluationConfig(records=16, batch_size=16),
-        },
-        "ar": {
-            "schedule": ScheduleConfig(family="quenched_ar"),
-            "layout": Layout(alignment="shifted"),
-            "model": ModelConfig(**size),
-            "evaluation": EvaluationConfig(time="discrete", records=16, batch_size=16),
         },
     }[kind]
     common = {
@@ -239,17 +232,6 @@ def test_export_and_import_are_the_identity(tmp_path, kind):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_half_precision_is_widened(tmp_path):
-    model = random_model("epsilon")
-    export_released(model, tmp_path / "out")
-    path = tmp_path / "out" / "model.safetensors"
-    half = {name: value.astype(np.float16) for name, value in safetensors.load_file(path).items()}
-    safetensors.save_file(half, path)
-    found = load_released(tmp_path / "out").params["norm"]
-    assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found, model.params["norm"].astype(jnp.float16))
-
-
 def test_torch_files_are_read_where_torch_is(tmp_path, monkeypatch):
     """With a stand-in for torch: what it is asked for, and that nothing else is."""
     export_released(random_model("gamma"), tmp_path / "out")
@@ -275,46 +257,6 @@ def test_torch_files_are_read_where_torch_is(tmp_path, monkeypatch):
         load_released(tmp_path / "out")
 
 
-def test_safetensors_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
-    model = random_model("epsilon")
-    export_released(model, tmp_path / "out")
-    for name in ("safetensors", "safetensors.numpy"):
-        monkeypatch.setitem(sys.modules, name, None)
-    said = r"needs safetensors: install it with pip install 'hybrid_jax\[eval\]'"
-    with pytest.raises(UserError, match=said):
-        load_released(tmp_path / "out")
-    with pytest.raises(UserError, match=said):
-        export_released(model, tmp_path / "other")
-
-
-def test_names_are_fetched_from_the_hub_where_it_is(tmp_path, monkeypatch):
-    """With a stand-in for huggingface_hub."""
-    name = "hdlm-group/hdlm-base-gamma-0.01"
-    export_released(random_model("gamma"), tmp_path / "out")
-    asked = []
-
-    def fetch(repository, *, allow_patterns):
-        asked.append((repository, *allow_patterns))
-        return str(tmp_path / "out")
-
-    monkeypatch.setitem(
-        sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=fetch)
-    )
-    assert load_released(name).kind == "gamma"
-    assert [name for name, *_ in asked] == [name]
-    assert {"config.json", "model.safetensors"} <= set(asked[0])
-
-    def offline(repository, *, allow_patterns):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(sys.modules["huggingface_hub"], "snapshot_download", offline)
-    with pytest.raises(UserError, match=rf"no network.*`hf download {name} --local-dir=FOLDER`"):
-        load_released(name)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"needs huggingface_hub: .*`hf dow"):
-        load_released(name)
-
-
 def set_config(setting, value):
     def damage(folder):
         path = folder / "config.json"
@@ -337,30 +279,13 @@ def set_tensor(name, change):
     return damage
 
 
-def cut(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
-
-
-QKV = "blocks.1.attn_qkv.weight"
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (set_tensor(QKV, lambda x: None), f"has no tensor {QKV}, which its config asks for"),
-        (set_tensor(QKV, lambda x: np.ascontiguousarray(x.T)),
-         rf"{QKV} has the shape \[16, 48\], and its config asks for \[48, 16\]"),
-        (set_tensor(QKV, lambda x: x.astype(np.float64)), f"{QKV} is float64: convert it"),
-        (set_tensor("blocks.2.norm1.weight", lambda x: x), r"has a tensor blocks\.2\.norm1\.weigh"),
         (set_tensor("output_layer.adaLN_modulation.bias", lambda x: x),
          r"output_layer\.adaLN_modulation\.bias, which its config does not ask for"),
         (set_tensor("vocab_embed.embedding", lambda x: x[:-1]), r"\[258, 16\], .*\[259, 16\]"),
         (set_tensor("rotary_emb.inv_freq", lambda x: x / 2), "is not that of a rotary base 10000"),
-        (cut, r"model\.safetensors cannot be read \(.*\): fetch it again"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors n"),
-        (lambda folder: (folder / "config.json").unlink(), r"cannot be read \(No such file"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
         (set_config("model.n_blocks", None), r"has no model\.n_blocks: it is not the conf"),
         (set_config("model.n_heads", "two"), r"model\.n_heads='two' should be of type int"),
         (set_config("model.n_blocks", 3), r"has no tensor blocks\.2\.norm1\.weight|blocks\.2"),
@@ -543,34 +468,25 @@ def test_training_goes_on_from_an_imported_gamma_hybrid(tmp_path, data, capsys):
     )
 
 
-@pytest.fixture(scope="module")
-def ar(tmp_path_factory, data):
-    """The workdir of a small autoregressive run."""
-    folder = tmp_path_factory.mktemp("ar") / "run"
-    train_on(folder, open_run(experiment("ar", data)))
-    return folder
-
-
 SHIFTED = Layout(alignment="shifted")
+SIZE = {"layers": 1, "width": 16, "heads": 2}  # that of the tiny runs
 HYBRIDS = {
-    "epsilon": {"layout": SHIFTED},
+    "epsilon": {"layout": SHIFTED, "model": ModelConfig(**SIZE)},
     "gamma": {
         "layout": SHIFTED,
+        "model": ModelConfig(**SIZE, condition=6, embedding_gamma=0.05),
         "objective": Objective(parameterisation="context", time="continuous"),
     },
 }
 
 
 @pytest.mark.parametrize("kind", HYBRIDS)
-def test_a_hybrid_starts_as_the_autoregressive_network(tmp_path, data, ar, kind):
+def test_a_hybrid_starts_as_the_autoregressive_network(data, ar, kind):
     """One of the same form (ε), and one that is told the level and mixes embeddings (γ)."""
-    folder = tmp_path / "run"
     new = experiment(kind, data, **HYBRIDS[kind])
-    old = start_from(ar, new, folder)
-    run = open_run(continued(folder))
-    assert run.experiment == new.resolved()
-    assert old.step == 3
-    state = start_of(folder, run)
+    old, params = network_of(ar, new)
+    assert old.step == 8
+    network = new.network(258)
     tokens = jax.random.randint(jax.random.key(2), (2, LENGTH), 0, 258, jnp.int32)
     mask = jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool))
     clean = jnp.zeros(tokens.shape)
@@ -579,47 +495,33 @@ def test_a_hybrid_starts_as_the_autoregressive_network(tmp_path, data, ar, kind)
         levels.append(jax.random.uniform(jax.random.key(3), tokens.shape))
     wanted = logits(old.network, old.params, tokens, mask, clean)
     for level in levels:
-        found = logits(run.setup.network, state.params, tokens, mask, level)
+        found = logits(network, params, tokens, mask, level)
         np.testing.assert_array_equal(found, wanted)
 
 
 def test_starts_that_mean_nothing_are_refused(tmp_path, data, ar):
-    shifted = HYBRIDS["epsilon"]
-    narrow = ModelConfig(layers=2, width=8, heads=2)
+    shifted, gamma = HYBRIDS["epsilon"], HYBRIDS["gamma"]["model"]
+    narrow = ModelConfig(**SIZE | {"width": 8})
     other = dataclasses.replace(data, tokenizer="sentencepiece", vocab_size=300)
     for new, message in (
-        (experiment("epsilon", data), r"layout\.alignment is 'aligned' .* 'shifted' in the model"),
-        (experiment("gamma", data, layout=SHIFTED), r"objective\.parameterisation is 'score' in"),
-        (experiment("epsilon", data, model=narrow, **shifted), r"--config\.model\.width=16\."),
+        (
+            experiment("epsilon", data, model=shifted["model"]),
+            r"layout\.alignment is 'aligned' .* 'shifted' in the model",
+        ),
+        (
+            experiment("gamma", data, layout=SHIFTED, model=gamma),
+            r"objective\.parameterisation is 'score' in",
+        ),
+        (
+            experiment("epsilon", data, **shifted | {"model": narrow}),
+            r"--config\.model\.width=16\.",
+        ),
         (experiment("epsilon", other, **shifted), r"data\.tokenizer is 'sentencepiece' in"),
     ):
         with pytest.raises(UserError, match=message):
-            start_from(ar, new, tmp_path / "run")
-        assert not (tmp_path / "run").exists()
+            network_of(ar, new)
     with pytest.raises(UserError, match="holds no run"):
-        start_from(tmp_path / "none", experiment("epsilon", data), tmp_path / "run")
-
-
-def test_the_start_interop(tmp_path, data, ar, capsys):
-    config = tmp_path / "hybrid.py"
-    config.write_text(
-        f"from hybrid_jax.training import workdir\n\ndef get_config():\n"
-        f"    return workdir.load(__import__('pathlib').Path({str(ar)!r})).to_config()\n"
-    )
-    command = ["start", f"--from={ar}", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    changes = ["--config.schedule.family=block", "--config.schedule.width=4",
-               "--config.schedule.levels=4"]  # fmt: skip
-    assert interop([*command, *changes, "--step=3"]) == 0
-    assert "starts from step 3" in capsys.readouterr().out
-    assert pretrained.load(tmp_path / "run").experiment.schedule.width == 4
-    assert "is not an empty folder: choose another" in said(capsys, *command)
-    elsewhere = [*command[:-1], f"--workdir={tmp_path / 'other'}"]
-    assert "no checkpoint" in said(capsys, *elsewhere, "--step=7").lower()
-    assert "did you mean steps?" in said(capsys, *elsewhere, "--config.train.stesp=3")
-    assert "should be of type int" in said(capsys, *elsewhere, "--config.train.steps=few")
-    elsewhere[2] = "--config=nowhere.py"
-    assert "There is no config file 'nowhere.py'" in said(capsys, *elsewhere)
-    assert not (tmp_path / "other").exists()
+        network_of(tmp_path / "none", experiment("epsilon", data))
 
 
 def test_the_import_and_export_commands_refuse_in_one_sentence(tmp_path, ar, capsys):

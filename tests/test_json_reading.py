@@ -11,7 +11,7 @@ from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.tokenizers.byte import ByteTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.generation import requests
-from hybrid_jax.interop import weights
+from hybrid_jax.runtime import weights
 from hybrid_jax.runtime.decode import parse_json
 from hybrid_jax.runtime.metrics_writer import MetricsWriter
 from hybrid_jax.training import pretrained, workdir

@@ -17,7 +17,6 @@ from hybrid_jax import generate
 from hybrid_jax.config import Experiment, TrainConfig
 from hybrid_jax.data import mixture
 from hybrid_jax.errors import UserError
-from hybrid_jax.eval import code
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
 from hybrid_jax.method.settings import NoiseConfig, ScheduleConfig
@@ -48,10 +47,10 @@ def test_a_step_is_that_of_its_hyperschedule_alone(mixed):
     mesh = sharding.one_device()
     batch = {"tokens": jax.random.randint(jax.random.key(0), (8, tiny.LENGTH), 0, 256),
              "index": jnp.arange(8)}  # fmt: skip
-    states = []
+    states, init = [], setup.compile_init(mesh)
     for own, schedule in zip(setup.each, experiment.schedule.each, strict=True):
         alone = TrainSetup.build(experiment.on(schedule), 258, bos=256, eos=257)
-        found = [s.compile_step(mesh)(s.compile_init(mesh)(), batch)[0] for s in (own, alone)]
+        found = [s.compile_step(mesh)(init(), batch)[0] for s in (own, alone)]
         chex.assert_trees_all_equal(*found)
         states.append(found[0])
     different = [np.asarray(state.params["head"]["kernel"]) for state in states]
@@ -82,7 +81,7 @@ def test_the_budget_of_a_mixed_run_is_that_of_its_steps(mixed):
     model = pretrained.load(mixed)
     setup = TrainSetup.build(model.experiment, 258, bos=256, eos=257)
     work = [flops.training_flops(own.network, own.spec) for own in setup.each]
-    assert code.budget(model) == {
+    assert flops.budget(model) == {
         "tokens": 12 * 8 * tiny.LENGTH,
         "flops": pytest.approx(8 * (4 * work[0] + 2 * work[1] + 6 * work[2])),
     }

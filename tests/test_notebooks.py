@@ -123,7 +123,6 @@ def test_pretrained_without_a_network(tmp_path):
 
 
 def test_pretrained_with_a_released_model(reference, tmp_path):
-    pytest.importorskip("safetensors")
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     tiny_tokenizer().save(tokenizer)
@@ -144,7 +143,6 @@ def test_pretrained_with_a_released_model(reference, tmp_path):
 @pytest.mark.minutes
 def test_adapt(tmp_path):
     pytest.importorskip("tokenizers")
-    pytest.importorskip("safetensors")
     from test_pretrained import folder_of
 
     (tmp_path / "model").mkdir()

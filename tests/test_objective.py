@@ -84,7 +84,7 @@ def expectation(kernel, terms, levels):
     return np.sum(np.where(joint > 0, joint * np.where(joint > 0, terms, 0.0), 0.0), axis=(1, 2))
 
 
-def continuous_bound(objective, kernel, logits_at, nodes=600):
+def continuous_bound(objective, kernel, logits_at, nodes=200):
     """∫ dλ of the expected term over (0, 1), for one position on its own.
 
     λ = 3t² − 2t³ spreads the nodes out where the integrand is steep, at both ends.

@@ -18,7 +18,7 @@ from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.training import pretrained
+from hybrid_jax.training import flops, pretrained
 from hybrid_jax.training.likelihood import evaluate_bound
 from hybrid_jax.training.train_step import KeyPurpose, TrainSetup, train_step
 
@@ -279,9 +279,11 @@ def test_a_run_starts_from_another(source, tmp_path, capsys):
 def test_a_run_goes_on_in_its_own_text_from_another(source, tmp_path, capsys):
     """With the records that are there."""
     command = [f"--init={source}", f"--workdir={tmp_path}/tuned", "--config.train.steps=1",
-               "--config.train.seed=1", "--no_compilation_cache"]  # fmt: skip
+               "--init_step=2", "--config.train.seed=1", "--no_compilation_cache"]  # fmt: skip
     assert main.main(command) == 0
     assert f"starting from step 2 of {source}" in capsys.readouterr().out
+    origin = json.loads((tmp_path / "tuned" / "init.json").read_text(encoding="utf-8"))
+    assert origin == {"workdir": str(source), "step": 2, **flops.budget(pretrained.load(source))}
     assert pretrained.load(tmp_path / "tuned").data == pretrained.load(source).data
 
 
@@ -310,6 +312,7 @@ def test_a_start_with_another_tokenizer_is_refused(source, tmp_path, capsys):
     ("flags", "expected"),
     [
         ([], "--init needs a --workdir for the run that it starts."),
+        (["--init_step=1"], "checkpoints/1; choose one of [2]."),
         (["--config.model.width=32"], "model.width is 32 in the settings and 16 in the model"),
         (["--config.data.tokenizer=byte"], "data.tokenizer is 'byte' in the settings and 'char'"),
     ],

@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as safetensors
 from enumeration import quick_jit
+from published import reference, rewritten
 
 import hybrid_jax
 from hybrid_jax import main
@@ -33,7 +35,6 @@ from hybrid_jax.runtime.sharding import MeshConfig, make_mesh, one_device
 from hybrid_jax.training import pretrained
 
 tokenizers = pytest.importorskip("tokenizers")
-safetensors = pytest.importorskip("safetensors.numpy")
 
 ROWS, TOKENS, LENGTH = 67, 61, 16  # of the embedding; more than the tokenizer's
 _LLAMA = dict(
@@ -192,87 +193,13 @@ def read(family, folder, mesh):
     return network, families.parameters(network, folder, ROWS, mesh)
 
 
-def reference(family, tensors, tokens):
-    """Logits of one text, float64 [R, rows], of the published formulas one row after another."""
-    c = FAMILIES[family]
-    gpt2 = family == "gpt2"
-    t = {n.removeprefix("transformer.").removeprefix("model."): x.astype(float)
-         for n, x in tensors.items()}  # fmt: skip
-    layers, heads = (c["n_layer"], c["n_head"]) if gpt2 else (2, c["num_attention_heads"])
-
-    def product(x, name):
-        weight = t[f"{name}.weight"]
-        return x @ (weight if gpt2 else weight.T) + t.get(f"{name}.bias", 0.0)
-
-    def norm(x, name):
-        if gpt2:
-            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-            return x * t[f"{name}.weight"] + t[f"{name}.bias"]
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * t[f"{name}.weight"]
-
-    def turned(x, place):
-        half = x.shape[-1] // 2
-        speed = c["rope_theta"] ** (-np.arange(half) / half)
-        if scaled := c.get("rope_scaling"):
-            length = 2 * np.pi / speed  # of a wave
-            low, high = (scaled["original_max_position_embeddings"] / scaled[f"{x}_freq_factor"]
-                         for x in ("low", "high"))  # fmt: skip
-            mixed = (12 / length - 1.0) / (4.0 - 1.0)
-            slow = speed / scaled["factor"]
-            between = (1 - mixed) * slow + mixed * speed
-            speed = np.where(length > low, slow, np.where(length < high, speed, between))
-        angle = place * speed
-        a, b = x[..., :half], x[..., half:]
-        return np.concatenate([a * np.cos(angle) - b * np.sin(angle),
-                               a * np.sin(angle) + b * np.cos(angle)], -1)  # fmt: skip
-
-    past, rows = [([], []) for _ in range(layers)], []
-    for place, token in enumerate(tokens):
-        x = (
-            t["wte.weight"][token] + t["wpe.weight"][place]
-            if gpt2
-            else t["embed_tokens.weight"][token]
-        )
-        for i, (keys, values) in enumerate(past):
-            at = f"h.{i}" if gpt2 else f"layers.{i}"
-            y = norm(x, f"{at}.ln_1" if gpt2 else f"{at}.input_layernorm")
-            if gpt2:
-                q, k, v = np.split(product(y, f"{at}.attn.c_attn"), 3)
-            else:
-                q, k, v = (product(y, f"{at}.self_attn.{n}_proj") for n in "qkv")
-            head = len(q) // heads
-            q, k, v = (z.reshape(-1, head) for z in (q, k, v))
-            if family == "qwen3":
-                q, k = (norm(z, f"{at}.self_attn.{n}_norm") for n, z in (("q", q), ("k", k)))
-            if not gpt2:
-                q, k = turned(q, place), turned(k, place)
-            keys.append(np.repeat(k, heads // len(k), axis=0))
-            values.append(np.repeat(v, heads // len(v), axis=0))
-            scores = np.einsum("hk,mhk->hm", q, np.stack(keys)) / np.sqrt(head)
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
-            weights /= weights.sum(-1, keepdims=True)
-            mixed = np.einsum("hm,mhk->hk", weights, np.stack(values)).reshape(-1)
-            x = x + product(mixed, f"{at}.attn.c_proj" if gpt2 else f"{at}.self_attn.o_proj")
-            if gpt2:
-                y = product(norm(x, f"{at}.ln_2"), f"{at}.mlp.c_fc")
-                y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
-                x = x + product(y, f"{at}.mlp.c_proj")
-            else:
-                y = norm(x, f"{at}.post_attention_layernorm")
-                gate = product(y, f"{at}.mlp.gate_proj")
-                y = gate / (1 + np.exp(-gate)) * product(y, f"{at}.mlp.up_proj")
-                x = x + product(y, f"{at}.mlp.down_proj")
-        table = t["wte.weight"] if gpt2 else t["embed_tokens.weight"]
-        rows.append(t.get("lm_head.weight", table) @ norm(x, "ln_f" if gpt2 else "norm"))
-    return np.stack(rows)[:, :TOKENS]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_the_published_formulas(family, tmp_path):
     tensors = folder_of(family, tmp_path / "hf")
     network, params = read(family, tmp_path / "hf", one_device())
     tokens = texts()
-    wanted = np.stack([reference(family, tensors, text) for text in tokens])
+    every = [reference(FAMILIES[family], tensors, text)[0] for text in tokens]
+    wanted = np.stack(every)[..., :TOKENS]
     assert np.ptp(wanted) > 2  # so that the tolerance means something
     model = types.SimpleNamespace(network=network, params=params)
     np.testing.assert_allclose(our_logits(model, tokens), wanted, atol=1e-4)
@@ -299,22 +226,6 @@ def test_what_is_read_is_written_back_bit_for_bit(family, tmp_path):
     for name, value in before.items():
         value = value[:TOKENS] if value.shape[0] == ROWS else value
         np.testing.assert_array_equal(after[name], value, err_msg=name)
-
-
-def rewritten(folder, tensors, *, shards=1):
-    """The weights of a folder anew, in several files."""
-    (folder / "model.safetensors").unlink(missing_ok=True)
-    if shards == 1:
-        safetensors.save_file(tensors, folder / "model.safetensors")
-        return
-    places = {}
-    for i in range(shards):
-        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
-        part = dict(list(tensors.items())[i::shards])
-        safetensors.save_file(part, folder / file)
-        places |= dict.fromkeys(part, file)
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": places}))
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ from hybrid_jax.eval import datasets
 from hybrid_jax.figures import __main__ as figures
 from hybrid_jax.generation import driver, generator, infill, requests
 from hybrid_jax.interop import __main__ as interop
-from hybrid_jax.interop import released_config, weights
+from hybrid_jax.interop import released_config
+from hybrid_jax.runtime import weights
 from hybrid_jax.runtime.command_line import parse, read_config
 from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.metrics_writer import MetricsWriter
@@ -253,7 +254,7 @@ def test_files_of_text(folder, kind, packed, data):
     file = folder / f"text{kind}{packed}"
     file.write_bytes(content)
     with one_sentence():
-        for document in files.documents(str(file)):
+        for document in map("".join, files.streams(str(file))):
             assert document.encode("utf-8")
 
 
@@ -261,7 +262,7 @@ def test_files_of_text(folder, kind, packed, data):
 @cases
 def test_names(text):
     for read in (
-        lambda: files.documents(text),
+        lambda: files.streams(text),
         lambda: (
             sources.documents(text) if not text.startswith(("hf:", "tfds:", "pydocs")) else None
         ),

@@ -14,7 +14,7 @@ from hybrid_jax.config import Experiment, ModelConfig, NoiseConfig, ScheduleConf
 from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import loss as estimator
-from hybrid_jax.method.objective import Bound, Objective
+from hybrid_jax.method.objective import Objective
 from hybrid_jax.optim import OptimizerConfig
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import named_leaves
@@ -22,10 +22,9 @@ from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling import prompts, rules
 from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.state import Sampler
-from hybrid_jax.training.likelihood import evaluate_bound
 from hybrid_jax.training.train_step import TrainSetup
 
-STEPS, BATCH, LENGTH, TOKENS = 20, 32, 16, 60
+STEPS, BATCH, LENGTH, TOKENS = 10, 32, 16, 60
 MESHES = {
     "2 x 4": MeshConfig(data=2, fsdp=4),
     "8 x 1": MeshConfig(data=8, fsdp=1),
@@ -84,9 +83,7 @@ def alone(**settings):
     return trained(setup(**settings), sharding.one_device())
 
 
-@pytest.mark.parametrize(
-    ("name", "accumulation"), [("2 x 4", 1), ("8 x 1", 1), ("8 x 1", 4), ("with tensor", 4)]
-)
+@pytest.mark.parametrize(("name", "accumulation"), [("2 x 4", 1), ("with tensor", 4)])
 def test_same_curve_on_every_mesh(name, accumulation):
     """With dropout, and with accumulation."""
     mesh = sharding.make_mesh(MESHES[name])
@@ -98,10 +95,6 @@ def test_same_curve_on_every_mesh(name, accumulation):
         named_leaves(state.params).items(), named_leaves(same.params).values(), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=2e-4, err_msg=path)
-
-
-def test_same_curve_with_accumulation_on_one_device():
-    np.testing.assert_allclose(alone(accumulation=4)[0][:, 0], alone()[0][:, 0], atol=1e-5)
 
 
 def test_same_curve_with_conditioning_and_adamw():
@@ -178,32 +171,9 @@ def test_activations_stay_cut_along_the_batch():
         assert len(sizes) < 3 or batch not in sizes, line
 
 
-def test_evaluation_does_not_depend_on_the_mesh():
-    """Not even where the batch does not divide among the devices."""
-    made = setup()
-    params = jax.jit(made.init)().ema
-    batches = [{"tokens": data(n)[:13], "valid": np.arange(13) < 11} for n in range(2)]
-    bound = Bound(kernel=made.spec.kernel, time="continuous")
-
-    def estimate(mesh):
-        return evaluate_bound(
-            made.spec, made.network, params, batches, bound,
-            key=jax.random.key(1), draws=2, bytes_per_token=1.0, mesh=mesh,
-        )  # fmt: skip
-
-    one = estimate(None)
-    many = estimate(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
-    assert one.records == many.records == 22
-    assert many.nll == pytest.approx(one.nll, rel=1e-6)
-    assert many.nll_se == pytest.approx(one.nll_se, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("name", "condition"), [("8 x 1", 0), ("with tensor", 0), ("with tensor", 16)]
-)
-def test_generation_does_not_depend_on_the_mesh(name, condition):
+def test_generation_does_not_depend_on_the_mesh():
     """Texts and cache are cut along batch and heads, and the texts are the same."""
-    made = setup(condition=condition)
+    made = setup(condition=16)
     sampler = Sampler(spec=made.spec, network=made.network)
     given = prompts.nothing(8, LENGTH)
     keys = jax.random.split(jax.random.key(0), 8)
@@ -213,7 +183,7 @@ def test_generation_does_not_depend_on_the_mesh(name, condition):
     )
     rule = rules.ACS(eta=0.5)
     alone = generate(sampler, rule, params, keys, given)
-    mesh = sharding.make_mesh(MESHES[name])
+    mesh = sharding.make_mesh(MESHES["with tensor"])
     with sharding.use(mesh):
         places = sharding.like_parameters(mesh, params, made.network.axes)
         cut = jax.jit(lambda p: generate(sampler, rule, p, keys, given))(

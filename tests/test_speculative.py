@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-from enumeration import Reader, all_logits, all_sequences, kernels
+from enumeration import Reader, all_logits, all_sequences, among_others, kernels
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule
@@ -97,10 +97,9 @@ def test_texts_depend_neither_on_the_cache_nor_on_their_neighbours():
     np.testing.assert_array_equal(cached.tokens[given.frozen], given.tokens[given.frozen])
     sampler = Sampler(spec=rule.spec(spec), network=NETWORK)
     keys = jax.random.split(jax.random.key(1), len(ROWS))
-    for row in (0, 3):
-        one = prompts.build([ROWS[row]], length=LENGTH, vocab_size=N)
-        alone = generate(sampler, rule, PARAMS, keys[row : row + 1], one)
-        np.testing.assert_array_equal(alone.tokens[0], cached.tokens[row])
+    rows, keys, now, before = among_others(ROWS, keys)
+    again = generate(sampler, rule, PARAMS, keys, prompts.build(rows, length=LENGTH, vocab_size=N))
+    np.testing.assert_array_equal(again.tokens[now], np.asarray(cached.tokens)[before])
 
 
 def test_a_text_ends_at_eos_and_where_it_is_told_to():

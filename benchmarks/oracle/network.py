@@ -16,6 +16,7 @@ from oracle.chain import Chain
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method.loss import Spec
+from hybrid_jax.method.mask_blocks import Pattern
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.sampling.state import Sampler
 
@@ -46,12 +47,13 @@ class Oracle:
         params: Params,
         tokens: Int[Array, "B R"],
         position: Int[Array, "#B R"],
-        mask: Bool[Array, "#B R R"],
+        mask: Bool[Array, "#B R R"] | Pattern,
         level: Float32[Array, "B R"],
         dropout_keys: None = None,
     ) -> Float32[Array, "B R V"]:
         empty = self.empty_cache(len(tokens), 0)
-        return self.extend(params, empty, tokens, position, mask, level)[0]
+        sees = mask.mask() if isinstance(mask, Pattern) else mask
+        return self.extend(params, empty, tokens, position, sees, level)[0]
 
     def empty_cache(self, batch: int, slots: int) -> Int32[Array, "1 B 1 M 2"]:
         """Positions and tokens."""

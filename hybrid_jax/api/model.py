@@ -2,10 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
-
-from jax.sharding import Mesh
 
 from hybrid_jax.eval import datasets, perplexity
 from hybrid_jax.eval import score as scores
@@ -13,7 +9,6 @@ from hybrid_jax.eval.score import Score
 from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.update_rule import Rule
-from hybrid_jax.training import pretrained
 from hybrid_jax.training.likelihood import BoundEstimate
 from hybrid_jax.training.pretrained import Pretrained
 
@@ -129,27 +124,4 @@ class Model(Pretrained):
         ).estimate
 
 
-def load(
-    workdir: str | Path,
-    *,
-    step: int | Literal["best"] | None = None,
-    mesh: Mesh | None = None,
-    schedule: str | None = None,
-    strict: bool = False,
-) -> Model:
-    """Opens a trained run.
-
-    Args:
-      workdir: folder of the run.
-      step: of the checkpoint; "best" for the lowest bound on validation text, None for the newest.
-      mesh: of the devices to use (`hybrid_jax.runtime.sharding.make_mesh`); None for the first one.
-      schedule: a hyperschedule in place of the trained one, such as "block:width=8:levels=4" or
-        "quenched_ar".
-      strict: whether a family and width that the run was not trained for are refused.
-
-    Raises:
-      UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read, or the
-        hyperschedule is none for it.
-    """
-    found = pretrained.load(workdir, step=step, mesh=mesh, schedule=schedule, strict=strict)
-    return Model(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
+load = Model.load

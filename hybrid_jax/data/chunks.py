@@ -68,10 +68,9 @@ class Plan:
     def load(cls, folder: Path) -> Self | None:
         """The plan in a folder; None if there is none."""
         try:
-            plan: Self = from_values(cls, parse_json((folder / _PLAN).read_bytes()), "plan")
+            return from_values(cls, parse_json((folder / _PLAN).read_bytes()), "plan")
         except (OSError, ValueError, UserError):
             return None
-        return plan
 
     def save(self, folder: Path) -> None:
         """Writes the plan. Raises UserError if that is not possible."""

@@ -71,7 +71,7 @@ _DECOMPRESSORS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
 }
 
 
-def documents(patterns: str, *, by_line: bool = False) -> Iterator[str]:
+def streams(patterns: str, *, by_line: bool = False) -> Iterator[Iterable[str]]:
     """The documents of all files that match, in the order of the patterns and then of names.
 
     A file is read once, however many names and links lead to it.
@@ -81,29 +81,22 @@ def documents(patterns: str, *, by_line: bool = False) -> Iterator[str]:
         JSON list of them where one has a comma in it.
       by_line: whether each line of a .txt file is a document.
 
+    Returns:
+      each document as blocks of text to be read in order, so that none is held as a whole.
+
     Raises:
       UserError: if a pattern matches no file or a file of another kind; while iterating, if a file
         is empty, damaged, not UTF-8, or has a line that is not an object with a text.
     """
-    return ("".join(blocks) for blocks in streams(patterns, by_line=by_line))
-
-
-def streams(patterns: str, *, by_line: bool = False) -> Iterator[Iterable[str]]:
-    """`documents`, each as blocks of text to be read in order, so that none is held as a whole."""
-    paths = _matching(patterns)
-    readers = [_reader(path, by_line) for path in paths]
-    return (
-        blocks
-        for path, reader in zip(paths, readers, strict=True)
-        for blocks in _nonempty(path, reader)
-    )
+    found = [(path, _documents(path, by_line)) for path in _matching(patterns)]
+    return (blocks for path, documents in found for blocks in _nonempty(path, documents))
 
 
 def parts(patterns: str) -> list[str]:
     """The patterns of one file each that together have the same documents in the same order.
 
     Raises:
-      UserError: as `documents`, or for a pipe, since parts are read more than once.
+      UserError: as `streams`, or for a pipe, since parts are read more than once.
     """
     paths = _matching(patterns)
     for path in paths:
@@ -115,7 +108,7 @@ def parts(patterns: str) -> list[str]:
 
 
 def contents(patterns: str) -> dict[str, content.Content]:
-    """The content of each file of `documents`. Raises UserError as it does."""
+    """The content of each file of `streams`. Raises UserError as it does."""
     return {
         path: remote.content(path) if remote.is_remote(path) else content.of_file(Path(path))
         for path in _matching(patterns)
@@ -127,7 +120,7 @@ def pairs(patterns: str) -> Iterator[tuple[str, str]]:
     """Prompt and answer of each line of all .jsonl files that match.
 
     Raises:
-      UserError: as `documents`, or for a line without one of them.
+      UserError: as `streams`, or for a line without one of them.
     """
     paths = _matching(patterns)
     for path in paths:
@@ -140,10 +133,10 @@ def located(patterns: str) -> Iterator[tuple[str, str]]:
     """The lines of all files that match, of .jsonl their texts, each behind the name of its place.
 
     Raises:
-      UserError: as `documents`.
+      UserError: as `streams`.
     """
     for path in _matching(patterns):
-        for number, blocks in enumerate(_reader(path, by_line=True)(path), start=1):
+        for number, blocks in enumerate(_documents(path, by_line=True), start=1):
             yield f"Line {number} of {path}", "".join(blocks)
 
 
@@ -154,11 +147,11 @@ def prompts(file: str) -> list[str]:
       file: its path, or "-" for standard input.
 
     Raises:
-      UserError: if there are none, or as `documents`.
+      UserError: if there are none, or as `streams`.
     """
     path = str(expanded(file))
-    read = _json_prompts if _kind(path) == ".jsonl" else lines
-    found = [text for text in read(path) if text.strip()]
+    texts = _json_texts(path, prompts=True) if _kind(path) == ".jsonl" else lines(path)
+    found = [text for text in texts if text.strip()]
     if not found:
         raise UserError(f"There are no prompts in {file}: write one a line.")
     return found
@@ -242,26 +235,21 @@ def _plain(path: str) -> PurePath:
     return PurePath(re.sub(r"^(https?://[^?#]*).*", r"\1", path))
 
 
-def _reader(path: str, by_line: bool) -> Callable[[str], Iterator[Iterable[str]]]:
-    readers: dict[str, Callable[[str], Iterator[Iterable[str]]]] = {
-        ".txt": lambda path: (
-            ((line,) for line in lines(path)) if by_line else iter([_blocks(path)])
-        ),
-        ".jsonl": lambda path: ((text,) for text in _json_lines(path)),
-    }
-    if _kind(path) not in readers:
+def _documents(path: str, by_line: bool) -> Iterator[Iterable[str]]:
+    """The documents of a file as blocks. Raises UserError, at once, for a file of another kind."""
+    if _kind(path) == ".jsonl":
+        return ((text,) for text in _json_texts(path))
+    if _kind(path) != ".txt":
         raise UserError(
             f"{path} is of an unknown kind: files must end in .txt or .jsonl, and may be "
             f"compressed ({', '.join(_DECOMPRESSORS)})."
         )
-    return readers[_kind(path)]
+    return ((line,) for line in lines(path)) if by_line else iter([_blocks(path)])
 
 
-def _nonempty(
-    path: str, reader: Callable[[str], Iterator[Iterable[str]]]
-) -> Iterator[Iterable[str]]:
+def _nonempty(path: str, documents: Iterator[Iterable[str]]) -> Iterator[Iterable[str]]:
     empty = True
-    for document in reader(path):
+    for document in documents:
         head, blocks = "", iter(document)
         for block in blocks:
             head += block
@@ -315,17 +303,12 @@ def _blocks(path: str) -> Iterator[str]:
             lines += content.count(b"\n")
 
 
-def _json_lines(path: str) -> Iterator[str]:
-    """The text of each line; "" for a blank one."""
+def _json_texts(path: str, *, prompts: bool = False) -> Iterator[str]:
+    """The text of each line, or where `prompts` are wanted its prompt if it has one; "" for a blank
+    line."""
     for where, value in _json_values(path):
-        yield "" if value is None else _string(where, value, "text")
-
-
-def _json_prompts(path: str) -> Iterator[str]:
-    """The prompt or else the text of each line; "" for a blank one."""
-    for where, value in _json_values(path):
-        has_prompt = isinstance(value, dict) and FIELDS[0] in value
-        yield "" if value is None else _string(where, value, FIELDS[0] if has_prompt else "text")
+        is_prompt = prompts and isinstance(value, dict) and FIELDS[0] in value
+        yield "" if value is None else _string(where, value, FIELDS[0] if is_prompt else "text")
 
 
 def _pairs(path: str) -> Iterator[tuple[str, str]]:

@@ -1,9 +1,8 @@
 """The manifest of a prepared folder: its content, and the settings that it was made with."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
+from typing import Self
 
 from hybrid_jax.data.pairs import is_pairs
 from hybrid_jax.errors import UserError
@@ -129,7 +128,7 @@ class Manifest:
         return digest(parts)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Manifest:
+    def load(cls, folder: str | Path) -> Self:
         """Reads the manifest of a folder.
 
         Raises:
@@ -154,8 +153,7 @@ class Manifest:
                 "prepare the data again in a new folder."
             )
         try:
-            manifest: Manifest = from_values(cls, values, "manifest")
-            return manifest
+            return from_values(cls, values, "manifest")
         except UserError as error:
             reason = str(error).rstrip(".")
             raise UserError(

@@ -7,8 +7,8 @@ import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from array_record.python import array_record_module
@@ -19,7 +19,6 @@ from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 
 _SHOWN = 40  # characters of a prompt in a sentence
-_FLUSH = 1 << 20  # tokens gathered before records are cut from them
 
 
 def token_dtype(vocab_size: int, pair_length: int = 0) -> np.dtype:
@@ -28,7 +27,7 @@ def token_dtype(vocab_size: int, pair_length: int = 0) -> np.dtype:
     return np.dtype("<u2" if max(vocab_size, pair_length) < 1 << 16 else "<u4")
 
 
-class RecordWriter:
+class RecordWriter(AbstractContextManager["RecordWriter"]):
     """Writes one split: tokens run on from record to record, and the last few are dropped.
 
     A context manager, which closes the open file; `finish` returns the description.
@@ -57,17 +56,13 @@ class RecordWriter:
         self._length = length + pairs
         self._token_bytes = token_bytes
         self._dtype = token_dtype(len(token_bytes), length if pairs else 0)
-        self._pending: list[np.ndarray] = []
-        self._pending_tokens = 0
+        self._pending = np.zeros(0, self._dtype)  # too few for a record
         self._documents = self._text_bytes = self._tokens = self._kept_bytes = 0
         self._digest = hashlib.sha256()
         self._records: list[int] = []  # of each shard so far
         self._dropped = 0
         self._sources: list[int] = []  # records so far at the end of each
         self._file: array_record_module.ArrayRecordWriter | None = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._close()
@@ -80,24 +75,31 @@ class RecordWriter:
           text_bytes: UTF-8 bytes of the text.
           documents: number of those that end in it.
         """
-        self._pending.append(ids.astype(self._dtype, copy=False))
-        self._pending_tokens += len(ids)
         self._tokens += len(ids)
         self._documents += documents
         self._text_bytes += text_bytes
-        if self._pending_tokens >= max(_FLUSH, self._length):
-            self._flush()
+        tokens = np.concatenate([self._pending, ids.astype(self._dtype, copy=False)])
+        kept = len(tokens) // self._length * self._length
+        self._pending = tokens[kept:].copy()
+        records = tokens[:kept].reshape(-1, self._length)
+        counted = records
+        if self._pairs:
+            counted = records[:, 1:][np.arange(self._length - 1) >= records[:, :1]]
+        counts = np.bincount(counted.reshape(-1), minlength=len(self._token_bytes))
+        self._kept_bytes += int(counts @ self._token_bytes)
+        self._digest.update(tokens[:kept].data)
+        with _system_errors():
+            for record in records:
+                self._write(record.tobytes())
 
     def end_source(self) -> None:
         """Ends the records of a source: its last tokens, too few for one, are dropped."""
-        self._flush()
-        self._dropped += self._pending_tokens
-        self._pending, self._pending_tokens = [], 0
+        self._dropped += len(self._pending)
+        self._pending = self._pending[:0]
         self._sources.append(sum(self._records))
 
     def finish(self) -> Split:
-        """Writes the last whole records, closes and names the files, and describes the split."""
-        self._flush()
+        """Closes and names the files, and describes the split."""
         starts = [0, *self._sources]
         sizes = [end - start for start, end in itertools.pairwise(starts)]
         self._close()
@@ -110,7 +112,7 @@ class RecordWriter:
             text_bytes=self._text_bytes,
             tokens=self._tokens - self._pairs * sum(self._records),
             records=sum(self._records),
-            dropped_tokens=self._dropped + self._pending_tokens,
+            dropped_tokens=self._dropped + len(self._pending),
             sources=tuple(sizes) if len(sizes) > 1 else (),
             kept_bytes=self._kept_bytes,
             sha256=self._digest.hexdigest(),
@@ -124,21 +126,6 @@ class RecordWriter:
         path = self._folder / name
         size, stamp = path.stat().st_size, content.stamp(path)
         return Shard(name=name, records=records, bytes=size, stamp=stamp)
-
-    def _flush(self) -> None:
-        tokens = np.concatenate([np.zeros(0, self._dtype), *self._pending])
-        kept = len(tokens) // self._length * self._length
-        self._pending, self._pending_tokens = [tokens[kept:].copy()], len(tokens) - kept
-        records = tokens[:kept].reshape(-1, self._length)
-        counted = records
-        if self._pairs:
-            counted = records[:, 1:][np.arange(self._length - 1) >= records[:, :1]]
-        counts = np.bincount(counted.reshape(-1), minlength=len(self._token_bytes))
-        self._kept_bytes += int(counts @ self._token_bytes)
-        self._digest.update(tokens[:kept].data)
-        with _system_errors():
-            for record in records:
-                self._write(record.tobytes())
 
     def _write(self, record: bytes) -> None:
         if self._file is None or self._records[-1] == self._shard_records:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import re
@@ -137,23 +136,12 @@ class Records:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Order:
+def _order(records: int, seed: int, source: int) -> grain.MapDataset:
     """The record at each place of an endless sequence of epochs of a source, from 0."""
-
-    records: int
-    seed: int | None
-    source: int
-
-    @functools.cached_property
-    def dataset(self) -> grain.MapDataset:
-        numbers = grain.MapDataset.range(self.records)
-        if self.seed is not None:
-            # Grain shuffles epoch e of seed s with s + e: neighbouring seeds would share epochs.
-            own = (self.source,) if self.source else ()
-            mixed = np.random.SeedSequence(self.seed, spawn_key=own).generate_state(1)[0]
-            numbers = numbers.shuffle(seed=int(mixed))
-        return numbers.repeat()
+    # Grain shuffles epoch e of seed s with s + e: neighbouring seeds would share epochs.
+    own = (source,) if source else ()
+    mixed = np.random.SeedSequence(seed, spawn_key=own).generate_state(1)[0]
+    return grain.MapDataset.range(records).shuffle(seed=int(mixed)).repeat()
 
 
 class Stream:
@@ -165,7 +153,6 @@ class Stream:
       records: the split to train on; may be fewer than a batch.
       batch_size: B, rows of the global batch.
       seed: of the order, 0 or more.
-      shuffle: False for the order of the records in every epoch.
       rows: which rows of the global batch to read, int [b]; None for all.
       weights: of the sources, see `mixture.parse`.
 
@@ -179,7 +166,6 @@ class Stream:
         *,
         batch_size: int,
         seed: int,
-        shuffle: bool = True,
         rows: np.ndarray | None = None,
         weights: str = "",
     ):
@@ -195,7 +181,7 @@ class Stream:
         self._stages = mixture.parse(weights, len(records.sources))
         starts = itertools.accumulate(records.sources, initial=0)
         self._sources = [
-            (start, _Order(records=size, seed=seed if shuffle else None, source=number).dataset)
+            (start, _order(size, seed, number))
             for number, (start, size) in enumerate(zip(starts, records.sources, strict=False))
         ]
 

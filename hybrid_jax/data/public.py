@@ -21,22 +21,28 @@ from hybrid_jax.runtime.files import one_line
 _FIELDS = ("text", "article", "passage", "content", "sentence", "description")
 
 
-def tfds_documents(argument: str) -> Iterator[str]:
-    """The texts of one split of a data set of TFDS that is prepared on this machine.
+def documents(kind: str, argument: str) -> Iterator[str]:
+    """The texts of one split of a data set.
 
     Args:
-      argument: "NAME[/CONFIG]:SPLIT[:FIELD]", such as "scientific_papers/arxiv:test:article".
+      kind: "tfds", for a data set that is prepared on this machine, or "hf", for one of the hub or
+        of its cache.
+      argument: "NAME[/CONFIG]:SPLIT[:FIELD]", such as "scientific_papers/arxiv:test:article". NAME
+        may have an owner: "Salesforce/wikitext/wikitext-103-raw-v1:test". One with a single slash
+        is an owner's data set without a config on the hub.
 
     Raises:
-      UserError: if the argument is malformed, or the data set is not prepared; the message
-        has the command that prepares it.
+      UserError: if the argument is malformed, the data set cannot be read or is not prepared, which
+        the message says how to do, or the package `datasets` is missing.
     """
-    name, _, field = _parts("tfds", argument)
-    return _texts(f"tfds:{name}", field, _tfds_rows(argument))
+    name, _, field = _parts(kind, argument)
+    return _texts(f"{kind}:{name}", field, _rows(kind, argument))
 
 
-def _tfds_rows(argument: str) -> Iterator[dict[str, Any]]:
-    name, split, _ = _parts("tfds", argument)
+def _rows(kind: str, argument: str) -> Iterator[dict[str, Any]]:
+    name, split, _ = _parts(kind, argument)
+    if kind == "hf":
+        return iter(_hub("load_dataset", argument, split=split))
     builder, command = _tfds_builder(name, split)
     try:
         rows = builder.as_data_source(split=split)
@@ -56,20 +62,23 @@ def pairs(kind: str, argument: str) -> Iterator[tuple[str, str]]:
       argument: "NAME[/CONFIG]:SPLIT[:PROMPT+ANSWER]", with the names of the fields.
 
     Raises:
-      UserError: as `tfds_documents` and `hub_documents`, or if an answer is missing.
+      UserError: as `documents`, or if an answer is missing.
     """
     name, _, field = _parts(kind, argument)
     fields = tuple(field.split("+")) if field else FIELDS
     if len(fields) != len(FIELDS):
         raise UserError(f"{kind}:{argument} names no two fields: write PROMPT+ANSWER.")
-    rows = _tfds_rows(argument) if kind == "tfds" else _hub_rows(argument)
-    _, found = _fields(f"{kind}:{name}", [fields], rows)
+    _, found = _fields(f"{kind}:{name}", [fields], _rows(kind, argument))
     return (checked(*values) for values in found)
 
 
-def tfds_contents(argument: str) -> dict[str, Content]:
-    """The content of the files of the same split. Raises UserError as `tfds_documents`."""
-    name, split, _ = _parts("tfds", argument)
+def contents(kind: str, argument: str, texts: Callable[[], Iterator[str]]) -> dict[str, Content]:
+    """The content of the same split: of its files, or of `texts` of the hub with their version."""
+    name, split, _ = _parts(kind, argument)
+    if kind == "hf":
+        builder = _hub("load_dataset_builder", argument)
+        # The folder has the commit of the hub in its name.
+        return {f"hf:{argument}": content.of_texts(Path(builder.cache_dir).name, texts)}
     builder, _ = _tfds_builder(name, split)
     paths = (Path(path) for path in builder.info.splits[split].filepaths)
     return {path.name: content.of_file(path) for path in paths if path.is_file()}
@@ -100,33 +109,6 @@ def _tfds_builder(name: str, split: str) -> tuple[Any, str]:
         known = ", ".join(builder.info.splits)
         raise UserError(f"{name} has no split {split!r}: choose one of {known}.")
     return builder, command
-
-
-def hub_documents(argument: str) -> Iterator[str]:
-    """The texts of one split of a data set of the Hugging Face hub, or of its cache.
-
-    Args:
-      argument: "NAME[/CONFIG]:SPLIT[:FIELD]", where NAME may have an owner: "Salesforce/wikitext/
-        wikitext-103-raw-v1:test". A NAME with one slash is an owner's data set without a config.
-
-    Raises:
-      UserError: if the package `datasets` is missing, or the data set cannot be read.
-    """
-    name, _, field = _parts("hf", argument)
-    return _texts(f"hf:{name}", field, _hub_rows(argument))
-
-
-def _hub_rows(argument: str) -> Iterator[dict[str, Any]]:
-    _, split, _ = _parts("hf", argument)
-    return iter(_hub("load_dataset", argument, split=split))
-
-
-def hub_contents(argument: str, texts: Callable[[], Iterator[str]]) -> dict[str, Content]:
-    """The content of `texts` of a data set, stamped with its version. Raises UserError."""
-    builder = _hub("load_dataset_builder", argument)
-    # The folder has the commit of the hub in its name.
-    stamp = Path(builder.cache_dir).name
-    return {f"hf:{argument}": content.of_texts(stamp, texts)}
 
 
 def _hub(function: str, argument: str, **settings: str) -> Any:

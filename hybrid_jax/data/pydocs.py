@@ -13,23 +13,19 @@ from pydoc_data.topics import topics
 from hybrid_jax.data import content, pysource
 
 
-def documents() -> Iterator[str]:
-    """Help topics, then one document a module; equal for equal interpreters, none twice."""
-    return iter(_corpus())
-
-
-def contents() -> dict[str, content.Content]:
-    """The content of the corpus, which is another for each version of Python."""
-    return {"Python's documentation": content.of_texts(sys.version, documents)}
-
-
 @functools.cache  # parsing takes seconds, and preparation reads a source more than once
-def _corpus() -> tuple[str, ...]:
+def documents() -> tuple[str, ...]:
+    """Help topics, then one document a module; equal for equal interpreters, none twice."""
     bodies: dict[str, None] = dict.fromkeys(topics[name] for name in sorted(topics))
     for module in pysource.modules():
         found = _docstrings(module.tree, module.name)
         bodies["\n\n\n".join(f"{title}\n\n{text}" for title, text in found) + "\n"] = None
     return tuple(body for body in bodies if body.strip())
+
+
+def contents() -> dict[str, content.Content]:
+    """The content of the corpus, which is another for each version of Python."""
+    return {"Python's documentation": content.of_texts(sys.version, documents)}
 
 
 def _docstrings(

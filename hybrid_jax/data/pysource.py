@@ -29,9 +29,11 @@ class Module(NamedTuple):
     tree: ast.Module
 
 
-def documents() -> Iterator[str]:
+@functools.cache  # parsing takes seconds, and preparation reads a source more than once
+def documents() -> tuple[str, ...]:
     """One document a module; equal for equal interpreters, none twice."""
-    return iter(_corpus())
+    texts = (module.text for module in modules() if not _is_table(module))
+    return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
 def contents() -> dict[str, content.Content]:
@@ -54,12 +56,6 @@ def modules() -> Iterator[Module]:
                 yield Module(".".join(parts).removesuffix(".__init__"), text, ast.parse(text))
         except (SyntaxError, ValueError):
             continue  # a template, or a sample of broken code
-
-
-@functools.cache  # parsing takes seconds, and preparation reads a source more than once
-def _corpus() -> tuple[str, ...]:
-    texts = (module.text for module in modules() if not _is_table(module))
-    return tuple(dict.fromkeys(text for text in texts if text.strip()))
 
 
 def _is_table(module: Module) -> bool:

@@ -1,7 +1,5 @@
 """The section ``data`` of an experiment."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,48 +1,13 @@
-"""Sources of text: a source is named by a string and yields documents.
+"""Sources of text: a source is named by a string and yields documents."""
 
-A new kind of source is two functions of its argument, listed in `_SOURCES` and `_CONTENTS`: one to
-its documents, and one to what tells whether they are still the same.
-"""
-
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from hybrid_jax.data import files, public, pydocs, pysource
 from hybrid_jax.data.content import Content
 from hybrid_jax.errors import UserError
 
-
-def _embedded(name: str, documents: Callable[[], Iterator[str]]) -> Callable[[str], Iterator[str]]:
-    def read(argument: str) -> Iterator[str]:
-        if argument:
-            raise UserError(
-                f"The source {name} takes no argument, but got {argument!r}: leave it out."
-            )
-        return documents()
-
-    return read
-
-
-_SOURCES: dict[str, Callable[[str], Iterator[str]]] = {
-    "files": files.documents,
-    "hf": public.hub_documents,
-    "lines": functools.partial(files.documents, by_line=True),
-    "pairs": lambda argument: map("\n".join, _pairs(argument)),
-    "pydocs": _embedded("pydocs", pydocs.documents),
-    "pysource": _embedded("pysource", pysource.documents),
-    "tfds": public.tfds_documents,
-}
-
-_CONTENTS: dict[str, Callable[[str], dict[str, Content]]] = {
-    "files": files.contents,
-    "hf": lambda argument: public.hub_contents(argument, lambda: public.hub_documents(argument)),
-    "lines": files.contents,
-    "pairs": lambda argument: _pairs_contents(argument),
-    "pydocs": lambda _: pydocs.contents(),
-    "pysource": lambda _: pysource.contents(),
-    "tfds": public.tfds_contents,
-}
-KINDS = tuple(_SOURCES)
+_EMBEDDED = {"pydocs": pydocs, "pysource": pysource}
+KINDS = ("files", "hf", "lines", "pairs", *_EMBEDDED, "tfds")
 
 
 def documents(source: str) -> Iterator[str]:
@@ -65,10 +30,8 @@ def documents(source: str) -> Iterator[str]:
       UserError: for an unknown source or, at once or while iterating, for files that are missing,
         empty, damaged or not UTF-8.
     """
-    kind, _, argument = source.partition(":")
-    if kind not in _SOURCES:
-        raise UserError(f"Unknown source {source!r}: choose one of {', '.join(sorted(_SOURCES))}.")
-    return _SOURCES[kind](argument)
+    joint = "\n" if source.startswith("pairs:") else ""
+    return (joint.join(blocks) for blocks in streams(source))
 
 
 def located(source: str) -> Iterator[tuple[str, str]]:
@@ -89,11 +52,18 @@ def streams(source: str) -> Iterator[Iterable[str]]:
     The blocks of a pair are its prompt and its answer.
     """
     kind, _, argument = source.partition(":")
-    if kind == "pairs":
-        return _pairs(argument)
+    if kind not in KINDS:
+        raise UserError(f"Unknown source {source!r}: choose one of {', '.join(KINDS)}.")
     if kind in ("files", "lines"):
         return files.streams(argument, by_line=kind == "lines")
-    return ((text,) for text in documents(source))
+    if kind == "pairs":
+        found = _public(argument)
+        return public.pairs(*found) if found else files.pairs(argument)
+    if kind in ("hf", "tfds"):
+        return ((text,) for text in public.documents(kind, argument))
+    if argument:
+        raise UserError(f"The source {kind} takes no argument, but got {argument!r}: leave it out.")
+    return ((text,) for text in _EMBEDDED[kind].documents())
 
 
 def parts(source: str) -> list[str]:
@@ -110,22 +80,14 @@ def contents(source: str) -> dict[str, Content]:
     A pipe has none: it can be read only once. Raises UserError as `documents`.
     """
     kind, _, argument = source.partition(":")
-    return _CONTENTS[kind](argument)
+    if kind == "pairs":
+        kind, argument = _public(argument) or ("files", argument)
+    if kind in ("hf", "tfds"):
+        return public.contents(kind, argument, lambda: documents(source))
+    return _EMBEDDED[kind].contents() if kind in _EMBEDDED else files.contents(argument)
 
 
 def _public(argument: str) -> tuple[str, str] | None:
     """Kind and argument of pairs of a public data set; None for those of files."""
     kind, _, rest = argument.partition(":")
     return (kind, rest) if kind in ("hf", "tfds") else None
-
-
-def _pairs(argument: str) -> Iterator[tuple[str, str]]:
-    found = _public(argument)
-    return public.pairs(*found) if found else files.pairs(argument)
-
-
-def _pairs_contents(argument: str) -> dict[str, Content]:
-    kind, rest = _public(argument) or ("files", argument)
-    if kind == "hf":
-        return public.hub_contents(rest, lambda: documents(f"pairs:{argument}"))
-    return _CONTENTS[kind](rest)

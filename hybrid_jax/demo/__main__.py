@@ -12,7 +12,7 @@ import threading
 
 from hybrid_jax.demo.server import Server, listen
 from hybrid_jax.demo.writer import Writer
-from hybrid_jax.runtime.command_line import Parser, add_schedule, path_of, run_command, step_of
+from hybrid_jax.runtime.command_line import Parser, add_model, run_command
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.training import pretrained
 
@@ -43,9 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         compiles=True,
     )
     add = parser.add_argument
-    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
-    add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
-    add_schedule(add)
+    add_model(add)
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, which "
         "only this machine can reach)")  # fmt: skip
     add("--port", type=int, default=8000, help="0 for any that is free (default: %(default)s)")

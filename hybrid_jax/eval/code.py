@@ -21,15 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hybrid_jax.data import mixture
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.statistics import Estimate, markdown, mean
 from hybrid_jax.generation import infill
 from hybrid_jax.generation.generator import Generator
 from hybrid_jax.runtime.progress import Progress
-from hybrid_jax.training.flops import training_flops
-from hybrid_jax.training.pretrained import Pretrained
 
 # How a hidden line is written, and columns of the table.
 WAYS = {
@@ -242,18 +239,6 @@ def write(
             text = body_of(before, text) if way == "parse" else text.partition("\n")[0]
         written[way].append(text)
     return written
-
-
-def budget(model: Pretrained) -> dict[str, float]:
-    """Tokens and FLOPs of a model's training."""
-    experiment, spec = model.experiment, model.spec
-    each = [own.spec(model.tokenizer.vocab_size, spec.bos, spec.eos) for own in experiment.each]
-    counts = mixture.counts(experiment.shares, 1, model.step) * experiment.train.batch_size
-    flops = sum(
-        int(texts) * training_flops(model.network, own)
-        for texts, own in zip(counts, each, strict=True)
-    )
-    return {"tokens": int(counts.sum()) * spec.schedule.length, "flops": flops}
 
 
 def row(label: str, given: Tasks, written: Mapping[str, Sequence[str]], **settings: Any) -> Row:

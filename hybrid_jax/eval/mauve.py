@@ -81,20 +81,12 @@ def _divergence(p: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
     return np.asarray(np.sum(p[used] * (np.log(p[used]) - np.log(mixtures[:, used])), axis=1))
 
 
-def mauve(
-    generated: np.ndarray,
-    reference: np.ndarray,
-    *,
-    seeds: Sequence[int] = SEEDS,
-    buckets: int | None = None,
-) -> Mauve:
+def mauve(generated: np.ndarray, reference: np.ndarray, *, seeds: Sequence[int] = SEEDS) -> Mauve:
     """MAUVE from features.
 
     Args:
       generated, reference: float [n, D] and [m, D], one row a text.
       seeds: of k-means.
-      buckets: k; None for a tenth of the smaller set, at least 2. There are never more than there
-        are different features.
 
     Raises:
       UserError: for fewer than two texts in a set, features that differ in width or are not
@@ -108,16 +100,16 @@ def mauve(
             f"MAUVE needs at least two texts in each set, but got {len(q)} generated and {len(p)} "
             "of reference."
         )
-    if not seeds or (buckets is not None and buckets < 1):
-        raise UserError("MAUVE needs at least one seed and one bucket.")
+    if not seeds:
+        raise UserError("MAUVE needs at least one seed.")
     both = np.concatenate([p, q])
     if not np.isfinite(both).all():
         raise UserError("MAUVE got features that are not finite.")
     norm = np.linalg.norm(both, axis=1, keepdims=True)
     both = both / np.where(norm > 0, norm, 1.0)
 
-    if buckets is None:
-        buckets = max(2, round(min(len(p), len(q)) / _TEXTS_PER_BUCKET))
+    # A tenth of the smaller set, and never more than there are different features.
+    buckets = max(2, round(min(len(p), len(q)) / _TEXTS_PER_BUCKET))
     buckets = min(buckets, len(np.unique(both, axis=0)))
     reduced, values = both[:, :0], tuple(1.0 for _ in seeds)  # all in one bucket
     if buckets > 1:

@@ -16,10 +16,10 @@ from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_seed
 from hybrid_jax.eval.datasets import EvaluationSet, validation_set
 from hybrid_jax.eval.detokenize import detokenizer
+from hybrid_jax.generation import generator
 from hybrid_jax.method.objective import Bound
 from hybrid_jax.sampling.likelihood import PathLikelihood
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training.likelihood import BoundEstimate, evaluate_bound, is_exact
 from hybrid_jax.training.pretrained import Pretrained
 from hybrid_jax.training.workdir import data_folders
@@ -212,11 +212,8 @@ def bound_of(model: Pretrained, likelihood: str | None = None) -> Bound | PathLi
     kind, _, words = likelihood.partition(":")
     if kind != "order" or not words:
         raise UserError(f"{likelihood!r} is no likelihood: write order:RULE, such as order:margin.")
-    sampling = SamplingConfig.parse(words)
-    eos = model.tokenizer.eos if sampling.eos == "stop" else None
-    rule = sampling.build()
-    sampler = Sampler(spec=rule.spec(model.spec), network=model.network, eos=eos)
-    return PathLikelihood(name=likelihood, sampler=sampler, rule=rule)
+    own = generator.build(model, SamplingConfig.parse(words))
+    return PathLikelihood(name=likelihood, sampler=own.sampler, rule=own.rule)
 
 
 def measure(

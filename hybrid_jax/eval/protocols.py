@@ -38,13 +38,10 @@ class GenEvalProtocol:
       retokenised: the scorer reads the text, encoded by its own tokenizer; otherwise token ids as
         they were generated, which must be of its tokenizer.
       bos: put <|endoftext|> in front, which is not scored.
-      end: what the scorer reads for an end-of-document mark, if `retokenised`.
       ends_scored: which of these tokens count towards perplexity, in each text.
       max_tokens: how many tokens of a text are read; None for all.
       average: perplexity is the exponential of all nats over all tokens ("tokens"), or the mean
         over texts of the exponential of a text's mean nats ("texts").
-      entropy_unit: of the entropy.
-      ngrams: lengths n for distinct-n and repetition.
       mauve_tokens, mauve_texts: how many tokens of a text, and how many texts of each set, MAUVE
         reads; None for all.
     """
@@ -53,19 +50,14 @@ class GenEvalProtocol:
     version: int = 1
     retokenised: bool = True
     bos: bool = True
-    end: Literal["token", "nothing"] = "token"
     ends_scored: Literal["all", "first"] = "all"
     max_tokens: int | None = None
     average: Literal["tokens", "texts"] = "tokens"
-    entropy_unit: Literal["nats", "bits"] = "nats"
-    ngrams: tuple[int, ...] = (1, 2, 3, 4)
     mauve_tokens: int | None = 1024
     mauve_texts: int | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, "A protocol's ", max_tokens=2, mauve_tokens=2, mauve_texts=2)
-        if min(self.ngrams, default=1) < 1:
-            raise UserError(f"A protocol's ngrams must be at least 1, but are {self.ngrams}.")
 
 
 PROTOCOLS: Mapping[str, GenEvalProtocol] = MappingProxyType(

@@ -10,7 +10,6 @@ Errors are standard errors over texts, as if these were independent.
 import dataclasses
 import functools
 import importlib.metadata
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +30,8 @@ from hybrid_jax.training.statistics import perplexity
 END = "<|endoftext|>"  # the end-of-document mark in a text given as a string
 _PACKAGES = ("hybrid_jax", "jax", "numpy", "safetensors", "scikit-learn", "tiktoken")
 
+_NGRAMS = (1, 2, 3, 4)  # lengths for distinct-n and repetition
+
 Texts = Sequence[str] | Sequence[np.ndarray]
 
 
@@ -47,7 +48,7 @@ class Quality:
       tokens: number of scored tokens.
       perplexity: generative perplexity, as the protocol averages it.
       nats: per scored token, under the scorer.
-      entropy: of the token frequencies within a text, mean over texts.
+      entropy: in nats, of the token frequencies within a text, mean over texts.
       distinct: by n, different n-grams of all texts over all their n-grams (arXiv 1510.03055); it
         falls with the number of texts. Its error is that of the jackknife.
       repetition: by n, share of a text's n-grams that repeat an earlier one, 1 − different/all
@@ -75,17 +76,6 @@ class Quality:
     mauve_tokens: tuple[float, float] | None
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
-
-    def __str__(self) -> str:
-        found = "no MAUVE"
-        if self.mauve is not None:
-            found = f"MAUVE {self.mauve.value:.3f} ± {self.mauve.spread:.3f} over seeds"
-        return (
-            f"generative perplexity {self.perplexity.shown(2)}, "
-            f"entropy {self.entropy.shown(3)} {self.protocol.entropy_unit}, {found} "
-            f"({self.scorer}; protocol {self.protocol.name}-{self.protocol.version}; "
-            f"{self.texts} texts)"
-        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -141,8 +131,6 @@ def _scored_rows(
                 "ids of the scorer's own tokenizer; choose standard or mdlm for other texts."
             )
         rows = [_ids(np.asarray(text), scorer_tokenizer, n) for n, text in enumerate(texts)]
-    elif protocol.end == "nothing":
-        rows = scorer_tokenizer.encode_batch(["".join(documents) for documents in parts])
     else:
         flat = iter(scorer_tokenizer.encode_batch([d for documents in parts for d in documents]))
         mark = np.array([scorer_tokenizer.eos], np.int32)
@@ -201,7 +189,6 @@ def _mauve(
     generated: Sequence[np.ndarray],
     reference: Sequence[np.ndarray],
     protocol: GenEvalProtocol,
-    seeds: Sequence[int],
     batch_size: int,
 ) -> tuple[Mauve, tuple[float, float]]:
     # Sets of one size, because the number of buckets follows the smaller one.
@@ -217,7 +204,7 @@ def _mauve(
     features = functools.partial(scoring.score, scorer, batch_size=batch_size, nats=False)
     found = [features(rows).features for rows in sets]
     lengths = [float(np.mean([len(row) for row in rows])) for rows in sets]
-    return mauves.mauve(*found, seeds=seeds), (lengths[0], lengths[1])
+    return mauves.mauve(*found), (lengths[0], lengths[1])
 
 
 def evaluate(
@@ -229,7 +216,6 @@ def evaluate(
     tokenizer: Tokenizer | None = None,
     reference: Texts | None = None,
     settings: Mapping[str, Any] | None = None,
-    seeds: Sequence[int] = mauves.SEEDS,
     batch_size: int = 8,
 ) -> Quality:
     """Scores generated texts.
@@ -243,7 +229,6 @@ def evaluate(
       reference: human texts for MAUVE, strings or ids like `generated`; the larger set is cut to
         the size of the smaller.
       settings: of the sampler, stored with the numbers.
-      seeds: of MAUVE's k-means.
       batch_size: texts that the scorer reads at a time; numbers depend on it only by rounding.
 
     Returns:
@@ -273,17 +258,16 @@ def evaluate(
         of_reference = _parts(reference, tokenizer, "reference")
         human = _without_marks(of_reference, scorer_tokenizer, protocol)
         if len(plain) > 1:
-            found, lengths = _mauve(scorer, plain, human, protocol, seeds, batch_size)
+            found, lengths = _mauve(scorer, plain, human, protocol, batch_size)
     perplexities, nats, scored = _perplexity(scorer, rows, scorer_tokenizer, protocol, batch_size)
-    unit = math.log(2.0) if protocol.entropy_unit == "bits" else 1.0
     return Quality(
         protocol=protocol, scorer=scorer.name, scorer_fingerprint=scorer.fingerprint,
         tokenizer_fingerprint=scorer_tokenizer.fingerprint, sha256=_digest(rows),
         reference_sha256=None if human is None else _digest(human), texts=len(generated),
         tokens=scored, perplexity=perplexities, nats=nats,
-        entropy=mean([entropy(row) / unit for row in plain]),
-        distinct={n: distinct(plain, n) for n in protocol.ngrams},
-        repetition={n: repetition(plain, n) for n in protocol.ngrams},
+        entropy=mean([entropy(row) for row in plain]),
+        distinct={n: distinct(plain, n) for n in _NGRAMS},
+        repetition={n: repetition(plain, n) for n in _NGRAMS},
         mauve=found, mauve_tokens=lengths, settings=dict(settings or {}), versions=_versions(),
     )  # fmt: skip
 

@@ -4,26 +4,18 @@ Where rules have several temperatures, quality is that at the entropy of held-ou
 diversity join temperatures.
 """
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 
-from hybrid_jax.errors import require
 from hybrid_jax.eval.quality_table import Row
 from hybrid_jax.eval.statistics import Estimate
-from hybrid_jax.runtime.files import write_atomic
+from hybrid_jax.figures import canvas
 
 
-def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
-    """Writes the picture, in the format of the file's ending.
-
-    Raises:
-      UserError: if matplotlib is missing, or the file cannot be written.
-    """
-    figures, ticker = (require(f"matplotlib.{name}", "eval") for name in ("figure", "ticker"))
-    figure = figures.Figure(figsize=(11, 4.6), facecolor="white", layout="constrained")
+def draw(rows: Sequence[Row], *, title: str) -> bytes:
+    """The picture, a PNG. Raises UserError if matplotlib is missing."""
+    ticker = canvas.module("matplotlib.ticker")
+    figure = canvas.figure(11, 4.6, title)
     by_calls, by_entropy = figure.subplots(1, 2)
-    figure.suptitle(title, fontsize=10)
     swept = any(row.matched is not None for row in rows)
     curves: dict[str, list[Row]] = {}
     for row in rows:
@@ -68,9 +60,7 @@ def draw(rows: Sequence[Row], file: Path, *, title: str) -> None:
         axes.set_ylabel("perplexity under the scorer; less is better")
         axes.grid(visible=True, which="both", alpha=0.25)
     by_entropy.legend(fontsize=7, loc="best")
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=130, format=file.suffix[1:])
-    write_atomic(file, picture.getvalue())
+    return canvas.png(figure)
 
 
 def _split(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:

@@ -65,30 +65,30 @@ class Frame:
 
 
 class Recorder:
-    """Makes the frames of the texts in one place of a driver, round after round."""
+    """Makes the frames of the texts in the first place of a driver, round after round."""
 
-    def __init__(self, generator: Generator, *, place: int = 0):
+    def __init__(self, generator: Generator):
         self._schedule = generator.sampler.spec.schedule
         self._tokenizer = generator.model.tokenizer
-        self._place, self._number = place, -1
+        self._number = -1
         self._before: np.ndarray | None = None
 
     def frame(self, round_: Round) -> Frame:
         """The text after a round; revealed and corrected is what changed since the one before."""
-        row, state, steps = self._place, round_.state, self._schedule.steps
-        if round_.numbers[row] != self._number:
-            self._number, self._before = int(round_.numbers[row]), None
-        step, stop = int(state.step[row]), int(state.stop[row])
+        state, steps = round_.state, self._schedule.steps
+        if round_.numbers[0] != self._number:
+            self._number, self._before = int(round_.numbers[0]), None
+        step, stop = int(state.step[0]), int(state.stop[0])
         # A copy: the loop will write the next state to the same place.
-        tokens = np.array(state.tokens)[row, :stop]
+        tokens = np.array(state.tokens)[0, :stop]
         # The frontier of the round to come: what the network is fed next.
         frontier = int(self._schedule.frontier(min(step + 1, steps)))
-        if row in round_.texts:  # an end token may have come before
-            frontier = len(round_.texts[row].tokens)
+        if 0 in round_.texts:  # an end token may have come before
+            frontier = len(round_.texts[0].tokens)
         states = states_of(
             tokens,
             self._before,
-            np.asarray(state.frozen[row]),
+            np.asarray(state.frozen[0]),
             mask=self._tokenizer.vocab_size,
             settled=int(self._schedule.settled(step)),
             frontier=frontier,
@@ -99,8 +99,8 @@ class Recorder:
             states=tuple(states),
             step=step,
             steps=steps,
-            nfe=int(state.nfe[row]),
-            corrections=int(state.corrections[row]),
+            nfe=int(state.nfe[0]),
+            corrections=int(state.corrections[0]),
         )
 
 

@@ -115,7 +115,7 @@ def read(path: str | Path, tokenizer: Tokenizer) -> Samples:
             values = parse_json(line)
             names = [field.name for field in dataclasses.fields(Text)]
             own = {name: values.pop(name) for name in names if name in values}
-            text: Text = from_values(Text, own, "text")
+            text = from_values(Text, own, "text")
             tokens.append(np.array(text.tokens, np.int32))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, UserError) as error:
             raise UserError(

@@ -13,9 +13,8 @@ from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.generation.terminal import shown
 from hybrid_jax.runtime import sharding
-from hybrid_jax.runtime.files import unwritable
 from hybrid_jax.runtime.json_text import file_name, write_json
-from hybrid_jax.runtime.processes import is_process0, raise_on_all
+from hybrid_jax.runtime.processes import on_process0, raise_on_all
 from hybrid_jax.training import loop as train
 from hybrid_jax.training.likelihood import BoundEstimate
 from hybrid_jax.training.pretrained import Pretrained
@@ -63,10 +62,7 @@ def finish(run: train.Run, workdir: Path, state: TrainState) -> None:
     """Evaluates the averaged parameters, samples from them, prints and stores both."""
     estimate = train.evaluate(run, state.ema, final=True)
     texts, settings = sample_texts(run, workdir, state)
-    step = int(state.step)
-    raise_on_all(
-        lambda: _publish(workdir, step, estimate, texts, settings) if is_process0() else None
-    )
+    on_process0(_publish, workdir, int(state.step), estimate, texts, settings)
 
 
 def _publish(
@@ -88,14 +84,9 @@ def _publish(
 
     # Now that they have been seen.
     if texts:
-        folder = workdir / "samples"
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise unwritable(folder, error) from error
         # A finished run may be sampled from again, with another rule.
         name = file_name(f"step-{step}", {**settings, "workdir": "", "count": len(texts)})
-        requests.write(folder / f"{name}.jsonl", texts, settings)
+        requests.write(workdir / "samples" / f"{name}.jsonl", texts, settings)
     values = {"step": step, "bound": estimate.bound, "records": estimate.records,
               "draws": estimate.draws, **estimate.values()}  # fmt: skip
     write_json(workdir / "result.json", values)
@@ -124,7 +115,7 @@ def sample_texts(
     length, count = setup.spec.schedule.length, sampling.count
     wanted = [Request(prompt="", ids=[], stop=length)] * count
     if run.manifest.pairs:
-        records = raise_on_all(lambda: pipeline.Records(run.data_dir, "valid"))
+        records = raise_on_all(pipeline.Records, run.data_dir, "valid")
         pairs = records.read(range(min(count, len(records))))
         starts = [t[:n].tolist() for t, n in zip(pairs["tokens"], pairs["given"], strict=True)]
         wanted = [Request(prompt=run.tokenizer.decode(s), ids=s, stop=length) for s in starts]

@@ -1,9 +1,8 @@
 """A text in the terminal while it is generated."""
 
-from __future__ import annotations
-
 import sys
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 from hybrid_jax.errors import UserError, require
@@ -45,21 +44,17 @@ def require_terminal() -> None:
     require("rich.live", "watch")
 
 
-class Watch:
+class Watch(AbstractContextManager["Watch"]):
     """Shows the texts in the first place, one after the other. A context manager.
 
     Args:
       delay: least seconds between frames.
-      console: a `rich.console.Console`; standard output if None.
     """
 
-    def __init__(self, generator: Generator, *, delay: float = 0.0, console: Any = None) -> None:
+    def __init__(self, generator: Generator, *, delay: float = 0.0) -> None:
         self._recorder = Recorder(generator)
-        self._delay, self._console = delay, console
+        self._delay = delay
         self._live: Any = None
-
-    def __enter__(self) -> Watch:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
@@ -71,7 +66,7 @@ class Watch:
             return
         if self._live is None:
             self._live = require("rich.live", "watch").Live(
-                console=self._console, auto_refresh=False, vertical_overflow="visible"
+                auto_refresh=False, vertical_overflow="visible"
             )
             self._live.start()
         self._live.update(painted(self._recorder.frame(round_)), refresh=True)

@@ -1,15 +1,16 @@
 """Models from elsewhere, and for elsewhere: pretrained GPT-2, Llama and Qwen, released HDLM models,
-and a start from another run.
+and archives to pass on.
 
     python -m hybrid_jax.interop import hf:SmolLM2-135M --workdir=runs/smol
     python -m hybrid_jax.interop import --from=hdlm-base-gamma-0.01 --workdir=runs/gamma \\
         --tokenizer=gpt2:data/gpt2
     python -m hybrid_jax.interop export --workdir=runs/epsilon_hybrid --out=released
-    python -m hybrid_jax.interop start --from=runs/ar --config=configs/slide.py --workdir=runs/slide
+    python -m hybrid_jax.interop archive --workdir=runs/demo --licence=MIT --out=demo.zip
 
-`import` and `start` make a workdir with a checkpoint of step 0, from which everything else goes on:
-`hybrid_jax.generate`, evaluation, and training with ``hybrid_jax.main --workdir=WORKDIR``. Settings
-that are to differ are given here, as ``--config.SECTION.NAME=VALUE``. See docs/interop.md.
+`import` makes a workdir with a checkpoint of step 0, from which everything else goes on:
+`hybrid_jax.generate`, evaluation, and training. Settings that are to differ are given here, as
+``--config.SECTION.NAME=VALUE``. `archive` makes one file that opens as a workdir does. See
+docs/interop.md.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import command_line
 from hybrid_jax.runtime.command_line import SETTINGS, path_of, step_of
+from hybrid_jax.runtime.files import check_writable
 from hybrid_jax.runtime.scratch import raise_when_terminated
 
 
@@ -95,14 +97,18 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{options.out} holds the averaged parameters of step {model.step}, and the tokenizer")
 
 
-def _start(options: argparse.Namespace) -> None:
-    values = command_line.read_config(options.config)
-    from hybrid_jax.config import Experiment
-    from hybrid_jax.interop.workdirs import start_from
+def _archive(options: argparse.Namespace) -> None:
+    from hybrid_jax.interop.card import card
+    from hybrid_jax.runtime.files import expanded
+    from hybrid_jax.training import archive, pretrained
 
-    experiment = Experiment.from_config(values, options.settings)
-    model = start_from(options.source, experiment, options.workdir, step=options.step)
-    _show(options.workdir, f"starts from step {model.step} of {options.source}")
+    file, workdir = expanded(options.out), expanded(options.workdir)
+    check_writable(file)
+    archive.require_folder(workdir)
+    model = pretrained.load(workdir)
+    text = card(model, workdir, file, licence=options.licence, text_terms=options.text_terms)
+    archive.write(file, workdir, model.params, card=text)
+    print(f"{file} holds step {model.step} of {workdir}, with this card:\n\n{text}", end="")
 
 
 def _show(workdir: str, content: str) -> None:
@@ -115,7 +121,7 @@ def _show(workdir: str, content: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.Parser(
         prog="python -m hybrid_jax.interop",
-        description="Reads and writes released HDLM models, and starts a run from another.",
+        description="Reads and writes models in the formats of others, and archives to pass on.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -146,14 +152,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the trained run")
     add("--out", required=True, type=path_of, metavar="FOLDER", help="folder to make")
     add("--step", type=step_of, help=step)
-    add = command(
-        "start", _start, "Makes a workdir that starts from the network of another.", SETTINGS
-    )
-    add("--from", dest="source", required=True, type=path_of, metavar="DIR",
-        help="workdir of the other run")  # fmt: skip
-    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder to make")
-    add("--config", required=True, metavar=file, help="what to train (see below)")
-    add("--step", type=step_of, help=step)
+    add = command("archive", _archive, "Writes a finished run as one file to pass on.")
+    add("--workdir", required=True, type=path_of, metavar="DIR", help="folder of the finished run")
+    add("--out", required=True, type=path_of, metavar="FILE.zip", help="file to write")
+    add("--licence", required=True, metavar="NAME", help="of the weights, such as MIT")
+    add("--text_terms", default="", metavar="TEXT",
+        help="of the training text (default: known of pydocs and pysource)")  # fmt: skip
     return parser
 
 

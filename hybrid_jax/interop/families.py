@@ -18,16 +18,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 
 from hybrid_jax.config import Experiment
-from hybrid_jax.errors import require
+from hybrid_jax.errors import UserError
 from hybrid_jax.interop.family_config import write_config
-from hybrid_jax.interop.weights import CONFIG, WEIGHTS, Tensors
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import named_leaves
 from hybrid_jax.runtime.files import writing
 from hybrid_jax.runtime.json_text import write_json
+from hybrid_jax.runtime.weights import CONFIG, WEIGHTS, Tensors
 
 _ATTENTION, _MLP = "layers.{}.self_attn.", "layers.{}.mlp."
 _Q, _K, _V = (f"{_ATTENTION}{x}_proj" for x in "qkv")
@@ -62,6 +63,7 @@ _GPT2: Mapping[str, str | tuple[str, ...]] = {
 _PARTED = ("layers/qkv", "layers/query", "layers/key_value")
 _TURNED = (*_PARTED, "head/kernel", "layers/out", "layers/mlp_gate", "layers/mlp_in",
            "layers/mlp_out")  # fmt: skip
+_HEAD = "lm_head.weight"
 # A tied head, which is the embedding, and buffers of older files.
 _UNNEEDED = re.compile(r"lm_head\.weight|h\.\d+\.attn\.(bias|masked_bias)|.*rotary_emb\.inv_freq")
 _CHUNK = 8192  # rows of the embedding that are added up at a time
@@ -103,16 +105,33 @@ def parameters(network: Transformer, folder: Path, rows: int, mesh: jax.sharding
       rows: of their embedding, at least N.
 
     Raises:
-      UserError: as `Tensors`, and for a tensor that is missing, unexpected or of another shape.
+      UserError: as `Tensors` and `Tensors.check`, for values that are not finite, and for a head
+        that should be the embedding and is not.
     """
     table = Tensors(folder, prefix="transformer." if network.position == "learned" else "model.")
     table.check(dict(_shapes(network, rows)), _UNNEEDED)
+    if network.tied and _HEAD in table:
+        (embedding,), *_ = _sources(network, "embedding")
+        for start in range(0, rows, _CHUNK):
+            some = (slice(start, min(start + _CHUNK, rows)), slice(network.width))
+            if not np.array_equal(table.read(_HEAD, some), table.read(embedding, some)):
+                raise UserError(
+                    f"In {folder} the head is not tied to the embedding, as its config says: fetch "
+                    "it again."
+                )
     abstract = jax.eval_shape(network.init, jax.random.key(0))
+
+    def read(name: str, shape: Sequence[int], index: Sequence[slice]) -> np.ndarray:
+        found = _read(network, table, name, shape, index)
+        if not np.isfinite(found).all():
+            raise UserError(f"The weights in {folder} are not finite: fetch them again.")
+        return found
+
     places = jax.tree.leaves(sharding.like_parameters(mesh, abstract, network.axes))
     leaves = []
     for (name, x), place in zip(named_leaves(abstract).items(), places, strict=True):
-        read = functools.partial(_read, network, table, name, x.shape)
-        leaves.append(jax.make_array_from_callback(x.shape, place, read))
+        part = functools.partial(read, name, x.shape)
+        leaves.append(jax.make_array_from_callback(x.shape, place, part))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
@@ -165,7 +184,6 @@ def export(experiment: Experiment, network: Transformer, params: Any, folder: Pa
       UserError: if no family has such a model, or the folder cannot be written.
     """
     config = write_config(experiment, network)
-    save = require("safetensors.numpy", "eval").save_file
     prefix = "transformer." if network.position == "learned" else "model."
     arrays: dict[str, np.ndarray] = {}
     for leaf, value in named_leaves(params).items():
@@ -186,5 +204,5 @@ def export(experiment: Experiment, network: Transformer, params: Any, folder: Pa
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # The metadata that Hugging Face's loaders ask for.
-        save(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+        safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)

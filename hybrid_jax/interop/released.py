@@ -21,16 +21,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from hybrid_jax.config import Experiment
-from hybrid_jax.errors import UserError, require
-from hybrid_jax.interop import weights
+from hybrid_jax.errors import UserError
 from hybrid_jax.interop.released_config import Kind, read_config, write_config
-from hybrid_jax.interop.weights import CONFIG, WEIGHTS
 from hybrid_jax.models.transformer import Transformer
+from hybrid_jax.runtime import weights
 from hybrid_jax.runtime.checkpoint import named_leaves
 from hybrid_jax.runtime.files import check_writable, expanded, write_atomic
 from hybrid_jax.runtime.json_text import write_json
+from hybrid_jax.runtime.weights import CONFIG, WEIGHTS, Tensors
 from hybrid_jax.training.pretrained import Pretrained
 
 _SHARED = {
@@ -116,13 +117,12 @@ def export_released(model: Released | Pretrained, folder: str | Path) -> None:
     folder = expanded(folder)
     require_empty(folder)
     config = write_config(model.experiment, model.network)
-    safetensors = require("safetensors.numpy", "eval")
     head = model.network.head_size
     leaves = {name: np.asarray(x) for name, x in named_leaves(model.params).items()}
     found = tensors(model.network, leaves) | {_FREQUENCIES: _frequencies(head)}
     arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
     # The metadata that Hugging Face's loaders ask for.
-    write_atomic(folder / WEIGHTS, safetensors.save(arrays, metadata={"format": "pt"}))
+    write_atomic(folder / WEIGHTS, safetensors.numpy.save(arrays, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config)
 
 
@@ -165,13 +165,16 @@ def parameters(network: Transformer, folder: Path) -> Any:
     """The tensors of a folder as our parameters, float32 in the structure of `Transformer.init`.
 
     Raises:
-      UserError: as `weights.fill`, or for other rotary frequencies than ours.
+      UserError: as `Tensors.check`, or for other rotary frequencies than ours.
     """
     abstract = jax.eval_shape(network.init, jax.random.key(0))
     leaves = {name: np.zeros(x.shape, np.float32) for name, x in named_leaves(abstract).items()}
-    besides = weights.fill(tensors(network, leaves), folder, _UNNEEDED)
+    places, table = tensors(network, leaves), Tensors(folder)
+    table.check({name: place.shape for name, place in places.items()}, _UNNEEDED)
+    for name, place in places.items():
+        place[...] = table.read(name)
     wanted = _frequencies(network.head_size)
-    have = besides.get(_FREQUENCIES, wanted)
+    have = table.read(_FREQUENCIES) if _FREQUENCIES in table else wanted
     # Nothing else would show others than ours.
     if have.shape != wanted.shape or not np.allclose(have, wanted, rtol=2e-3, atol=0.0):
         raise UserError(

@@ -1,7 +1,7 @@
-"""Workdirs of models from elsewhere: released HDLM models, and a start from another run.
+"""Workdirs of models from elsewhere, and the parameters that a run takes from another.
 
-Each has a checkpoint of step 0, from which everything else goes on: generation, evaluation, and
-training with ``hybrid_jax.main --workdir=DIR``.
+A workdir has a checkpoint of step 0, from which everything else goes on: generation, evaluation,
+and training with ``hybrid_jax.main --workdir=DIR``.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.data.tokenizers import huggingface
 from hybrid_jax.data.tokenizers.base import DESCRIPTOR, Tokenizer
 from hybrid_jax.errors import UserError, resolved
-from hybrid_jax.interop import families, family_config, weights
+from hybrid_jax.interop import families, family_config
 from hybrid_jax.interop.released import Released, load_released, require_empty
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.models.settings import FORM, ModelConfig
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.optim import OptimizerConfig
-from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime import sharding, weights
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded, writing
 from hybrid_jax.runtime.scratch import scratch_folder
@@ -127,31 +127,6 @@ def workdir_from_family(
     params = families.parameters(network, folder, rows, mesh)
     _write_workdir(workdir, experiment, tokenizer, {"ema": params})
     return network
-
-
-def start_from(
-    source: str | Path,
-    experiment: Experiment,
-    workdir: str | Path,
-    *,
-    step: int | Literal["best"] | None = None,
-) -> Pretrained:
-    """Makes a workdir whose step 0 is the network of another run: AR to hybrid, for example.
-
-    Schedule, noise, objective and training are those of `experiment`.
-
-    Returns:
-      the model of `source`.
-
-    Raises:
-      UserError: as `network_of`, or if `workdir` is not empty.
-    """
-    workdir = expanded(workdir)
-    require_empty(workdir)
-    model, params = network_of(source, experiment, step=step)
-    state = _state(experiment, model.tokenizer, params)
-    _write_workdir(workdir, experiment, model.tokenizer, state)
-    return model
 
 
 def network_of(

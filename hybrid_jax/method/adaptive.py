@@ -6,10 +6,8 @@ are functions of the step as in any table, and layout, cache and attention stay 
 path a text takes through the steps is chosen in the generation loop (`sampling.windows`).
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Int32
@@ -42,6 +40,8 @@ class Adaptive:
     """
 
     blocks: Ramp
+    # The window that a settled position was in is not known from the position.
+    settles_whole: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_number(self.steps, f"The number of steps of {self.name}")
@@ -65,10 +65,6 @@ class Adaptive:
     @property
     def steps(self) -> int:
         return self.length * (self.width + 1) * (self.levels + 1)
-
-    @property
-    def settles_whole(self) -> bool:
-        return False  # the window that a settled position was in is not known from the position
 
     def number(self, first: Steps, width: Steps = 0, done: Steps = 0) -> Int32[Array, "..."]:
         """The step of a window; S for one that begins behind the text."""

@@ -10,8 +10,6 @@ Both functions take, for B examples of n positions:
   the batch axis stays whole, so that it may be sharded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -20,23 +18,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, PyTree
 
 Tree = TypeVar("Tree")
-Term = Callable[..., Array]
+Term = Callable[..., Any]
 ToLogits = Callable[[Any, Array], Array]
 Features = Float[Array, "B n D"]
 
 
 def position_terms(
     term: Term, logits: ToLogits, head: PyTree, features: Features, *positions: PyTree, chunk: int
-) -> Float32[Array, "B n"]:
-    """The term of every position."""
+) -> Any:
+    """The term of every position, [B, n]; it may be a pytree of such."""
     batch, count, _ = features.shape
 
-    def of_chunk(inputs: tuple[Any, ...]) -> Array:
+    def of_chunk(inputs: tuple[Any, ...]) -> Any:
         feature, *rest = inputs
         return jax.vmap(jax.vmap(term))(logits(head, feature), *rest)
 
-    found = jax.lax.map(of_chunk, _split((features, *positions), count, chunk))
-    return jnp.moveaxis(found, 0, 1).reshape(batch, -1)[:, :count]
+    def joined(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(batch, -1, *x.shape[3:])[:, :count]
+
+    inputs = (features, *positions)
+    if count <= chunk:
+        return of_chunk(inputs)
+    return jax.tree.map(joined, jax.lax.map(of_chunk, _split(inputs, count, chunk)))
 
 
 def summed_terms(

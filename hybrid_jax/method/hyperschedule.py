@@ -1,12 +1,12 @@
 """Hyperschedules: the noise level of every position after every generation step.
 
 A hyperschedule is a table ``τ[s, i] ∈ {0 … T}``: the level of position ``i`` after ``s`` steps,
-``T`` (full noise) at ``s = 0`` and ``0`` (clean) at ``s = S``, never rising with ``s`` and settling
-from left to right (arXiv 2504.06416, section 3). At step ``s`` (the move from ``τ[s]`` to
-``τ[s + 1]``) a position is
+``T`` (full noise) at ``s = 0`` and ``0`` (clean) at ``s = S``, never rising with ``s``
+(arXiv 2504.06416, section 3). At step ``s`` (the move from ``τ[s]`` to ``τ[s + 1]``) a position is
 
-- *settled*   if its level is 0 already,
-- *worthless* if its level stays ``T``: it carries nothing, so it is not shown to the network,
+- *settled*   if its level is 0 already, and that of all before it,
+- *worthless* if its level stays ``T``, and that of all behind it: these carry nothing, so they are
+  not shown to the network,
 - in the *window* otherwise: ``settled(s) <= i < frontier(s + 1)``, and *active* where the level
   changes at this step.
 
@@ -15,12 +15,10 @@ nothing else knows which family a table belongs to. Values are plain integers he
 hashable dataclasses; the functions of (step, position) are pure and work under jit and vmap.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
-from typing import Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +75,7 @@ class Hyperschedule(Protocol):
         """Number of leading positions at level 0 after `step` steps."""
 
     def frontier(self, step: Steps) -> Int32[Array, "..."]:
-        """Number of leading positions below level T after `step` steps."""
+        """Number of positions after `step` steps up to the last one below level T."""
 
     def tile(
         self, phase: Int[Array, "{self.phase_groups}"]
@@ -178,6 +176,10 @@ class Table:
 
     name: str
     rows: tuple[tuple[int, ...], ...]
+    # Windows of an arbitrary table do not tile the positions: a training example gets one step.
+    phase_groups: ClassVar[int] = 1
+    windows: ClassVar[int] = 1
+    settles_whole: ClassVar[bool] = False
 
     @property
     def length(self) -> int:
@@ -192,39 +194,31 @@ class Table:
         return len(self.rows) - 1
 
     @functools.cached_property
-    def width(self) -> int:
-        table = np.asarray(self.rows)
-        settled = (table[:-1] == 0).sum(1)
-        frontier = (table[1:] < self.levels).sum(1)
-        return int((frontier - settled).max())
+    def _windows(self) -> Int32[np.ndarray, "2 {self.steps}+1"]:
+        """Where the window of each step begins, and where it ended one step before."""
+        clean, noise = (np.asarray(self.rows) == level for level in (0, self.levels))
+        leading, trailing = (
+            np.logical_and.accumulate(x, axis=1).sum(1) for x in (clean, noise[:, ::-1])
+        )
+        return np.stack([leading, self.length - trailing]).astype(np.int32)
 
-    # Windows of an arbitrary table do not tile the positions: a training example gets one step.
+    @functools.cached_property
+    def width(self) -> int:
+        settled, frontier = self._windows
+        return int((frontier[1:] - settled[:-1]).max())
+
     @property
     def phases(self) -> int:
         return self.steps
-
-    @property
-    def phase_groups(self) -> int:
-        return 1
-
-    @property
-    def windows(self) -> int:
-        return 1
-
-    @property
-    def settles_whole(self) -> bool:
-        return False
 
     def level(self, step: Steps, position: Steps) -> Int32[Array, "..."]:
         return jnp.asarray(self.rows, jnp.int32)[step, position]
 
     def settled(self, step: Steps) -> Int32[Array, "..."]:
-        clean = np.count_nonzero(np.asarray(self.rows) == 0, axis=1)
-        return jnp.asarray(clean, jnp.int32)[step]
+        return jnp.asarray(self._windows[0])[step]
 
     def frontier(self, step: Steps) -> Int32[Array, "..."]:
-        below = np.count_nonzero(np.asarray(self.rows) < self.levels, axis=1)
-        return jnp.asarray(below, jnp.int32)[step]
+        return jnp.asarray(self._windows[1])[step]
 
     def tile(
         self, phase: Int[Array, "{self.phase_groups}"]
@@ -277,8 +271,8 @@ def custom(levels_table: npt.ArrayLike, *, name: str = "custom") -> Table:
     """A table given entry by entry.
 
     Args:
-      levels_table: int [S+1, L]: T at the first step, 0 at the last, never rising with the step,
-        never falling along the positions (so that text settles from left to right).
+      levels_table: int [S+1, L]: T at the first step, 0 at the last, never rising with the step.
+        Where it falls along the positions, these are one window until the first of them is clean.
 
     Raises:
       UserError: naming the first offending entry.
@@ -301,10 +295,6 @@ def custom(levels_table: npt.ArrayLike, *, name: str = "custom") -> Table:
         ((table != top) & (row == 0), f"must start at the full-noise level {top}"),
         ((table != 0) & (row == len(table) - 1), "must end at level 0"),
         (np.diff(table, axis=0, prepend=table[:1]) > 0, "must not rise from step to step"),
-        (
-            np.diff(table, axis=1, prepend=table[:, :1]) < 0,
-            "must not be below the position to its left (text settles from left to right)",
-        ),
     ):
         for step, position in np.argwhere(wrong):
             raise UserError(

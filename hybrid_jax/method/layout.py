@@ -19,8 +19,6 @@ The predicate `may_attend` is the only definition of attention in the package: t
 kernels and figures use it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, NamedTuple
 

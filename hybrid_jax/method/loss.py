@@ -3,8 +3,6 @@
 This is where schedule, noise, layout, network and objective meet; training and evaluation share it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -70,7 +68,7 @@ class Spec:
         if self.chunk < 1:
             raise UserError(f"The chunk of positions must be at least 1, but is {self.chunk}.")
 
-    def for_bound(self, bound: Bound) -> Spec:
+    def for_bound(self, bound: Bound) -> "Spec":
         """The same network evaluated by a bound: with its noise, its time and no training loss."""
         objective = dataclasses.replace(
             self.objective, loss="bound", time=bound.time, levels="uniform", shown_weight=None
@@ -202,7 +200,7 @@ def drawn_terms(
     """`batch_terms` for the draws of `corrupt_batch`."""
     features, positions = _predicting(spec, network, params, noised)
     term = functools.partial(spec.objective.term, spec.kernel)
-    terms = chunked_loss.position_terms(
+    terms: Array = chunked_loss.position_terms(
         term, network.logits, params, features, *positions, chunk=spec.chunk
     )
     return terms * spec.schedule.phases

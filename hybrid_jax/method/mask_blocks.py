@@ -5,8 +5,6 @@ clean row sees clean rows up to itself. A `Pattern` keeps the rows. For any bloc
 few contiguous ranges that hold all visible rows; inside these ranges `layout.may_attend` decides.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import NamedTuple

@@ -20,8 +20,6 @@ in [0, 1]; distributions are log-probabilities float32 [N + 1], MASK last. `Nois
 other modules know of a kernel.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from typing import NamedTuple

@@ -12,8 +12,6 @@ The training loss and the reported bound are separate: the ε-hybrid of the pape
 cross-entropy, which is no bound, and reports a bound.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, NamedTuple
 

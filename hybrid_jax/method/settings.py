@@ -1,7 +1,5 @@
 """A hyperschedule and its noise as settings, and their names on the command line."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 
@@ -38,7 +36,7 @@ class ScheduleConfig:
         check_settings(self, "schedule.", width=1, levels=1)
 
     @classmethod
-    def parse(cls, text: str) -> ScheduleConfig:
+    def parse(cls, text: str) -> "ScheduleConfig":
         """From one word, "block:width=8:levels=4:causal_window=true".
 
         Raises:
@@ -62,7 +60,7 @@ class ScheduleConfig:
         return cls(family=family, **values)  # type: ignore[arg-type]  # checked there
 
     @property
-    def each(self) -> tuple[ScheduleConfig, ...]:
+    def each(self) -> tuple["ScheduleConfig", ...]:
         """This hyperschedule alone, and those of `also`."""
         if not self.also:
             return (self,)
@@ -74,7 +72,7 @@ class ScheduleConfig:
         """Family, width and sight, which say what a network is trained for; any levels will do."""
         return self.family, resolved(self).width, self.causal_window
 
-    def resolved(self, length: int) -> ScheduleConfig:
+    def resolved(self, length: int) -> "ScheduleConfig":
         """The same with the values that None stands for."""
         known: ScheduleConfig = resolved(self)
         if self.family == "quenched_ar" or self.levels is not None:

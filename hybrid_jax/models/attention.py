@@ -1,7 +1,5 @@
 """Attention over rows. One function per backend, all of the same meaning."""
 
-from __future__ import annotations
-
 import functools
 import re
 from typing import Literal

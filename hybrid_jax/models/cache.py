@@ -5,8 +5,6 @@ heads lead, so that scores against the cache are batched matrix products without
 The caller knows which slots are filled (by its attention mask); the cache does not.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple, TypeVar, cast
 
 import jax
@@ -25,7 +23,7 @@ class Cache(NamedTuple):
     key: Float[Array, "*layers B G M K"]
     value: Float[Array, "*layers B G M K"]
 
-    def first(self, layer: Int[ArrayLike, ""], count: int) -> Cache:
+    def first(self, layer: Int[ArrayLike, ""], count: int) -> "Cache":
         """The first slots of a layer, [B, G, count, K]: a copy of these and no others."""
 
         def cut(x: Array) -> Array:

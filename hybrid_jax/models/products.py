@@ -1,7 +1,5 @@
 """Products of rows and a kernel, as compilers are fast at them."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32

@@ -1,7 +1,5 @@
 """Rotary position embedding (RoFormer, arXiv 2104.09864), and its stretching to longer texts."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Size and form of the transformer: the options in which families of models differ."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal
 

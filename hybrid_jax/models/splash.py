@@ -1,7 +1,5 @@
 """The splash kernel of Pallas for TPU: scores stay on the chip, empty blocks are not computed."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

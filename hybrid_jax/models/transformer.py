@@ -9,8 +9,6 @@ SEDD/MDLM): layer norm without bias, no bias in attention, bias in the MLP and t
 RoPE, and for γ-hybrids adaLN on σ = −log(1 − λ) of each row. Options make it a GPT-2 or a Llama.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -105,12 +103,9 @@ class Transformer(ModelConfig):
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Parameters as a nested dict; leaves under "layers" have a leading axis of layers."""
-        one, mask, level = (
-            jnp.zeros((1, 1), jnp.int32),
-            jnp.ones((1, 1, 1), bool),
-            jnp.zeros((1, 1)),
-        )
-        params = _Body(self).init(jax.random.split(key)[0], None, one, one, mask, level, None)
+        row, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
+        level = jnp.zeros((1, 1))
+        params = _Body(self).init(jax.random.split(key)[0], None, row, row, mask, level, None)
         head = {} if self.tied else {"kernel": jnp.zeros((self.width, self.rows))}
         if self.head_bias:
             head["bias"] = jnp.zeros(self.rows)

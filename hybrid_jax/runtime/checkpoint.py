@@ -18,8 +18,9 @@ import sys
 import uuid
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class DamagedCheckpointError(UserError):
         super().__init__(f"The checkpoint {where} is damaged: {why}; restore another step.")
 
 
-class Checkpointer:
+class Checkpointer(AbstractContextManager["Checkpointer"]):
     """Saves and restores a state: any pytree whose leaves are `jax.Array`s (typed keys too).
 
     A context manager; leaving it waits for a running save. Every process makes the same calls.
@@ -107,9 +108,6 @@ class Checkpointer:
             raise UserError(
                 f"{self.directory} cannot be listed ({one_line(error)}): move the bad step away."
             ) from error
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -265,7 +263,7 @@ class Checkpointer:
         finally:
             handler.close()
         # All processes must take the same branch: what follows communicates.
-        if not _all_processes(cause is None):
+        if not np.all(multihost_utils.process_allgather(np.array(cause is None))):
             reason = one_line(cause) if cause else "another process could not read it"
             raise DamagedCheckpointError(where, f"cannot read its {item} ({reason})") from cause
         return restored
@@ -309,18 +307,15 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def checksums(leaves: Sequence[jax.Array]) -> jax.Array:
-    """One uint32 per leaf, uint32 [number of leaves]; exact and the same for every sharding.
+@jax.jit
+def checksum(leaf: jax.Array) -> jax.Array:
+    """A uint32 that is exact and the same for every sharding.
 
     Each word is mixed with its index by a bijection, and the results are added modulo 2³²: a
     change of one word is always seen, any other but for one in 2³². (A plain weighted sum misses
-    zeroed pages of values such as 1.0, whose bit patterns end in many zeros.) Leaves may be bool,
-    integers or floats of 8 to 64 bits, or typed keys.
+    zeroed pages of values such as 1.0, whose bit patterns end in many zeros.) A leaf may be bool,
+    an integer or float of 8 to 64 bits, or typed keys.
     """
-    return jnp.stack([_checksum(leaf) for leaf in leaves])
-
-
-def _checksum(leaf: jax.Array) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     if leaf.dtype == bool:
@@ -339,12 +334,9 @@ def _checksum(leaf: jax.Array) -> jax.Array:
     return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
-_jitted_checksums = jax.jit(checksums)  # cached by the leaves' shapes, dtypes and shardings
-
-
 def _digest(leaves: dict[str, jax.Array]) -> dict[str, int]:
     # One by one: together they need as much memory again as the leaves.
-    return {name: int(np.asarray(_jitted_checksums([x]))[0]) for name, x in leaves.items()}
+    return {name: int(np.asarray(checksum(leaf))) for name, leaf in leaves.items()}
 
 
 def _crc32(meta: dict[str, Any]) -> int:
@@ -379,9 +371,3 @@ def _check_structure(
     extra = next((name for name in saved if name not in wanted), None)
     if extra is not None and not partial:
         raise UserError(f"The checkpoint {where} has a leaf {extra} unknown to this run; {advice}.")
-
-
-def _all_processes(ok: bool) -> bool:
-    if jax.process_count() == 1:
-        return ok
-    return bool(np.all(multihost_utils.process_allgather(np.array(ok))))

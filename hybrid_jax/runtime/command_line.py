@@ -53,14 +53,9 @@ def run_command(
     *,
     interrupted: str,
 ) -> int:
-    """Runs a command: its options, what a process is set up with, and its work.
+    """Runs a command: its options (see `parse`), what a process is set up with, and its work.
 
-    Args:
-      argv: see `parse`.
-      interrupted: see `exit_status`.
-
-    Returns:
-      the exit status.
+    Returns its exit status (see `exit_status`).
     """
 
     def command() -> None:
@@ -132,8 +127,11 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     add("--process", type=int, metavar="N", help="number of this process, from 0")
 
 
-def add_schedule(add: Callable[..., Any]) -> None:
-    """Adds the flags of `pretrained.load` that choose a hyperschedule."""
+def add_model(add: Callable[..., Any]) -> None:
+    """Adds the flags of `pretrained.asked`: the model, and its hyperschedule."""
+    add("--workdir", required=True, type=path_of, metavar="DIR",
+        help="folder of the trained run, or an archive where nothing is stored in it")  # fmt: skip
+    add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--schedule", metavar="NAME", help="hyperschedule in place of the trained one, such as "
         "block:width=8:levels=4, slide:width=8, flat or quenched_ar")  # fmt: skip
     add("--strict", action="store_true", help="refuse a --schedule that was not trained for")

@@ -13,6 +13,8 @@ from typing import Any
 
 import filelock
 
+from hybrid_jax.runtime.workers import available
+
 MOST_BYTES = 1 << 30
 """Size of the folder; programs that were not used for the longest time are removed first."""
 
@@ -27,8 +29,7 @@ def folder() -> Path:
     count among what makes them different. So each number of cores has a folder.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Path(cache, "hybrid_jax", f"compiled-{cores}-cores")
+    return Path(cache, "hybrid_jax", f"compiled-{available()}-cores")
 
 
 def use() -> None:

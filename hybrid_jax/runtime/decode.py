@@ -8,9 +8,11 @@ import math
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from hybrid_jax.errors import UserError, hints_of, void
+
+T = TypeVar("T")
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -41,7 +43,7 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def from_values(cls: Any, values: Any, path: str) -> Any:
+def from_values(cls: type[T], values: Any, path: str) -> T:
     """A dataclass from names and values, nested where its fields are dataclasses.
 
     Args:
@@ -59,7 +61,7 @@ def from_values(cls: Any, values: Any, path: str) -> Any:
         name: checked(value, _hint(cls, name, path), f"{path}.{name}")
         for name, value in values.items()
     }
-    for field in dataclasses.fields(cls):
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # it is a dataclass
         required = field.default is field.default_factory  # both are MISSING
         if required and field.name not in arguments:
             raise UserError(f"{path}.{field.name} is missing.")
@@ -187,7 +189,7 @@ def checked(value: Any, hint: Any, where: str) -> Any:
     kind, optional = _without_none(hint)
     if optional and value is None:
         return None
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return from_values(kind, value, where)
     if typing.get_origin(kind) is tuple:  # of any length
         if not isinstance(value, list | tuple):

@@ -7,8 +7,8 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 from hybrid_jax.errors import UserError
 
@@ -64,7 +64,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
             temporary.unlink()
 
 
-class GrowingFile:
+class GrowingFile(AbstractContextManager["GrowingFile"]):
     """A file that is written piece by piece. A context manager.
 
     It has its name once the block has ended without an error. Until then, and for good if the block
@@ -94,9 +94,6 @@ class GrowingFile:
                 os.truncate(self._part, self._size)
             raise self._failure(error) from error
         self._size += len(data)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._own and self._size and kind is None:

@@ -3,8 +3,8 @@
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.boards import Board
@@ -13,7 +13,7 @@ from hybrid_jax.runtime.files import expanded, write_atomic, writing
 from hybrid_jax.runtime.json_text import json_text
 
 
-class MetricsWriter:
+class MetricsWriter(AbstractContextManager["MetricsWriter"]):
     """Appends to ``<workdir>/metrics.jsonl`` and to a board. A context manager.
 
     A line is ``{"step": 10, "kind": "train", "loss": 2.5, …}``; values that are not finite are
@@ -53,9 +53,6 @@ class MetricsWriter:
             if drops:
                 write_atomic(self.path, kept)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

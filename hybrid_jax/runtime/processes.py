@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import compilation_cache, sharding
 from hybrid_jax.runtime.files import writing
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 TIMEOUT = 300  # seconds within which all processes must join
@@ -106,17 +107,17 @@ def say(text: str, file: TextIO | None = None) -> None:
         print(text, file=file, flush=True)
 
 
-def raise_on_all(action: Callable[[], T]) -> T:
-    """Runs `action` on every process; a `UserError` on one of them is raised on all.
+def raise_on_all(action: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
+    """Calls `action` on every process; a `UserError` on one of them is raised on all.
 
     All processes must call this at the same place. It waits for the slowest.
     """
     if jax.process_count() == 1:
-        return action()
+        return action(*args, **settings)
     result: T | None = None
     failure = ""
     try:
-        result = action()
+        result = action(*args, **settings)
     except UserError as error:
         failure = str(error)
     for number, text in enumerate(_gather(failure)):
@@ -127,13 +128,18 @@ def raise_on_all(action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]  # without an error there is a result
 
 
-def process0_first(action: Callable[[], T]) -> T:
+def on_process0(action: Callable[P, object], *args: P.args, **settings: P.kwargs) -> None:
+    """`raise_on_all` for what process 0 alone does."""
+    raise_on_all(lambda: action(*args, **settings) if is_process0() else None)
+
+
+def process0_first(action: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
     """`raise_on_all`, with process 0 acting before the others.
 
     The others find its work done on a shared disk, and do it themselves otherwise.
     """
-    raise_on_all(lambda: action() if is_process0() else None)
-    return raise_on_all(action)
+    on_process0(action, *args, **settings)
+    return raise_on_all(action, *args, **settings)
 
 
 def assert_same(
@@ -179,7 +185,7 @@ def check_shared(folder: Path) -> None:
                 "system that all hosts share."
             )
 
-    raise_on_all(lambda: write() if is_process0() else None)
+    on_process0(write)
     try:
         raise_on_all(see)
     finally:

@@ -5,12 +5,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Self, TextIO
+from contextlib import AbstractContextManager
+from typing import TextIO
 
 import tqdm
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A progress bar on a terminal, plain lines elsewhere. A context manager.
 
     The first `update` only starts the clock of the rate and of the estimated time left, so that
@@ -57,11 +58,10 @@ class Progress:
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Ends the line of the bar, which stays on the screen; may be called again."""
+        if self._bar is not None:
+            self._bar.close()
 
     def note(self, text: str) -> None:
         """Shows a separate line, above the bar."""
@@ -80,10 +80,11 @@ class Progress:
         if step > first_step and now > first_time:
             rate = (step - first_step) / (now - first_time)
             parts.append(f"{rate:.3g} {self._unit}{'s' * (self._unit == 'step')}/s")
-            times = [f"ETA {format_seconds(max(0, self._total - step) / rate)}"]
+            left = max(0, self._total - step) / rate
+            times = [f"ETA {tqdm.tqdm.format_interval(left)}"]
         else:
             times = []
-        parts += [f"elapsed {format_seconds(now - self._begun)}", *times]
+        parts += [f"elapsed {tqdm.tqdm.format_interval(now - self._begun)}", *times]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.n = step
@@ -95,26 +96,6 @@ class Progress:
                 file=self._stream,
                 flush=True,
             )
-
-    def close(self) -> None:
-        """Ends the line of the bar, which stays on the screen; may be called again."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration in its two largest units: ``"7s"``, ``"1m 20s"``, ``"2d 3h"``."""
-    if not math.isfinite(seconds):
-        return "unknown"
-    left = max(0, round(seconds))
-    days, left = divmod(left, 86400)
-    hours, left = divmod(left, 3600)
-    minutes, left = divmod(left, 60)
-    if days:
-        return f"{days}d {hours}h"
-    if hours:
-        return f"{hours}h {minutes}m"
-    return f"{minutes}m {left}s" if minutes else f"{left}s"
 
 
 def _short(number: float) -> str:

@@ -5,7 +5,7 @@ import glob
 import os
 import shutil
 import signal
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -26,19 +26,11 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     Raises:
       OSError: if the folder cannot be made.
     """
-    _remove_unused(target)
-    with contextlib.ExitStack() as stack:
-        while True:
-            folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-            stack.callback(_remove, folder)
-            # Not every file system has locks; without, nobody removes what may be in use.
-            with contextlib.suppress(OSError):
-                stack.enter_context(locked(folder / _LOCK, wait=True))
-            # Another process may have removed the folder as an old one before it was locked.
-            if (folder / _LOCK).exists():
-                break
-        (folder / _WORK).mkdir()
-        yield folder / _WORK
+    with _own_folder(target, uuid.uuid4().hex, shared=False) as folder:
+        try:
+            yield folder / _WORK
+        finally:
+            _remove(folder)
 
 
 @contextlib.contextmanager
@@ -54,19 +46,7 @@ def resumed_folder(target: Path, name: str, *, shared: bool) -> Iterator[Path]:
     Raises:
       OSError: if the folder cannot be made.
     """
-    folder = target.parent / f".{target.name}-{name}"
-    _remove_unused(target, but=folder)
-    with contextlib.ExitStack() as stack:
-        while True:
-            folder.mkdir(exist_ok=True)
-            lock = None
-            with contextlib.suppress(OSError):
-                lock = stack.enter_context(locked(folder / _LOCK, wait=True, shared=shared))
-            # The one that had the lock has removed it, unless there are no locks here.
-            with contextlib.suppress(FileNotFoundError):
-                if not lock or os.path.samestat(os.stat(folder / _LOCK), os.fstat(lock.fileno())):
-                    break
-        (folder / _WORK).mkdir(parents=True, exist_ok=True)
+    with _own_folder(target, name, shared=shared) as folder:
         done = False
         try:
             yield folder / _WORK
@@ -74,6 +54,24 @@ def resumed_folder(target: Path, name: str, *, shared: bool) -> Iterator[Path]:
         finally:
             if done or not any(folder.glob(f"{_WORK}/*")):
                 _remove(folder)
+
+
+@contextlib.contextmanager
+def _own_folder(target: Path, name: str, *, shared: bool) -> Iterator[Path]:
+    folder = target.parent / f".{target.name}-{name}"
+    _remove_unused(target, but=folder)
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder.mkdir(exist_ok=True)
+            try:
+                stack.enter_context(locked(folder / _LOCK, wait=True, shared=shared))
+            except FileNotFoundError:  # the one that had the lock has removed the folder
+                continue
+            except OSError:  # no locks here, so nobody removes what may be in use
+                pass
+            break
+        (folder / _WORK).mkdir(parents=True, exist_ok=True)
+        yield folder
 
 
 @contextlib.contextmanager
@@ -111,9 +109,15 @@ def locked(file: Path, *, wait: bool, shared: bool = False) -> Iterator[BinaryIO
     """
     import fcntl  # which Windows lacks
 
-    with open(file, "a+b") as opened:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(opened, kind | (0 if wait else fcntl.LOCK_NB))
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with contextlib.ExitStack() as stack:
+        while True:
+            opened = stack.enter_context(open(file, "a+b"))
+            fcntl.flock(opened, kind | (0 if wait else fcntl.LOCK_NB))
+            # The holder before may have removed the file since it was opened.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(file), os.fstat(opened.fileno())):
+                    break
         yield opened
 
 

@@ -1,7 +1,5 @@
 """Forward passes of the sampler: feed new rows, write settled K/V to the cache."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -64,10 +62,7 @@ def show_new(
         sampler.spec.layout, sampler.spec.schedule, state.step, state.filled,
         slots=sampler.slots, capacity=capacity, window=window,
     )  # fmt: skip
-    held, level = _held(sampler, state, query.rows)
-    features, new = sampler.network.extend(
-        params, state.cache, held, query.rows.position, query.mask, level
-    )
+    features, new = extend(sampler, params, state, query)
     new = jax.tree.map(lambda x: x[..., :capacity, :], new)
     return features[:, query.window], new, query.settled
 
@@ -84,11 +79,17 @@ def show_again(
     query = layouts.query(
         sampler.spec.layout, view, state.step, state.filled, slots=sampler.slots, capacity=0
     )
-    held, level = _held(sampler, state, query.rows, least=1)
-    features, _ = sampler.network.extend(
-        params, state.cache, held, query.rows.position, query.mask, level
-    )
+    features, _ = extend(sampler, params, state, query, least=1)
     return features[:, query.window]
+
+
+def extend(
+    sampler: Sampler, params: PyTree, state: Generation, query: layouts.Query, least: int = 0
+) -> tuple[Float[Array, "B R D"], PyTree]:
+    """Features of the rows of a query, and what they put in the cache."""
+    rows = query.rows
+    held, level = held_by(sampler, state, rows, least)
+    return sampler.network.extend(params, state.cache, held, rows.position, query.mask, level)
 
 
 def show_all(
@@ -98,7 +99,7 @@ def show_all(
     layout = sampler.spec.layout
     step = jnp.minimum(state.step, schedule.steps - 1)
     rows = jax.vmap(lambda s: layouts.generation_rows(layout, schedule, s))(step)
-    held, level = _held(sampler, state, rows, least)
+    held, level = held_by(sampler, state, rows, least)
     mask = layouts.attention_mask(layout, rows)
     features = sampler.network.features(params, held, rows.position, mask, level)
     source, _ = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
@@ -108,7 +109,7 @@ def show_all(
     )
 
 
-def _held(
+def held_by(
     sampler: Sampler, state: Generation, rows: layouts.Rows, least: int = 0
 ) -> tuple[Int[Array, "B R"], Float32[Array, "B R"]]:
     """Tokens that rows hold at each text's step, and the levels of noise, `least` or more."""

@@ -11,8 +11,6 @@ what stands before the first changed position is kept: the next round feeds the 
 its window, up to (h + 1)ω rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp

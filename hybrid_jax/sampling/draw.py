@@ -1,7 +1,5 @@
 """Draws of tokens: the one categorical sampler, and the warps of a distribution before it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -8,8 +8,6 @@ positions of each step whatever the tokens are: p(text) is the mean of e^−sum 
 (importance weighting, arXiv 1509.00519); K = 1 is the bound in discrete time.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -15,8 +15,6 @@ So the cost of a round is that of the window, not of the text. A text whose sett
 fit in a round (after a jump over given tokens) spends rounds on feeding them alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any, cast
@@ -29,12 +27,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.method import chunked_loss
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.hyperschedule import Hyperschedule
 from hybrid_jax.runtime import sharding
 from hybrid_jax.sampling import cache_feed, closing, speculative
-from hybrid_jax.sampling.prompts import Prompts
+from hybrid_jax.sampling.prompts import Prompts, nothing
 from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler, axes_of
 from hybrid_jax.sampling.update_rule import Rule, Window
@@ -106,24 +105,42 @@ def start(sampler: Sampler, params: PyTree, keys: Key[Array, "B"], prompts: Prom
 def idle(sampler: Sampler, batch: int) -> Generation:
     """A state without texts, whose places `renew` fills."""
     schedule = sampler.spec.schedule
+    keys = jax.random.split(jax.random.key(0), batch)
+    state = _begun(sampler, keys, nothing(batch, schedule.length))
+    cache = sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None
+    return _placed(dataclasses.replace(state, cache=cache, step=state.nfe + schedule.steps))
+
+
+def _begun(sampler: Sampler, keys: Key[Array, "B"], given: Prompts) -> Generation:
+    """The state before the first step of texts of which nothing is in a cache."""
+    kernel = sampler.spec.kernel
+    batch, length = given.tokens.shape
+    three = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+    key_noise, key_mask, key_steps = jnp.moveaxis(three, 1, 0)
+
+    def noise(key_noise: Array, key_mask: Array) -> Array:
+        # MASK, or uniform tokens for a kernel that never masks.
+        token = jax.random.randint(key_noise, (length,), 0, kernel.vocab_size, jnp.int32)
+        masked = jax.random.uniform(key_mask, (length,)) < kernel.survival(1.0).masked
+        return jnp.where(masked, kernel.mask, token)
+
     zero = jnp.zeros(batch, jnp.int32)
-    tokens = jnp.zeros((batch, schedule.length), jnp.int32)
-    done = zero + schedule.steps
-    state = Generation(
-        tokens=tokens,
-        frozen=tokens > 0,
-        stop=zero,
-        keys=jax.random.split(jax.random.key(0), batch),
-        confidence=tokens.astype(jnp.float32),
-        step=done,
+    frozen, stop = jnp.asarray(given.frozen), jnp.asarray(given.stop)
+    following = sampler.path.following(~frozen & (jnp.arange(length)[None] < stop[:, None]))
+    return Generation(
+        tokens=jnp.where(frozen, given.tokens, jax.vmap(noise)(key_noise, key_mask)),
+        frozen=frozen,
+        stop=stop,
+        keys=key_steps,
+        confidence=frozen.astype(jnp.float32),
+        step=sampler.path.onward(following, zero),
         sweep=zero,
         filled=zero,
-        cache=sampler.network.empty_cache(batch, sampler.slots) if sampler.cached else None,
-        following=sampler.path.following(tokens > 0),
+        cache=None,
+        following=following,
         nfe=zero,
         corrections=zero,
     )
-    return _placed(state)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="prefills", donate_argnums=2)
@@ -145,45 +162,17 @@ def renew(
       prefills: False where `sampler.prefills` is for all new texts, which leaves the feeding of
         prompts out of the program.
     """
-    spec = sampler.spec
-    kernel, schedule = spec.kernel, spec.schedule
-    batch, length = prompts.tokens.shape
-    three = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
-    key_noise, key_mask, key_steps = jnp.moveaxis(three, 1, 0)
-
-    def noise(key_noise: Array, key_mask: Array) -> Array:
-        # MASK, or uniform tokens for a kernel that never masks.
-        token = jax.random.randint(key_noise, (length,), 0, kernel.vocab_size, jnp.int32)
-        masked = jax.random.uniform(key_mask, (length,)) < kernel.survival(1.0).masked
-        return jnp.where(masked, kernel.mask, token)
-
-    zero = jnp.zeros(batch, jnp.int32)
-    frozen, stop = jnp.asarray(prompts.frozen), jnp.asarray(prompts.stop)
-    following = sampler.path.following(~frozen & (jnp.arange(length)[None] < stop[:, None]))
-    begun = Generation(
-        tokens=jnp.where(frozen, prompts.tokens, jax.vmap(noise)(key_noise, key_mask)),
-        frozen=frozen,
-        stop=stop,
-        keys=key_steps,
-        confidence=jnp.where(frozen, 1.0, 0.0),
-        step=sampler.path.onward(following, zero),
-        sweep=zero,
-        filled=zero,
-        cache=None,
-        following=following,
-        nfe=zero,
-        corrections=zero,
-    )
 
     def choose(new: Array, old: Array) -> Array:
         return jnp.where(jnp.expand_dims(fresh, range(1, old.ndim)), new, old)
 
     # What the cache held is never read again: none of its slots is filled.
     kept = dataclasses.replace(state, cache=None)
-    state = dataclasses.replace(jax.tree.map(choose, begun, kept), cache=state.cache)
+    chosen = jax.tree.map(choose, _begun(sampler, keys, prompts), kept)
+    state = dataclasses.replace(chosen, cache=state.cache)
     if prefills and sampler.cached and sampler.slots:
         # Windows must be fed whole where their rows see one another.
-        chunk = min(max(sampler.prefill, schedule.width), sampler.slots)
+        chunk = min(max(sampler.prefill, sampler.spec.schedule.width), sampler.slots)
 
         def feed(state: Generation) -> Generation:
             _, new, count = cache_feed.show_new(sampler, params, state, chunk, window=False)
@@ -360,35 +349,21 @@ def _read(
     Logits exist for `spec.chunk` positions a time. Each position has a key of its own, so that
     nothing depends on how positions are grouped.
     """
-    spec = sampler.spec
+    spec, kind = sampler.spec, jax.random.key_impl(key)
     keys = jax.vmap(lambda k, p: jax.vmap(lambda i: jax.random.fold_in(k, i))(p))(key, position)
 
-    def read(key: Key[Array, ""], logits: Float[Array, "N"], at: Window) -> tuple[Any, Any]:
-        reading = rule.read(spec.kernel, spec.objective, key, logits, at)
+    def read(logits: Float[Array, "N"], data: Array, at: Window) -> tuple[Any, Any]:
+        own = jax.random.wrap_key_data(data, impl=kind)  # typed keys cannot be filled with zeros
+        reading = rule.read(spec.kernel, spec.objective, own, logits, at)
         if not isinstance(spec.schedule, Adaptive):
             return reading, None
         return reading, entropy(rule.log_prediction(spec.kernel, spec.objective, logits, at))
 
-    one = jax.vmap(jax.vmap(read))
-
-    def chunk(inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-        feature, keys, window = inputs
-        return one(keys, sampler.network.logits(params, feature), window)
-
-    inputs = (features, keys, window)
-    width = position.shape[1]
-    size = min(spec.chunk, width)
-    chunks = -(-width // size)
-    if chunks == 1:
-        return chunk(inputs)
-
-    def joined(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], chunks * size, *x.shape[3:])[:, :width]
-
-    # The last chunk is filled with positions that were read already.
-    index = jnp.minimum(jnp.arange(chunks * size), width - 1).reshape(chunks, size)
-    parts = jax.lax.map(lambda i: chunk(jax.tree.map(lambda x: x[:, i], inputs)), index)
-    return cast(tuple[Any, Any], jax.tree.map(joined, parts))
+    found: tuple[Any, Any] = chunked_loss.position_terms(
+        read, sampler.network.logits, params, features, jax.random.key_data(keys), window,
+        chunk=spec.chunk,
+    )  # fmt: skip
+    return found
 
 
 def _ends(

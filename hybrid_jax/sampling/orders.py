@@ -5,8 +5,6 @@ from one another. So a text comes about in one way only, and has an exact likeli
 `sampling.likelihood`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """The path of a text through the steps: the next one that has anything to do."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -93,8 +91,3 @@ class FreePath(Path):
 
     def draw(self, step: Int32[Array, "B"]) -> Int32[Array, "B"]:
         return self.schedule.block_step(step)
-
-
-def of(schedule: Hyperschedule) -> Path:
-    """The path that a schedule has."""
-    return FreePath(schedule) if isinstance(schedule, Adaptive) else Path(schedule)

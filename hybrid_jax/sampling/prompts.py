@@ -1,7 +1,5 @@
 """Given tokens: prompts, and texts with gaps to fill."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

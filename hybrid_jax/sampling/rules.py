@@ -9,8 +9,6 @@ close to 1 do not survive inside a draw over a large vocabulary.
 Numbers of a rule (η, thresholds, temperature) are traced: changing them compiles nothing anew.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal

@@ -3,8 +3,6 @@
 Checks, command-line flags, the sampling section of configs and the form of the demo follow from it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import typing

@@ -1,7 +1,5 @@
 """Generation as settings: a rule by its name and the numbers that it has."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,7 +57,7 @@ class SamplingConfig(RuleOptions):
         check_literals(self, "sampling.")
 
     @classmethod
-    def parse(cls, text: str, *, eos: str = "continue") -> SamplingConfig:
+    def parse(cls, text: str, *, eos: str = "continue") -> "SamplingConfig":
         """From a rule and its settings in one word, "acs:eta=0.5:guidance=confidence".
 
         Raises:

@@ -11,8 +11,6 @@ Drafts are drawn apart from one another and from the left context alone, which t
 window that is revealed in several calls would not do.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax
@@ -25,7 +23,6 @@ from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.noising import NoiseKernel
-from hybrid_jax.models import cache as caches
 from hybrid_jax.sampling import cache_feed
 from hybrid_jax.sampling.draw import sample_categorical
 from hybrid_jax.sampling.state import Generation, Sampler
@@ -122,7 +119,8 @@ def round_(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
 
     after = dataclasses.replace(fed, tokens=tokens, nfe=state.nfe + 2 * live.astype(jnp.int32))
     if sampler.cached:
-        after = _committed(sampler, after, new, jnp.where(moves, kept, 0))
+        new = jax.tree.map(lambda x: x[..., 1:, :], new)  # the first is there already
+        after = cache_feed.commit(sampler, after, new, jnp.where(moves, kept, 0))
     onward = sampler.path.onward(
         state.following, schedule.number(jnp.minimum(end + 1, schedule.length))
     )
@@ -158,36 +156,16 @@ def _behind_each(
 
     The row of the token before the window is shown once more, for what it predicts.
     """
-    spec, most = sampler.spec, sampler.spec.schedule.width + 1
-    length, bos = spec.schedule.length, spec.bos
+    layout, schedule = sampler.spec.layout, sampler.spec.schedule
+    length, most = schedule.length, schedule.width + 1
     gpt = hyperschedule.quenched_ar(length=length)
     step = jnp.minimum(first + width, length - 1)  # of which all before are settled
     if sampler.cached:
-        query = layouts.query(
-            spec.layout, gpt, step, first, slots=sampler.slots, capacity=most, window=True
-        )
-        rows, mask = query.rows, query.mask
-    else:
-        rows = jax.vmap(lambda s: layouts.generation_rows(spec.layout, gpt, s))(step)
-        mask = layouts.attention_mask(spec.layout, rows)
-    held = jax.vmap(lambda r, z: layouts.row_tokens(r, z, z, bos))(rows, draft.tokens)
-    level = jnp.zeros(held.shape)
-    network = sampler.network
-    if sampler.cached:
-        return network.extend(params, draft.cache, held, rows.position, mask, level)
-    features = network.features(params, held, rows.position, mask, level)
+        query = layouts.query(layout, gpt, step, first, slots=sampler.slots, capacity=most)
+        return cache_feed.extend(sampler, params, draft, query)
+    rows = jax.vmap(lambda s: layouts.generation_rows(layout, gpt, s))(step)
+    held, level = cache_feed.held_by(sampler, draft, rows)
+    mask = layouts.attention_mask(layout, rows)
+    features = sampler.network.features(params, held, rows.position, mask, level)
     number = jnp.minimum(first[:, None] + jnp.arange(most)[None], length - 1)
     return jnp.take_along_axis(features, number[..., None], axis=1), None
-
-
-def _committed(
-    sampler: Sampler, state: Generation, new: PyTree, kept: Int32[Array, "B"]
-) -> Generation:
-    """The state with the rows of kept drafts in its cache, behind the row that was there."""
-    number = jnp.arange(sampler.spec.schedule.width + 1)[None] - 1
-    slot = jnp.where(
-        (number >= 0) & (number < kept[:, None]), state.filled[:, None] + number, sampler.slots
-    )
-    return dataclasses.replace(
-        state, cache=caches.commit(state.cache, new, slot), filled=state.filled + kept
-    )

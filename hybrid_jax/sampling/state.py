@@ -1,7 +1,5 @@
 """Static description of a sampler, and the state of the generation loop."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,10 +8,10 @@ import jax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
 
 from hybrid_jax.method import layout as layouts
+from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.loss import Network, Spec
 from hybrid_jax.models.cache import AXES as CACHE_AXES
-from hybrid_jax.sampling import path as paths
-from hybrid_jax.sampling.path import Path
+from hybrid_jax.sampling.path import FreePath, Path
 
 
 @runtime_checkable
@@ -65,7 +63,8 @@ class Sampler:
     @property
     def path(self) -> Path:
         """The path of a text through the steps."""
-        return paths.of(self.spec.schedule)
+        schedule = self.spec.schedule
+        return FreePath(schedule) if isinstance(schedule, Adaptive) else Path(schedule)
 
     def prefills(self, given: int) -> bool:
         """True if a text may begin with more settled rows than a round can feed.

@@ -1,7 +1,5 @@
 """The base of update rules, their input and output, and functions that they share."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from typing import Any, ClassVar, NamedTuple

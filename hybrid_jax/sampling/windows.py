@@ -19,8 +19,6 @@ most `window_entropy` nats; given tokens have no entropy. More steps a window lo
 blocks of a dynamic size (DSB, arXiv 2602.05992), which go by confidence.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

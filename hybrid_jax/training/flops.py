@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32
 
+from hybrid_jax.data import mixture
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.loss import Spec
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.optim import is_hidden_matrix
 from hybrid_jax.runtime.checkpoint import named_leaves
+from hybrid_jax.training.pretrained import Pretrained
 
 # More phases than this are represented by as many, evenly spread.
 _MOST_PHASES = 64
@@ -150,3 +152,15 @@ def memory_bytes(device: jax.Device) -> int | None:
 def _known(device: jax.Device) -> tuple[float | None, float | None]:
     parts = [part for part in DEVICES if part in device.device_kind]
     return DEVICES[max(parts, key=len)] if parts else (None, None)
+
+
+def budget(model: Pretrained) -> dict[str, float]:
+    """Tokens and FLOPs of a model's training."""
+    experiment, spec = model.experiment, model.spec
+    each = [own.spec(model.tokenizer.vocab_size, spec.bos, spec.eos) for own in experiment.each]
+    counts = mixture.counts(experiment.shares, 1, model.step) * experiment.train.batch_size
+    flops = sum(
+        int(texts) * training_flops(model.network, own)
+        for texts, own in zip(counts, each, strict=True)
+    )
+    return {"tokens": int(counts.sum()) * spec.schedule.length, "flops": flops}

@@ -106,10 +106,10 @@ def evaluate_bound(
     """
     label = bound.label
     if isinstance(bound, PathLikelihood):
-        program = functools.partial(_run_nats, bound.sampler, bound.rule, params)
+        program = functools.partial(_row_nats, _of_runs, bound.sampler, (bound.rule, params))
         average: Callable[..., Any] = _log_mean
     else:
-        program = functools.partial(_row_nats, spec.for_bound(bound), network, params)
+        program = functools.partial(_row_nats, _of_bound, (spec.for_bound(bound), network), params)
         average = functools.partial(np.mean, axis=0)
         label = "exact likelihood" if is_exact(spec, bound) else label
     mesh = mesh or sharding.one_device()
@@ -133,9 +133,7 @@ def evaluate_bound(
         per_record.append(average(each)[valid])
         counts += np.bincount(tokens[valid][own], minlength=len(counts))
     sizes = np.concatenate(predicted)
-    values = np.concatenate(per_record) / sizes.mean()
-    nats, _ = statistics.mean_and_standard_error(values)
-    _, error = statistics.mean_and_standard_error(values - nats * sizes / sizes.mean())
+    nats, error = statistics.mean_and_standard_error(np.concatenate(per_record) / sizes, sizes)
     share_predicted = sizes.mean() / spec.schedule.length
     share = counts[counts > 0] / counts.sum()
     return BoundEstimate(
@@ -144,7 +142,7 @@ def evaluate_bound(
         nll_se=error,
         bits_per_byte=statistics.bits_per_byte(nats * share_predicted, bytes_per_token),
         unigram_perplexity=float(np.exp(-np.sum(share * np.log(share)))),
-        records=len(values),
+        records=len(sizes),
         draws=draws,
     )
 
@@ -161,8 +159,8 @@ def _record_nats(
     key: Key[Array, ""],
     mesh: Mesh,
 ) -> Float32[np.ndarray, "B"]:
-    """Nats of each record of a batch, tokens, given and length of `loss.Batch`, by `_row_nats` or
-    `_run_nats` with their first arguments."""
+    """Nats of each record of a batch, tokens, given and length of `loss.Batch`, by `_row_nats` with
+    its first arguments."""
     count = len(records[0])
     # Rows are added, not draws: what is drawn for a record depends on its place among `count`.
     padded = -(-count // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
@@ -182,8 +180,8 @@ def _record_nats(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3))
 def _row_nats(
-    spec: Spec,
-    network: Network,
+    nats: Callable[..., Float32[Array, "b"]],
+    what: Any,
     params: PyTree,
     count: int,
     tokens: Int[Array, "b L"],
@@ -192,37 +190,32 @@ def _row_nats(
     given: Bool[Array, "b L"] | None = None,
     length: Int[Array, "b"] | None = None,
 ) -> Float32[Array, "b"]:
-    """Nats of each row; see `loss.Batch` for its arguments."""
+    """Nats of each row by `_of_bound` or `_of_runs`; see `loss.Batch` for the other arguments."""
     tokens = sharding.constrain(tokens, "batch", "whole")
     key = jax.random.wrap_key_data(key_data)
     batch = estimator.Batch(tokens, index, key, count, given, length)
-    terms = estimator.batch_terms(spec, network, params, batch)
-    return sharding.constrain(terms.sum(axis=1), "whole")
+    return sharding.constrain(nats(what, params, batch), "whole")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _run_nats(
-    sampler: Sampler,
-    rule: Rule,
-    params: PyTree,
-    count: int,
-    tokens: Int[Array, "b L"],
-    index: Int[Array, "b"],
-    key_data: UInt[Array, "..."],
-    given: Bool[Array, "b L"] | None = None,
-    length: Int[Array, "b"] | None = None,
+def _of_bound(
+    what: tuple[Spec, Network], params: PyTree, batch: estimator.Batch
 ) -> Float32[Array, "b"]:
-    """Nats of each row along a run of the rule; arguments as those of `_row_nats`."""
-    if length is not None:
+    return estimator.batch_terms(*what, params, batch).sum(axis=1)
+
+
+def _of_runs(
+    sampler: Sampler, params: tuple[Rule, PyTree], batch: estimator.Batch
+) -> Float32[Array, "b"]:
+    if batch.length is not None:
         raise UserError(
             "The likelihood along a rule's runs is that of whole records, and these end early: "
             "prepare the pairs with data.padded=true, or evaluate the model's own bound."
         )
-    tokens = sharding.constrain(tokens, "batch", "whole")
-    key = jax.random.wrap_key_data(key_data)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    tokens, given = batch.tokens, batch.given
+    keys = jax.vmap(lambda i: jax.random.fold_in(batch.key, i))(batch.places)
     given = jnp.zeros(tokens.shape, bool) if given is None else given
-    return sharding.constrain(paths.nats(sampler, rule, params, tokens, given, keys), "whole")
+    found: Float32[Array, "b"] = paths.nats(sampler, *params, tokens, given, keys)
+    return found
 
 
 def is_exact(spec: Spec, bound: Bound | PathLikelihood) -> bool:
@@ -270,7 +263,7 @@ def text_bounds(
             with sharding.use(model.mesh):
                 found.append(
                     _row_nats(
-                        short, model.network, model.params, draws, tokens[which], draw,
+                        _of_bound, (short, model.network), model.params, draws, tokens[which], draw,
                         np.asarray(jax.random.key_data(key)), kept[which], lengths[which],
                     )
                 )  # fmt: skip

@@ -7,9 +7,8 @@ on any devices and any number of processes.
 import collections
 import contextlib
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from hybrid_jax.runtime import boards, sharding
 from hybrid_jax.runtime import processes as distributed
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded, writing
+from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.runtime.preemption import Signals
 from hybrid_jax.runtime.processes import raise_on_all
 from hybrid_jax.runtime.throughput import Throughput
@@ -80,15 +80,13 @@ def open_run(
     Raises:
       UserError: on all processes, if anything of the experiment does not work here.
     """
-    raise_on_all(lambda: boards.check(experiment.train.board))
+    raise_on_all(boards.check, experiment.train.board)
     mesh = sharding.make_mesh(experiment.mesh, devices)
     # Before the data are prepared, which may take hours; nothing here depends on them.
     TrainSetup.build(experiment, experiment.data.expected_vocab_size, bos=0, eos=0).check(mesh)
-    data_dir, manifest, changes = distributed.process0_first(
-        lambda: _prepared_data(experiment.data, known)
-    )
-    tokenizer = raise_on_all(lambda: tokenizers.load_tokenizer(data_dir))
-    raise_on_all(lambda: prepare.check_tokenizer(manifest, tokenizer))
+    data_dir, manifest, changes = distributed.process0_first(_prepared_data, experiment.data, known)
+    tokenizer = raise_on_all(tokenizers.load_tokenizer, data_dir)
+    raise_on_all(prepare.check_tokenizer, manifest, tokenizer)
     distributed.assert_same("set of prepared data", manifest.identity)
     setup = TrainSetup.build(experiment, manifest.vocab_size, manifest.bos, manifest.eos)
     return Run(
@@ -121,6 +119,7 @@ def train(
     signals: Signals,
     *,
     params: Any = None,
+    origin: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
     profile: Path | None = None,
 ) -> TrainState:
@@ -132,6 +131,7 @@ def train(
     Args:
       params: to start from where there is no checkpoint, which they become at step 0; None for
         fresh ones.
+      origin: of `params`, which the workdir keeps as JSON.
       say: shows a line.
       profile: folder for a trace of a few steps, by each process.
 
@@ -145,7 +145,7 @@ def train(
     learning_rate = optim.learning_rate_at(run.experiment.optimizer, config.steps)
     size = config.batch_size
     rows = sharding.local_rows(mesh, size)
-    records = raise_on_all(lambda: _records(run, "train"))
+    records = raise_on_all(_records, run, "train")
     stream = pipeline.Stream(
         records, batch_size=size, seed=config.seed, rows=rows,
         weights=run.experiment.data.weights or "",
@@ -157,23 +157,22 @@ def train(
         peak=flops.peak_flops(mesh.devices.flat[0]),
     )
     work = [size * flops.training_flops(own.network, own.spec) for own in setup.each]
-    lead = distributed.is_process0()
 
     def claim() -> None:
-        if lead:
-            records = run.data_dir, run.manifest
-            workdirs.claim(workdir, run.experiment, run.tokenizer, records)
+        workdirs.claim(workdir, run.experiment, run.tokenizer, (run.data_dir, run.manifest))
+        if origin is not None:
+            write_json(workdir / workdirs.ORIGIN, origin)
 
     with contextlib.ExitStack() as stack:
+        lead = distributed.is_process0()
         started: Callable[[], object] = stack.enter_context(
             workdirs.tentative(workdir) if lead else contextlib.nullcontext(lambda: None)
         )
-        raise_on_all(lambda: workdirs.check_tokenizer(workdir, run.tokenizer))
-        raise_on_all(lambda: _records(run, "valid"))
+        raise_on_all(workdirs.check_tokenizer, workdir, run.tokenizer)
+        raise_on_all(_records, run, "valid")
         stack.enter_context(sharding.use(mesh))
-        saver = raise_on_all(
-            lambda: Checkpointer(workdir / "checkpoints", keep=config.keep, config=settings)
-        )
+        folder = workdir / "checkpoints"
+        saver = raise_on_all(Checkpointer, folder, keep=config.keep, config=settings)
         stack.enter_context(saver)
         restored = saver.restore(setup.abstract_state(mesh))
         if restored is None:
@@ -182,12 +181,12 @@ def train(
                 saver.save(0, state)
         else:
             start, state = restored
-            say(f"resuming at step {start} from {workdir / 'checkpoints'}")
+            say(f"resuming at step {start} from {folder}")
         traced = range(start + _WARM_UP + 1, start + _WARM_UP + _TRACED + 1)
         if profile is not None:
-            raise_on_all(functools.partial(_check_profile, profile, traced, config.steps))
+            raise_on_all(_check_profile, profile, traced, config.steps)
         if start >= config.steps:
-            raise_on_all(claim)
+            distributed.on_process0(claim)
             started()
             say(f"already trained for {start} steps")
             return state
@@ -196,13 +195,13 @@ def train(
         turns: list[int] = []  # that `pending` metrics are of
         pending: list[Metrics] = []
         ahead: collections.deque[jax.Array] = collections.deque()
-        log = raise_on_all(lambda: Log(workdir, run.experiment, start=start))
+        log = raise_on_all(Log, workdir, run.experiment, start=start)
         tracing = contextlib.ExitStack()
         with log, tracing, signals.deferred():
             if start and start % config.eval_every == 0 and not log.has(start, "valid"):
                 # The run was stopped between a checkpoint and the evaluation that belongs to it.
                 estimate = evaluate(run, state.ema, final=False)
-                raise_on_all(functools.partial(log.valid, start, estimate))
+                raise_on_all(log.valid, start, estimate)
             batches = stream.iterate(start)
             for done in range(start + 1, config.steps + 1):
                 with throughput.waiting():
@@ -217,7 +216,7 @@ def train(
                     state, metrics = updates[turns[-1]](state, placed)
                 if done == start + 1:
                     jax.block_until_ready(metrics)
-                    raise_on_all(claim)
+                    distributed.on_process0(claim)
                     started()
                 pending.append(metrics)
                 ahead.append(metrics["loss"])
@@ -241,13 +240,13 @@ def train(
                     values["learning_rate"] = float(learning_rate(done - 1))
                     values |= throughput.read(len(pending), sum(work[turn] for turn in turns))
                     pending, turns = [], []
-                    raise_on_all(functools.partial(log.train, done, values))
+                    raise_on_all(log.train, done, values)
                 score = None
                 with throughput.paused():
                     if done % config.eval_every == 0 and not stops:
                         estimate = evaluate(run, state.ema, final=False)
                         score = estimate.nll
-                        raise_on_all(functools.partial(log.valid, done, estimate))
+                        raise_on_all(log.valid, done, estimate)
                     if saves:
                         saver.save(done, state, score=score)
                         saved = done
@@ -262,9 +261,8 @@ def evaluate(run: Run, params: Any, *, final: bool) -> BoundEstimate:
     """The experiment's bound on its validation records; `final` for the full protocol."""
     config = run.experiment.evaluation
     limit = config.final_records if final else config.records
-    batches = pipeline.evaluation_batches(
-        raise_on_all(lambda: _records(run, "valid")), config.batch_size, limit=limit or None
-    )
+    records = raise_on_all(_records, run, "valid")
+    batches = pipeline.evaluation_batches(records, config.batch_size, limit=limit or None)
     return evaluate_bound(
         run.setup.spec,
         run.setup.network,

@@ -1,9 +1,10 @@
 """A trained model, opened from its workdir. Nothing else is needed: no data, no configuration."""
 
 import argparse
+import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 from jax.sharding import Mesh
@@ -18,6 +19,7 @@ from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
 from hybrid_jax.runtime.files import expanded
 from hybrid_jax.runtime.processes import raise_on_all
+from hybrid_jax.training import archive
 from hybrid_jax.training import workdir as workdirs
 from hybrid_jax.training.workdir import RunData
 
@@ -42,66 +44,82 @@ class Pretrained:
     data: RunData | None = None
     mesh: Mesh = dataclasses.field(default_factory=sharding.one_device)
 
+    @classmethod
+    def load(
+        cls,
+        workdir: str | Path,
+        *,
+        step: int | Literal["best"] | None = None,
+        mesh: Mesh | None = None,
+        schedule: str | None = None,
+        strict: bool = False,
+    ) -> Self:
+        """Opens a workdir; safe beside a training that writes to it.
 
-def load(
-    workdir: str | Path,
-    *,
-    step: int | Literal["best"] | None = None,
-    mesh: Mesh | None = None,
-    schedule: str | None = None,
-    strict: bool = False,
-) -> Pretrained:
-    """Opens a workdir; safe beside a training that writes to it.
+        Args:
+          workdir: of the run, or an archive (see `archive`), or the folder that it unpacks to.
+          step: of the checkpoint; "best" for the one with the lowest bound on validation text, None
+            for the newest that is intact.
+          mesh: of the devices to use (`hybrid_jax.runtime.sharding.make_mesh`), which cuts the
+            parameters as in training; None for the first device alone.
+          schedule: a hyperschedule in place of the trained one, such as "block:width=8:levels=4" or
+            "quenched_ar". Bounds and texts are right under any, and good under those that it was
+            trained for.
+          strict: whether a family and width that it was not trained for are refused.
 
-    Args:
-      step: of the checkpoint; "best" for the one with the lowest bound on validation text, None for
-        the newest that is intact.
-      mesh: of the devices to use, which cuts the parameters as in training; None for the first
-        device alone.
-      schedule: a hyperschedule in place of the trained one, "block:width=8:levels=4". Bounds and
-        texts are right under any, and good under those that it was trained for.
-      strict: whether a family and width that it was not trained for are refused.
-
-    Raises:
-      UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read, or the
-        hyperschedule is none for it.
-    """
-    workdir = expanded(workdir)
-    experiment, tokenizer, data = raise_on_all(
-        lambda: (
-            workdirs.load(workdir),
-            workdirs.load_tokenizer(workdir),
-            workdirs.load_data(workdir),
+        Raises:
+          UserError: if there is no run, no tokenizer or no checkpoint, or it cannot be read, or the
+            hyperschedule is none for it.
+        """
+        with contextlib.ExitStack() as stack:
+            folder = raise_on_all(stack.enter_context, archive.opened(expanded(workdir)))
+            experiment = raise_on_all(workdirs.load, folder)
+            tokenizer = raise_on_all(workdirs.load_tokenizer, folder)
+            data = raise_on_all(workdirs.load_data, folder)
+            if schedule is not None:
+                experiment = _on(experiment, schedule, strict=strict)
+            network = experiment.network(tokenizer.vocab_size)
+            mesh = mesh or sharding.one_device()
+            shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
+            places = sharding.like_parameters(mesh, shapes, network.axes)
+            found, params = _parameters(folder, step, sharding.with_shardings(shapes, places))
+        return cls(
+            experiment=experiment,
+            tokenizer=tokenizer,
+            network=network,
+            spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos, tokenizer.eos),
+            params=params,
+            step=found,
+            data=data,
+            mesh=mesh,
         )
-    )
-    if schedule is not None:
-        experiment = _on(experiment, schedule, strict=strict)
-    network = experiment.network(tokenizer.vocab_size)
-    mesh = mesh or sharding.one_device()
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
-    places = sharding.like_parameters(mesh, shapes, network.axes)
-    params = sharding.with_shardings(shapes, places)
-    folder = workdir / "checkpoints"
-    with Checkpointer(folder, read_only=True) as saver:
+
+
+load = Pretrained.load
+
+
+def _parameters(folder: Path, step: int | Literal["best"] | None, shapes: Any) -> tuple[int, Any]:
+    """The step and the averaged parameters of a workdir, or of what was an archive."""
+    if archive.holds(folder):
+        found = raise_on_all(archive.parameters, folder, shapes)
+        if step not in (None, found[0]):
+            raise UserError(f"{folder} holds step {found[0]} alone: leave out the step.")
+        return found
+    checkpoints = folder / "checkpoints"
+    with Checkpointer(checkpoints, read_only=True) as saver:
         if step == "best":
             step = saver.best_step()
             if step is None:
-                raise UserError(f"No checkpoint in {folder} was evaluated: leave out the step.")
-        found = saver.restore({"ema": params}, step=step, partial=True)
-    if found is None:
+                raise UserError(
+                    f"No checkpoint in {checkpoints} was evaluated: leave out the step."
+                )
+        restored = saver.restore({"ema": shapes}, step=step, partial=True)
+    if restored is None:
         raise UserError(
-            f"{folder} holds no checkpoint yet: wait for the training's first, or run it longer."
+            f"{checkpoints} holds no checkpoint yet: wait for the training's first, or run it "
+            "longer."
         )
-    return Pretrained(
-        experiment=experiment,
-        tokenizer=tokenizer,
-        network=network,
-        spec=experiment.spec(tokenizer.vocab_size, tokenizer.bos, tokenizer.eos),
-        params=found[1]["ema"],
-        step=found[0],
-        data=data,
-        mesh=mesh,
-    )
+    return restored[0], restored[1]["ema"]
 
 
 def asked(options: argparse.Namespace, mesh: Mesh | None = None) -> Pretrained:

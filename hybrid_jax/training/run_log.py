@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.runtime.boards import open_board
@@ -16,7 +16,7 @@ from hybrid_jax.training.likelihood import BoundEstimate
 _SHOWN = ("loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu")
 
 
-class Log:
+class Log(ExitStack):
     """The log of a run; silent on all processes but process 0. A context manager."""
 
     def __init__(self, workdir: Path, experiment: Experiment, *, start: int):
@@ -24,23 +24,17 @@ class Log:
 
         Raises `UserError` if the workdir cannot be written, or the board cannot be used.
         """
+        super().__init__()
         self._writer, self._progress = None, None
         if is_process0():
             settings = dataclasses.asdict(experiment)
             open_it = functools.partial(
                 open_board, experiment.train.board, workdir, resume_step=start, config=settings
             )
-            self._writer = MetricsWriter(workdir, resume_step=start, board=open_it)
-            self._progress = Progress(total=experiment.train.steps, start=start)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress:
-            self._progress.close()
-        if self._writer:
-            self._writer.close()
+            writer = MetricsWriter(workdir, resume_step=start, board=open_it)
+            self._writer = self.enter_context(writer)
+            progress = Progress(total=experiment.train.steps, start=start)
+            self._progress = self.enter_context(progress)
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
         """Means over the steps since the last line. Raises `UserError` if it cannot be written."""

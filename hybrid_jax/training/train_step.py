@@ -93,11 +93,7 @@ class TrainSetup:
 
     def turn(self, step: int) -> int:
         """The place in `each` of the one whose update a step makes: a function of the step."""
-        return mixture.source(self._shares, 1, step)
-
-    @functools.cached_property
-    def _shares(self) -> tuple[mixture.Stage, ...]:
-        return self.experiment.shares  # read from text, and asked for at every step
+        return mixture.source(self.experiment.shares, 1, step)
 
     def key(self, purpose: KeyPurpose) -> Key[Array, ""]:
         """The key of one purpose."""

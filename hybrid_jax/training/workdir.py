@@ -22,13 +22,24 @@ from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import expanded, write_atomic, writing
 from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.runtime.scratch import locked
+from hybrid_jax.runtime.weights import WEIGHTS
 
 _FILE = "config.json"
 _RECORDS = "records.json"
+ORIGIN = "init.json"  # of a training that starts from another run
 _TOKENIZER = "tokenizer"
 _LOCK = ".lock"
 # What the start of a training makes.
-_MADE = (_TOKENIZER, _RECORDS, "checkpoints", "metrics.jsonl", "board.id", "tensorboard", "wandb")
+_MADE = (
+    _TOKENIZER,
+    _RECORDS,
+    ORIGIN,
+    "checkpoints",
+    "metrics.jsonl",
+    "board.id",
+    "tensorboard",
+    "wandb",
+)
 
 
 @contextlib.contextmanager
@@ -57,27 +68,23 @@ def held(workdir: Path) -> Iterator[None]:
 
 def _lock(path: Path, stack: contextlib.ExitStack) -> None:
     """Locks a file until the stack is closed. Raises UserError if another process has locked it."""
-    for _ in range(100):
-        path.touch()
-        try:
-            file = stack.enter_context(locked(path, wait=False))
-        except BlockingIOError as error:
-            holder = "one that has just ended"
-            with contextlib.suppress(FileNotFoundError):
-                holder = path.read_text(encoding="utf-8", errors="replace")
-            raise UserError(
-                f"{path.parent} is in use by another training ({holder}): wait until it ends, stop "
-                "it, or choose another --workdir."
-            ) from error
-        except OSError:
-            break  # no locks here
-        # The holder before may have removed the file since it was opened.
+    path.touch()
+    try:
+        file = stack.enter_context(locked(path, wait=False))
+    except BlockingIOError as error:
+        holder = "one that has just ended"
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-                file.flush()
-                break
+            holder = path.read_text(encoding="utf-8", errors="replace")
+        raise UserError(
+            f"{path.parent} is in use by another training ({holder}): wait until it ends, stop "
+            "it, or choose another --workdir."
+        ) from error
+    except OSError:
+        pass  # no locks here
+    else:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
     stack.callback(_remove, path)
 
 
@@ -126,7 +133,13 @@ class RunData:
 
 
 def check(workdir: Path, experiment: Experiment) -> None:
-    """Raises UserError if `workdir` holds another experiment, naming the first difference."""
+    """Raises UserError if `workdir` holds another experiment, naming the first difference, or a
+    model without the state of its training."""
+    if (workdir / WEIGHTS).exists():
+        raise UserError(
+            f"{workdir} holds a model without the state of its training: start one from it, with "
+            f"--init={workdir} and another --workdir."
+        )
     if not (workdir / _FILE).exists():
         return
     for name, old, new in _differences(load(workdir), experiment, every=False):
@@ -188,7 +201,7 @@ def load_data(workdir: Path) -> RunData | None:
     """
     path = workdir / _RECORDS
     try:
-        data: RunData = from_values(RunData, parse_json(path.read_bytes()), "records")
+        return from_values(RunData, parse_json(path.read_bytes()), "records")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, UserError) as error:
@@ -196,7 +209,6 @@ def load_data(workdir: Path) -> RunData | None:
         raise UserError(
             f"{path} is damaged ({reason}): restore it, or delete it to go on with any data."
         ) from error
-    return data
 
 
 def data_folders(data: DataConfig, known: RunData | None) -> list[Path]:

@@ -1,11 +1,11 @@
 """The interface of tokenizers, and what their implementations share.
 
 Real tokens are 0 ... N-1 for N = `vocab_size`. MASK, id N, belongs to the noise: no tokenizer
-produces it, and `decode` shows it as a text of the caller's choice.
+produces it, and it has no text.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -57,22 +57,34 @@ class Tokenizer(Protocol):
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each text, on all processors."""
-        ...
+        """`encode` of each text, on all processors where that helps."""
+        return [self.encode(text) for text in texts]
 
-    def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of ids in 0 ... N.
 
-        Special tokens give no text, MASK gives `mask_text`, and invalid UTF-8 gives U+FFFD.
+        Special tokens and MASK give no text, and invalid UTF-8 gives U+FFFD.
 
         Raises:
           UserError: for an id outside 0 ... N.
         """
+        checked = [int(i) for i in ids]
+        for i in checked:
+            if not 0 <= i <= self.vocab_size:
+                raise UserError(
+                    f"Token id {i} is outside this tokenizer's 0 ... {self.vocab_size - 1}: it "
+                    "comes from another tokenizer."
+                )
+        runs = itertools.groupby(checked, lambda i: i == self.vocab_size)
+        return "".join(self._text(list(run)) for masked, run in runs if not masked)
+
+    def _text(self, ids: list[int]) -> str:
+        """`decode` of ids without MASK."""
         ...
 
     def save(self, folder: Path) -> None:
         """Writes the files that `load_tokenizer` reads into an existing folder."""
-        ...
+        write_descriptor(folder, self)
 
 
 def write_descriptor(folder: Path, tokenizer: Tokenizer) -> None:
@@ -85,24 +97,3 @@ def write_descriptor(folder: Path, tokenizer: Tokenizer) -> None:
         "fingerprint": tokenizer.fingerprint,
     }
     write_json(folder / DESCRIPTOR, values)
-
-
-def decode_runs(
-    ids: Iterable[int], vocab_size: int, mask_text: str, decode: Callable[[list[int]], str]
-) -> str:
-    """Decodes the runs of real tokens between MASKs and puts `mask_text` for each MASK.
-
-    Raises:
-      UserError: for an id outside 0 ... vocab_size.
-    """
-    checked = [int(i) for i in ids]
-    for i in checked:
-        if not 0 <= i <= vocab_size:
-            raise UserError(
-                f"Token id {i} is outside this tokenizer's 0 ... {vocab_size - 1}: it comes from "
-                "another tokenizer."
-            )
-    return "".join(
-        mask_text * len(list(run)) if masked else decode(list(run))
-        for masked, run in itertools.groupby(checked, lambda i: i == vocab_size)
-    )

@@ -3,17 +3,15 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
+from hybrid_jax.data.tokenizers.base import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """The bytes of UTF-8 as tokens 0 ... 255, bos 256 and eos 257."""
 
     name: ClassVar[str] = "byte"
@@ -32,14 +30,5 @@ class ByteTokenizer:
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
-        def text(run: list[int]) -> str:
-            return bytes(i for i in run if i < 256).decode("utf-8", errors="replace")
-
-        return decode_runs(ids, self.vocab_size, mask_text, text)
-
-    def save(self, folder: Path) -> None:
-        write_descriptor(folder, self)
+    def _text(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")

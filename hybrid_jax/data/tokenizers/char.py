@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
+from hybrid_jax.data.tokenizers.base import Tokenizer, write_descriptor
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.decode import parse_json
 from hybrid_jax.runtime.json_text import write_json
@@ -19,7 +19,7 @@ _CODE_POINTS = 0x110000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CharTokenizer:
+class CharTokenizer(Tokenizer):
     """The characters (code points) of a text as tokens 0 ... n-1; bos and eos are n.
 
     Attributes:
@@ -68,14 +68,8 @@ class CharTokenizer:
             )
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
-        def text(run: list[int]) -> str:
-            return "".join(self.characters[i] for i in run if i != self.eos)
-
-        return decode_runs(ids, self.vocab_size, mask_text, text)
+    def _text(self, ids: list[int]) -> str:
+        return "".join(self.characters[i] for i in ids if i != self.eos)
 
     def save(self, folder: Path) -> None:
         write_json(folder / _ALPHABET, self.characters)

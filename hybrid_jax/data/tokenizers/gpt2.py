@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ import numpy as np
 import tiktoken
 
 from hybrid_jax.data import content
-from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
+from hybrid_jax.data.tokenizers.base import Tokenizer, write_descriptor
 from hybrid_jax.errors import UserError
 
 ENCODER, MERGES = "encoder.json", "vocab.bpe"
@@ -30,7 +30,7 @@ BYTES = {chr(byte): byte for byte in _SEEN} | {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPT2Tokenizer:
+class GPT2Tokenizer(Tokenizer):
     """A byte-level BPE; of GPT-2 itself, 50,257 tokens.
 
     Special tokens have no text, and their characters in a text, as in "<|endoftext|>", are ordinary
@@ -47,9 +47,9 @@ class GPT2Tokenizer:
     encoder: bytes = dataclasses.field(repr=False)
     merges: bytes = dataclasses.field(repr=False)
     ranks: Mapping[bytes, int] = dataclasses.field(repr=False)
-    bos: int
-    eos: int
-    vocab_size: int
+    bos: int = 0  # values, where `Tokenizer` has properties
+    eos: int = 0
+    vocab_size: int = 0
     name: ClassVar[str] = "gpt2"
 
     @functools.cached_property
@@ -77,11 +77,8 @@ class GPT2Tokenizer:
         rows = self._encoding.encode_ordinary_batch(list(texts))
         return [np.array(row, np.int32) for row in rows]
 
-    def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
-        def text(run: list[int]) -> str:
-            return self._encoding.decode([i for i in run if self.token_bytes[i]], errors="replace")
-
-        return decode_runs(ids, self.vocab_size, mask_text, text)
+    def _text(self, ids: list[int]) -> str:
+        return self._encoding.decode([i for i in ids if self.token_bytes[i]], errors="replace")
 
     def save(self, folder: Path) -> None:
         (folder / ENCODER).write_bytes(self.encoder)

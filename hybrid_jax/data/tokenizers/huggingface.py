@@ -5,16 +5,17 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from hybrid_jax.data import content
-from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
+from hybrid_jax.data.tokenizers.base import Tokenizer, write_descriptor
 from hybrid_jax.data.tokenizers.gpt2 import BYTES
 from hybrid_jax.errors import UserError, require
+from hybrid_jax.runtime import weights
 from hybrid_jax.runtime.decode import parse_json
 from hybrid_jax.runtime.files import expanded, one_line
 from hybrid_jax.runtime.json_text import json_text
@@ -69,7 +70,7 @@ def _id(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json, without the cuts, padding and special tokens that it may add.
 
     Byte-level tokenizers give every text back exactly. Others may change it: they normalise letters
@@ -134,12 +135,9 @@ class HuggingFaceTokenizer:
         rows = self._parts.library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(row.ids, np.int32) for row in rows]
 
-    def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
-        def text(run: list[int]) -> str:
-            plain = [i for i in run if i not in self._parts.special]
-            return str(self._parts.library.decode(plain, skip_special_tokens=False))
-
-        return decode_runs(ids, self.vocab_size, mask_text, text)
+    def _text(self, ids: list[int]) -> str:
+        plain = [i for i in ids if i not in self._parts.special]
+        return str(self._parts.library.decode(plain, skip_special_tokens=False))
 
     def write(self, folder: Path) -> None:
         """Writes the two files under the names that Hugging Face's loaders look for."""
@@ -184,16 +182,9 @@ def find(name: str) -> Path:
       UserError: if there is no such path and no such model can be fetched.
     """
     path = expanded(name)
-    if path.exists() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    if path.exists() or not weights.of_hub(name):
         return path
-    fetch = require("huggingface_hub", "tokenizers").snapshot_download
-    try:
-        return Path(fetch(name, allow_patterns=[_FILE, _CONFIG]))
-    except Exception as error:  # of several packages, and not all are OSError
-        raise UserError(
-            f"There is no file or folder {name}, and no tokenizer of that name can be fetched "
-            f"({one_line(error)}): name a folder with {_FILE}, or the file."
-        ) from error
+    return weights.fetch(name, [_FILE, _CONFIG], f"name a folder with {_FILE}, or the file")
 
 
 def contents(source: Path) -> dict[str, content.Content]:

@@ -2,13 +2,11 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
+from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import MOST_WHOLE, UserError
 
 # No comma and no tab: long documents are cut at spaces and ends of lines (`splits.pieces`), and a
@@ -18,7 +16,7 @@ _SHOWN = 40  # characters of a text in a sentence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IdTokenizer:
+class IdTokenizer(Tokenizer):
     """The numbers 0 ... n-1 as tokens of the same ids; bos and eos are n.
 
     `decode` puts a space behind each id, so texts can be joined as those of other tokenizers can.
@@ -69,17 +67,8 @@ class IdTokenizer:
                 )
         return np.array([int(word) for word in words], np.int32)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
-        def text(run: list[int]) -> str:
-            return "".join(f"{i} " for i in run if i != self.eos)
-
-        return decode_runs(ids, self.vocab_size, mask_text, text)
-
-    def save(self, folder: Path) -> None:
-        write_descriptor(folder, self)
+    def _text(self, ids: list[int]) -> str:
+        return "".join(f"{i} " for i in ids if i != self.eos)
 
 
 def of_vocabulary(text: str) -> IdTokenizer:

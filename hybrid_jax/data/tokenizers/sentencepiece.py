@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import sentencepiece
 
-from hybrid_jax.data.tokenizers.base import decode_runs, write_descriptor
+from hybrid_jax.data.tokenizers.base import Tokenizer, write_descriptor
 from hybrid_jax.errors import UserError
 
 TRAINING_BYTES = 20_000_000  # more text hardly changes a vocabulary, and is held in memory
@@ -23,7 +23,7 @@ _MODEL = "sentencepiece.model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(Tokenizer):
     """BPE with byte fallback: `decode` gives every text back exactly, whatever its spacing.
 
     Attributes:
@@ -73,11 +73,8 @@ class SentencePieceTokenizer:
             rows.append(np.array(ids, np.int32))
         return rows
 
-    def decode(self, ids: Iterable[int], *, mask_text: str = "") -> str:
-        def text(run: list[int]) -> str:
-            return str(self._processor.decode([i for i in run if i >= _SPECIALS]))
-
-        return decode_runs(ids, self.vocab_size, mask_text, text)
+    def _text(self, ids: list[int]) -> str:
+        return str(self._processor.decode([i for i in ids if i >= _SPECIALS]))
 
     def save(self, folder: Path) -> None:
         (folder / _MODEL).write_bytes(self.model)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,43 +13,38 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.models.transformer import Params, Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.sharding import constrain
 
 _WIDTHS = 128  # rows are padded to a multiple, so that few shapes are compiled
 _CHUNK = 256  # positions whose logits exist at the same time
 
-Function = Callable[[Any, Any, jax.Array], jax.Array]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Scorer:
-    """A model that reads text from left to right: two pure functions, and what they need.
+    """A network that reads text from left to right.
 
     Attributes:
       name: the name it was loaded by.
-      network: its sizes, hashable.
-      params: float32 arrays by name, on `mesh`.
+      network: reads the beginning-of-sequence token, or the first of a text, at position −1.
+      params: on `mesh`.
       mesh: of the devices among which rows are divided.
-      features: (network, params, rows) -> float32 [B, R, D], the input of the head; rows are
-        int32 [B, R], R ≤ context, and no row of features depends on tokens behind it.
-      logits: (network, params, features [D]) -> float32 [V].
-      vocab_size: V, entries of its vocabulary.
       context: most tokens that it reads at once.
-      width: D, of its features.
       needs_bos: whether a text must begin with the beginning-of-sequence token, as in training.
     """
 
     name: str
-    network: Any
-    params: Any = dataclasses.field(repr=False)
+    network: Transformer
+    params: Params = dataclasses.field(repr=False)
     mesh: Mesh = dataclasses.field(default_factory=sharding.one_device)
-    features: Function
-    logits: Function
-    vocab_size: int
     context: int
-    width: int
     needs_bos: bool = False
+
+    @property
+    def vocab_size(self) -> int:
+        """V, entries of its vocabulary."""
+        return self.network.vocab_size
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -88,11 +83,9 @@ def score(
       UserError: for tokens outside the vocabulary, a text without tokens, or no texts.
     """
     _check(scorer, texts, batch_size)
-    read = functools.partial(
-        _read, scorer.features, scorer.logits, scorer.network, scorer.params, nats=nats
-    )
+    read = functools.partial(_read, scorer.network, scorer.params, nats=nats)
     out = [np.zeros(len(text) - 1, np.float32) for text in texts]
-    last = np.zeros((len(texts), scorer.width), np.float32)
+    last = np.zeros((len(texts), scorer.network.width), np.float32)
     windows = [window for i, text in enumerate(texts) for window in _windows(i, text, scorer)]
     # Windows of like lengths together, so that little is padded.
     windows.sort(key=lambda w: (w.length, w.text))
@@ -129,18 +122,15 @@ def fingerprint(described: Any, params: Any) -> str:
     return digest.hexdigest()
 
 
-@functools.partial(jax.jit, static_argnames=("features", "logits", "network", "nats"))
+@functools.partial(jax.jit, static_argnames=("network", "nats"))
 def _read(
-    features: Function,
-    logits: Function,
-    network: Any,
-    params: Any,
-    rows: jax.Array,
-    lengths: jax.Array,
-    *,
-    nats: bool,
+    network: Transformer, params: Params, rows: jax.Array, lengths: jax.Array, *, nats: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Reads rows of at most a context.
+
+    A scorer's number must not depend on where it was computed: products are taken in full float32,
+    also where accelerators round by default, and rows are padded on the right only, where causal
+    attention cannot see it. The order of float32 sums remains (1e-5 nats).
 
     Args:
       rows: int32 [B, R]; tokens past a row's length do not matter.
@@ -149,27 +139,38 @@ def _read(
 
     Returns:
       Nats, float32 [B, R − 1], −log p(token i + 1 | tokens up to i), undefined past a row's length
-      (zeros if not wanted); and float32 [B, D], features at each row's last token; whole on every
-      device of a mesh in use.
+      (zeros if not wanted); and float32 [B, D], the input of the head at each row's last token;
+      whole on every device of a mesh in use.
     """
-    rows = constrain(rows, "batch", "whole")
-    found = features(network, params, rows)
-    at_end = jnp.take_along_axis(found, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    at_end = constrain(at_end, "whole", "whole")
-    batch, count = rows.shape[0], rows.shape[1] - 1
-    if not nats:
-        return jnp.zeros((batch, count)), at_end
+    with jax.default_matmul_precision("highest"):
+        rows = constrain(rows, "batch", "whole")
+        found = features(network, params, rows)
+        at_end = jnp.take_along_axis(found, (lengths - 1)[:, None, None], axis=1)[:, 0]
+        at_end = constrain(at_end, "whole", "whole")
+        batch, count = rows.shape[0], rows.shape[1] - 1
+        if not nats:
+            return jnp.zeros((batch, count)), at_end
+        head = network.head(params)
 
-    @jax.vmap
-    def column(feature: jax.Array, target: jax.Array) -> jax.Array:
-        scores = logits(network, params, feature)
-        return jax.nn.logsumexp(scores) - scores[target]
+        @jax.vmap
+        def column(feature: jax.Array, target: jax.Array) -> jax.Array:
+            scores = network.logits(head, feature)[: network.vocab_size]
+            return jax.nn.logsumexp(scores) - scores[target]
 
-    # The logits of a batch never exist together; columns, since rows are divided among devices.
-    columns = (jnp.moveaxis(found[:, :-1], 1, 0), rows[:, 1:].T)
-    at_once = max(1, _CHUNK // batch)
-    each = jax.lax.map(lambda place: column(*place), columns, batch_size=at_once)
-    return constrain(each.T, "whole", "whole"), at_end
+        # The logits of a batch never exist together; columns, as rows are divided among devices.
+        columns = (jnp.moveaxis(found[:, :-1], 1, 0), rows[:, 1:].T)
+        at_once = max(1, _CHUNK // batch)
+        each = jax.lax.map(lambda place: column(*place), columns, batch_size=at_once)
+        return constrain(each.T, "whole", "whole"), at_end
+
+
+def features(network: Transformer, params: Params, rows: jax.Array) -> jax.Array:
+    """Inputs of the head, float32 [B, R, D], that depend on no token behind them."""
+    position = jnp.arange(-1, rows.shape[1] - 1)
+    causal = position[:, None] >= position
+    level = jnp.zeros(rows.shape, jnp.float32)
+    found = network.features(params, rows, position[None], causal[None], level)
+    return found.astype(jnp.float32)
 
 
 class _Window(NamedTuple):
