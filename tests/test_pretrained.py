@@ -376,7 +376,7 @@ def many_tokens(folder, tensors):
         (cut, "model.safetensors cannot be read"),
         (no_part, "model-00002-of-00002.safetensors cannot be read"),
         (lambda f, t: rewritten(f, {n: x for n, x in t.items() if "k_norm" not in n}),
-         "has no tensor layers.0.self_attn.k_norm.weight, which its config asks for"),
+         "has no tensor layers.0.self_attn.k_norm.weight and 1 more, which its config asks"),
         (lambda f, t: rewritten(f, t | {"model.x": np.ones(1, np.float32)}), "a tensor model.x"),
         (lambda f, t: rewritten(f, t | {"model.norm.weight": np.ones(3, np.float32)}),
          "model.norm.weight has the shape [3], and its config asks for [32]"),
