@@ -278,8 +278,8 @@ def lines(
 ) -> Iterator[str]:  # fmt: skip
     """Rows of tables in Markdown, and behind them what was learned.
 
-    `measure` gives nats of each text under a table, `surest` under `max_probability` in S steps,
-    and `improve` an order from others; `entropy` a token is taken off what is predicted.
+    `measure` gives nats of each text under a table, `surest` under `max_probability` in S steps;
+    `improve` makes an order of others; `entropy` a token is taken off what is predicted.
     """
     learned = []
     yield "| calls S | table | predicted | nats a token | against flat |"
