@@ -176,11 +176,6 @@ def learned_order(g, length: int, calls: int) -> np.ndarray:
     return min(found, key=functools.partial(predicted, g))
 
 
-def dilated(length: int, calls: int) -> np.ndarray:
-    backwards = [int(f"{n + calls:b}"[:0:-1], 2) for n in range(calls)]  # the digits of a place
-    return of_order(np.resize(backwards, length), calls)
-
-
 def tables(g, length: int, calls: int) -> dict[str, np.ndarray]:
     """Tables of `calls` steps, a power of 2, [calls + 1, L]."""
     i = np.arange(length)
@@ -192,7 +187,7 @@ def tables(g, length: int, calls: int) -> dict[str, np.ndarray]:
         "blocks": of_ramp(i * calls // length, 1, calls),
         "learned ramp": learned_ramp(g, length, calls),
         "every S-th, from the left": of_order(i % calls, calls),
-        "every S-th, dilated": dilated(length, calls),
+        "every S-th, dilated": np.array(hyperschedule.dilated(length=length, levels=calls).rows),
         "bisected": of_order(calls - 1 - twos, calls),
         "learned order": learned_order(g, length, calls),
     }
@@ -331,8 +326,8 @@ def scored(
     yield row("held-out", texts)
     count, length = texts.shape
     for calls in powers(most)[2:]:
-        apart = hyperschedule.custom(dilated(length, calls), name=f"dilated(S={calls})")
-        for schedule in (hyperschedule.flat(length=length, levels=calls), apart):
+        for make_schedule in (hyperschedule.flat, hyperschedule.dilated):
+            schedule = make_schedule(length=length, levels=calls)
             sampler = make(dataclasses.replace(spec, schedule=schedule))
             keys = jax.random.split(jax.random.key(0), count)
             given = prompts.nothing(count, length)

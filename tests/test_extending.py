@@ -45,14 +45,13 @@ def texts_of(setup, params, rule):
     return texts
 
 
-def test_the_table_is_dilated(made):
-    dilated = made["dilated"](length=18, steps=8)
-    np.testing.assert_array_equal(
-        np.sum(dilated.rows, axis=0) - 1, [0, 4, 2, 6, 1, 5, 3, 7] * 2 + [0, 4]
-    )
-    assert dilated.width == 17  # the first is clean before the last is looked at
-    dilated = made["dilated"](length=64, steps=8)
-    texts = texts_of(*trained(made, schedule=dilated), Ancestral())
+def test_the_table_is_the_cosine(made):
+    cosine = made["cosine"](length=8, levels=64, steps=16)
+    wanted = np.floor(64 * np.cos(np.linspace(0, np.pi / 2, 17)))
+    np.testing.assert_array_equal(np.array(cosine.rows), wanted[:, None] * np.ones(8))
+    assert cosine.width == 8
+    cosine = made["cosine"](length=64, levels=64, steps=8)
+    texts = texts_of(*trained(made, schedule=cosine), Ancestral())
     np.testing.assert_array_equal(texts.nfe, 8)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import hyperschedule
-from hybrid_jax.method.hyperschedule import block, custom, flat, quenched_ar, slide
+from hybrid_jax.method.hyperschedule import block, custom, dilated, flat, quenched_ar, slide
 
 UNEVEN = [[4, 4, 4], [2, 4, 4], [2, 3, 4], [0, 3, 3], [0, 1, 1], [0, 0, 0]]
 FALLING = [[2, 2, 2, 2], [2, 1, 2, 2], [1, 0, 1, 2], [0, 0, 1, 2], [0, 0, 0, 0]]
@@ -29,6 +29,7 @@ SCHEDULES = {
     "flat": flat(length=5, levels=3),
     "custom": custom(UNEVEN),
     "falling along the positions": custom(FALLING),
+    "dilated": dilated(length=11, levels=4),
 }
 
 
@@ -235,6 +236,16 @@ def test_schedules_are_values():
     assert len({slide(length=8, width=2, levels=4) for _ in range(2)}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         block(length=8, width=2, levels=4).levels = 3
+
+
+def test_dilated_steps_reveal_what_is_far_apart():
+    table = dilated(length=18, levels=8)
+    steps = np.array(table.rows).sum(0) - 1
+    np.testing.assert_array_equal(steps, [0, 4, 2, 6, 1, 5, 3, 7] * 2 + [0, 4])
+    np.testing.assert_array_equal(dilated(length=3, levels=1).rows, [[1] * 3, [0] * 3])
+    for levels in (0, 3, 32):
+        with pytest.raises(UserError, match=rf"power of 2 in 1 … 18, but is {levels}\."):
+            dilated(length=18, levels=levels)
 
 
 # ---------------------------------------------------------------------------------------------

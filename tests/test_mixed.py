@@ -101,6 +101,7 @@ def changed(workdir, folder, **schedule):
     [
         ("slide:width=8:levels=4", {"family": "slide", "width": 8, "levels": 4}),
         ("flat", {"family": "flat"}),
+        ("dilated:levels=4", {"family": "dilated", "levels": 4}),
         ("quenched_ar", {"family": "quenched_ar"}),
     ],
 )

@@ -110,7 +110,7 @@ class Writer:
             "length": schedule.length,
             "characters": MOST_CHARACTERS,
             "levels": {
-                "value": schedule.levels,
+                "value": model.experiment.schedule.resolved(schedule.length).levels or 1,
                 "most": self.most_levels,
                 "free": model.experiment.schedule.family != "quenched_ar",
             },

@@ -54,15 +54,15 @@ def grid(model: Pretrained, rules: Sequence[str], rhos: Sequence[float]) -> list
     Raises:
       UserError: for a rule that this model cannot use, or a ρ that does not divide the window.
     """
-    schedule = model.spec.schedule
     if model.experiment.schedule.family == "quenched_ar":
         raise UserError("An autoregressive model has one token per NFE: there is no ρ to choose.")
+    width = _width(model)
     points = []
     for rho in rhos:
-        levels = round(schedule.width / rho) if rho > 0 else 0
-        if levels < 1 or not math.isclose(levels * rho, schedule.width):
+        levels = round(width / rho) if rho > 0 else 0
+        if levels < 1 or not math.isclose(levels * rho, width):
             raise UserError(
-                f"rho={rho:g} does not divide the window of {schedule.width} positions into steps."
+                f"rho={rho:g} does not divide the window of {width} positions into steps."
             )
         for label in rules:
             own = generator.build(model, SamplingConfig.parse(label), levels=levels)
@@ -72,7 +72,13 @@ def grid(model: Pretrained, rules: Sequence[str], rhos: Sequence[float]) -> list
 
 def tokens_per_nfe(model: Pretrained) -> list[float]:
     """Those of the paper's ρ that divide the model's window."""
-    return [rho for rho in TOKENS_PER_NFE if model.spec.schedule.width % rho == 0]
+    return [rho for rho in TOKENS_PER_NFE if _width(model) % rho == 0]
+
+
+def _width(model: Pretrained) -> int:
+    """Positions that have the steps of a window to be written in."""
+    length = model.spec.schedule.length
+    return model.experiment.schedule.resolved(length).width or length
 
 
 def fitting(model: Pretrained, rules: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -187,6 +187,7 @@ def write_config(experiment: Experiment, network: Transformer) -> dict[str, Any]
          ("mean", "score", "context") if noise.kernel == "absorbing" else ("mean", "score")),
         ("noise.kernel", noise.kernel, ("absorbing", "gamma" if score else "epsilon")),
         ("layout.documents", experiment.layout.documents, ("joined",)),
+        ("schedule.family", experiment.schedule.family, ("block", "flat", "quenched_ar", "slide")),
         ("model.embedding_gamma", network.embedding_gamma, (0.0, embedding) if score else (0.0,)),
     ):  # fmt: skip
         if value not in wanted:

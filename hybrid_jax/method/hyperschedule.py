@@ -267,6 +267,23 @@ def flat(*, length: int, levels: int) -> Ramp:
     return dataclasses.replace(ramp, name=f"flat(T={levels})")
 
 
+def dilated(*, length: int, levels: int) -> Table:
+    """Every T-th position at once in each of T steps, first 0, T, 2T …, then T/2, T/2 + T …
+    (dilated unmasking, arXiv 2506.19037): what is revealed together stands far apart.
+
+    Raises:
+      UserError: unless T is a power of 2, at most the length.
+    """
+    if not 1 <= levels <= length or levels & (levels - 1):
+        raise UserError(
+            f"levels of a dilated schedule must be a power of 2 in 1 … {length}, but is {levels}."
+        )
+    # The binary digits of a place among T, backwards, are its step.
+    step = [int(f"{place + levels:b}"[:0:-1] or "0", 2) for place in range(levels)]
+    masked = np.resize(step, length) >= np.arange(levels + 1)[:, None]
+    return custom(masked.astype(int), name=f"dilated(T={levels})")
+
+
 def custom(levels_table: npt.ArrayLike, *, name: str = "custom") -> Table:
     """A table given entry by entry.
 

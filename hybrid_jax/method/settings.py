@@ -16,8 +16,8 @@ class ScheduleConfig:
     Attributes:
       family: see `method.hyperschedule`.
       width: ω of a block or slide; 16 for None.
-      levels: T; None for the length of a flat schedule and the width of the others, which is one
-        step for each position.
+      levels: T; None for one step for each position: the length of a flat schedule, the width of
+        the others, and of a dilated one the largest power of 2 in the length.
       causal_window: that of the layout, in its place; None leaves it.
       also: other hyperschedules that some training steps are given to, such as
         "quenched_ar,block:width=4,flat:levels=64". The network is one and the same.
@@ -25,10 +25,10 @@ class ScheduleConfig:
         those from a later step on, "0.5,0.25,0.25 1000:0.8,0.1,0.1"; equal for None.
     """
 
-    family: Literal["quenched_ar", "flat", "block", "slide"] = "block"
+    family: Literal["quenched_ar", "flat", "block", "slide", "dilated"] = "block"
     width: int | None = only(16, family=("block", "slide"))
-    levels: int | None = only(family=("flat", "block", "slide"))
-    causal_window: bool | None = only(family=("flat", "block", "slide"))
+    levels: int | None = only(family=("flat", "block", "slide", "dilated"))
+    causal_window: bool | None = only(family=("flat", "block", "slide", "dilated"))
     also: str = ""
     weights: str | None = only(also="?*")
 
@@ -77,17 +77,17 @@ class ScheduleConfig:
         known: ScheduleConfig = resolved(self)
         if self.family == "quenched_ar" or self.levels is not None:
             return known
-        return dataclasses.replace(known, levels=known.width or length)
+        most = 1 << length.bit_length() - 1 if self.family == "dilated" else length
+        return dataclasses.replace(known, levels=known.width or most)
 
     def build(self, length: int) -> Hyperschedule:
         """The hyperschedule over `length` positions."""
-        known: Any = self.resolved(length)
-        if self.family == "quenched_ar":
-            return hyperschedule.quenched_ar(length=length)
-        if self.family == "flat":
-            return hyperschedule.flat(length=length, levels=known.levels)
-        make = hyperschedule.block if self.family == "block" else hyperschedule.slide
-        return make(length=length, width=known.width, levels=known.levels)
+        known = self.resolved(length)
+        shape = {"length": length, "width": known.width, "levels": known.levels}
+        made: Hyperschedule = getattr(hyperschedule, self.family)(
+            **{name: value for name, value in shape.items() if value is not None}
+        )
+        return made
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

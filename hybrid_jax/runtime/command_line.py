@@ -133,7 +133,7 @@ def add_model(add: Callable[..., Any]) -> None:
         help="folder of the trained run, or an archive where nothing is stored in it")  # fmt: skip
     add("--step", type=step_of, help="checkpoint to use, or 'best' on validation (default: newest)")
     add("--schedule", metavar="NAME", help="hyperschedule in place of the trained one, such as "
-        "block:width=8:levels=4, slide:width=8, flat or quenched_ar")  # fmt: skip
+        "block:width=8:levels=4, slide:width=8, flat, dilated:levels=8 or quenched_ar")  # fmt: skip
     add("--strict", action="store_true", help="refuse a --schedule that was not trained for")
 
 
