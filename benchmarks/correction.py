@@ -1,7 +1,7 @@
 """Errors planted in texts, by place and depth: which are repaired, what breaks, and what cascades.
 
     python benchmarks/correction.py --workdirs='runs/hybrid-0;runs/hybrid-1' \\
-        --scorers='runs/ar-1;runs/ar-0' --data=data/FOLDER --out=correction.md
+        --scorers='run:runs/ar-1;run:runs/ar-0' --data=data/FOLDER --out=correction.md
 
 Held-out records are given up to a window. At depth 0, half of this window is shown, and some of
 the shown tokens are replaced by random others; at depth h the window is empty, and the wrong
@@ -31,7 +31,7 @@ import numpy as np
 from hybrid_jax.data.pipeline import Records
 from hybrid_jax.errors import UserError
 from hybrid_jax.eval.scorers import base as scorers
-from hybrid_jax.eval.scorers import run as ar_runs
+from hybrid_jax.eval.scorers import load as load_scorer
 from hybrid_jax.figures import canvas
 from hybrid_jax.figures.palette import INK
 from hybrid_jax.generation import driver
@@ -237,16 +237,16 @@ def draw(table: Table) -> bytes:
 def _run(options: argparse.Namespace) -> None:
     if options.picture:
         check_writable(options.picture)
-    workdirs, readers = options.workdirs.split(";"), options.scorers.split(";")
-    if len(workdirs) != len(readers):
+    workdirs, names = options.workdirs.split(";"), options.scorers.split(";")
+    if len(workdirs) != len(names):
         raise UserError("--scorers names a run for each of --workdirs, separated by ';'.")
     held_out = Records(options.data, "valid")
     count = min(len(held_out), options.windows) // options.batch_size * options.batch_size
     records = held_out.read(range(count))["tokens"]
     table: Table = {}
     about = []
-    for workdir, reader in zip(workdirs, readers, strict=True):
-        model, (scorer, _) = pretrained.load(workdir), ar_runs.load(reader)
+    for workdir, name in zip(workdirs, names, strict=True):
+        model, (scorer, _) = pretrained.load(workdir), load_scorer.load(name)
         for key, counts in measure(model, scorer, records, options.batch_size).items():
             table.setdefault(key, []).append(counts)
         about.append(f"step {model.step}, {model.spec.schedule.name}, {model.spec.kernel.name}")
@@ -262,7 +262,7 @@ def main() -> int:
     parser = Parser(description="Measures what becomes of planted errors.")
     add = parser.add_argument
     add("--workdirs", required=True, help="runs of hybrid models in blocks, separated by ';'")
-    add("--scorers", required=True, help="an AR run for each, separated by ';'")
+    add("--scorers", required=True, help="of evaluate, one for each, separated by ';'")
     add("--data", required=True, help="prepared folder whose validation records are used")
     add("--windows", type=within(2), default=512, help="texts (default: %(default)s)")
     add("--batch_size", type=within(1), default=64, help="default: %(default)s")

@@ -232,6 +232,9 @@ def test_given_tokens_are_not_corrupted_and_have_no_term():
 def test_positions_behind_the_length_do_not_exist(alignment, schedule_name):
     """The terms are those of the hyperschedule's beginning, whatever stands behind."""
     spec = spec_of(schedule_name, kernels(2)["gamma .1"], alignment)
+    if schedule_name == "custom":  # one that settles from left to right: nothing behind widens it
+        rising = [[4, 4, 4], [2, 4, 4], [2, 3, 4], [0, 3, 3], [0, 1, 1], [0, 0, 0]]
+        spec = dataclasses.replace(spec, schedule=hyperschedule.custom(rising))
     schedule, length = spec.schedule, 2
     short = dataclasses.replace(spec, schedule=hyperschedule.beginning(schedule, length))
     network, params = reader(2)

@@ -382,12 +382,12 @@ def test_records_keep_the_tokenizer_of_hugging_face(story, tmp_path):
 
 def test_records_of_another_python_are_refused(story, tmp_path, monkeypatch):
     wanted = settings(story, valid_source="pydocs")
-    monkeypatch.setattr(pydocs, "_corpus", lambda: ("All the documentation of one Python.",))
+    monkeypatch.setattr(pydocs, "documents", lambda: ("All the documentation of one Python.",))
     prepare.prepare(**wanted, out=tmp_path / "out")
     monkeypatch.setattr(sys, "version", "another build")
     prepare.prepare(**wanted, out=tmp_path / "out")
     monkeypatch.setattr(sys, "version", "4.0")
-    monkeypatch.setattr(pydocs, "_corpus", lambda: ("All the documentation of another Python.",))
+    monkeypatch.setattr(pydocs, "documents", lambda: ("All the documentation of another Python.",))
     with pytest.raises(UserError, match=r"\(Python's documentation has changed\)"):
         prepare.prepare(**wanted, out=tmp_path / "out")
 
