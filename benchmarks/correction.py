@@ -71,6 +71,7 @@ SETTLED: dict[str, Rule] = {
     for h in (1, 2)
 }
 DEPTHS = {0: RULES, 1: SETTLED, 2: SETTLED}  # and the rules that are asked there
+TITLES = ("in the window, half shown", "in the window before it", "two windows before it")
 WRONG = (0, 1, 2, 4)
 COUNTS = {"repaired": "wrong repaired", "moved": "wrong moved", "lost": "right lost",
           "net": "net, tokens a text", "written": "written right",
@@ -225,7 +226,7 @@ def draw(table: Table) -> bytes:
                 WRONG, values, errors, color=f"C{number % 10}", ms=4, lw=1,
                 marker="osD^v<>PX*p"[number], ls="--" if name == NONE else "-", label=name,
             )  # fmt: skip
-        axes.set_title(f"{depth} windows back" if depth else "in the window, half shown", size=9)
+        axes.set_title(TITLES[depth], size=9)
         axes.set_xlabel("wrong tokens", color=INK)
         axes.set_xticks(WRONG)
         axes.grid(visible=True, alpha=0.25)

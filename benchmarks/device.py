@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -38,10 +39,7 @@ def versions() -> str:
 
 def command() -> str:
     """The command line; of absolute paths the last name, the rest is one machine's own."""
-    words = []
-    for word in sys.argv[1:]:
-        flag, sign, value = word.rpartition("=")
-        words.append(flag + sign + (Path(value).name if value.startswith("/") else value))
+    words = [re.sub(r"(^|[=:;,])/(?:[^/=:;,]*/)*", r"\1", word) for word in sys.argv[1:]]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
