@@ -23,13 +23,13 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
 
 
-print(min(faults() for _ in range(4)))
+print(min(faults() for _ in range(10)))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_a_program_that_runs_again_finds_its_memory():
-    """Of four runs, the one with the fewest new pages."""
+    """Of ten runs, the one with the fewest new pages."""
     returned, kept = (
         int(subprocess.check_output([sys.executable, "-c", PROGRAM, how], text=True))
         for how in ("return", "keep")
