@@ -155,7 +155,7 @@ def finished(
 
 
 def counted(texts: Texts, after: np.ndarray, nats: np.ndarray) -> Counts:
-    """What became of each text; NaN where there was nothing of the kind."""
+    """Counts of each text; NaN where there was nothing of the kind."""
 
     def share(of: np.ndarray, hits: np.ndarray) -> np.ndarray:
         among = of.sum(1)

@@ -195,7 +195,7 @@ class Table:
 
     @functools.cached_property
     def _windows(self) -> Int32[np.ndarray, "2 {self.steps}+1"]:
-        """Where the window of each step begins, and where it ended one step before."""
+        """Begin of the window of each step, and end of the one before it."""
         clean, noise = (np.asarray(self.rows) == level for level in (0, self.levels))
         leading, trailing = (
             np.logical_and.accumulate(x, axis=1).sum(1) for x in (clean, noise[:, ::-1])
