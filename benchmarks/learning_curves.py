@@ -1,9 +1,11 @@
-"""When runs of a table begin to learn: their training losses, step by step, as a picture.
+"""When runs of a table begin to learn, and how far they get: curves over the training as a picture.
 
     python benchmarks/learning_curves.py --table=benchmarks/results/table1.json --out=curves.png
+    python benchmarks/learning_curves.py --table=table1-long.json --show=bounds --out=bounds.png
 
 What a method minimises is its own (a bound for most, a weighted cross-entropy for the ε-hybrid), so
-curves tell when a run leaves its plateau, and not which bound is the lowest in the end.
+training losses tell when a run leaves its plateau, and not which bound is the lowest in the end.
+Bounds on validation records, of tables that have them, tell that too.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from hybrid_jax.figures.palette import INK
 from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import write_atomic
 
+_PLATEAU = 2.8  # nats a byte; bytes alone have about 3.05
 
-def draw(rows: list[dict[str, Any]]) -> bytes:
+
+def draw_losses(rows: list[dict[str, Any]]) -> bytes:
     """A PNG: flat runs left, the others right; a method has its colour, a seed its line."""
     figure = canvas.figure(11, 4.4, "Training losses, means of 50 steps")
     kinds = [("all positions together", True), ("one by one, or in windows", False)]
@@ -51,9 +55,40 @@ def draw(rows: list[dict[str, Any]]) -> bytes:
     return canvas.png(figure)
 
 
+def draw_bounds(rows: list[dict[str, Any]]) -> bytes:
+    """A PNG: validation bounds by tokens left, by FLOPs right, from the end of the plateau on."""
+    figure = canvas.figure(11, 5, "Bounds on validation records (AR: exact)")
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    for row in rows:
+        number, last = names.index(row["name"]), max(map(int, row["bounds"]))
+        learnt = {int(step): nats for step, nats in row["bounds"].items() if nats < _PLATEAU}
+        for axes, of_a_step in ((left, 1.0), (right, row["tflop"] / last)):
+            axes.plot(
+                [step * of_a_step for step in learnt], list(learnt.values()), color=f"C{number}",
+                linestyle=("-", "--", ":", "-.")[row["seed"] % 4], marker="osD^v<>Phd"[number % 10],
+                markersize=3, linewidth=1.2, label=row["name"] if row["seed"] == 0 else None,
+            )  # fmt: skip
+    for axes, across in ((left, "step"), (right, "TFLOP of training")):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(across, color=INK)
+        axes.grid(visible=True, alpha=0.25)
+    left.set_ylabel("nats per byte")
+    right.legend(fontsize=7)
+    return canvas.png(figure)
+
+
+PICTURES = {
+    "losses": (draw_losses, ("flat", "losses")),
+    "bounds": (draw_bounds, ("bounds", "tflop")),
+}
+
+
 def main() -> int:
-    parser = Parser(description="Draws training losses of benchmarks/table1.py.")
+    parser = Parser(description="Draws curves of the runs of benchmarks/table1.py.")
     parser.add_argument("--table", required=True, help="JSON file of benchmarks/table1.py")
+    parser.add_argument("--show", choices=PICTURES, default="losses", help="default: %(default)s")
     parser.add_argument("--out", required=True, help="PNG file")
     return command.run(parser, _run)
 
@@ -61,12 +96,13 @@ def main() -> int:
 def _run(options: argparse.Namespace) -> None:
     try:
         stored = json.loads(Path(options.table).read_text(encoding="utf-8"))
-        rows = [{key: row[key] for key in ("name", "seed", "flat", "losses")} for row in stored]
+        picture, keys = PICTURES[options.show]
+        rows = [{key: row[key] for key in ("name", "seed", *keys)} for row in stored]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{options.table} is no table that benchmarks/table1.py wrote ({error})."
         ) from error
-    write_atomic(options.out, draw(rows))
+    write_atomic(options.out, picture(rows))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ import command
 import device
 from tqdm import tqdm
 
+import hybrid_jax as hj
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.command_line import Parser
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import json_text
+from hybrid_jax.training import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -148,7 +150,31 @@ LEVELS = {
     )
     for levels in ("bell", "uniform")
 }
-GROUPS = {"table": TABLE, "ablations": ABLATIONS, "levels": LEVELS}
+# The learning rate stays where it is, so that each point of a curve is the end of a shorter run.
+_STAYS = {
+    "optimizer.schedule": "constant",
+    "optimizer.final_fraction": "none",
+    "optimizer.learning_rate": 0.005,
+    "train.ema_decay": 0.99,
+    "train.eval_every": 250,
+}
+_BELL = {"objective.levels": "bell"}
+LONG = {
+    name: Row(config=config, settings=schedule | levels | _STAYS, seeds=2)
+    for name, config, schedule, levels in (
+        ("AR", "ar", {}, {}),
+        ("MDLM", "mdlm", {}, _BELL),
+        ("γ-hybrid", "gamma_hybrid", _FLAT, _BELL),
+        ("ε-hybrid", "epsilon_hybrid", _FLAT, _BELL),
+        ("MDLM, uniform", "mdlm", {}, {}),
+        ("γ-hybrid, uniform", "gamma_hybrid", _FLAT, {}),
+        ("BD3-LM", "bd3lm", _BLOCK, _BELL),
+        ("γ-hybrid, block", "gamma_hybrid", _BLOCK, _BELL),
+        ("ε-hybrid, block", "epsilon_hybrid", _BLOCK, _BELL),
+        ("SEDD", "sedd", {}, _BELL),
+    )
+}
+GROUPS = {"table": TABLE, "ablations": ABLATIONS, "levels": LEVELS, "long": LONG}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,6 +298,7 @@ def measured(job: Job) -> dict[str, Any]:
     logged = list(lines)
     row["losses"] = {line["step"]: line["loss"] for line in logged if "tokens_per_second" in line}
     row["bounds"] = {line["step"]: line["nll"] for line in logged if line["kind"] == "valid"}
+    row["tflop"] = flops.budget(hj.load(job.workdir))["flops"] / 1e12
     return row
 
 
@@ -298,6 +325,26 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
             sign = "" if name == "AR" else "≤ "
             cells.append(f"{sign}{math.exp(mean):.2f} ± {math.exp(mean) * error:.2f}{spread}")
         lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def curves_as_markdown(rows: list[dict[str, Any]], every: int = 1000) -> str:
+    """One line a method: validation perplexity after numbers of steps, the mean and each run."""
+    marks = sorted({step for row in rows for step in row["bounds"] if step % every == 0})
+    lines = [
+        f"| method | TFLOP a step | {' | '.join(f'{step:,} steps' for step in marks)} |",
+        "|---" * (2 + len(marks)) + "|",
+    ]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        runs = [row for row in rows if row["name"] == name]
+        cells = []
+        for step in marks:
+            nats = [row["bounds"][step] for row in runs if step in row["bounds"]]
+            each = ", ".join(f"{math.exp(x):.2f}" for x in nats)
+            mean = f"{math.exp(sum(nats) / len(nats)):.2f} ({each})" if len(nats) > 1 else each
+            cells.append(mean or "–")
+        cost = runs[0]["tflop"] / max(runs[0]["bounds"])
+        lines.append(f"| {name} | {cost:.4f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -334,7 +381,10 @@ def _run(options: argparse.Namespace) -> None:
             flush=True,
         )
         write_atomic(options.out, as_json(rows))
-        report = f"{device.origin()}\n{as_markdown(rows)}\n\nSHA-256 of the texts:\n\n"
+        report = f"{device.origin()}\n{as_markdown(rows)}\n\n"
+        if options.group == "long":
+            report += f"Validation records, over the training:\n\n{curves_as_markdown(rows)}\n\n"
+        report += "SHA-256 of the texts:\n\n"
         report += "".join(f"- {name}: {evaluation(job, name)['sha256']}\n" for name in SOURCES)
         write_atomic(Path(options.out).with_suffix(".md"), report)
     print(as_markdown(rows))
