@@ -244,8 +244,11 @@ def test_a_folder_that_is_worked_in_is_locked(tmp_path):
                 with locked(lock, wait=False, shared=True):
                     pass
         assert folder.exists() == shared
+    with resumed_folder(tmp_path / "out-2", "name", shared=True) as neighbour:
+        (neighbour / "made").touch()
     with resumed_folder(target, "other", shared=False):
         assert not folder.exists()
+        assert (neighbour / "made").exists()
 
 
 # Text that is not held as a whole ------------------------------------------------------------

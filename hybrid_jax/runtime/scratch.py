@@ -41,6 +41,7 @@ def resumed_folder(target: Path, name: str, *, shared: bool) -> Iterator[Path]:
     in it. Folders with other names for this target are removed if no process uses them.
 
     Args:
+      name: without hyphens.
       shared: among processes that all say so, and for which it is kept. Others wait for them.
 
     Raises:
@@ -124,7 +125,9 @@ def locked(file: Path, *, wait: bool, shared: bool = False) -> Iterator[BinaryIO
 def _remove_unused(target: Path, *, but: Path | None = None) -> None:
     """Removes the hidden folders that killed processes left for this target."""
     for left in target.parent.glob(f".{glob.escape(target.name)}-*/{_LOCK}"):
-        if left.parent != but:
+        # Names have no hyphen: with one it is a folder for another target, such as books-2.
+        is_ours = left.parent.name.rpartition("-")[0] == f".{target.name}"
+        if is_ours and left.parent != but:
             with contextlib.suppress(OSError), locked(left, wait=False):
                 _remove(left.parent)
 
