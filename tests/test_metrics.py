@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.boards import Board
 from hybrid_jax.runtime.metrics_writer import MetricsWriter
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.training.statistics import bits_per_byte, mean_and_standard_error, perplexity
@@ -69,6 +70,18 @@ def test_mistakes(tmp_path):
         pytest.raises(ValueError, match="called step"),
     ):
         writer.write(1, "train", {"step": 2})
+
+
+def test_a_full_disk_is_one_sentence_and_the_board_is_closed(tmp_path):
+    closed = []
+    board = Board(write=lambda step, values: None, close=lambda: closed.append(True))
+    writer = MetricsWriter(tmp_path, resume_step=0, board=lambda: board)
+    writer._file.close()
+    writer._file = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
+    for action in (lambda: writer.write(1, "train", {"loss": 1.0}), writer.close):
+        with pytest.raises(UserError, match=r"Cannot write .*metrics\.jsonl \(No space left"):
+            action()
+    assert closed == [True]
 
 
 class Clock:
