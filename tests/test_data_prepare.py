@@ -661,6 +661,7 @@ def test_too_little_text(tmp_path):
         ),
         ({"tokenizer": "words"}, "Unknown tokenizer 'words'"),
         ({"tokenizer": "sentencepiece", "vocab_size": 9}, "vocab_size=9 is too small"),
+        ({"tokenizer": "sentencepiece", "vocab_size": 0}, "vocab_size must be at least 1, but is"),
     ],
 )
 def test_bad_settings(story, tmp_path, change, message):
@@ -760,6 +761,19 @@ def test_command_line(story, tmp_path, capsys):
     assert f"train: {manifest.train.documents} documents" in printed.out
     assert f"valid: {manifest.valid.documents} documents" in printed.out
     assert printed.err == ""  # no progress bar where there is no terminal
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--vocab_size=9", "--tokenizer=byte"], "--vocab_size has no effect with --tokenizer=byt"),
+        (["--valid_every=7", "--valid_source=x"], "--valid_every has no effect with --valid_sour"),
+    ],
+)
+def test_flags_without_an_effect_are_refused(flags, said, tmp_path, capsys):
+    assert prepare.main(["--source=pydocs", *flags, f"--out={tmp_path}/out"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_line_mistakes(tmp_path):

@@ -174,6 +174,7 @@ def _checked(out: str | Path, settings: Mapping[str, Any]) -> Path:
     """The folder to make. Raises UserError for bad settings."""
     least = {"length": 1, "shard_records": 1}
     least |= {} if settings["valid_source"] else {"valid_every": 2}
+    least |= {"vocab_size": 1} if "vocab_size" in settings else {}
     for name, value in least.items():
         if settings[name] is not None and settings[name] < value:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
@@ -324,6 +325,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if "valid_every" in options.given and options.valid_source:
+        raise UserError("--valid_every has no effect with --valid_source: leave it out.")
+    if "vocab_size" in options.given and options.tokenizer != "sentencepiece":
+        raise UserError(
+            f"--vocab_size has no effect with --tokenizer={options.tokenizer}: leave it out."
+        )
     settings = {n: value for n, value in vars(options).items() if n not in ("given", "shard")}
     if options.shard:
         encode_shard(options.shard, **settings)
