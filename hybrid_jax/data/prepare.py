@@ -196,17 +196,11 @@ def _work_folder(out: Path, settings: dict[str, Any], *, shared: bool) -> Iterat
     settings |= {name: value for name, value in natural.items() if settings[name] is None}
     stamps = inputs.stamps(dict.fromkeys(planning.parts(settings)))
     name = digest([FORMAT, chunks.CHARACTERS, settings, stamps])[:12]
-    makes_parent = not out.parent.exists()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with resumed_folder(out, name, shared=shared) as folder:
             yield folder
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
-    finally:
-        # A failure leaves no empty folder behind.
-        if makes_parent and out.parent.is_dir() and not any(out.parent.iterdir()):
-            out.parent.rmdir()
 
 
 def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
