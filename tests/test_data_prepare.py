@@ -724,6 +724,10 @@ def test_damaged_manifests_are_refused(story, tmp_path):
         (json.dumps({**good, "more": 1}), "is damaged (manifest.more is not a setting"),
         (json.dumps({**good, "length": "32"}), "(manifest.length='32' should be of type int)"),
         (json.dumps({**good, "length": True}), "(manifest.length=True should be of type int)"),
+        (
+            json.dumps({**good, "dtype": "float16"}),
+            "(manifest.dtype='float16' is not one of uint16",
+        ),
         (json.dumps({**good, "train": {}}), "is damaged (manifest.train.documents is missing)"),
         (json.dumps({**good, "train": {**good["train"], "shards": 1}}), "shards=1 should be a lis"),
         (json.dumps({**good, "train": {**good["train"], "shards": [{}]}}), "shards[0].name is mis"),
