@@ -11,7 +11,9 @@ import lzma
 import os
 import random
 import stringprep
+import sys
 import sysconfig
+import types
 from collections.abc import Callable
 from pydoc_data import topics
 
@@ -242,6 +244,24 @@ def test_rows_of_data_sets_are_read_as_lines_are(values, expected):
         with pytest.raises(UserError) as caught:
             list(public._texts("hf:x", "", rows))
         assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("a", ("a", None)),
+        ("o/a", ("o/a", None)),
+        ("o/a/b", ("o/a", "b")),
+        ("o/a/b/c", ("o/a", "b/c")),
+    ],
+)
+def test_no_part_of_a_name_of_the_hub_is_dropped(name, asked, monkeypatch):
+    def load(*arguments, split):
+        assert (arguments, split) == (asked, "test")
+        return [{"text": "one"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+    assert list(sources.documents(f"hf:{name}:test")) == ["one"]
 
 
 def test_suffixes_in_capitals(tmp_path):

@@ -116,7 +116,7 @@ def _hub(function: str, argument: str, **settings: str) -> Any:
     name, _, _ = _parts("hf", argument)
     datasets = require("datasets", "eval")
     words = name.split("/")
-    path, config = ("/".join(words[:2]), words[2] if len(words) > 2 else None)
+    path, config = "/".join(words[:2]), "/".join(words[2:]) or None
     try:
         return getattr(datasets, function)(path, config, **settings)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
