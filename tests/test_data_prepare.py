@@ -240,7 +240,7 @@ def test_what_is_there_is_reused(story, tmp_path):
         ({"length": 64}, "length=32, not 64"),
         ({"valid_every": 7}, "valid_every=20, not 7"),
         ({"valid_source": "pydocs"}, "valid_source='', not 'pydocs'"),
-        ({"tokenizer": "sentencepiece"}, "tokenizer='byte', not 'sentencepiece'"),
+        ({"tokenizer": "char"}, "tokenizer='byte', not 'char'"),
         ({"shard_records": 3}, "shard_records=65536, not 3"),
     ],
 )
@@ -378,6 +378,25 @@ def test_records_keep_the_tokenizer_of_hugging_face(story, tmp_path):
     assert prepare.prepare(**wanted, out=out) == manifest
     assert tokenizers.load_tokenizer(out).decode(stored(out, "valid")) == valid
     assert valid[:9] == "Document "
+
+
+def test_records_outlive_the_folder_that_their_tokenizer_is_from(story, tmp_path):
+    prepare.prepare(**settings(story), out=tmp_path / "first")
+    wanted = settings(story, tokenizer=f"saved:{tmp_path / 'first'}")
+    manifest = prepare.prepare(**wanted, out=tmp_path / "out")
+    shutil.rmtree(tmp_path / "first")
+    assert prepare.prepare(**wanted, out=tmp_path / "out") == manifest
+
+
+@pytest.mark.parametrize("name", ["words", "gpt2:{}", "gpt2:", "hf:{}", "saved:{}", "ids:many"])
+def test_tokenizers_that_cannot_be_are_refused_before_text_is_read(name, tmp_path):
+    name = name.format(tmp_path / "none")
+    with pytest.raises(UserError) as made:
+        tokenizers.make_tokenizer(name, (), vocab_size=0)
+    wanted = settings(f"files:{tmp_path / 'none.txt'}", tokenizer=name)
+    with pytest.raises(UserError) as prepared:
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    assert str(prepared.value) == str(made.value)
 
 
 def test_records_of_another_python_are_refused(story, tmp_path, monkeypatch):

@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.data import chunks, inputs, planning
+from hybrid_jax.data import chunks, inputs, planning, tokenizers
 from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data.chunks import Plan
 from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.mixture import mixed
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.pairs import is_pairs
-from hybrid_jax.data.tokenizers import load_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_number
 from hybrid_jax.runtime.command_line import Parser, path_of, run_command, within
@@ -194,6 +193,7 @@ def _work_folder(out: Path, settings: dict[str, Any], *, shared: bool) -> Iterat
     """
     natural = {"valid_every": VALID_EVERY, "shard_records": SHARD_RECORDS}
     settings |= {name: value for name, value in natural.items() if settings[name] is None}
+    tokenizers.check(settings["tokenizer"])  # before much text is read
     stamps = inputs.stamps(dict.fromkeys(planning.parts(settings)))
     name = digest([FORMAT, chunks.CHARACTERS, settings, stamps])[:12]
     try:
@@ -229,7 +229,7 @@ def _packed(work: Path, settings: Mapping[str, Any], plan: Plan) -> Manifest:
     folder = work / _OUT
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    tokenizer = load_tokenizer(work / chunks.TOKENIZER)
+    tokenizer = tokenizers.load_tokenizer(work / chunks.TOKENIZER)
     tokenizer.save(folder)
 
     def writer(split: str) -> RecordWriter:
