@@ -148,7 +148,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder} holds no tokenizer ({DESCRIPTOR}: {error.strerror}): prepare the data first."
         ) from error
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: prepare the data again in a new folder.") from error
+        raise UserError(
+            f"{path} is damaged, or another program's: name one of Hugging Face hf:{folder}, or "
+            "prepare the data again in a new folder."
+        ) from error
     loaders: dict[str, Callable[[Path], Tokenizer]] = {
         "byte": lambda folder: ByteTokenizer(),
         "char": char.load,
