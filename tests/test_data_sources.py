@@ -363,7 +363,7 @@ def test_bad_sources_are_refused_at_once(tmp_path, source, message):
 
 def test_a_blank_line_early_in_a_piece_is_no_place_to_cut():
     document = "ab\n\n" + "x" * 60 + "\n" + "y" * 50
-    assert [len(piece) for piece in splits.pieces(document, 100)] == [65, 50]
+    assert [len(piece) for piece in splits.cut([document], 100)] == [65, 50]
 
 
 @pytest.mark.parametrize(
@@ -379,14 +379,14 @@ def test_a_blank_line_early_in_a_piece_is_no_place_to_cut():
     ],
 )
 def test_pieces(document, expected):
-    assert splits.pieces(document, 10) == expected
+    assert list(splits.cut([document], 10)) == expected
 
 
 def test_pieces_join_to_the_document():
     rng = random.Random(1)
     for _ in range(200):
         document = "".join(rng.choices("ab \n", weights=[4, 4, rng.random(), 1], k=200))
-        parts = splits.pieces(document, 16)
+        parts = list(splits.cut([document], 16))
         assert "".join(parts) == document
         assert all(0 < len(part) <= 16 for part in parts)
 
