@@ -279,11 +279,16 @@ def test_an_export_that_is_broken_off_leaves_nothing(qwen, tmp_path, monkeypatch
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(HuggingFaceTokenizer, "write", stop)
     command = ["export", f"--workdir={qwen[0] / 'run'}", f"--out={tmp_path / 'new' / 'out'}"]
-    assert interop(command) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(HuggingFaceTokenizer, "write", stop)
+        assert interop(command) == 130
     assert capsys.readouterr().err == "interrupted; nothing was written\n"
     assert list(tmp_path.iterdir()) == []
+    assert interop(command) == 0
+    assert {path.name for path in tmp_path.glob("new/*/*")} == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
 
 
 def test_a_hybrid_starts_from_an_imported_model(qwen):
