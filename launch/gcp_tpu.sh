@@ -38,6 +38,7 @@ done
 [[ -n $project && -n $zone ]] || fail "Give --project=PROJECT and, for example, --zone=us-west4-a."
 (($#)) || fail "Say what to train after --, for example --config=configs/gamma_hybrid.py."
 bucket=${bucket#gs://} bucket=${bucket%/} poll=${POLL:-30}
+[[ $bucket != */* ]] || fail "Give --bucket=${bucket%%/*} alone: folders in it are for --workdir."
 lasting=" --?workdir[= ](/${bucket:+|bucket/.})"
 if [[ (-n $spot || -z $keep) && ! " $*" =~ $lasting ]]; then
   fail "Checkpoints have to outlive the TPU: give --bucket=BUCKET and --workdir=bucket/FOLDER (or" \
@@ -163,7 +164,6 @@ remove() {
   there='' prepared=''
 }
 
-# Returns once the TPU is ready.
 acquire() {
   local before=''
   while look; do

@@ -16,6 +16,8 @@ from conftest import REPOSITORY
 import hybrid_jax
 from hybrid_jax import evaluate, generate, main
 from hybrid_jax.demo.writer import Writer
+from hybrid_jax.errors import UserError
+from hybrid_jax.interop import card as cards
 from hybrid_jax.interop.__main__ import main as interop
 from hybrid_jax.training import pretrained
 
@@ -164,6 +166,12 @@ def test_what_an_archive_cannot_be_asked_for(file, unpacked, tmp_path, capsys):
     error = refused(capsys, main.main, f"--workdir={unpacked}")
     assert f"start one from it, with --init={unpacked} and another --workdir." in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_without_a_bound_is_none(tmp_path):
+    (tmp_path / "result.json").write_text('{"step": 8, "nll": 2.5}', encoding="utf-8")
+    with pytest.raises(UserError, match="has no measured bound of its step 8"):
+        cards._bound(tmp_path, 8)
 
 
 def test_what_is_not_archived(run, gamma, file, tmp_path, capsys):

@@ -104,6 +104,7 @@ def sentence(capsys, *arguments: str) -> str:
         (["--config=mdlm", "x"], "Unexpected argument 'x'"),
         (["--config=mdlm", "--processes=two"], "Argument --processes: invalid int value: 'two'"),
         (["--config=mdlm", "--processes=2"], "--coordinator, --processes and --process belong"),
+        (["--config=mdlm", "--init=x", "--init_step=new"], "The step 'new' is neither a number"),
         (["--config=mdlm", "--config.data.source=files:none.txt"], "No file matches 'none.txt'"),
         (["--config=mdlm", "--workdir=gs://b/run"], "gs://b/run is not on a disk here: mount"),
         (["--config=mdlm", "--config.data.dir=s3://b/d"], "s3://b/d is not on a disk here: mount"),

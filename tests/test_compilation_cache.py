@@ -105,6 +105,13 @@ def test_a_folder_that_cannot_be_written_is_done_without(home):
     assert finish(start(home)) == (0, 0)
 
 
+def test_without_a_home_folder_none_is_made(tmp_path, monkeypatch):
+    """Its path would be relative, and another in every folder."""
+    monkeypatch.chdir(tmp_path)
+    assert finish(start(Path("cache"))) == (0, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_commands_at_once(home):
     """Each reads or writes every program, and what both leave is whole."""
     together = [start(home, "--programs=20") for _ in range(2)]

@@ -244,8 +244,11 @@ def test_a_folder_that_is_worked_in_is_locked(tmp_path):
                 with locked(lock, wait=False, shared=True):
                     pass
         assert folder.exists() == shared
+    with resumed_folder(tmp_path / "out-2", "name", shared=True) as neighbour:
+        (neighbour / "made").touch()
     with resumed_folder(target, "other", shared=False):
         assert not folder.exists()
+        assert (neighbour / "made").exists()
 
 
 # Text that is not held as a whole ------------------------------------------------------------
@@ -256,7 +259,7 @@ def test_pieces_do_not_depend_on_how_a_document_is_read(story):
     for limit in (16, 100, 10**6):
         for size in (1, 7, 99, 10**5):
             blocks = [text[start : start + size] for start in range(0, len(text), size)]
-            assert list(splits.cut(blocks, limit)) == splits.pieces(text, limit)
+            assert list(splits.cut(blocks, limit)) == list(splits.cut([text], limit))
 
 
 def test_a_text_is_read_in_blocks(tmp_path, monkeypatch):

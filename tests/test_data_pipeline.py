@@ -215,12 +215,21 @@ def test_what_the_system_refuses_is_no_damage(copied):
 
 def test_files_that_contradict_the_card_are_found(copied):
     manifest = json.loads((copied / "manifest.json").read_text(encoding="utf-8"))
+    shards = manifest["train"]["shards"]
     for changes, message in [
         ({"length": LENGTH + 1}, "a record has not 17 tokens"),
         (
-            {"train": {**manifest["train"], "records": 38}},
+            {
+                "train": {
+                    **manifest["train"],
+                    "shards": [{**shards[0], "records": 11}, *shards[1:]],
+                    "records": 38,
+                }
+            },
             "there are 37 records, but the manifest says 38",
         ),
+        ({"train": {**manifest["train"], "records": -1}}, "its manifest contradicts itself"),
+        ({"train": {**manifest["train"], "shards": []}}, "its manifest contradicts itself"),
         (
             {"train": {**manifest["train"], "sha256": "0"}},
             "the records are not those of the manifest",

@@ -240,7 +240,7 @@ def test_what_is_there_is_reused(story, tmp_path):
         ({"length": 64}, "length=32, not 64"),
         ({"valid_every": 7}, "valid_every=20, not 7"),
         ({"valid_source": "pydocs"}, "valid_source='', not 'pydocs'"),
-        ({"tokenizer": "sentencepiece"}, "tokenizer='byte', not 'sentencepiece'"),
+        ({"tokenizer": "char"}, "tokenizer='byte', not 'char'"),
         ({"shard_records": 3}, "shard_records=65536, not 3"),
     ],
 )
@@ -378,6 +378,25 @@ def test_records_keep_the_tokenizer_of_hugging_face(story, tmp_path):
     assert prepare.prepare(**wanted, out=out) == manifest
     assert tokenizers.load_tokenizer(out).decode(stored(out, "valid")) == valid
     assert valid[:9] == "Document "
+
+
+def test_records_outlive_the_folder_that_their_tokenizer_is_from(story, tmp_path):
+    prepare.prepare(**settings(story), out=tmp_path / "first")
+    wanted = settings(story, tokenizer=f"saved:{tmp_path / 'first'}")
+    manifest = prepare.prepare(**wanted, out=tmp_path / "out")
+    shutil.rmtree(tmp_path / "first")
+    assert prepare.prepare(**wanted, out=tmp_path / "out") == manifest
+
+
+@pytest.mark.parametrize("name", ["words", "gpt2:{}", "gpt2:", "hf:{}", "saved:{}", "ids:many"])
+def test_tokenizers_that_cannot_be_are_refused_before_text_is_read(name, tmp_path):
+    name = name.format(tmp_path / "none")
+    with pytest.raises(UserError) as made:
+        tokenizers.make_tokenizer(name, (), vocab_size=0)
+    wanted = settings(f"files:{tmp_path / 'none.txt'}", tokenizer=name)
+    with pytest.raises(UserError) as prepared:
+        prepare.prepare(**wanted, out=tmp_path / "out")
+    assert str(prepared.value) == str(made.value)
 
 
 def test_records_of_another_python_are_refused(story, tmp_path, monkeypatch):
@@ -661,6 +680,7 @@ def test_too_little_text(tmp_path):
         ),
         ({"tokenizer": "words"}, "Unknown tokenizer 'words'"),
         ({"tokenizer": "sentencepiece", "vocab_size": 9}, "vocab_size=9 is too small"),
+        ({"tokenizer": "sentencepiece", "vocab_size": 0}, "vocab_size must be at least 1, but is"),
     ],
 )
 def test_bad_settings(story, tmp_path, change, message):
@@ -723,6 +743,10 @@ def test_damaged_manifests_are_refused(story, tmp_path):
         (json.dumps({**good, "more": 1}), "is damaged (manifest.more is not a setting"),
         (json.dumps({**good, "length": "32"}), "(manifest.length='32' should be of type int)"),
         (json.dumps({**good, "length": True}), "(manifest.length=True should be of type int)"),
+        (
+            json.dumps({**good, "dtype": "float16"}),
+            "(manifest.dtype='float16' is not one of uint16",
+        ),
         (json.dumps({**good, "train": {}}), "is damaged (manifest.train.documents is missing)"),
         (json.dumps({**good, "train": {**good["train"], "shards": 1}}), "shards=1 should be a lis"),
         (json.dumps({**good, "train": {**good["train"], "shards": [{}]}}), "shards[0].name is mis"),
@@ -760,6 +784,19 @@ def test_command_line(story, tmp_path, capsys):
     assert f"train: {manifest.train.documents} documents" in printed.out
     assert f"valid: {manifest.valid.documents} documents" in printed.out
     assert printed.err == ""  # no progress bar where there is no terminal
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--vocab_size=9", "--tokenizer=byte"], "--vocab_size has no effect with --tokenizer=byt"),
+        (["--valid_every=7", "--valid_source=x"], "--valid_every has no effect with --valid_sour"),
+    ],
+)
+def test_flags_without_an_effect_are_refused(flags, said, tmp_path, capsys):
+    assert prepare.main(["--source=pydocs", *flags, f"--out={tmp_path}/out"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_command_line_mistakes(tmp_path):

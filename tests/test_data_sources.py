@@ -11,7 +11,9 @@ import lzma
 import os
 import random
 import stringprep
+import sys
 import sysconfig
+import types
 from collections.abc import Callable
 from pydoc_data import topics
 
@@ -244,6 +246,24 @@ def test_rows_of_data_sets_are_read_as_lines_are(values, expected):
         assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("a", ("a", None)),
+        ("o/a", ("o/a", None)),
+        ("o/a/b", ("o/a", "b")),
+        ("o/a/b/c", ("o/a", "b/c")),
+    ],
+)
+def test_no_part_of_a_name_of_the_hub_is_dropped(name, asked, monkeypatch):
+    def load(*arguments, split):
+        assert (arguments, split) == (asked, "test")
+        return [{"text": "one"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+    assert list(sources.documents(f"hf:{name}:test")) == ["one"]
+
+
 def test_suffixes_in_capitals(tmp_path):
     (tmp_path / "A.TXT").write_text("text", encoding="utf-8")
     (tmp_path / "B.JSONL.GZ").write_bytes(gzip.compress(b'{"text": "line"}'))
@@ -343,7 +363,7 @@ def test_bad_sources_are_refused_at_once(tmp_path, source, message):
 
 def test_a_blank_line_early_in_a_piece_is_no_place_to_cut():
     document = "ab\n\n" + "x" * 60 + "\n" + "y" * 50
-    assert [len(piece) for piece in splits.pieces(document, 100)] == [65, 50]
+    assert [len(piece) for piece in splits.cut([document], 100)] == [65, 50]
 
 
 @pytest.mark.parametrize(
@@ -359,14 +379,14 @@ def test_a_blank_line_early_in_a_piece_is_no_place_to_cut():
     ],
 )
 def test_pieces(document, expected):
-    assert splits.pieces(document, 10) == expected
+    assert list(splits.cut([document], 10)) == expected
 
 
 def test_pieces_join_to_the_document():
     rng = random.Random(1)
     for _ in range(200):
         document = "".join(rng.choices("ab \n", weights=[4, 4, rng.random(), 1], k=200))
-        parts = splits.pieces(document, 16)
+        parts = list(splits.cut([document], 16))
         assert "".join(parts) == document
         assert all(0 < len(part) <= 16 for part in parts)
 

@@ -394,6 +394,8 @@ def write_hf(folder, kind="bytes", special=()) -> str:
 )
 def test_hf_files_tell_bos_and_eos(tmp_path, special, config, bos, eos):
     name = write_hf(tmp_path, special=special)
+    with pytest.raises(UserError, match=f"name one of Hugging Face {name}, or prepare"):
+        make(f"saved:{tmp_path}")
     if config:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     made = make(name)

@@ -177,6 +177,8 @@ def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
         (["--datasets=lm1b"], "lm1b is not prepared in {folder}: run  tfds build lm1b --file_fo"),
         (["--datasets=a=tfds:lambada"], "is not tfds:NAME[/CONFIG]:SPLIT[:FIELD]"),
         (["--datasets=a=tfds:nonesuch:test"], "TFDS knows no data set 'nonesuch'"),
+        (["--datasets=a=tfds:lm1b/nonesuch:test"], "TFDS knows no data set 'lm1b/nonesuch'"),
+        (["--datasets=a=tfds:a b:test"], "TFDS knows no data set 'a b'"),
         (["--datasets=a=files:none.txt"], "No file matches 'none.txt'"),
         (["--datasets=a=files:{short}"], "a has 4 tokens, too few for one record of 16"),
         (["--draws=0"], "--draws: '0' is not a whole number in 1 …"),

@@ -194,6 +194,7 @@ def test_meshes_and_processes_without_meaning(config, tmp_path, capsys):
     for flags, message in (
         ([workdir, "--coordinator=host:1"], "belong together"),
         ([workdir, "--coordinator=host", "--processes=2", "--process=0"], "is not HOST:PORT"),
+        ([workdir, "--coordinator=host:65536", "--processes=2", "--process=0"], "not HOST:PORT"),
         ([workdir, "--coordinator=host:1", "--processes=2", "--process=2"], "is not one of 0 … 1"),
         ([workdir, "--config.mesh.fsdp=3"], "mesh.fsdp=3 does not fit 8 devices:"),
         ([workdir, "--config.mesh.fsdp=-1"], "Only one of mesh.data, mesh.fsdp and"),

@@ -287,6 +287,7 @@ def set_tensor(name, change):
         (set_tensor("vocab_embed.embedding", lambda x: x[:-1]), r"\[258, 16\], .*\[259, 16\]"),
         (set_tensor("rotary_emb.inv_freq", lambda x: x / 2), "is not that of a rotary base 10000"),
         (set_config("model.n_blocks", None), r"has no model\.n_blocks: it is not the conf"),
+        (set_config("model.length", 2**60), r"data\.length must be at most"),
         (set_config("model.n_heads", "two"), r"model\.n_heads='two' should be of type int"),
         (set_config("model.n_blocks", 3), r"has no tensor blocks\.2\.norm1\.weight|blocks\.2"),
         (set_config("model_type", "sedd"), "supports only epsilon_hybrid and gamma_hybrid"),

@@ -168,6 +168,7 @@ def test_shellcheck_and_help():
         ("gcp_tpu.sh", [*TPU, "--"], "Say what to train after --"),
         ("gcp_tpu.sh", [*TPU, *BUCKET], "give --bucket=BUCKET"),
         ("gcp_tpu.sh", [*TPU, "--bucket=b", *TRAIN, "--workdir=runs"], "--workdir=bucket/FOLDER"),
+        ("gcp_tpu.sh", [*TPU, "--bucket=gs://b/c", *BUCKET], "Give --bucket=b alone: folders"),
         ("gcp_tpu.sh", [*TPU, "--keep", "--spot", *TRAIN], "--keep without --spot"),
         ("slurm_gpu.sh", ["--config=c.py"], "Say what to train after --"),
         ("slurm_gpu.sh", TRAIN, "Submit this: sbatch"),

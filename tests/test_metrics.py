@@ -1,4 +1,4 @@
-"""Estimates, the log of metrics, and the progress line."""
+"""Estimates, the log of metrics, the progress line, and numbers on speed."""
 
 import io
 import json
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.boards import Board
 from hybrid_jax.runtime.metrics_writer import MetricsWriter
 from hybrid_jax.runtime.progress import Progress
+from hybrid_jax.runtime.throughput import Throughput
 from hybrid_jax.training.statistics import bits_per_byte, mean_and_standard_error, perplexity
 
 
@@ -71,6 +73,18 @@ def test_mistakes(tmp_path):
         writer.write(1, "train", {"step": 2})
 
 
+def test_a_full_disk_is_one_sentence_and_the_board_is_closed(tmp_path):
+    closed = []
+    board = Board(write=lambda step, values: None, close=lambda: closed.append(True))
+    writer = MetricsWriter(tmp_path, resume_step=0, board=lambda: board)
+    writer._file.close()
+    writer._file = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
+    for action in (lambda: writer.write(1, "train", {"loss": 1.0}), writer.close):
+        with pytest.raises(UserError, match=r"Cannot write .*metrics\.jsonl \(No space left"):
+            action()
+    assert closed == [True]
+
+
 class Clock:
     """A clock that stands still unless moved."""
 
@@ -127,6 +141,41 @@ def test_progress_bar_on_a_terminal():
     assert "50%" in shown
     assert "5/10, loss 2, 2 steps/s, elapsed 00:02, ETA 00:02" in shown
     assert shown.count("\n") == 1
+
+
+def test_numbers_leave_out_compilation_evaluation_and_checkpoints():
+    clock = Clock()
+    throughput = Throughput(tokens=800, devices=4, peak=1e10, clock=clock)
+    clock.now = 30.0  # compilation and the first steps
+    assert throughput.read(5, 30e9) == {}
+    with throughput.paused():
+        clock.now += 100.0
+    for _ in range(10):
+        with throughput.waiting():
+            clock.now += 0.05
+        clock.now += 0.15
+    assert throughput.read(10, 60e9) == pytest.approx(
+        {
+            "step_seconds": 0.2,
+            "tokens_per_second": 4000.0,
+            "tokens_per_second_per_device": 1000.0,
+            "input_wait": 0.25,
+            "mfu": 0.75,
+        }
+    )
+    clock.now += 1.0
+    assert throughput.read(10, 60e9)["step_seconds"] == pytest.approx(0.1)
+
+
+def test_what_is_not_known_is_not_said():
+    clock = Clock()
+    throughput = Throughput(tokens=1, devices=1, peak=None, clock=clock)
+    throughput.read(1, 1.0)
+    assert throughput.read(1, 1.0) == {}  # no time has passed
+    clock.now += 1.0
+    assert throughput.read(0, 0.0) == {}
+    clock.now += 1.0
+    assert "mfu" not in throughput.read(1, 1.0)
 
 
 def test_mean_and_standard_error():

@@ -22,6 +22,7 @@ import hybrid_jax
 from hybrid_jax import main
 from hybrid_jax.config import Experiment, ModelConfig, ScheduleConfig
 from hybrid_jax.data.settings import DataConfig
+from hybrid_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.interop import families, family_config
 from hybrid_jax.interop.__main__ import main as interop
@@ -272,6 +273,24 @@ def test_an_imported_model_generates_and_scores_at_once(qwen):
         saver.restore({"step": jax.ShapeDtypeStruct((), jnp.int32)})
 
 
+def test_an_export_that_is_broken_off_leaves_nothing(qwen, tmp_path, monkeypatch, capsys):
+    """Its last file is the tokenizer's."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    command = ["export", f"--workdir={qwen[0] / 'run'}", f"--out={tmp_path / 'new' / 'out'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(HuggingFaceTokenizer, "write", stop)
+        assert interop(command) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert list(tmp_path.iterdir()) == []
+    assert interop(command) == 0
+    assert {path.name for path in tmp_path.glob("new/*/*")} == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+
+
 def test_a_hybrid_starts_from_an_imported_model(qwen):
     """By a config file, whose network gives way to that of the model."""
     root, _, model = qwen
@@ -336,6 +355,8 @@ def test_sizes_of_published_models(config, rows, count):
         ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu', and hybrid_jax only silu"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config="),
         ("llama", {"hidden_size": None}, "has no hidden_size"),
+        ("llama", {"num_attention_heads": 0}, "num_attention_heads=0, and hybrid_jax only 1 or"),
+        ("qwen3", {"layer_types": 2}, "layer_types=2 should be a list"),
         ("llama", {"num_hidden_layers": "2"}, "num_hidden_layers='2' should be of type int"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ("gpt2", {"tie_word_embeddings": False}, "tie_word_embeddings=False"),

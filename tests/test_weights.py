@@ -4,6 +4,7 @@ and test_pretrained."""
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from hybrid_jax.errors import UserError
@@ -46,6 +47,12 @@ def test_a_name_that_cannot_be_fetched_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"folder gpt2-large.*needs huggingface_hub: install it"):
         scorers.load("gpt2:gpt2-large")
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / weights.WEIGHTS).mkdir()
+    with pytest.raises(UserError, match=r"Cannot write .* \(.*Is a directory"):
+        weights.save(tmp_path, {"x": np.ones(3)})
 
 
 @pytest.mark.parametrize("index", ["{}", '{"weight_map": []}', '{"weight_map": {"wte": 1}}'])

@@ -51,9 +51,7 @@ def changes(manifest: Manifest, folder: Path) -> str:
     Raises:
       UserError: if text that is there cannot be read.
     """
-    parts = dict.fromkeys(
-        (*mixed(manifest.source), *mixed(manifest.valid_source), manifest.tokenizer)
-    )
+    parts = dict.fromkeys((*mixed(manifest.source), manifest.valid_source, manifest.tokenizer))
     if not manifest.inputs:
         return _newer(parts, manifests.find(folder))
     said: list[str] = []

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from hybrid_jax.data.pairs import is_pairs
 from hybrid_jax.errors import UserError
@@ -93,7 +93,7 @@ class Manifest:
       source, valid_source, valid_every, tokenizer, length, shard_records: the settings of
         `prepare.prepare`; valid_every is 0 if there is a valid_source.
       tokenizer_name, fingerprint, vocab_size, bos, eos: of the tokenizer saved beside the manifest.
-      dtype: of the tokens in the records, little-endian, "uint16" or "uint32".
+      dtype: of the tokens in the records, little-endian.
       train, valid: the splits.
       inputs: what the records were made from; empty if an older version made them.
     """
@@ -110,7 +110,7 @@ class Manifest:
     vocab_size: int
     bos: int
     eos: int
-    dtype: str
+    dtype: Literal["uint16", "uint32"]
     train: Split
     valid: Split
     inputs: tuple[Input, ...] = ()

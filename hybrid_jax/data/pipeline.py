@@ -44,6 +44,9 @@ class Records:
         self._folder = expanded(folder)
         self._padded = padded
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
+        in_shards = sum(shard.records for shard in self._split.shards)
+        if not 0 < in_shards == self._split.records:
+            raise self._damaged("its manifest contradicts itself")
         paths = [self._folder / shard.name for shard in self._split.shards]
         for path, shard in zip(paths, self._split.shards, strict=True):
             if not path.is_file():

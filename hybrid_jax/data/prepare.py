@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hybrid_jax.data import chunks, inputs, planning
+from hybrid_jax.data import chunks, inputs, planning, tokenizers
 from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data.chunks import Plan
 from hybrid_jax.data.manifest import FORMAT, Manifest
 from hybrid_jax.data.mixture import mixed
 from hybrid_jax.data.packing import RecordWriter, token_dtype
 from hybrid_jax.data.pairs import is_pairs
-from hybrid_jax.data.tokenizers import load_tokenizer
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_number
 from hybrid_jax.runtime.command_line import Parser, path_of, run_command, within
@@ -174,6 +173,7 @@ def _checked(out: str | Path, settings: Mapping[str, Any]) -> Path:
     """The folder to make. Raises UserError for bad settings."""
     least = {"length": 1, "shard_records": 1}
     least |= {} if settings["valid_source"] else {"valid_every": 2}
+    least |= {"vocab_size": 1} if "vocab_size" in settings else {}
     for name, value in least.items():
         if settings[name] is not None and settings[name] < value:
             raise UserError(f"{name} must be at least {value}, but is {settings[name]}.")
@@ -193,19 +193,14 @@ def _work_folder(out: Path, settings: dict[str, Any], *, shared: bool) -> Iterat
     """
     natural = {"valid_every": VALID_EVERY, "shard_records": SHARD_RECORDS}
     settings |= {name: value for name, value in natural.items() if settings[name] is None}
+    tokenizers.check(settings["tokenizer"])  # before much text is read
     stamps = inputs.stamps(dict.fromkeys(planning.parts(settings)))
     name = digest([FORMAT, chunks.CHARACTERS, settings, stamps])[:12]
-    makes_parent = not out.parent.exists()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with resumed_folder(out, name, shared=shared) as folder:
             yield folder
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}.") from error
-    finally:
-        # A failure leaves no empty folder behind.
-        if makes_parent and out.parent.is_dir() and not any(out.parent.iterdir()):
-            out.parent.rmdir()
 
 
 def _existing(out: Path, settings: Mapping[str, Any]) -> Manifest | None:
@@ -234,7 +229,7 @@ def _packed(work: Path, settings: Mapping[str, Any], plan: Plan) -> Manifest:
     folder = work / _OUT
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    tokenizer = load_tokenizer(work / chunks.TOKENIZER)
+    tokenizer = tokenizers.load_tokenizer(work / chunks.TOKENIZER)
     tokenizer.save(folder)
 
     def writer(split: str) -> RecordWriter:
@@ -324,6 +319,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if "valid_every" in options.given and options.valid_source:
+        raise UserError("--valid_every has no effect with --valid_source: leave it out.")
+    if "vocab_size" in options.given and options.tokenizer != "sentencepiece":
+        raise UserError(
+            f"--vocab_size has no effect with --tokenizer={options.tokenizer}: leave it out."
+        )
     settings = {n: value for n, value in vars(options).items() if n not in ("given", "shard")}
     if options.shard:
         encode_shard(options.shard, **settings)

@@ -92,7 +92,8 @@ def _tfds_builder(name: str, split: str) -> tuple[Any, str]:
     command = f"tfds build {name} --file_format=array_record --data_dir={folder}"
     try:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-    except tfds.core.registered.DatasetNotFoundError as error:
+    # A ValueError for a name of another form, or a config that is none.
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         raise UserError(
             f"TFDS knows no data set {name!r} and none is prepared in {folder}: see "
             "tensorflow.org/datasets/catalog for the names."
@@ -116,7 +117,7 @@ def _hub(function: str, argument: str, **settings: str) -> Any:
     name, _, _ = _parts("hf", argument)
     datasets = require("datasets", "eval")
     words = name.split("/")
-    path, config = ("/".join(words[:2]), words[2] if len(words) > 2 else None)
+    path, config = "/".join(words[:2]), "/".join(words[2:]) or None
     try:
         return getattr(datasets, function)(path, config, **settings)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -27,7 +27,7 @@ class HeldOut:
 
     Attributes:
       digests: of its pieces.
-      limit: characters of a piece at most, see `pieces`.
+      limit: characters of a piece at most, see `cut`.
       size: bytes of all the text that it was chosen from, about.
     """
 
@@ -36,17 +36,15 @@ class HeldOut:
     size: int = 0
 
 
-def pieces(document: str, limit: int = PIECE_CHARACTERS) -> list[str]:
-    """Cuts a document into parts of at most `limit` characters; joined, they are the document.
-
-    A cut falls after a blank line where there is one in the second half of the part, otherwise
-    after a line, otherwise before a space, otherwise anywhere.
-    """
-    return list(cut([document], limit))
-
-
 def cut(blocks: Iterable[str], limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """`pieces` of a document that is given as blocks of any sizes."""
+    """Cuts a document into pieces of at most `limit` characters; joined, they are the document.
+
+    A cut falls after a blank line where there is one in the second half of the piece, otherwise
+    after a line, otherwise before a space, otherwise anywhere.
+
+    Args:
+      blocks: the document, in parts of any sizes.
+    """
     text = ""
     for block in blocks:
         text, start = text + block, 0

@@ -11,7 +11,7 @@ import numpy as np
 import hybrid_jax
 from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data import pipeline, prepare, sources
-from hybrid_jax.data.splits import pieces
+from hybrid_jax.data.splits import cut
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError, check_seed
 from hybrid_jax.eval.datasets import EvaluationSet, validation_set
@@ -153,7 +153,7 @@ def _encoded(dataset: EvaluationSet, tokenizer: Tokenizer) -> Iterator[tuple[np.
         return np.concatenate(joined).astype(np.int32), sum(ends)
 
     for document in sources.documents(dataset.source):
-        parts = pieces(detokenize(document))
+        parts = list(cut([detokenize(document)]))
         for number, piece in enumerate(parts, 1):
             batch.append((piece, number == len(parts)))
             size += len(piece)

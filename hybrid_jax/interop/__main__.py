@@ -22,8 +22,8 @@ from typing import Any
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime import command_line
 from hybrid_jax.runtime.command_line import SETTINGS, path_of, step_of
-from hybrid_jax.runtime.files import check_writable
-from hybrid_jax.runtime.scratch import raise_when_terminated
+from hybrid_jax.runtime.files import check_writable, writing
+from hybrid_jax.runtime.scratch import raise_when_terminated, scratch_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,29 +71,33 @@ def _import(options: argparse.Namespace) -> None:
         print(f"note: {note}")
     letter = {"epsilon": "ε", "gamma": "γ"}[released.kind]
     size = sum(leaf.size for leaf in jax.tree.leaves(released.params))
-    _show(options.workdir, f"holds a {letter}-hybrid of {size:,} parameters at step 0")
+    print(
+        f"{options.workdir} holds a {letter}-hybrid of {size:,} parameters at step 0; train it "
+        f"with\n  python -m hybrid_jax.main --workdir={options.workdir}\nand generate with\n"
+        f"  python -m hybrid_jax.generate --workdir={options.workdir}"
+    )
 
 
 def _export(options: argparse.Namespace) -> None:
     from hybrid_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
     from hybrid_jax.interop import families
     from hybrid_jax.interop.released import export_released, require_empty
-    from hybrid_jax.runtime.files import writing
     from hybrid_jax.training import pretrained
 
-    require_empty(Path(options.out))
+    out = Path(options.out)
+    require_empty(out)
     model = pretrained.load(options.workdir, step=options.step)
-    out, tokenizer = Path(options.out), model.tokenizer
-    if model.network.norm == "rms" or model.network.position == "learned":
-        families.export(model.experiment, model.network, model.params, out)
-    else:
-        export_released(model, out)
-    with writing(out):
-        if isinstance(tokenizer, HuggingFaceTokenizer):
-            tokenizer.write(out)
+    with writing(out), scratch_folder(out) as folder:
+        if model.network.norm == "rms" or model.network.position == "learned":
+            families.export(model.experiment, model.network, model.params, folder)
         else:
-            (out / "tokenizer").mkdir()
-            tokenizer.save(out / "tokenizer")
+            export_released(model, folder)
+        if isinstance(model.tokenizer, HuggingFaceTokenizer):
+            model.tokenizer.write(folder)
+        else:
+            (folder / "tokenizer").mkdir()
+            model.tokenizer.save(folder / "tokenizer")
+        folder.rename(out)
     print(f"{options.out} holds the averaged parameters of step {model.step}, and the tokenizer")
 
 
@@ -109,13 +113,6 @@ def _archive(options: argparse.Namespace) -> None:
     text = card(model, workdir, file, licence=options.licence, text_terms=options.text_terms)
     archive.write(file, workdir, model.params, card=text)
     print(f"{file} holds step {model.step} of {workdir}, with this card:\n\n{text}", end="")
-
-
-def _show(workdir: str, content: str) -> None:
-    print(
-        f"{workdir} {content}; train it with\n  python -m hybrid_jax.main --workdir={workdir}\n"
-        f"and generate with\n  python -m hybrid_jax.generate --workdir={workdir}"
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -103,12 +103,12 @@ def _bound(workdir: Path, step: int) -> BoundEstimate:
     """The result of a finished training."""
     path = workdir / archive.RESULT
     found = read_json(path) if path.exists() else {}
-    if found.get("step") != step:
+    names = [field.name for field in dataclasses.fields(BoundEstimate)]
+    if found.get("step") != step or not found.keys() >= set(names):
         raise UserError(
             f"{workdir} has no measured bound of its step {step}: finish the training with "
             f"python -m hybrid_jax.main --workdir={workdir}."
         )
-    names = [field.name for field in dataclasses.fields(BoundEstimate)]
     values: dict[str, Any] = {n: math.nan if found[n] is None else found[n] for n in names}
     return BoundEstimate(**values)
 

@@ -18,17 +18,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
 from hybrid_jax.interop.family_config import write_config
 from hybrid_jax.models.transformer import Transformer
-from hybrid_jax.runtime import sharding
+from hybrid_jax.runtime import sharding, weights
 from hybrid_jax.runtime.checkpoint import named_leaves
-from hybrid_jax.runtime.files import writing
 from hybrid_jax.runtime.json_text import write_json
-from hybrid_jax.runtime.weights import CONFIG, WEIGHTS, Tensors
+from hybrid_jax.runtime.weights import CONFIG, Tensors
 
 _ATTENTION, _MLP = "layers.{}.self_attn.", "layers.{}.mlp."
 _Q, _K, _V = (f"{_ATTENTION}{x}_proj" for x in "qkv")
@@ -200,9 +198,6 @@ def export(experiment: Experiment, network: Transformer, params: Any, folder: Pa
             for name, part in zip(names, parts, strict=True):
                 full = name.format(layer)
                 full = full if full.startswith("lm_head") else prefix + full
-                arrays[full] = np.ascontiguousarray(part.T if turned else part)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        # The metadata that Hugging Face's loaders ask for.
-        safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+                arrays[full] = part.T if turned else part
+    weights.save(folder, arrays)
     write_json(folder / CONFIG, config)

@@ -33,7 +33,7 @@ def read_config(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], 
         there.
     """
 
-    def read(field: str, kind: type, default: Any = _NOT_GIVEN) -> Any:
+    def read(field: str, kind: Any, default: Any = _NOT_GIVEN) -> Any:
         value = config.get(field)
         if value is None and default is not _NOT_GIVEN:
             return default
@@ -60,7 +60,9 @@ def read_config(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], 
             "qkv_bias": True, "out_bias": True, "tied": True, "head_bias": False,
         }, read("vocab_size", int)  # fmt: skip
     layers, heads = read("num_hidden_layers", int), read("num_attention_heads", int)
-    kinds = config.get("layer_types") or []
+    if heads < 1:
+        refuse("num_attention_heads", heads, ["1 or more"])
+    kinds = read("layer_types", tuple[str, ...], ())
     if sliding := [kind for kind in kinds if kind != "full_attention"]:
         refuse("layer_types", sliding[0], ["full_attention"])
     slides = not kinds and read("use_sliding_window", bool, False)

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from hybrid_jax.config import Experiment
 from hybrid_jax.errors import UserError
@@ -29,9 +28,9 @@ from hybrid_jax.interop.released_config import Kind, read_config, write_config
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime import weights
 from hybrid_jax.runtime.checkpoint import named_leaves
-from hybrid_jax.runtime.files import check_writable, expanded, write_atomic
+from hybrid_jax.runtime.files import check_writable, expanded
 from hybrid_jax.runtime.json_text import write_json
-from hybrid_jax.runtime.weights import CONFIG, WEIGHTS, Tensors
+from hybrid_jax.runtime.weights import CONFIG, Tensors
 from hybrid_jax.training.pretrained import Pretrained
 
 _SHARED = {
@@ -117,12 +116,9 @@ def export_released(model: Released | Pretrained, folder: str | Path) -> None:
     folder = expanded(folder)
     require_empty(folder)
     config = write_config(model.experiment, model.network)
-    head = model.network.head_size
     leaves = {name: np.asarray(x) for name, x in named_leaves(model.params).items()}
-    found = tensors(model.network, leaves) | {_FREQUENCIES: _frequencies(head)}
-    arrays = {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
-    # The metadata that Hugging Face's loaders ask for.
-    write_atomic(folder / WEIGHTS, safetensors.numpy.save(arrays, metadata={"format": "pt"}))
+    buffer = {_FREQUENCIES: _frequencies(model.network.head_size)}
+    weights.save(folder, tensors(model.network, leaves) | buffer)
     write_json(folder / CONFIG, config)
 
 

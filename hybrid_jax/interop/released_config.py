@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 
 from hybrid_jax import presets
 from hybrid_jax.config import Experiment, effective_layout
+from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError, resolved
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.settings import ScheduleConfig
@@ -90,7 +91,7 @@ def read_config(
     if read("model.post_process_logits", bool, False) and method.startswith("AR"):
         refuse("annealing.sampling_method", method, "SAR where logits are post-processed")
 
-    length = read("model.length", int)
+    length = DataConfig(length=read("model.length", int)).length  # refuses one that is too long
     schedule, layout, notes = _read_schedule(read, refuse, length)
     base = Experiment.from_config(presets.sized(f"{kind}_hybrid", "base"))
     values = dataclasses.asdict(base) | {"name": name, "schedule": schedule, "layout": layout}

@@ -234,11 +234,9 @@ def _state(experiment: Experiment, tokenizer: Tokenizer, params: Any) -> TrainSt
 def _write_workdir(workdir: Path, experiment: Experiment, tokenizer: Tokenizer, state: Any) -> None:
     """A workdir with a checkpoint of step 0, whole or not at all."""
     settings = dataclasses.asdict(experiment)
-    with writing(workdir):
-        workdir.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(workdir) as folder:
-            workdirs.claim(folder, experiment, tokenizer)
-            place = folder / "checkpoints"
-            with Checkpointer(place, config=settings, background=False) as saver:
-                saver.save(0, state)
-            folder.rename(workdir)
+    with writing(workdir), scratch_folder(workdir) as folder:
+        workdirs.claim(folder, experiment, tokenizer)
+        place = folder / "checkpoints"
+        with Checkpointer(place, config=settings, background=False) as saver:
+            saver.save(0, state)
+        folder.rename(workdir)

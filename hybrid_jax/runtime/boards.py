@@ -52,41 +52,38 @@ def open_board(
     Raises:
       UserError: if the package is missing, or its service cannot be used.
     """
-    check(kind)
+    if kind == "none":
+        return None
+    package = require(_PACKAGES[kind], "log")
     if kind == "tensorboard":
-        return _tensorboard(workdir / "tensorboard", resume_step)
+        return _tensorboard(package, workdir / "tensorboard", resume_step)
     known = _run_id(workdir, resume_step)
     if kind == "trackio":
         name = f"{workdir.resolve().name}-{known}"
-        run = require("trackio", "log").init(
-            _PROJECT, name, config=dict(config), resume="allow", embed=False
-        )
-    elif kind == "wandb":
-        wandb = require("wandb", "log")
+        run = package.init(_PROJECT, name, config=dict(config), resume="allow", embed=False)
+    else:
         try:
-            run = wandb.init(
+            run = package.init(
                 project=os.environ.get("WANDB_PROJECT", _PROJECT),
                 name=workdir.resolve().name,
                 id=known,
                 resume="allow" if resume_step else None,
                 config=dict(config),
                 dir=workdir,
-                settings=wandb.Settings(console="off"),
+                settings=package.Settings(console="off"),
             )
-        except wandb.errors.Error as error:
+        except package.errors.Error as error:
             raise UserError(
                 f"wandb cannot start ({one_line(error)}): run `wandb login`, or set "
                 "WANDB_MODE=offline."
             ) from error
-    else:
-        return None
     write_atomic(workdir / _ID, known)  # of a run that has begun
     return Board(lambda step, values: run.log(dict(values), step=step), run.finish)
 
 
-def _tensorboard(folder: Path, resume_step: int) -> Board:
+def _tensorboard(package: Any, folder: Path, resume_step: int) -> Board:
     with writing(folder):
-        writer = require("tensorboardX", "log").SummaryWriter(
+        writer = package.SummaryWriter(
             str(folder),
             # TensorBoard hides what an earlier file logged at purge_step and later.
             purge_step=resume_step + 1 if resume_step else None,

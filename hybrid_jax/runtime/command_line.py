@@ -191,8 +191,13 @@ def distinct(flag: str, values: Sequence[Any]) -> None:
 
 
 def step_of(text: str) -> int | Literal["best"]:
-    """A step as the command line names it. Raises ValueError for neither a number nor "best"."""
-    return "best" if text == "best" else int(text)
+    """A step as the command line names it. Raises UserError for neither a number nor "best"."""
+    if text == "best":
+        return "best"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(f"The step {text!r} is neither a number nor 'best'.") from error
 
 
 def path_of(text: str) -> str:

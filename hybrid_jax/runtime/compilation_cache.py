@@ -40,6 +40,8 @@ def use() -> None:
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or _imported("jax_compilation_cache_dir"):
         return
     path = folder()
+    if not path.is_absolute():  # there is no home folder
+        return
     try:
         # A cached program is code that runs: nobody else may write it.
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

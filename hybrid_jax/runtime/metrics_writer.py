@@ -80,10 +80,17 @@ class MetricsWriter(AbstractContextManager["MetricsWriter"]):
                 self._board.write(int(step), finite)
 
     def close(self) -> None:
-        """Closes the file and the board; may be called again."""
-        self._file.close()
-        if self._board:
-            self._board.close()
+        """Closes the file and the board; may be called again.
+
+        Raises:
+          UserError: if what a failed `write` left cannot be written now either.
+        """
+        try:
+            with writing(self.path):
+                self._file.close()
+        finally:
+            if self._board:
+                self._board.close()
 
 
 def _kept(path: Path, step: int) -> tuple[str, set[tuple[int, str]], bool]:

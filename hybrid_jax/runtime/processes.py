@@ -63,7 +63,7 @@ def start(
         )
     if processes is not None and process is not None:
         host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdecimal():
+        if not (host and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 1 << 16):
             raise UserError(f"--coordinator={coordinator} is not HOST:PORT.")
         if not 0 <= process < processes:
             raise UserError(

@@ -77,13 +77,12 @@ class Progress(AbstractContextManager["Progress"]):
             self._first = (step, now)
         parts = [f"{name} {_short(value)}" for name, value in values.items()]
         first_step, first_time = self._first
+        times = []
         if step > first_step and now > first_time:
             rate = (step - first_step) / (now - first_time)
             parts.append(f"{rate:.3g} {self._unit}{'s' * (self._unit == 'step')}/s")
             left = max(0, self._total - step) / rate
             times = [f"ETA {tqdm.tqdm.format_interval(left)}"]
-        else:
-            times = []
         parts += [f"elapsed {tqdm.tqdm.format_interval(now - self._begun)}", *times]
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts), refresh=False)

@@ -23,6 +23,8 @@ def scratch_folder(target: Path) -> Iterator[Path]:
     What is left of it is removed in the end; after a kill, by the next call with this target. The
     lock, which the system frees when a process dies, tells such a folder from one in use.
 
+    Folders above `target` are made where they are missing; a failure leaves no empty one.
+
     Raises:
       OSError: if the folder cannot be made.
     """
@@ -38,9 +40,11 @@ def resumed_folder(target: Path, name: str, *, shared: bool) -> Iterator[Path]:
     """The folder of this name beside `target`, with what an earlier process has made in it.
 
     It is removed in the end; after an error it is kept for the next process, if there is anything
-    in it. Folders with other names for this target are removed if no process uses them.
+    in it. Folders with other names for this target are removed if no process uses them. Folders
+    above it are as with `scratch_folder`.
 
     Args:
+      name: without hyphens.
       shared: among processes that all say so, and for which it is kept. Others wait for them.
 
     Raises:
@@ -59,8 +63,12 @@ def resumed_folder(target: Path, name: str, *, shared: bool) -> Iterator[Path]:
 @contextlib.contextmanager
 def _own_folder(target: Path, name: str, *, shared: bool) -> Iterator[Path]:
     folder = target.parent / f".{target.name}-{name}"
-    _remove_unused(target, but=folder)
+    makes_parent = not target.parent.exists()
+    target.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
+        if makes_parent:
+            stack.callback(_remove_empty, target.parent)
+        _remove_unused(target, but=folder)
         while True:
             folder.mkdir(exist_ok=True)
             try:
@@ -121,12 +129,19 @@ def locked(file: Path, *, wait: bool, shared: bool = False) -> Iterator[BinaryIO
         yield opened
 
 
-def _remove_unused(target: Path, *, but: Path | None = None) -> None:
+def _remove_unused(target: Path, *, but: Path) -> None:
     """Removes the hidden folders that killed processes left for this target."""
     for left in target.parent.glob(f".{glob.escape(target.name)}-*/{_LOCK}"):
-        if left.parent != but:
+        # Names have no hyphen: with one it is a folder for another target, such as books-2.
+        is_ours = left.parent.name.rpartition("-")[0] == f".{target.name}"
+        if is_ours and left.parent != but:
             with contextlib.suppress(OSError), locked(left, wait=False):
                 _remove(left.parent)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # there is something in it
+        folder.rmdir()
 
 
 def _remove(folder: Path) -> None:

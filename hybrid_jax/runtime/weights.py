@@ -8,11 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
+import safetensors.numpy
 
 from hybrid_jax.errors import UserError, require
 from hybrid_jax.runtime.decode import parse_json
-from hybrid_jax.runtime.files import expanded, one_line
+from hybrid_jax.runtime.files import expanded, one_line, writing
 
 CONFIG, WEIGHTS, TORCH_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
@@ -82,6 +82,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object: fetch it again.")
     return values
+
+
+def save(folder: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays by name as float32 to `WEIGHTS` in a folder, which is made where it is missing.
+
+    Raises:
+      UserError: if that is not possible.
+    """
+    found = {name: np.asarray(value, np.float32, order="C") for name, value in arrays.items()}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # The metadata that Hugging Face's loaders ask for.
+            safetensors.numpy.save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:  # also of a full disk
+            raise OSError(str(error)) from error
 
 
 class Tensors:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import safetensors.numpy
 
 from hybrid_jax.data import prepare
 from hybrid_jax.errors import UserError
+from hybrid_jax.runtime import weights
 from hybrid_jax.runtime.checkpoint import named_leaves
 from hybrid_jax.runtime.files import one_line, writing
 from hybrid_jax.runtime.json_text import write_json
@@ -42,29 +41,25 @@ def write(file: Path, workdir: Path, params: Any, *, card: str) -> None:
       UserError: if something cannot be read or written.
     """
     data, known = workdirs.load(workdir).data, workdirs.load_data(workdir)
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(file) as folder:
-            for name in (CONFIG, RESULT, workdirs.ORIGIN):
-                if (workdir / name).exists():
-                    shutil.copyfile(workdir / name, folder / name)
-            shutil.copytree(workdir / "tokenizer", folder / "tokenizer")
-            if known:  # the place of the records is another elsewhere
-                place = data.dir or str(prepare.default_dir(**data.preparation))
-                records = workdirs.RunData(identity=known.identity, folder=place)
-                write_json(folder / "records.json", records)
-            (folder / CARD).write_text(card, encoding="utf-8")
-            arrays = {name: np.asarray(x, np.float32) for name, x in named_leaves(params).items()}
-            # The metadata that Hugging Face's loaders ask for.
-            safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
-            parts = sorted(path for path in folder.rglob("*") if path.is_file())
-            whole = folder / "archive"
-            with zipfile.ZipFile(whole, "w") as archive:
-                for path in parts:
-                    entry = zipfile.ZipInfo(str(path.relative_to(folder)))  # of no date
-                    with archive.open(entry, "w", force_zip64=True) as out, open(path, "rb") as own:
-                        shutil.copyfileobj(own, out)
-            whole.rename(file)
+    with writing(file), scratch_folder(file) as folder:
+        for name in (CONFIG, RESULT, workdirs.ORIGIN):
+            if (workdir / name).exists():
+                shutil.copyfile(workdir / name, folder / name)
+        shutil.copytree(workdir / "tokenizer", folder / "tokenizer")
+        if known:  # the place of the records is another elsewhere
+            place = data.dir or str(prepare.default_dir(**data.preparation))
+            records = workdirs.RunData(identity=known.identity, folder=place)
+            write_json(folder / "records.json", records)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        weights.save(folder, named_leaves(params))
+        parts = sorted(path for path in folder.rglob("*") if path.is_file())
+        whole = folder / "archive"
+        with zipfile.ZipFile(whole, "w") as archive:
+            for path in parts:
+                entry = zipfile.ZipInfo(str(path.relative_to(folder)))  # of no date
+                with archive.open(entry, "w", force_zip64=True) as out, open(path, "rb") as own:
+                    shutil.copyfileobj(own, out)
+        whole.rename(file)
 
 
 @contextlib.contextmanager

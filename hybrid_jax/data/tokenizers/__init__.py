@@ -62,6 +62,12 @@ def make_tokenizer(name: str, texts: Iterable[str], *, vocab_size: int) -> Token
     return makers[kind]()
 
 
+def check(name: str) -> None:
+    """Raises UserError as `make_tokenizer` does, as far as that can be known without texts."""
+    if split_name(name)[0] not in ("sentencepiece", "char"):
+        make_tokenizer(name, (), vocab_size=0)
+
+
 def reads_all(name: str) -> bool:
     """True if a tokenizer is made for all text, and not for that to train on alone.
 
@@ -107,7 +113,9 @@ def contents(name: str) -> dict[str, Content]:
     if kind == "gpt2":
         return gpt2.contents(expanded(argument))
     if kind == "saved":
-        files = sorted(path for path in saved_folder(argument).iterdir() if path.is_file())
+        folder = saved_folder(argument)
+        content.stamp(folder / DESCRIPTOR)  # refuses what is no such folder
+        files = sorted(path for path in folder.iterdir() if path.is_file())
         return {str(path): content.of_file(path) for path in files}
     return huggingface.contents(huggingface.find(argument)) if kind == "hf" else {}
 
@@ -140,7 +148,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder} holds no tokenizer ({DESCRIPTOR}: {error.strerror}): prepare the data first."
         ) from error
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: prepare the data again in a new folder.") from error
+        raise UserError(
+            f"{path} is damaged, or another program's: name one of Hugging Face hf:{folder}, or "
+            "prepare the data again in a new folder."
+        ) from error
     loaders: dict[str, Callable[[Path], Tokenizer]] = {
         "byte": lambda folder: ByteTokenizer(),
         "char": char.load,

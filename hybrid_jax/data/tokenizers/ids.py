@@ -9,7 +9,7 @@ import numpy as np
 from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import MOST_WHOLE, UserError
 
-# No comma and no tab: long documents are cut at spaces and ends of lines (`splits.pieces`), and a
+# No comma and no tab: long documents are cut at spaces and ends of lines (`splits.cut`), and a
 # number must not be cut.
 _CHARACTERS = frozenset("0123456789 \r\n")
 _SHOWN = 40  # characters of a text in a sentence
