@@ -114,8 +114,10 @@ def test_tables_of_figure_1(schedule, levels):
     np.testing.assert_array_equal(hyperschedule.table(schedule), levels)
 
 
-def test_custom_returns_the_table_it_was_given():
-    np.testing.assert_array_equal(hyperschedule.table(custom(UNEVEN)), UNEVEN)
+@pytest.mark.parametrize("dtype", [int, np.uint8])
+def test_custom_returns_the_table_it_was_given(dtype):
+    given = np.array(UNEVEN, dtype)
+    np.testing.assert_array_equal(hyperschedule.table(custom(given)), UNEVEN)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -314,6 +316,8 @@ def test_blocks_may_draw_their_phases_independently():
         ([[2, 2]], r"shape \[1, 2\]"),
         ([[1.0], [0.0]], "whole-number levels"),
         ([[0, 0], [0, 0]], "full-noise level of at least 1"),
+        ([[1, 1], [0]], "rows of a hyperschedule table must all have the same number"),
+        ([[2**31], [0]], "full-noise level of a hyperschedule table must be at most 2147483647"),
     ],
 )
 def test_custom_names_the_first_entry_that_breaks_a_rule(table, message):

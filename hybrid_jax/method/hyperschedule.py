@@ -294,7 +294,12 @@ def custom(levels_table: npt.ArrayLike, *, name: str = "custom") -> Table:
     Raises:
       UserError: naming the first offending entry.
     """
-    table = np.asarray(levels_table)
+    try:
+        table = np.asarray(levels_table)
+    except ValueError as error:
+        raise UserError(
+            "The rows of a hyperschedule table must all have the same number of levels."
+        ) from error
     if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] < 1:
         raise UserError(
             f"A hyperschedule table needs the shape [steps + 1, positions] with at least one step "
@@ -304,9 +309,11 @@ def custom(levels_table: npt.ArrayLike, *, name: str = "custom") -> Table:
         raise UserError(
             f"A hyperschedule table holds whole-number levels, but this one is {table.dtype}."
         )
+    table = table.astype(np.int64)  # differences of unsigned numbers would wrap around
     top = int(table[0, 0])
     if top < 1:
         raise UserError("A hyperschedule starts at a full-noise level of at least 1.")
+    check_number(top, "The full-noise level of a hyperschedule table")
     row = np.arange(len(table))[:, None]
     for wrong, rule in (
         ((table != top) & (row == 0), f"must start at the full-noise level {top}"),
