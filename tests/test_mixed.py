@@ -153,6 +153,7 @@ def test_on_the_hyperschedule_of_gpt_the_likelihood_is_exact(mixed):
         ({"also": "quenched_ar,block:width=4:levels=2"}, "twice"),
         ({"also": "block:size=4"}, "'size=4' in 'block:size=4' sets nothing"),
         ({"also": "block:width=4:width=8"}, "sets nothing"),
+        ({"also": f"block:width={'9' * 5000}"}, "sets nothing"),
         ({"also": "block:width=8:causal_window=1"}, "'causal_window=1' in 'block:width=8:caus"),
         ({"also": "quenched_ar:causal_window=true"}, "belongs to schedule.family=flat or block"),
         ({"also": "block:width=0"}, "width must be at least 1"),

@@ -1,6 +1,7 @@
 """A hyperschedule and its noise as settings, and their names on the command line."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 from hybrid_jax.errors import UserError, check_settings, only, resolved
@@ -44,19 +45,19 @@ class ScheduleConfig:
         """
         family, *settings = text.split(":")
         values: dict[str, Any] = {}
+        readers: dict[str, Callable[[str], Any]] = {
+            "width": int, "levels": int,
+            "causal_window": {"true": True, "false": False}.__getitem__,
+        }  # fmt: skip
         for setting in settings:
             name, _, value = setting.partition("=")
-            known: dict[str, Any] = {"true": True, "false": False}
-            if name in ("width", "levels") and value.isdecimal():
-                known = {value: int(value)}
-            elif name != "causal_window":
-                known = {}
-            if name in values or value not in known:
+            try:
+                values[name] = readers.pop(name)(value)  # once each
+            except (KeyError, ValueError) as error:
                 raise UserError(
                     f"{setting!r} in {text!r} sets nothing of a hyperschedule: write, for example, "
                     "block:width=8:levels=4."
-                )
-            values[name] = known[value]
+                ) from error
         return cls(family=family, **values)  # type: ignore[arg-type]  # checked there
 
     @property
