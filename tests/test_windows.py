@@ -11,7 +11,7 @@ from oracle import chain as chains
 from oracle.network import params_of, sampler_of
 
 from hybrid_jax.errors import UserError
-from hybrid_jax.method import hyperschedule
+from hybrid_jax.method import hyperschedule, objective
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.adaptive import Adaptive
 from hybrid_jax.method.layout import Layout
@@ -172,6 +172,17 @@ def test_the_width_is_where_drawing_together_costs_the_bound(bound, least, width
         step = schedule.number(first, before)
         found = rule.chosen(schedule, step, jnp.array([moves]), place, nats)
         assert [int(part[0]) for part in schedule.at(found)] == [14, wanted, 0]
+
+
+@pytest.mark.parametrize("time", ["discrete", "continuous"])
+def test_training_draws_the_levels_of_the_blocks(time):
+    uniform = jnp.array([0.1, 0.4, 0.8])
+    (_, wanted), (_, found) = (
+        objective.draw(schedule, kernels(N)["absorbing"], time, uniform)
+        for schedule in (BLOCKS, Adaptive(blocks=BLOCKS))
+    )
+    for one, other in zip(wanted, found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_law_is_that_of_windows_chosen_by_what_is_before_them():

@@ -304,7 +304,7 @@ def draw(
     chex.assert_shape(uniform, (schedule.phase_groups,))
     scaled = (uniform if levels == "uniform" else to_bell(uniform)) * schedule.phases
     phase = jnp.minimum(scaled.astype(jnp.int32), schedule.phases - 1)
-    step, _ = schedule.tile(phase)
+    step, window_step = schedule.tile(phase)
     position = jnp.arange(schedule.length)
     now = schedule.level(step, position)
     after = schedule.level(step + 1, position)
@@ -319,7 +319,8 @@ def draw(
     rest = jnp.broadcast_to(1.0 - place**power, (schedule.windows,))
     density = jnp.broadcast_to(power * place ** (power - 1.0), (schedule.windows,))
     # Positions of one window share the place: they move together.
-    window = jnp.zeros_like(step) if schedule.phase_groups == 1 else step // schedule.levels
+    groups = schedule.phase_groups
+    window = jnp.zeros_like(step) if groups == 1 else jnp.searchsorted(window_step, step)
     if levels == "uniform":
         settles = jnp.zeros(schedule.windows, bool).at[window].max(active & (after == 0))
         density *= jnp.where(settles, 2.0 * rest, 1.0)
