@@ -9,6 +9,7 @@ from hybrid_jax.errors import UserError
 from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.draw import Warp
 from hybrid_jax.sampling.rules import ACS, Threshold, proportional_chances
+from hybrid_jax.sampling.setting import settings_of
 
 P = np.array([0.1, 0.4, 0.05, 0.25, 0.2])
 
@@ -84,6 +85,19 @@ def test_chances_of_random_weights_add_up():
             np.testing.assert_allclose(scale, scale.mean(), rtol=1e-3)
 
 
+def test_values_of_another_kind_are_refused():
+    known = settings_of(Warp)
+    for name, value, message in (
+        ("top_k", 2.5, "top_k must be a whole number, but is 2.5"),
+        ("temperature", "0.5", "temperature must be a number, but is '0.5'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            known[name].check(value)
+    for value in (3, np.int64(3), jnp.int32(3)):
+        known["top_k"].check(value)
+        known["temperature"].check(value)
+
+
 def test_rules_by_name():
     warp = Warp(temperature=0.5)
     assert rules.make("acs", eta=0.5, sweeps=None, temperature=0.5) == ACS(eta=0.5, warp=warp)
@@ -94,3 +108,5 @@ def test_rules_by_name():
         rules.make("gibbs")
     with pytest.raises(UserError, match="Rule acs has no threshold: it belongs to threshold"):
         rules.make("acs", threshold=0.5)
+    with pytest.raises(UserError, match="No rule has the setting 'rate'"):
+        rules.make("acs", rate=1)

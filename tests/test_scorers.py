@@ -435,7 +435,7 @@ def test_a_rule_in_one_word():
     assert type(found.eta) is float
     for text, said in (
         ("acs:eta", "is not a number"),
-        ("acs:sweeps=1.5", "is not a number"),
+        ("acs:sweeps=1.5", "is not a whole number"),
         ("acs:rate=1", "'rate' in 'acs:rate=1' is not a setting"),
         ("acs:count=1", "is not a setting"),
         ("remdm:threshold=1", "Rule remdm has no threshold"),

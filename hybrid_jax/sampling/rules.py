@@ -373,6 +373,8 @@ def make(name: str, **settings: Any) -> Rule:
     named = NAMED[name]
     given = {key: value for key, value in settings.items() if value is not None}
     for key in given:
+        if key not in OPTIONS:
+            raise UserError(f"No rule has the setting {key!r}: choose among {', '.join(OPTIONS)}.")
         if key in named.fixed:
             raise UserError(f"Rule {name} fixes {key} at {named.fixed[key]:g}: leave {key} out.")
         if key not in named.settings:

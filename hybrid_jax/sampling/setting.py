@@ -5,6 +5,7 @@ Checks, command-line flags, the sampling section of configs and the form of the 
 
 import dataclasses
 import math
+import numbers
 import typing
 from typing import Any
 
@@ -37,6 +38,11 @@ class Setting:
         return float(low), float(high)
 
     @property
+    def number(self) -> str:
+        """The kind of number it is, in words."""
+        return "whole number" if self.kind is int else "number"
+
+    @property
     def values(self) -> str:
         """The values it may have, in words."""
         if self.choices:
@@ -47,6 +53,9 @@ class Setting:
     def check(self, value: Any) -> None:
         """Raises UserError for a value that it may not have."""
         check_number(value, self.name)
+        known = numbers.Integral if self.kind is int else numbers.Real
+        if not (self.choices or isinstance(value, known) or hasattr(value, "dtype")):
+            raise UserError(f"{self.name} must be a {self.number}, but is {value!r}.")
         if self.choices:
             fits = value in self.choices
         else:

@@ -74,10 +74,14 @@ class SamplingConfig(RuleOptions):
                 )
             if name in values:
                 raise UserError(f"{text!r} gives {name} twice: leave one out.")
+            if name == "eos":
+                values[name] = value
+                continue
+            known = rules.OPTIONS[name]
             try:
-                values[name] = rules.OPTIONS[name].kind(value) if name != "eos" else value
+                values[name] = known.kind(value)
             except ValueError as error:
-                raise UserError(f"{name}={value!r} in {text!r} is not a number.") from error
+                raise UserError(f"{name}={value!r} in {text!r} is not a {known.number}.") from error
         sampling = cls(**{"eos": eos, **values})
         sampling.build()
         return sampling
