@@ -82,6 +82,7 @@ def test_generate_gives_the_texts_of_the_command(epsilon, tmp_path):
         (dict(prompts="caf\udce9"), "The prompt is not UTF-8"),
         (dict(rule="acs:top_k=99999999999"), "top_k must be at most 2147483647"),
         (dict(rule="acs:eta=0:guidance=confidence"), "guidance is of corrections"),
+        (dict(rule=hj.rules.ACS), "rule must be an update rule such as rules.ACS(eta=0.25)"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(epsilon, arguments, message):

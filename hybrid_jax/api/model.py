@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from hybrid_jax.errors import UserError
 from hybrid_jax.eval import datasets, perplexity
 from hybrid_jax.eval import score as scores
 from hybrid_jax.eval.score import Score
@@ -50,14 +51,19 @@ class Model(Pretrained):
           the texts, prompts included.
 
         Raises:
-          UserError: if a prompt is no text or does not fit, the rule does not go with the model, or
-            a number is out of range.
+          UserError: if a prompt is no text or does not fit, the rule is none or does not go with
+            the model, or a number is out of range.
         """
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         sampling = self.experiment.sampling
         if isinstance(rule, str):
-            sampling = SamplingConfig.parse(rule, eos=sampling.eos)
-        own = generator.build(self, sampling, rule=rule if isinstance(rule, Rule) else None)
+            sampling, rule = SamplingConfig.parse(rule, eos=sampling.eos), None
+        if not isinstance(rule, Rule | None):
+            raise UserError(
+                "rule must be an update rule such as rules.ACS(eta=0.25), the name of one or None, "
+                f"but is {rule!r}."
+            )
+        own = generator.build(self, sampling, rule=rule)
         stop = self.spec.schedule.length if length is None else length
         asked = [requests.beginning(text, self.tokenizer, stop=stop) for text in given]
         texts = driver.run(own, asked, seed=seed, batch_size=batch_size)
