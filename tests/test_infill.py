@@ -150,9 +150,10 @@ def test_lengths_to_try():
     ("text", "message"),
     [
         ("no gap", r"has no gap: write \{\{5\}\} where .* or \{\{\}\} where"),
-        ("a{{0-2}}", r"The gap \{\{0-2\}\} has no lengths: write the fewest tokens, at least 1,"),
+        ("a{{0-2}}", r"The gap \{\{0-2\}\} has no lengths"),
         ("a{{5-3}}", r"The gap \{\{5-3\}\} has no lengths"),
         ("a{{-}}", r"The gap \{\{-\}\} has no lengths"),
+        ("{{0}}", r"The gap \{\{0\}\} has no lengths: write one, at least 1"),
         ("a{{3-}}", r"The gap \{\{3-\}\} has no lengths"),
         ("a{{-3}}", r"The gap \{\{-3\}\} has no lengths"),
         ("a{{1-2-3}}", r"The gap \{\{1-2-3\}\} has no lengths"),
@@ -169,13 +170,10 @@ def test_gaps_that_make_no_sense(text, message):
         with_gaps(text, ByteTokenizer(), LENGTH)
 
 
-def test_texts_too_long_and_gaps_of_nothing_are_refused(epsilon, capsys):
-    for text, message in {
-        "{{8-9}}{{8-9}}b": "asks for a text of 17 tokens, but the model writes 1 to 16",
-        "a{{0}}": "leaves nothing to generate",
-    }.items():
-        assert generate.main([f"--workdir={epsilon}", f"--infill={text}"]) == 2
-        assert message in capsys.readouterr().err
+def test_texts_too_long_are_refused(epsilon, capsys):
+    assert generate.main([f"--workdir={epsilon}", "--infill={{8-9}}{{8-9}}b"]) == 2
+    message = "asks for a text of 17 tokens, but the model writes 1 to 16"
+    assert message in capsys.readouterr().err
 
 
 def test_the_text_is_that_of_the_chosen_lengths_and_stands_alone(epsilon, tmp_path, capsys):

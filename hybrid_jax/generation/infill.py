@@ -69,7 +69,7 @@ def with_gaps(text: str, tokenizer: Tokenizer, length: int) -> list[Request]:
         # One is kept in any case: that it does not fit is said where all prompts are checked.
         if len(ids) <= length or not requests:
             own = tuple(itertools.compress(filled, is_open))
-            requests.append(Request(prompt=text, ids=ids, stop=max(1, len(ids)), lengths=own))
+            requests.append(Request(prompt=text, ids=ids, stop=len(ids), lengths=own))
     return requests
 
 
@@ -78,17 +78,16 @@ def _lengths(gap: str, length: int) -> Sequence[int]:
     if not gap:
         return range(1, min(LONGEST, length) + 1)
     least, to, most = gap.partition("-")
+    most = most if to else least
     # The number of digits first: Python refuses to read very long numbers.
     if any(len(n) > 9 or (n.isdigit() and int(n) > length) for n in (least, most)):
         raise UserError(
             f"The gap {{{{{gap[:12]}}}}} is longer than the {length} tokens that the model writes."
         )
-    if not to:
-        return [int(gap)]
     if not (least.isdigit() and most.isdigit() and 1 <= int(least) <= int(most)):
         raise UserError(
-            f"The gap {{{{{gap[:12]}}}}} has no lengths: write the fewest tokens, at least 1, and "
-            "the most, as in {{3-12}}."
+            f"The gap {{{{{gap[:12]}}}}} has no lengths: write one, at least 1, or the fewest "
+            "and the most, as in {{3-12}}."
         )
     return range(int(least), int(most) + 1)
 
