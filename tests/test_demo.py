@@ -273,10 +273,12 @@ def test_choices_are_those_of_the_model(server, pieces_server):
     }  # fmt: skip
     assert hybrid["rule"] == "acs"
     assert hybrid["levels"] == {"value": 4, "most": 16, "free": True}
+    assert [rule["name"] for rule in hybrid["rules"] if not rule["levels"]] == ["speculative"]
     # What is offered is taken.
     for name, settings in found.items():
         values = {setting: described["value"] for setting, described in settings.items()}
-        assert server.writer.job({"rule": name, **values})
+        levels = 2 if name != "speculative" else None
+        assert server.writer.job({"rule": name, "levels": levels, **values})
 
 
 def test_plain_autoregression_has_no_levels(ar):
@@ -322,7 +324,7 @@ BAD = [
     ({"text": "", "gaps": True}, "has no gap: write {{5}}"),
     ({"text": "a{{x}}b", "gaps": True}, "has no gap: write {{5}}"),
     ({"text": "y" * 9000, "gaps": True}, "has no gap: write {{5}}"),
-    ({"text": "a{{0}}b", "gaps": True}, "leaves nothing to generate"),
+    ({"text": "a{{0}}b", "gaps": True}, "The gap {{0}} has no lengths"),
     ({"text": "a{{25}}b", "gaps": True}, "The gap {{25}} is longer than the 24 tokens"),
     ({"text": "a{{" + "9" * 8000 + "}}b", "gaps": True}, "is longer than the 24 tokens"),
     ({"text": "a{{20}}b{{20}}", "gaps": True}, "asks for a text of 42 tokens"),
@@ -599,6 +601,9 @@ def test_the_page_fills_gaps_and_shows_what_applies(page):
     page.get_by_label("Update rule").select_option("threshold")
     assert not eta.is_visible()
     assert page.get_by_label("threshold").is_visible()
+    assert levels.is_visible()
+    page.get_by_label("Update rule").select_option("speculative")
+    assert not levels.is_visible()
     assert tokens.is_visible()
     page.get_by_label("fill gaps").check()
     assert not tokens.is_visible()

@@ -189,6 +189,7 @@ def test_prompts_come_from_a_file(folder, tmp_path):
         (["--out=/dev/null/x"], "Cannot write /dev/null/x (Not a directory)"),
         (["--out=" + "x" * 300], "(File name too long)"),
         (["--levels=0"], "levels must be at least 1"),
+        (["--rule=speculative", "--levels=2"], "speculative writes one in a single draft"),
         (["--step=77"], "There is no checkpoint"),
         (["--watch"], "--watch needs a terminal"),
     ],

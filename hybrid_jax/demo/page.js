@@ -51,6 +51,8 @@ function showRule() {
   const rule = model.rules.find(({ name }) => name === at("rule").value);
   at("rule-hint").textContent = rule.about;
   at("settings").replaceChildren(...rule.settings.map(field));
+  const leveled = model.levels.free && rule.levels;
+  at("levels").disabled = at("levels-field").hidden = !leveled;
 }
 
 function showMode() {
@@ -180,8 +182,6 @@ async function begin() {
   at("text").maxLength = model.characters;
   choose(at("rule"), model.rules.map(({ name }) => name), model.rule);
   Object.assign(at("levels"), { value: model.levels.value, max: model.levels.most });
-  at("levels").disabled = !model.levels.free;
-  at("levels-field").hidden = !model.levels.free;
   Object.assign(at("length"), { value: model.length, max: model.length });
   explain(at("states"), model.states, model.glyphs);
   showRule();

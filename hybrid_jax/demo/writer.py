@@ -19,6 +19,7 @@ from hybrid_jax.generation.player import changes
 from hybrid_jax.runtime import decode
 from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.settings import RuleOptions, given
+from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.training.pretrained import Pretrained
 
 MOST_CHARACTERS = 20_000
@@ -142,7 +143,8 @@ class Writer:
                 }
                 for setting in named.settings.values()
             ]
-            yield {"name": name, "about": named.about, "settings": settings}
+            levels = named.kind is not Speculative  # whether it takes them
+            yield {"name": name, "about": named.about, "settings": settings, "levels": levels}
 
     def job(self, values: Mapping[str, Any]) -> Job:
         """The work for a request, given as JSON values. Raises UserError for any fault in it."""

@@ -8,6 +8,7 @@ from typing import Any
 from hybrid_jax.errors import UserError
 from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.settings import SamplingConfig
+from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training.pretrained import Pretrained
@@ -61,6 +62,7 @@ def build(
       UserError: if rule, noise and settings do not go together, or there are no such levels.
     """
     sampling = sampling or model.experiment.sampling
+    rule = rule or sampling.build()
     spec = model.spec
     if levels is not None:
         if model.experiment.schedule.family == "quenched_ar":
@@ -68,10 +70,14 @@ def build(
                 "The levels are the steps of a window, and this model has no windows: leave them "
                 "as they are."
             )
+        if isinstance(rule, Speculative):
+            raise UserError(
+                "The levels are the steps of a window, and speculative writes one in a single "
+                "draft: leave them as they are."
+            )
         schedule = dataclasses.replace(model.experiment.schedule, levels=levels)
         spec = dataclasses.replace(spec, schedule=schedule.build(spec.schedule.length))
     eos = model.tokenizer.eos if sampling.eos == "stop" else None
-    rule = rule or sampling.build()
     sampler = Sampler(spec=rule.spec(spec), network=model.network, eos=eos)
     loop.check(sampler, rule)
     return Generator(model=model, sampling=sampling, sampler=sampler, rule=rule)
