@@ -254,6 +254,14 @@ def check_number(value: Any, name: str) -> None:
         raise UserError(f"{name} must be at most {most}, but is {value}.")
 
 
+def check_count(value: Any, name: str, least: int = 1) -> None:
+    """Raises UserError for what is no whole number, or one below `least`."""
+    if not hasattr(value, "__index__"):
+        raise UserError(f"{name} must be a whole number, but is {value!r}.")
+    if value < least:
+        raise UserError(f"{name} must be at least {least}, but is {value}.")
+
+
 def check_text(text: Any, name: str = "The text") -> None:
     """Raises UserError for what is no text, or holds what UTF-8 cannot write."""
     if not isinstance(text, str):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from hybrid_jax.errors import UserError, check_settings, only, resolved
+from hybrid_jax.errors import UserError, check_count, check_settings, only, resolved
 
 # Gives Muon's updates the root mean square that AdamW's have, so that one learning rate and one
 # weight decay serve both (arXiv 2502.16982).
@@ -80,8 +80,7 @@ def learning_rate_at(
     Raises:
       UserError: if ``total_steps`` < 1.
     """
-    if total_steps < 1:
-        raise UserError(f"train.steps must be at least 1, but is {total_steps}.")
+    check_count(total_steps, "train.steps")
     peak = peak or config.learning_rate
     warmup_steps = warmup(config, total_steps)
     decay_steps = max(1, total_steps - warmup_steps)

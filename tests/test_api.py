@@ -75,7 +75,7 @@ def test_generate_gives_the_texts_of_the_command(epsilon, tmp_path):
         (dict(seed=1.5), "but is 1.5"),
         (dict(seed="3"), "but is '3'"),
         (dict(batch_size=0), "batch_size must be at least 1"),
-        (dict(batch_size=-3), "batch_size must be at least 1"),
+        (dict(batch_size=2.5), "batch_size must be a whole number, but is 2.5"),
         (dict(length=2.5), "a whole number of tokens, and not 2.5"),
         (dict(prompts=b"12"), "The prompt must be a str, but is a int"),
         (dict(prompts=["1", None]), "The prompt must be a str, but is a NoneType"),

@@ -377,7 +377,7 @@ def test_a_kernel_without_rates_has_no_continuous_bound():
 
 def test_problem_refuses_an_empty_chunk():
     spec = spec_of("flat", KERNELS["absorbing"], "aligned")
-    with pytest.raises(UserError, match="chunk of positions must be at least 1"):
+    with pytest.raises(UserError, match="chunk must be at least 1"):
         dataclasses.replace(spec, chunk=0)
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from hybrid_jax.errors import UserError, check_seed
+from hybrid_jax.errors import check_count, check_seed
 from hybrid_jax.generation.generator import Generator
 from hybrid_jax.generation.requests import Request, Text
 from hybrid_jax.runtime import sharding
@@ -166,8 +166,7 @@ class _Work:
         batch_size: int,
         texts_of: Sequence[int] | None = None,
     ):
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
+        check_count(batch_size, "batch_size")
         self._generator, self._requests = generator, requests
         self._texts_of = np.asarray(range(len(requests)) if texts_of is None else texts_of)
         # A place for each device at least; those above the batch size stay empty.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_count
 from hybrid_jax.method import chunked_loss, noising, objective
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.hyperschedule import Hyperschedule
@@ -65,8 +65,7 @@ class Spec:
         self.objective.check(self.kernel)
         if self.layout.documents == "separate" and self.eos is None:
             raise UserError("Separate documents are told by the token that ends them: give `eos`.")
-        if self.chunk < 1:
-            raise UserError(f"The chunk of positions must be at least 1, but is {self.chunk}.")
+        check_count(self.chunk, "chunk")
 
     def for_bound(self, bound: Bound) -> "Spec":
         """The same network evaluated by a bound: with its noise, its time and no training loss."""

@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_count
 from hybrid_jax.method import chunked_loss
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.adaptive import Adaptive
@@ -78,8 +78,7 @@ def check(sampler: Sampler, rule: Rule) -> None:
             "This model was trained on separate documents and knows nothing behind the end of one: "
             "choose eos=stop."
         )
-    if sampler.prefill < 1:
-        raise UserError(f"prefill must be at least 1, but is {sampler.prefill}.")
+    check_count(sampler.prefill, "prefill")
     if sampler.eos is not None and not 0 <= sampler.eos < sampler.spec.kernel.vocab_size:
         raise UserError(
             f"The end token {sampler.eos} is not one of the "
