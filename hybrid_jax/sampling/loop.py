@@ -35,7 +35,7 @@ from hybrid_jax.runtime import sharding
 from hybrid_jax.sampling import cache_feed, closing, speculative
 from hybrid_jax.sampling.prompts import Prompts, nothing
 from hybrid_jax.sampling.speculative import Speculative
-from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler, axes_of
+from hybrid_jax.sampling.state import Generated, Generation, Place, Sampler, axes_of, put
 from hybrid_jax.sampling.update_rule import Rule, Window
 from hybrid_jax.sampling.windows import entropy
 
@@ -277,12 +277,10 @@ def _of_window(
     changed = place.active & (moved != window.tokens)
     corrected = changed & (window.tokens != kernel.mask)
 
-    row = jnp.arange(step.shape[0])[:, None]
-    put = jnp.where(place.active, place.position, schedule.length)  # the others go nowhere
     after = dataclasses.replace(
         fed,
-        tokens=state.tokens.at[row, put].set(moved, mode="drop"),
-        confidence=state.confidence.at[row, put].set(confidence, mode="drop"),
+        tokens=put(state.tokens, place.position, moved, place.active),
+        confidence=put(state.confidence, place.position, confidence, place.active),
         nfe=state.nfe + live.astype(jnp.int32),
         corrections=state.corrections + corrected.sum(1, dtype=jnp.int32),
     )

@@ -24,7 +24,7 @@ from hybrid_jax.method.objective import Logits, Objective
 from hybrid_jax.sampling import update_rule
 from hybrid_jax.sampling.draw import Warp, sample_categorical
 from hybrid_jax.sampling.orders import EntropyBound, Margin, MaxProbability
-from hybrid_jax.sampling.setting import Setting, check_ranges, setting, settings_of
+from hybrid_jax.sampling.setting import Setting, setting, settings_of
 from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.update_rule import Moved, OneKey, Prediction, Rule, Window
 from hybrid_jax.sampling.windows import Windows
@@ -44,10 +44,7 @@ class Ancestral(Rule):
     ε-noise is all undone in the last step, and part of the cost stays (docs/samplers.md).
     """
 
-    def check(self, kernel: NoiseKernel, objective: Objective) -> None:
-        self.warp.check()
-        self.windows.check()
-        check_ranges(self)
+    needs_mask: ClassVar[bool] = False
 
     def read(
         self, kernel: NoiseKernel, objective: Objective, key: OneKey, logits: Logits, at: Window
@@ -184,7 +181,7 @@ class ACS(Rule):
             stays = jnp.where(window.active & masked, 1.0 - reveal, 0.0)
             weight = jnp.where(window.level_next > 0, weight, 0.0)
             chance = proportional_chances(weight, jnp.minimum(chance.sum(), stays.sum()))
-            reveal += (1.0 - reveal) * chance.sum() / jnp.maximum(stays.sum(), 1e-30)
+            reveal += (1.0 - reveal) * chance.sum() / jnp.maximum(stays.sum(), noising.TINY)
         elif self.guidance == "confidence":
             chance = proportional_chances(weight, chance.sum())
         corrects = ~masked & (jax.random.uniform(key_redraw, chance.shape) < chance)
@@ -225,7 +222,7 @@ class ReMDM(Rule):
         key_reveal, key_mask = jax.random.split(key)
         before = kernel.survival(window.level)
         after = kernel.survival(window.level_next)
-        most = jnp.minimum(1.0, after.masked / jnp.maximum(before.unmasked, 1e-30))
+        most = jnp.minimum(1.0, after.masked / jnp.maximum(before.unmasked, noising.TINY))
         masked = window.tokens == kernel.mask
         if self.strategy == "cap":
             sigma = jnp.minimum(self.eta, most)
@@ -276,7 +273,7 @@ def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[
     # brings none of them above 1.
     rest = jnp.flip(jnp.cumsum(jnp.flip(falling)))
     k = jnp.arange(weight.shape[0], dtype=jnp.float32)
-    scale = jnp.maximum(expected - k, 0.0) / jnp.maximum(rest, 1e-30)
+    scale = jnp.maximum(expected - k, 0.0) / jnp.maximum(rest, noising.TINY)
     fits = scale * falling <= 1.0 + 1e-6
     return jnp.minimum(1.0, scale[jnp.argmax(fits)] * weight)
 

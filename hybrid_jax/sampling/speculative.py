@@ -25,7 +25,7 @@ from hybrid_jax.method.loss import Spec
 from hybrid_jax.method.noising import NoiseKernel
 from hybrid_jax.sampling import cache_feed
 from hybrid_jax.sampling.draw import sample_categorical
-from hybrid_jax.sampling.state import Generation, Sampler
+from hybrid_jax.sampling.state import Generation, Sampler, put
 from hybrid_jax.sampling.update_rule import Moved, OneKey, Rule, Window
 
 
@@ -85,9 +85,8 @@ def round_(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
     )
     log_q = _predicted(sampler, rule, params, features)
     drafted = jax.vmap(sample_categorical)(key_draft, log_q)
-    row = jnp.arange(len(step))[:, None]
-    put = jnp.where(inside & ~given, position, schedule.length)  # the others go nowhere
-    draft = dataclasses.replace(fed, tokens=fed.tokens.at[row, put].set(drafted, mode="drop"))
+    own = inside & ~given
+    draft = dataclasses.replace(fed, tokens=put(fed.tokens, position, drafted, own))
     drafted = jnp.where(given, text, drafted)
     behind, new = _behind_each(sampler, params, draft, first, width)
     log_p = _predicted(sampler, rule, params, behind)
@@ -108,14 +107,12 @@ def round_(sampler: Sampler, rule: Rule, params: PyTree, state: Generation) -> G
     token = jax.vmap(sample_categorical)(key_next, jnp.log(rest))
 
     end = first + kept
-    put = jnp.where(
-        moves[:, None] & ~given & (position < end[:, None]) & inside, position, schedule.length
-    )
-    tokens = state.tokens.at[row, put].set(drafted, mode="drop")
+    stays = own & moves[:, None] & (position < end[:, None])
+    tokens = put(state.tokens, position, drafted, stays)
     last = jnp.minimum(end, schedule.length - 1)[:, None]
     free = moves[:, None] & (end[:, None] < schedule.length)
     free &= ~jnp.take_along_axis(state.frozen, last, axis=1)
-    tokens = tokens.at[row, jnp.where(free, last, schedule.length)].set(token[:, None], mode="drop")
+    tokens = put(tokens, last, token[:, None], free)
 
     after = dataclasses.replace(fed, tokens=tokens, nfe=state.nfe + 2 * live.astype(jnp.int32))
     if sampler.cached:

@@ -5,7 +5,8 @@ import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PyTree, Shaped
 
 from hybrid_jax.method import layout as layouts
 from hybrid_jax.method.adaptive import Adaptive
@@ -135,6 +136,18 @@ class Place(NamedTuple):
     level: Float32[Array, "B W"]
     level_next: Float32[Array, "B W"]
     active: Bool[Array, "B W"]
+
+
+def put(
+    old: Shaped[Array, "B L"],
+    position: Int[Array, "B W"],
+    new: Shaped[Array, "B W"],
+    where: Bool[Array, "B W"],
+) -> Shaped[Array, "B L"]:
+    """Values of texts, with new ones at those of the positions that `where` names."""
+    row = jnp.arange(len(old))[:, None]
+    nowhere = old.shape[1]
+    return old.at[row, jnp.where(where, position, nowhere)].set(new, mode="drop")
 
 
 class Generated(NamedTuple):

@@ -65,11 +65,13 @@ class Rule(abc.ABC):
       warp: of the prediction, before a token is drawn from it.
       windows: the choice of their widths.
       adaptive: whether a text moves on as soon as its window holds no MASK.
+      needs_mask: whether it goes only with noise that masks.
     """
 
     warp: Warp = Warp()
     windows: Windows = Windows()  # noqa: RUF009 - frozen
     adaptive: ClassVar[bool] = False
+    needs_mask: ClassVar[bool] = True
 
     @property
     def sweeps(self) -> int:
@@ -95,7 +97,7 @@ class Rule(abc.ABC):
         self.warp.check()
         self.windows.check()
         check_ranges(self)
-        if not kernel.masks:
+        if self.needs_mask and not kernel.masks:
             raise UserError(
                 f"This rule works on MASK, which {kernel.name} noise never shows: choose ancestral."
             )
