@@ -104,9 +104,11 @@ def test_rules_by_name():
     assert rules.make("greedy") == Threshold(threshold=1.0, warp=Warp(temperature=0.0))
     with pytest.raises(UserError, match="Rule greedy has no top_k"):
         rules.make("greedy", top_k=3)
+    with pytest.raises(UserError, match="Rule speculative has no window_entropy: it belongs to"):
+        rules.make("speculative", window_entropy=1.0)
     with pytest.raises(UserError, match="There is no rule 'gibbs': choose one of ancestral, "):
         rules.make("gibbs")
     with pytest.raises(UserError, match="Rule acs has no threshold: it belongs to threshold"):
         rules.make("acs", threshold=0.5)
-    with pytest.raises(UserError, match="No rule has the setting 'rate'"):
+    with pytest.raises(UserError, match="Rule acs has no rate: it belongs to no rule"):
         rules.make("acs", rate=1)

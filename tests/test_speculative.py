@@ -17,6 +17,7 @@ from hybrid_jax.sampling import likelihood, prompts, rules
 from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.state import Sampler
+from hybrid_jax.sampling.windows import Windows
 
 pytestmark = pytest.mark.usefixtures("strict_promotion")
 
@@ -129,8 +130,9 @@ def test_a_text_ends_at_eos_and_where_it_is_told_to():
     ],
 )
 def test_what_it_does_not_go_with(schedule, layout, settings, said):
+    rule = rules.Speculative(windows=Windows(**settings))
     with pytest.raises(UserError, match=said):
-        rules.make("speculative", **settings).spec(spec_of(schedule, N, **layout))
+        rule.spec(spec_of(schedule, N, **layout))
     with pytest.raises(UserError, match="works on MASK"):
         rules.make("speculative").check(kernels(N)["uniform"], Objective())
 

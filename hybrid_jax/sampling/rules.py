@@ -284,7 +284,7 @@ def proportional_chances(weight: Float[Array, " W"], expected: Number) -> Float[
 
 
 COMMON = settings_of(Warp) | settings_of(Windows)
-"""Settings of all rules."""
+"""Settings of all rules, but for those that are `NamedRule.without` one."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,18 +294,19 @@ class NamedRule:
     Attributes:
       about: one line on what it does.
       fixed: settings that the name itself fixes.
+      without: settings of all rules that have no effect on it.
     """
 
     kind: type
     about: str
     fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Its settings and those of all rules, without the fixed ones."""
+        """Its settings and those of all rules, but for `fixed` and `without`."""
         every = {**settings_of(self.kind), **COMMON}
-        fixed = {*self.fixed, *(("top_k", "top_p") if self.fixed.get("temperature") == 0 else ())}
-        return {name: known for name, known in every.items() if name not in fixed}
+        return {n: known for n, known in every.items() if n not in (*self.fixed, *self.without)}
 
 
 NAMED = {
@@ -332,11 +333,13 @@ NAMED = {
     "speculative": NamedRule(
         kind=Speculative,
         about="drafts a window in one call, and keeps what autoregression agrees with in another",
+        without=("window_entropy", "window_least"),
     ),
     "greedy": NamedRule(
         kind=Threshold,
         about="the likeliest tokens of the surest positions",
         fixed={"threshold": 1.0, "temperature": 0.0},
+        without=("top_k", "top_p"),
     ),
 }
 
@@ -370,15 +373,11 @@ def make(name: str, **settings: Any) -> Rule:
     named = NAMED[name]
     given = {key: value for key, value in settings.items() if value is not None}
     for key in given:
-        if key not in OPTIONS:
-            raise UserError(f"No rule has the setting {key!r}: choose among {', '.join(OPTIONS)}.")
         if key in named.fixed:
             raise UserError(f"Rule {name} fixes {key} at {named.fixed[key]:g}: leave {key} out.")
         if key not in named.settings:
-            raise UserError(
-                f"Rule {name} has no {key}: it belongs to {' and '.join(with_option(key))}; leave "
-                "it out."
-            )
+            owners = " and ".join(with_option(key)) or "no rule"
+            raise UserError(f"Rule {name} has no {key}: it belongs to {owners}; leave it out.")
     given |= named.fixed
     warp, windows = (
         kind(**{key: given.pop(key) for key in settings_of(kind) if key in given})
