@@ -63,7 +63,8 @@ def generate(
     """
     choice = Choice(generator, asked, seed)
     requests, chosen, choosing = choice.requests, 0, 0.0
-    steps = generator.sampler.spec.schedule.steps
+    schedule = generator.sampler.spec.schedule
+    steps = schedule.steps
     driver.compile_rounds(generator, requests, batch_size=batch_size)
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -78,7 +79,9 @@ def generate(
                 done = round_.done * steps + int(step.sum())
                 bar.update(done, {"texts": chosen})
 
-        every = max(1, steps // _PIECES) if watch is None else 1
+        # Of the steps of adaptive windows a text takes few: each of its rounds lowers a level.
+        most = min(steps, schedule.length * schedule.levels)
+        every = max(1, most // _PIECES) if watch is None else 1
         for round_ in driver.rounds(
             generator, requests, seed=seed, batch_size=batch_size, every=every,
             texts_of=choice.texts_of,

@@ -115,6 +115,19 @@ def test_texts_do_not_depend_on_who_watches(folder):
     ]
 
 
+def test_progress_is_shown_within_texts_of_adaptive_windows(folder, tmp_path, monkeypatch):
+    rounds, asked = driver.rounds, []
+
+    def noted(*arguments, **settings):
+        asked.append(settings["every"])
+        return rounds(*arguments, **settings)
+
+    monkeypatch.setattr(driver, "rounds", noted)
+    (row,) = records(folder, tmp_path, "--rule=ancestral", "--window_entropy=1", "--window_least=2")
+    assert asked == [1]  # of 600 steps, but at most 96 rounds
+    assert row["nfe"] <= 24 * 4
+
+
 def test_gaps_are_filled_and_the_rest_stands(folder, tmp_path):
     (row,) = records(folder, tmp_path, "--infill=ab{{3}}cd{{2}}ef")
     tokens = row["tokens"]
