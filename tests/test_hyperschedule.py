@@ -345,8 +345,10 @@ def test_families_refuse_sizes_without_meaning(family, arguments, message):
     [
         ((), 2, "length must be at least 1"),
         ((0, 1), 0, "levels must be at least 1"),
-        ((1, 2), 2, "must begin at 0 and never fall, but are 1, 2"),
-        ((0, 4, 2), 2, "must begin at 0 and never fall, but are 0, 4, 2"),
+        ((1, 2), 2, "that begin at 0 and never fall, but are 1, 2"),
+        ((0, 4, 2), 2, "that begin at 0 and never fall, but are 0, 4, 2"),
+        ((0, 0.5, 1), 2, r"must be whole numbers .* but are 0, 0\.5, 1"),
+        ((0, 1), 2.5, "levels must be a whole number, but is 2.5"),
     ],
 )
 def test_ramps_that_are_none_are_refused(starts, levels, message):

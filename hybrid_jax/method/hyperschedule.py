@@ -27,7 +27,7 @@ import numpy.typing as npt
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Int32
 
-from hybrid_jax.errors import UserError, check_number
+from hybrid_jax.errors import UserError, check_count, check_number
 
 Steps = Int[ArrayLike, "..."]
 """Steps or positions: int32 arrays, or numbers, that broadcast."""
@@ -104,12 +104,14 @@ class Ramp:
     levels: int
 
     def __post_init__(self) -> None:
-        _check_positive(length=len(self.starts), levels=self.levels)
+        check_count(len(self.starts), "A hyperschedule's length")
+        check_count(self.levels, "A hyperschedule's levels")
+        whole = all(hasattr(start, "__index__") for start in self.starts)
         ordered = all(a <= b for a, b in itertools.pairwise(self.starts))
-        if self.starts[0] != 0 or not ordered:
+        if self.starts[0] != 0 or not (whole and ordered):
             raise UserError(
-                f"{self.name}: the steps at which positions start must begin at 0 and never fall, "
-                f"but are {str(self.starts[:8])[1:-1]}, …"
+                f"{self.name}: the steps at which positions start must be whole numbers that begin "
+                f"at 0 and never fall, but are {str(self.starts[:8])[1:-1]}, …"
             )
         check_number(self.steps, f"The number of steps of {self.name}")
 
@@ -345,14 +347,9 @@ def table(schedule: Hyperschedule) -> Int32[Array, "{schedule.steps}+1 {schedule
     return table
 
 
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(f"A hyperschedule's {name} must be at least 1, but it is {value}.")
-
-
 def _check_window(length: int, width: int, levels: int) -> None:
-    _check_positive(length=length, width=width, levels=levels)
+    for name, value in (("length", length), ("width", width), ("levels", levels)):
+        check_count(value, f"A hyperschedule's {name}")
     if width > length:
         raise UserError(
             f"The window width {width} does not fit a sequence of {length} positions: "
