@@ -67,21 +67,19 @@ class SamplingConfig(RuleOptions):
         values: dict[str, Any] = {"rule": rule}
         for setting in settings:
             name, _, value = setting.partition("=")
-            if name not in rules.OPTIONS and name != "eos":
+            known = rules.OPTIONS.get(name)
+            if known is None and name != "eos":
                 raise UserError(
                     f"{name!r} in {text!r} is not a setting of a rule: write "
                     "RULE:SETTING=VALUE, for example acs:eta=0.5."
                 )
             if name in values:
                 raise UserError(f"{text!r} gives {name} twice: leave one out.")
-            if name == "eos":
-                values[name] = value
-                continue
-            known = rules.OPTIONS[name]
             try:
-                values[name] = known.kind(value)
+                values[name] = known.kind(value) if known else value
             except ValueError as error:
-                raise UserError(f"{name}={value!r} in {text!r} is not a {known.number}.") from error
+                number = rules.OPTIONS[name].number
+                raise UserError(f"{name}={value!r} in {text!r} is not a {number}.") from error
         sampling = cls(**{"eos": eos, **values})
         sampling.build()
         return sampling
