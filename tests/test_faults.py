@@ -168,6 +168,40 @@ def test_a_full_disk_stops_all_processes(config, whole, tmp_path):
     assert runs.latest_step(tmp_path / "checkpoints") is None
 
 
+LOG = """
+import sys
+from pathlib import Path
+from hybrid_jax.config import Experiment
+from hybrid_jax.runtime import processes
+from hybrid_jax.training.run_log import Log
+processes.start(sys.argv[1], 2, int(sys.argv[2]))
+with Log(Path(sys.argv[3]), Experiment(name="run"), start=5) as log:
+    print(log.has(5, "valid"), log.has(5, "train"))
+"""
+
+
+def test_all_processes_know_what_is_logged(tmp_path):
+    """An evaluation after a resume is due on all or on none: alone, one would wait for ever."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "kind": "valid", "nll": 1.0}\n')
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOG, address, str(process), str(tmp_path)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for process in (0, 1)
+    ]  # fmt: skip
+    try:
+        for status, out, err in runs.finished(children, timeout=120):
+            assert status == 0, err
+            assert out.endswith("True False\n")
+    finally:
+        for child in children:
+            child.kill()
+
+
 ALONE = """
 import sys
 from hybrid_jax.runtime import processes as distributed

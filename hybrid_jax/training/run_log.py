@@ -9,7 +9,7 @@ from pathlib import Path
 from hybrid_jax.config import Experiment
 from hybrid_jax.runtime.boards import open_board
 from hybrid_jax.runtime.metrics_writer import MetricsWriter
-from hybrid_jax.runtime.processes import is_process0
+from hybrid_jax.runtime.processes import is_process0, of_process0
 from hybrid_jax.runtime.progress import Progress
 from hybrid_jax.training.likelihood import BoundEstimate
 
@@ -49,5 +49,9 @@ class Log(ExitStack):
             self._progress.note(f"step {step}: valid {estimate}")
 
     def has(self, step: int, kind: str) -> bool:
-        """True if the log had a line of this step and kind when opened; False but on process 0."""
-        return self._writer is not None and (step, kind) in self._writer.found
+        """True if the log had a line of this step and kind when opened; the same on all processes.
+
+        All of them must call this.
+        """
+        found = self._writer is not None and (step, kind) in self._writer.found
+        return of_process0("found" if found else "") == "found"
