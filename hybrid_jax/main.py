@@ -55,6 +55,8 @@ def run_experiment(options: argparse.Namespace) -> None:
 
     with Signals() as signals, contextlib.ExitStack() as stack:
         distributed.raise_on_all(workdir.check, folder, experiment)
+        if options.init:
+            distributed.raise_on_all(workdir.check_origin, folder, options.init)
         known = distributed.raise_on_all(workdir.load_data, folder)
         distributed.on_process0(stack.enter_context, workdir.held(folder))
         distributed.check_shared(folder)

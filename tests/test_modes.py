@@ -101,6 +101,7 @@ def test_what_evaluation_does_not_refuse_it_reads(mode, ar, epsilon, text, tmp_p
         (["--texts=a", "--records=0"], "--records has no effect with --texts: leave it out, or "
          "choose --datasets."),
         (["--pareto", "--texts=a"], "--texts has no effect with --pareto: leave it out."),
+        (["--strict"], "--strict has no effect without --schedule: leave it out."),
     ],
 )  # fmt: skip
 def test_the_sentence_says_where_a_flag_belongs(arguments, message, capsys):

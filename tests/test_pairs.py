@@ -3,6 +3,7 @@ run from another's parameters."""
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.method import loss as estimator
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.training import flops, pretrained
+from hybrid_jax.training import flops, pretrained, workdir
 from hybrid_jax.training.likelihood import evaluate_bound
 from hybrid_jax.training.train_step import KeyPurpose, TrainSetup, train_step
 
@@ -322,3 +323,16 @@ def test_bad_starts(source, tmp_path, capsys, flags, expected):
     assert main.main([f"--init={source}", *flags, f"--config.data.dir={tmp_path}/data"]) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "tuned").exists()
+
+
+def test_a_run_keeps_the_start_that_it_had(source, tmp_path, capsys):
+    run, other = (shutil.copytree(source, tmp_path / name) for name in ("run", "other"))
+    command = [f"--init={source}", f"--workdir={run}"]
+    assert main.main(command) == 2
+    assert f"was not started from {source}: leave out --init" in capsys.readouterr().err
+    for place in (str(other), f"{tmp_path}/gone"):
+        (run / "init.json").write_text(json.dumps({"workdir": place}), encoding="utf-8")
+        workdir.check_origin(run, f"{run}/../other")
+    (run / "init.json").write_text(json.dumps({"workdir": str(other)}), encoding="utf-8")
+    assert main.main(command) == 2
+    assert f"was not started from {source} but from {other}: " in capsys.readouterr().err

@@ -159,9 +159,9 @@ def train(
     work = [size * flops.training_flops(own.network, own.spec) for own in setup.each]
 
     def claim() -> None:
-        workdirs.claim(workdir, run.experiment, run.tokenizer, (run.data_dir, run.manifest))
-        if origin is not None:
+        if origin is not None:  # before config.json, with which the run has begun
             write_json(workdir / workdirs.ORIGIN, origin)
+        workdirs.claim(workdir, run.experiment, run.tokenizer, (run.data_dir, run.manifest))
 
     with contextlib.ExitStack() as stack:
         lead = distributed.is_process0()

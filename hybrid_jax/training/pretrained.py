@@ -123,7 +123,9 @@ def _parameters(folder: Path, step: int | Literal["best"] | None, shapes: Any) -
 
 
 def asked(options: argparse.Namespace, mesh: Mesh | None = None) -> Pretrained:
-    """`load` by the flags --workdir, --step, --schedule and --strict."""
+    """`load` by the flags --workdir, --step, --schedule and --strict; raises as it does."""
+    if options.strict and options.schedule is None:
+        raise UserError("--strict has no effect without --schedule: leave it out.")
     return load(
         options.workdir, step=options.step, mesh=mesh,
         schedule=options.schedule, strict=options.strict,

@@ -22,7 +22,7 @@ from hybrid_jax.runtime.decode import from_values, parse_json
 from hybrid_jax.runtime.files import expanded, write_atomic, writing
 from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.runtime.scratch import locked
-from hybrid_jax.runtime.weights import WEIGHTS
+from hybrid_jax.runtime.weights import WEIGHTS, read_json
 
 _FILE = "config.json"
 _RECORDS = "records.json"
@@ -147,6 +147,25 @@ def check(workdir: Path, experiment: Experiment) -> None:
             f"{workdir} holds a run with {name}={old!r}, not {new!r}: choose another --workdir, or "
             "the settings of that run."
         )
+
+
+def check_origin(workdir: Path, init: str | Path) -> None:
+    """Raises UserError if `workdir` holds a run that did not start from the run in `init`.
+
+    Folders that are no longer there cannot be compared, and count as the same.
+    """
+    if not (workdir / _FILE).exists():
+        return
+    path, found = workdir / ORIGIN, ""
+    if path.exists():
+        own, given = expanded(read_json(path).get("workdir", "")), expanded(init)
+        if not (own.exists() and given.exists()) or own.samefile(given):
+            return
+        found = f" but from {own}"
+    raise UserError(
+        f"{workdir} holds a run that was not started from {init}{found}: leave out --init to go on "
+        "with it, or choose another --workdir."
+    )
 
 
 def claim(
