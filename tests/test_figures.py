@@ -470,7 +470,7 @@ def test_the_command_animates_a_run(epsilon, tmp_path):
             ["--seed=0"],
             "--seed has no effect with the other pictures: leave it out, or choose anim",
         ),
-        (["animation", "--workdir=/nonexistent"], "/nonexistent holds no run"),
+        (["--workdir=/nonexistent"], "/nonexistent holds no run"),
         (["--seed=4294967296", "animation", "--workdir=/nonexistent"], "is not a whole number"),
         (["--out={file}"], "(it is no folder)"),
         (["--out={file}/below/this"], "(Not a directory)"),

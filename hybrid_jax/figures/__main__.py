@@ -34,7 +34,7 @@ MODES = {ANIMATION: ("workdir", "prompt", "seed"), OTHERS: ()}
 
 
 def names_of(options: argparse.Namespace) -> list[str]:
-    """The pictures to draw.
+    """The pictures to draw, first the animation, whose runs may be refused.
 
     Raises:
       UserError: for unknown names, an animation of nothing, or flags without an effect.
@@ -48,7 +48,7 @@ def names_of(options: argparse.Namespace) -> list[str]:
     chosen = options.names or [*PICTURES, *([ANIMATION] if options.workdir else [])]
     command_line.check_mode(options, ANIMATION if ANIMATION in chosen else OTHERS, MODES)
     command_line.distinct("--workdir", [Path(workdir).resolve() for workdir in options.workdir])
-    return list(dict.fromkeys(chosen))
+    return sorted(dict.fromkeys(chosen), key=lambda name: name != ANIMATION)
 
 
 def files_of(name: str, options: argparse.Namespace) -> dict[str, bytes | str]:
