@@ -80,6 +80,8 @@ def test_functions_of_a_text():
     assert three == ("def three(a):\n", "\tif a:\n\n\t\tpass\n")
     assert all(map(code.parses, (one, two, inside, three)))
     assert not [*code.functions("no code\n\ndef")]
+    assert not [*code.functions("def f():\r\r\r    return 1\n")]
+    assert len([*code.functions("def f():\r\n    return 1\r\n")]) == 1
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,8 @@ def _depth(text: str) -> int:
 
 def _parsed(text: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
     """The function that a text is, indented or not; None if it is anything else."""
+    if re.search(r"\r(?!\n)", text):  # ends a line for Python alone, whose numbers are other ones
+        return None
     depth = _depth(text)
     try:
         with warnings.catch_warnings():
