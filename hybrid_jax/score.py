@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> None:
 def _row(own: Score) -> str:
     error = "" if own.exact else f" ± {own.nll_se:.2f}"
     nats = f"{own.nll:.2f}{error}"
-    return f"{nats:>20}{own.nats_per_token:>9.3f}{own.bits_per_byte:>11.3f}{own.tokens:>8}"
+    bits = f"{own.bits_per_byte:.3f}" if own.bytes else "–"  # of tokens that stand for no text
+    return f"{nats:>20}{own.nats_per_token:>9.3f}{bits:>11}{own.tokens:>8}"
 
 
 def _short(text: str) -> str:

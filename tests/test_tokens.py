@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 
 import hybrid_jax
 from hybrid_jax import evaluate, generate
+from hybrid_jax import score as scoring
 from hybrid_jax.errors import UserError
 
 SMALL = [f"--config.{name}" for name in (
@@ -96,3 +97,11 @@ def test_bits_of_ids_are_per_token(numbers, capsys):
     assert "bits per token" in str(model.perplexity("valid", records=2))
     (score,) = model.score("1 2 3")
     assert (score.tokens, score.bytes, str(score.bits_per_byte)) == (3, 0, "nan")
+    # Ids behind a prompt stay ids of their own.
+    command = [f"--workdir={numbers}", "--prompt=3 8", "--choice=8 1", "--choice=7"]
+    assert scoring.main(command) == 0
+    printed = capsys.readouterr().out.splitlines()[2:]
+    assert sorted(line.split()[-1] for line in printed) == ["1", "7"]
+    assert all(" – " in line for line in printed)
+    with pytest.raises(UserError, match="Text 0 is empty: it has no token to score"):
+        model.score(" ")

@@ -172,9 +172,10 @@ class Harness(LM):  # type: ignore[misc]
             )
 
     def _bounds(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """Bounds on log p of texts behind prompts; 0 for empty texts."""
+        """Bounds on log p of texts behind prompts; 0 for texts without a token."""
         bounds = np.zeros(len(pairs))
-        some = [number for number, (_, text) in enumerate(pairs) if text]
+        encoded = (tokens_behind(self._tokenizer, *pair) for pair in pairs)
+        some = [number for number, (ids, given) in enumerate(encoded) if len(ids) > given]
         for first in tqdm(range(0, len(some), _AT_ONCE), desc="Scores"):
             part = some[first : first + _AT_ONCE]
             prompts, texts = zip(*(pairs[number] for number in part), strict=True)

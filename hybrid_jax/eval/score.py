@@ -68,7 +68,7 @@ def score(
         are known better than their values.
 
     Raises:
-      UserError: for an empty text or none, a prompt that leaves no room, a seed out of range, or
+      UserError: for a text without a token, a prompt that leaves no room, a seed out of range, or
         fewer than 2 draws.
     """
     if draws < 2:
@@ -115,10 +115,10 @@ def _pieces(model: Pretrained, number: int, prompt: str, text: str) -> list[tupl
     """The tokens of a text, cut where they are more than L, and how many of each are given."""
     check_text(text, f"Text {number}")
     check_text(prompt, f"The prompt of text {number}")
-    if not text:
-        raise UserError(f"Text {number} is empty: there is nothing to score.")
     length = model.spec.schedule.length
     ids, given = tokens_behind(model.tokenizer, prompt, text)
+    if len(ids) == given:
+        raise UserError(f"Text {number} is empty: it has no token to score.")
     if not prompt:
         return [(ids[start : start + length], 0) for start in range(0, len(ids), length)]
     if len(ids) > length:
@@ -134,7 +134,9 @@ def tokens_behind(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[np.ndar
 
     Text may be encoded otherwise behind a prompt than alone; but a prompt keeps its tokens.
     """
-    given, ids = np.asarray(tokenizer.encode(prompt)), np.asarray(tokenizer.encode(prompt + text))
-    if len(ids) <= len(given) or not np.array_equal(ids[: len(given)], given):
-        ids = np.concatenate([given, tokenizer.encode(text)])
-    return ids, len(given)
+    given = tokenizer.encode(prompt)
+    if tokenizer.token_bytes.any():  # the ids "1" and "2" would be 12
+        ids = tokenizer.encode(prompt + text)
+        if len(ids) > len(given) and np.array_equal(ids[: len(given)], given):
+            return ids, len(given)
+    return np.concatenate([given, tokenizer.encode(text)]), len(given)
