@@ -1,5 +1,6 @@
 """Generated text scored from the command line: files, and sweeps over rules and tokens per NFE."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -382,6 +383,16 @@ def test_rules_that_do_not_go_with_the_noise_are_left_out(ar, epsilon):
     assert "acs:eta=0" in fit
     assert "acs:eta=0.5" not in fit
     assert any("choose rule remdm" in reason for reason in reasons)
+
+
+def test_texts_of_a_sweep_end_as_the_texts_of_the_run(epsilon):
+    model = pretrained.load(epsilon)
+    sampling = dataclasses.replace(model.experiment.sampling, eos="stop")
+    stops = dataclasses.replace(model.experiment, sampling=sampling)
+    for experiment, eos in ((model.experiment, None), (stops, model.tokenizer.eos)):
+        own = dataclasses.replace(model, experiment=experiment)
+        (found,) = pareto.grid(own, ["acs:eta=0"], [4.0])
+        assert found.generator.sampler.eos == eos
 
 
 @pytest.mark.parametrize(

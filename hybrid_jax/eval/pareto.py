@@ -65,9 +65,14 @@ def grid(model: Pretrained, rules: Sequence[str], rhos: Sequence[float]) -> list
                 f"rho={rho:g} does not divide the window of {width} positions into steps."
             )
         for label in rules:
-            own = generator.build(model, SamplingConfig.parse(label), levels=levels)
-            points.append(Point(label=label, rho=rho, generator=own))
+            points.append(Point(label=label, rho=rho, generator=_of(model, label, levels)))
     return points
+
+
+def _of(model: Pretrained, label: str, levels: int | None = None) -> Generator:
+    """A generator of a rule, for texts that end as the run's own do."""
+    sampling = SamplingConfig.parse(label, eos=model.experiment.sampling.eos)
+    return generator.build(model, sampling, levels=levels)
 
 
 def tokens_per_nfe(model: Pretrained) -> list[float]:
@@ -86,7 +91,7 @@ def fitting(model: Pretrained, rules: Sequence[str]) -> tuple[list[str], list[st
     fit, reasons = [], []
     for label in rules:
         try:
-            SamplingConfig.parse(label).build().check(model.spec.kernel, model.spec.objective)
+            _of(model, label)
         except UserError as error:
             reasons.append(f"{label}: {error}")
         else:
@@ -128,7 +133,7 @@ def texts_of(
             on_round=lambda round_: progress(round_.done),
         )  # fmt: skip
         raise_on_all(lambda: requests.write(file, texts, settings) if is_process0() else None)
-    return requests.read(file, own.model.tokenizer)
+    return raise_on_all(requests.read, file, own.model.tokenizer)
 
 
 def matched(rows: Sequence[Row]) -> list[Row]:
