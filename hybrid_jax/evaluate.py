@@ -100,15 +100,19 @@ def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
     distinct("--datasets", [dataset.name for dataset in wanted])
     bound = perplexity.bound_of(model, options.likelihood)
     folder = _folder(options)
+    # All, before anything slow.
+    texts = [
+        raise_on_all(perplexity.records_of, model, dataset, options.records) for dataset in wanted
+    ]
+    for packed in texts:
+        assert_same("text", packed.sha256)
     files = []
 
     schedule = model.spec.schedule.name
     say(f"{model.experiment.name}, step {model.step}, {schedule}: {bound.label}")
     unit = "bits/byte" if model.tokenizer.token_bytes.any() else "bits/token"
     say(f"{'data set':24}{'perplexity':>22}{unit:>11}{'records':>9}{'draws':>7}")
-    for dataset in wanted:
-        packed = raise_on_all(perplexity.records_of, model, dataset, options.records)
-        assert_same("text", packed.sha256)
+    for dataset, packed in zip(wanted, texts, strict=True):
         with Progress(total=-(-len(packed) // options.batch_size), interval=10.0) as bar:
             found = perplexity.measure(
                 model, dataset, packed, bound, draws=options.draws, batch_size=options.batch_size,
@@ -121,11 +125,8 @@ def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
 
 def _row(found: perplexity.Measurement) -> str:
     estimate = found.estimate
-    sign = "=" if found.protocol.bound.startswith("exact likelihood") else "≤"
-    error = "" if estimate.records == 1 else f" ± {estimate.perplexity_se:.2f}"
-    value = f"{sign} {estimate.perplexity:.2f}{error}"
     return (
-        f"{found.dataset.name:24}{value:>22}{estimate.bits[0]:>11.3f}"
+        f"{found.dataset.name:24}{estimate.shown:>22}{estimate.bits[0]:>11.3f}"
         f"{estimate.records:>9,}{estimate.draws:>7}"
     )
 
@@ -214,8 +215,8 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
             for seed in seeds:
                 made.append(pareto.texts_of(
                     point, folder / "pareto", workdir=options.workdir, fingerprint=network,
-                    seed=seed, count=options.count, progress=functools.partial(_from, bar, before),
-                    batch_size=min(options.batch_size, options.count),
+                    seed=seed, count=options.count, batch_size=options.batch_size,
+                    progress=lambda done, before=before: bar.update(before + done, {}),
                 ))  # fmt: skip
                 before += options.count
             qualities = tuple(scored(one.tokens, settings=one.settings) for one in made)
@@ -239,7 +240,7 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
 
 def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
     paths = [expanded(path) for path in (options.workdir, *listed(options.beside or ""))]
-    distinct("--code", [path.resolve() for path in paths])
+    distinct("--workdir with --beside", [path.resolve() for path in paths])
     models = [pretrained.load(path, step=options.step, mesh=mesh) for path in paths]
     length, tokenizer = models[0].spec.schedule.length, models[0].tokenizer
     records = [_human_texts(model, options, 0, least=1) for model in models]
@@ -267,10 +268,6 @@ def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
     say(code.as_markdown(rows))  # first: the disk may be full
     found = {"rows": rows, "functions": given.functions, "lines": given.lines}
     say(f"stored in {folder}: {_store(folder, 'code', found)}")
-
-
-def _from(bar: Progress, before: int, done: int) -> None:
-    bar.update(before + done, {})
 
 
 def _human_texts(

@@ -273,7 +273,7 @@ def test_what_is_no_code_or_of_other_data_is_refused(ar, gamma, text, source, tm
         (f"--reference=files:{long}",): "None of the 1 functions of the held-out text fits the "
         "model's 16 tokens, with a line to hide: train with a larger data.length",
         (f"--beside={other}",): f"{other} has other validation records than {ar}: compare runs",
-        (f"--beside={ar}/.",): "--code names",
+        (f"--beside={ar}/.",): f"--workdir with --beside names {ar} 2 times",
         (f"--reference=files:{source}", "--temperature=-1"): "temperature must be 0 or more",
     }.items():
         assert evaluate.main([f"--workdir={ar}", "--code", *flags]) == 2

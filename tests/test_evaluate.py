@@ -1,5 +1,6 @@
 """Perplexities on named texts: exact where they can be, honest where not."""
 
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hybrid_jax.eval import datasets, perplexity
 from hybrid_jax.eval.datasets import EvaluationSet
 from hybrid_jax.eval.detokenize import NAMES, detokenizer
 from hybrid_jax.training import pretrained
+from hybrid_jax.training.likelihood import BoundEstimate
 
 
 def measured(folder, dataset, **settings):
@@ -83,6 +85,14 @@ def test_bounds_tighten_with_draws_as_their_errors_say(gamma, text):
     assert spread < 1.5 * np.mean(errors)
     assert abs(np.mean([e.nll for e in few]) - many.nll) < 4 * np.mean(errors) / np.sqrt(12)
     assert "exact" not in measured(gamma, dataset).protocol.bound
+
+
+def test_one_record_has_no_error():
+    estimate = BoundEstimate(
+        bound="exact likelihood", nll=1.0, nll_se=math.nan, bits_per_byte=0.5,
+        unigram_perplexity=3.0, records=1, draws=1,
+    )  # fmt: skip
+    assert str(estimate).startswith("perplexity = 2.72 (0.500 bits per byte; exact likelihood; ")
 
 
 def test_command_line_prints_and_stores(gamma, text, capsys):
@@ -179,7 +189,7 @@ def test_tfds_without_network_and_tensorflow(gamma, tmp_path):
         (["--datasets=a=tfds:nonesuch:test"], "TFDS knows no data set 'nonesuch'"),
         (["--datasets=a=tfds:lm1b/nonesuch:test"], "TFDS knows no data set 'lm1b/nonesuch'"),
         (["--datasets=a=tfds:a b:test"], "TFDS knows no data set 'a b'"),
-        (["--datasets=a=files:none.txt"], "No file matches 'none.txt'"),
+        (["--datasets=valid,a=files:none.txt"], "No file matches 'none.txt'"),
         (["--datasets=a=files:{short}"], "a has 4 tokens, too few for one record of 16"),
         (["--draws=0"], "--draws: '0' is not a whole number in 1 …"),
         (["--step=7"], "There is no checkpoint"),
@@ -193,10 +203,11 @@ def test_mistakes_are_one_sentence(gamma, tmp_path, capsys, monkeypatch, argumen
     values = {"folder": tmp_path, "short": short}
     arguments = [argument.format(**values) for argument in arguments]
     assert evaluate.main([f"--workdir={gamma}", *arguments]) == 2
-    error = capsys.readouterr().err
+    said, error = capsys.readouterr()
     assert error.startswith("error: ")
     assert message.format(**values) in error
     assert len(error.splitlines()) == 1
+    assert not said  # nothing was measured before
 
 
 def test_names_of_sets():
@@ -207,12 +218,15 @@ def test_names_of_sets():
     assert (elsewhere.name, elsewhere.source) == ("valid", "files:v.txt")
     mine = datasets.parse("ptb=files:ptb.txt", validation=valid)
     assert (mine.source, mine.detokenizer) == ("files:ptb.txt", "ptb")
-    assert datasets.parse("files:a.txt", validation=valid).source == "files:a.txt"
+    for source in ("files:a.txt", "files:https://a/b.jsonl?c=d"):
+        assert datasets.parse(source, validation=valid).source == source
     assert all(
         datasets.parse(name, validation=valid).detokenizer in NAMES for name in datasets.NAMES
     )
     with pytest.raises(UserError, match="did you mean wikitext"):
         datasets.parse("wikitex", validation=valid)
+    with pytest.raises(UserError, match="There is no data set ''"):
+        datasets.parse("=files:a.txt", validation=valid)
 
 
 DETOKENIZED = [

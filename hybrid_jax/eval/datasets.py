@@ -14,7 +14,7 @@ class EvaluationSet:
     Attributes:
       name: as it appears in tables.
       source: see `data.sources.documents`.
-      detokenizer: one of `data.detokenize.NAMES`.
+      detokenizer: one of `eval.detokenize.NAMES`.
     """
 
     name: str
@@ -51,16 +51,16 @@ def parse(text: str, *, validation: EvaluationSet) -> EvaluationSet:
       validation: the set that "valid" names.
 
     Raises:
-      UserError: for an unknown name.
+      UserError: for an unknown name, or none.
     """
     name, equals, source = text.partition("=")
     known = {**_SETS, validation.name: validation}.get(name)
     if known is not None:
         return dataclasses.replace(known, source=source) if equals else known
-    if equals:  # a name of the user's own
-        return EvaluationSet(name=name, source=source)
-    if ":" in text:
+    if ":" in name:  # a source, in which "=" may stand too
         return EvaluationSet(name=text, source=text)
+    if name and equals:  # of the user's own
+        return EvaluationSet(name=name, source=source)
     raise UserError(
         f"There is no data set {name!r}: {nearest(name, (*_SETS, validation.name))} Write other "
         "text as NAME=SOURCE, for example books=files:books/*.txt."

@@ -35,7 +35,8 @@ class BoundEstimate:
 
     Attributes:
       bound: label of the bound.
-      nll, nll_se: per token, mean over records and its standard error (of records and draws).
+      nll, nll_se: per token, mean over records and its standard error (of records and draws), NaN
+        for one record.
       bits_per_byte: the same per byte of text; NaN for tokens that stand for no text.
       unigram_perplexity: of the same tokens under their own token frequencies.
       records, draws: size of the estimate.
@@ -70,13 +71,18 @@ class BoundEstimate:
                  "unigram_perplexity")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def shown(self) -> str:
+        """The perplexity as a bound or a value, with its error if it has one: "≤ 44.16 ± 1.39"."""
+        sign = "=" if self.bound.startswith("exact likelihood") else "≤"
+        error = "" if math.isnan(self.nll_se) else f" ± {self.perplexity_se:.2f}"
+        return f"{sign} {self.perplexity:.2f}{error}"
+
     def __str__(self) -> str:
         bits, unit = self.bits
-        sign = "=" if self.bound.startswith("exact likelihood") else "≤"
         return (
-            f"perplexity {sign} {self.perplexity:.2f} ± {self.perplexity_se:.2f} "
-            f"({bits:.3f} bits per {unit}; {self.bound}; {self.records} records, "
-            f"{self.draws} draws)"
+            f"perplexity {self.shown} ({bits:.3f} bits per {unit}; {self.bound}; "
+            f"{self.records} records, {self.draws} draws)"
         )
 
 
