@@ -111,6 +111,13 @@ def cut(file):
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def elsewhere(file):
+    """Its table of contents is said to be where nothing is."""
+    content = bytearray(file.read_bytes())
+    content[-3] = 255
+    file.write_bytes(content)
+
+
 def flipped(file):
     content = bytearray(file.read_bytes())
     content[content.index(b"__metadata__") + 400] ^= 1
@@ -135,6 +142,7 @@ def other(**parts):
 NORM = safetensors.numpy.save({"norm": np.ones(16, np.float32)})
 DAMAGED = [
     (cut, "is no archive of a model, or damaged"),
+    (elsewhere, "is no archive of a model, or damaged"),
     (flipped, "is no archive of a model, or damaged (Bad CRC-32 for file 'model.safetensors')"),
     (lambda file: file.write_text("{}"), "is no archive of a model, or damaged"),
     (lambda file: file.write_bytes(b""), "is no archive of a model, or damaged"),

@@ -11,7 +11,6 @@ import re
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def opened(path: Path) -> Iterator[Path]:
                 if not {CONFIG, WEIGHTS, RESULT} <= set(archive.namelist()):
                     raise zipfile.BadZipFile("it holds other things")
                 archive.extractall(folder)  # checks all checksums
-        except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, zlib.error) as error:
+        except Exception as error:  # damaged bytes raise whatever zipfile meets in them
             raise UserError(
                 f"{path} is no archive of a model, or damaged ({one_line(error).rstrip('.')}): "
                 "fetch it again, or make it with python -m hybrid_jax.interop archive."
