@@ -16,6 +16,7 @@ import hybrid_jax as hj
 from hybrid_jax import generate
 from hybrid_jax.config import Experiment, TrainConfig
 from hybrid_jax.data import mixture
+from hybrid_jax.demo.writer import Writer
 from hybrid_jax.errors import UserError
 from hybrid_jax.method.layout import Layout
 from hybrid_jax.method.objective import Objective
@@ -127,6 +128,21 @@ def test_a_hyperschedule_may_have_windows_of_its_own_sight(mixed):
     experiment = dataclasses.replace(pretrained.load(mixed).experiment, schedule=own)
     assert [one.layout.causal_window for one in experiment.each] == [True, False, True]
     experiment.check()
+
+
+def test_the_rule_of_the_run_need_not_go_with_another_hyperschedule(mixed, tmp_path, capsys):
+    copy = shutil.copytree(mixed, tmp_path / "copy")
+    values = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    values["sampling"]["window_entropy"] = 0.5  # of blocks
+    (copy / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    model = pretrained.load(copy, schedule="flat")
+    assert model.spec == pretrained.load(mixed, schedule="flat").spec
+    page = Writer(model, str(copy)).describe()
+    assert page["rule"] in [rule["name"] for rule in page["rules"]]
+    command = [f"--workdir={copy}", "--schedule=flat"]
+    assert generate.main(command) == 2
+    assert "has none: leave it out" in capsys.readouterr().err
+    assert generate.main([*command, "--rule=greedy"]) == 0
 
 
 def test_strict_refuses_windows_that_were_not_trained(mixed):

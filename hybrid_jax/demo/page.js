@@ -116,7 +116,7 @@ function receive({ error, begun, compiling, trying, frame, done }) {
 }
 
 async function write() {
-  if (coming || !at("form").reportValidity()) return;
+  if (coming || !model || !at("form").reportValidity()) return;
   const own = (coming = new AbortController());
   text = new Text({ output: at("output"), counts: at("counts"), states: model.states });
   outcome = at("command").textContent = at("counts").textContent = "";

@@ -104,6 +104,8 @@ class Writer:
     def describe(self) -> dict[str, Any]:
         """The model and all that can be chosen, as JSON values."""
         model, schedule = self._model, self._model.spec.schedule
+        offered = list(self._rules())
+        own, known = model.experiment.sampling.rule, [rule["name"] for rule in offered]
         return {
             "name": model.experiment.name,
             "about": f"step {model.step} · {schedule.name} · {model.spec.kernel.name} · "
@@ -115,8 +117,8 @@ class Writer:
                 "most": self.most_levels,
                 "free": model.experiment.schedule.family != "quenched_ar",
             },
-            "rule": model.experiment.sampling.rule,
-            "rules": list(self._rules()),
+            "rule": own if own in known else known[0],  # it need not go with another schedule
+            "rules": offered,
             "states": MEANINGS,
             "glyphs": GLYPHS,
         }
