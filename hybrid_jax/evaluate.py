@@ -94,9 +94,8 @@ def _run(options: argparse.Namespace) -> None:
 def _measure_sets(options: argparse.Namespace, mesh: Mesh) -> None:
     model = pretrained.asked(options, mesh)
     valid = datasets.validation_set(model.experiment)
-    wanted = [datasets.parse(text, validation=valid) for text in listed(options.datasets)]
-    if not wanted:
-        raise UserError("--datasets names no data set: for example --datasets=wikitext,lambada.")
+    names = _named(options, "datasets", "data set", "wikitext,lambada")
+    wanted = [datasets.parse(name, validation=valid) for name in names]
     distinct("--datasets", [dataset.name for dataset in wanted])
     bound = perplexity.bound_of(model, options.likelihood)
     folder = _folder(options)
@@ -137,9 +136,8 @@ def _row(found: perplexity.Measurement) -> str:
 
 def _score_files(options: argparse.Namespace, mesh: Mesh) -> None:
     protocol = protocols.protocol(options.protocol)
-    files = [expanded(name) for name in listed(options.texts)]
-    if not files:
-        raise UserError("--texts names no file: for example --texts=seed0.jsonl,seed1.jsonl.")
+    names = _named(options, "texts", "file", "seed0.jsonl,seed1.jsonl")
+    files = [expanded(name) for name in names]
     distinct("--texts", [file.resolve() for file in files])
     tokenizer = raise_on_all(workdirs.load_tokenizer, Path(options.workdir))
     # All, before anything slow.
@@ -182,14 +180,15 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
     protocol = protocols.protocol(options.protocol)
     scorer, scorer_tokenizer = raise_on_all(scorers.load, options.scorer, mesh)
     model = pretrained.asked(options, mesh)
-    rules = listed(options.rules or "")
-    if not rules:
+    if options.rules is not None:
+        rules = _named(options, "rules", "rule", "acs:eta=0.5,ancestral")
+    else:
         rules, reasons = pareto.fitting(model, pareto.RULES)
         for reason in reasons:
             say(f"left out: {reason}", file=sys.stderr)
-    rhos = pareto.tokens_per_nfe(model) if options.rho is None else _numbers("rho", options.rho)
+    rhos = pareto.tokens_per_nfe(model) if options.rho is None else _numbers(options, "rho")
     if options.temperatures is not None:
-        temperatures = _numbers("temperatures", options.temperatures)
+        temperatures = _numbers(options, "temperatures")
         distinct("--temperatures", temperatures)
         if len(temperatures) < 2:
             raise UserError("--temperatures compares two or more: for example 0.8,0.9,1,1.1.")
@@ -239,7 +238,8 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
 
 
 def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
-    paths = [expanded(path) for path in (options.workdir, *listed(options.beside or ""))]
+    beside = [] if options.beside is None else _named(options, "beside", "run", "runs/other")
+    paths = [expanded(path) for path in (options.workdir, *beside)]
     distinct("--workdir with --beside", [path.resolve() for path in paths])
     models = [pretrained.load(path, step=options.step, mesh=mesh) for path in paths]
     length, tokenizer = models[0].spec.schedule.length, models[0].tokenizer
@@ -289,11 +289,23 @@ def _human_texts(
     return raise_on_all(read)
 
 
-def _numbers(flag: str, text: str) -> list[float]:
+def _named(options: argparse.Namespace, flag: str, what: str, example: str) -> list[str]:
+    """The parts of a flag's list. Raises UserError if there are none."""
+    found = listed(getattr(options, flag))
+    if not found:
+        raise UserError(f"--{flag} names no {what}: for example --{flag}={example}.")
+    return found
+
+
+def _numbers(options: argparse.Namespace, flag: str) -> list[float]:
+    """The numbers of a flag's list. Raises UserError for anything else, and for none."""
+    parts = _named(options, flag, "number", "4,2,1")
     try:
-        return [float(part) for part in listed(text)]
+        return [float(part) for part in parts]
     except ValueError as error:
-        raise UserError(f"--{flag}={text} is no list of numbers, such as 4,2,1.") from error
+        raise UserError(
+            f"--{flag}={','.join(parts)} is no list of numbers, such as 4,2,1."
+        ) from error
 
 
 def _folder(options: argparse.Namespace) -> Path:

@@ -407,6 +407,8 @@ def test_texts_of_a_sweep_end_as_the_texts_of_the_run(epsilon):
         (["--scorer=run:{ar}", "--pareto", "--rho=3"], "rho=3 does not divide the window of 4"),
         (["--scorer=run:{ar}", "--pareto", "--rho=0"], "rho=0 does not divide"),
         (["--scorer=run:{ar}", "--pareto", "--rho=x"], "no list of numbers"),
+        (["--scorer=run:{ar}", "--pareto", "--rho=,"], "--rho names no number: for example"),
+        (["--scorer=run:{ar}", "--pareto", "--rules="], "--rules names no rule: for example"),
         (["--scorer=run:{ar}", "--pareto", "--rules=best"], "There is no rule 'best'"),
         (["--scorer=run:{ar}", "--pareto", "--temperatures=1"], "compares two or more"),
         (["--scorer=run:{ar}", "--pareto", "--temperatures=1,1.0"], "names 1.0 2 times"),
