@@ -217,6 +217,7 @@ def test_limits_are_of_text_cut_alike():
         assert real.written["parse"] == [FUNCTION.body[: {33: 23, 25: 10, 19: 0}[length]]]
     assert others.scores["open_equal"].value == pytest.approx(1 / 3)  # white space does not count
     assert others.scores["open_distance"].value == pytest.approx((0 + 1 / 2 + 1 / 2) / 3)
+    assert len(code.limits(Tasks([FUNCTION], lines[:1]), BYTES, 33)) == 1  # no other function
     table = code.as_markdown([real, others]).splitlines()
     assert table[2].startswith("| the real functions | – | – | 0.000 | – |")
     assert len({line.count("|") for line in table}) == 1

@@ -259,16 +259,17 @@ def row(label: str, given: Tasks, written: Mapping[str, Sequence[str]], **settin
 
 
 def limits(given: Tasks, tokenizer: Tokenizer, length: int) -> list[Row]:
-    """Rows to compare with: real functions cut to L tokens, and each line in place of the next."""
+    """Rows to compare with: real functions cut to L tokens, and each line in place of the next, if
+    there are several."""
     bodies = []
     for header, body in given.functions:
         room = length - len(tokenizer.encode(header))
         bodies.append(body_of(header, tokenizer.decode(tokenizer.encode(body)[:room])))
-    others = [line.text for line in (*given.lines[-1:], *given.lines[:-1])]
-    return [
-        row("the real functions", given, {"parse": bodies}),
-        row("lines of other functions", given, dict.fromkeys(WAYS, others)),
-    ]
+    rows = [row("the real functions", given, {"parse": bodies})]
+    if len(given.lines) > 1:
+        others = [line.text for line in (given.lines[-1], *given.lines[:-1])]
+        rows.append(row("lines of other functions", given, dict.fromkeys(WAYS, others)))
+    return rows
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
