@@ -206,14 +206,12 @@ class Experiment:
             ("causal_window", "windows of several positions"),
         ):
             value = getattr(self.layout, name)
-            of_layout = [
-                effective_layout(self.layout, own.schedule.build(self.data.length))
+            in_effect = [
+                getattr(own.layout, name)
                 for own in each
                 if getattr(own.schedule, name, None) is None
             ]
-            if value != getattr(Layout(), name) and all(
-                value != getattr(layout, name) for layout in of_layout
-            ):
+            if value != getattr(Layout(), name) and value not in in_effect:
                 raise UserError(
                     f"layout.{name} belongs to {owner} and has no effect with "
                     f"{spec.schedule.name}: leave it out."

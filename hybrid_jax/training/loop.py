@@ -192,8 +192,7 @@ def train(
             return state
         updates = [own.compile_step(mesh) for own in setup.each]
         saved = start
-        turns: list[int] = []  # that `pending` metrics are of
-        pending: list[Metrics] = []
+        pending: list[tuple[int, Metrics]] = []  # of which of `updates`
         ahead: collections.deque[jax.Array] = collections.deque()
         log = raise_on_all(Log, workdir, run.experiment, start=start)
         tracing = contextlib.ExitStack()
@@ -212,13 +211,13 @@ def train(
                 if profile is not None and done == traced[0]:
                     tracing.enter_context(jax.profiler.trace(str(profile)))
                 with jax.profiler.StepTraceAnnotation("train", step_num=done):
-                    turns.append(setup.turn(done - 1))
-                    state, metrics = updates[turns[-1]](state, placed)
+                    turn = setup.turn(done - 1)
+                    state, metrics = updates[turn](state, placed)
                 if done == start + 1:
                     jax.block_until_ready(metrics)
                     distributed.on_process0(claim)
                     started()
-                pending.append(metrics)
+                pending.append((turn, metrics))
                 ahead.append(metrics["loss"])
                 if len(ahead) > _AHEAD:
                     ahead.popleft().block_until_ready()
@@ -236,10 +235,10 @@ def train(
                 last = done == config.steps
                 saves = stops or last or done % config.checkpoint_every == 0
                 if saves or done % config.log_every == 0:
-                    values = _collect(pending, turns, done, saved, run.experiment)
+                    values = _collect(pending, done, saved, run.experiment)
                     values["learning_rate"] = float(learning_rate(done - 1))
-                    values |= throughput.read(len(pending), sum(work[turn] for turn in turns))
-                    pending, turns = [], []
+                    values |= throughput.read(len(pending), sum(work[turn] for turn, _ in pending))
+                    pending = []
                     raise_on_all(log.train, done, values)
                 score = None
                 with throughput.paused():
@@ -291,7 +290,7 @@ def _check_profile(folder: Path, traced: range, steps: int) -> None:
 
 
 def _collect(
-    pending: list[Metrics], turns: list[int], done: int, saved: int, experiment: Experiment
+    pending: list[tuple[int, Metrics]], done: int, saved: int, experiment: Experiment
 ) -> dict[str, float]:
     """Means of the metrics since the last call. Raises UserError if any is not finite.
 
@@ -299,7 +298,7 @@ def _collect(
 
     Only here does the host wait for the devices to finish all steps.
     """
-    fetched = jax.device_get(pending)
+    fetched = jax.device_get([metrics for _, metrics in pending])
     for offset, values in enumerate(fetched):
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
@@ -312,6 +311,7 @@ def _collect(
     means = {name: float(np.mean([v[name] for v in fetched])) for name in fetched[0]}
     every = experiment.each if len(experiment.each) > 1 else ()
     for number, own in enumerate(every):
+        turns = (turn for turn, _ in pending)
         losses = [v["loss"] for v, turn in zip(fetched, turns, strict=True) if turn == number]
         if losses:
             name = own.schedule.build(experiment.data.length).name
