@@ -15,7 +15,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hybrid_jax.errors import UserError
@@ -56,7 +56,8 @@ def run_experiment(options: argparse.Namespace) -> None:
     with Signals() as signals, contextlib.ExitStack() as stack:
         distributed.raise_on_all(workdir.check, folder, experiment)
         if options.init:
-            distributed.raise_on_all(workdir.check_origin, folder, options.init)
+            given = options.init, options.init_step
+            distributed.raise_on_all(workdir.check_origin, folder, *given)
         known = distributed.raise_on_all(workdir.load_data, folder)
         distributed.on_process0(stack.enter_context, workdir.held(folder))
         distributed.check_shared(folder)
@@ -114,8 +115,11 @@ def read_experiment(options: argparse.Namespace) -> "Experiment":
         other = options.config or "data.source" in settings
         if gone or (other and kind in ("sentencepiece", "char")):
             name = f"saved:{expanded(options.init).absolute()}"
-        if not manifests.find(expanded(settings.get("data.dir") or os.devnull)):
-            settings = {"data.tokenizer": name} | settings  # records that are there have theirs
+        data = values.get("data") if options.config else None
+        records = settings.get("data.dir", data.get("dir") if isinstance(data, Mapping) else "")
+        there = records and isinstance(records, str) and manifests.find(expanded(records))
+        if not there:  # records have their own
+            settings = {"data.tokenizer": name} | settings
     if options.init and options.config:  # of a file, whose network is a fresh one
         settings = workdir.form(expanded(options.init)) | settings
     return Experiment.from_config(values, settings)

@@ -1,6 +1,7 @@
 """Pairs of a prompt and an answer: their records, the loss on answers alone, and the start of a
 run from another's parameters."""
 
+import argparse
 import functools
 import json
 import shutil
@@ -327,12 +328,27 @@ def test_bad_starts(source, tmp_path, capsys, flags, expected):
 
 def test_a_run_keeps_the_start_that_it_had(source, tmp_path, capsys):
     run, other = (shutil.copytree(source, tmp_path / name) for name in ("run", "other"))
-    command = [f"--init={source}", f"--workdir={run}"]
-    assert main.main(command) == 2
+    assert main.main([f"--init={source}", f"--workdir={run}"]) == 2
     assert f"was not started from {source}: leave out --init" in capsys.readouterr().err
-    for place in (str(other), f"{tmp_path}/gone"):
-        (run / "init.json").write_text(json.dumps({"workdir": place}), encoding="utf-8")
-        workdir.check_origin(run, f"{run}/../other")
-    (run / "init.json").write_text(json.dumps({"workdir": str(other)}), encoding="utf-8")
-    assert main.main(command) == 2
-    assert f"was not started from {source} but from {other}: " in capsys.readouterr().err
+    for place in (f"{tmp_path}/gone", str(other)):
+        origin = {"workdir": place, "step": 2}
+        (run / "init.json").write_text(json.dumps(origin), encoding="utf-8")
+        workdir.check_origin(run, f"{run}/../other", 2)
+    for init, flags in ((source, []), (other, ["--init_step=1"])):
+        assert main.main([f"--init={init}", f"--workdir={run}", *flags]) == 2
+        said = f"was not started from {init} but from step 2 of {other}: leave out --init"
+        assert said in capsys.readouterr().err
+
+
+def test_a_config_that_names_records_keeps_their_tokenizer(source, tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text(
+        "from hybrid_jax.presets import sized\n"
+        "def get_config():\n"
+        "    config = sized('mine', 'tiny')\n"
+        f"    config.data.dir = '{source.parent}/data'\n"
+        "    return config\n",
+        encoding="utf-8",
+    )
+    given = argparse.Namespace(config=str(config), init=str(source), workdir="x", settings={})
+    assert main.read_experiment(given).data.tokenizer == "char"

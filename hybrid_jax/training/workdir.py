@@ -149,8 +149,9 @@ def check(workdir: Path, experiment: Experiment) -> None:
         )
 
 
-def check_origin(workdir: Path, init: str | Path) -> None:
-    """Raises UserError if `workdir` holds a run that did not start from the run in `init`.
+def check_origin(workdir: Path, init: str | Path, step: int | str | None = None) -> None:
+    """Raises UserError if `workdir` holds a run that did not start from the run in `init`, or from
+    another step of it than this number.
 
     Folders that are no longer there cannot be compared, and count as the same.
     """
@@ -158,10 +159,12 @@ def check_origin(workdir: Path, init: str | Path) -> None:
         return
     path, found = workdir / ORIGIN, ""
     if path.exists():
-        own, given = expanded(read_json(path).get("workdir", "")), expanded(init)
-        if not (own.exists() and given.exists()) or own.samefile(given):
+        origin = read_json(path)
+        own, given = expanded(origin.get("workdir", "")), expanded(init)
+        same = not (own.exists() and given.exists()) or own.samefile(given)
+        if same and step in (None, "best", origin.get("step")):
             return
-        found = f" but from {own}"
+        found = f" but from step {origin.get('step')} of {own}"
     raise UserError(
         f"{workdir} holds a run that was not started from {init}{found}: leave out --init to go on "
         "with it, or choose another --workdir."
