@@ -117,13 +117,13 @@ def _fails(stream: TextIO) -> bool:
 
 
 def require(module: str, extra: str) -> Any:
-    """A module of another package, by its dotted name. Raises UserError, which names the extra of
-    this package that brings it, if it is not installed."""
+    """A module that needs other packages, by its dotted name. Raises UserError, which names what is
+    not installed and the extra of this package that brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"This needs {module.partition('.')[0]}: install it with pip install "
+            f"This needs {(error.name or module).partition('.')[0]}: install it with pip install "
             f"'hybrid_jax[{extra}]'."
         ) from error
 

@@ -18,7 +18,7 @@ from hybrid_jax.data import prepare, sources
 from hybrid_jax.data.manifest import Manifest
 from hybrid_jax.data.pipeline import Records
 from hybrid_jax.demo import __main__ as demo
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, require
 from hybrid_jax.eval.scorers import load as scorers
 from hybrid_jax.figures import __main__ as figures
 from hybrid_jax.interop import __main__ as interop
@@ -282,3 +282,10 @@ def test_the_comparison_with_the_released_code_says_what_is_missing(tmp_path, mo
         Released(str(tmp_path), str(python))
     with pytest.raises(UserError, match=r"does not run .*name one with torch"):
         Released(str(tmp_path), str(tmp_path / "none"))
+
+
+def test_a_package_that_another_lacks_is_the_one_that_is_named(tmp_path, monkeypatch):
+    (tmp_path / "needy.py").write_text("import nowhere.at.all", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"needs nowhere: .*'hybrid_jax\[eval\]'"):
+        require("needy", "eval")
