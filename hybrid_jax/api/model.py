@@ -118,8 +118,8 @@ class Model(Pretrained):
           seed: of the draws.
 
         Raises:
-          UserError: if the text cannot be read, or is too short for one record, or the rule has no
-            such likelihood.
+          UserError: if the text cannot be read, or is too short for one record, the rule has no
+            such likelihood, or a number is out of range.
         """
         bound = perplexity.bound_of(self, likelihood)
         valid = datasets.validation_set(self.experiment)

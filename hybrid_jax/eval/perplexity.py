@@ -195,10 +195,17 @@ def held_out(model: Pretrained, records: int = 0) -> Packed:
 
 
 def records_of(model: Pretrained, dataset: EvaluationSet, count: int = 0) -> Packed:
-    """Records of a text, at most `count` (0: all). Raises as `held_out` and `pack`."""
+    """Records of a text, at most `count` (0: all). Raises as `held_out` and `pack`, and UserError
+    for a count below 0."""
+    _check_whole("records", count, least=0)
     if dataset == validation_set(model.experiment):
         return held_out(model, count)
     return pack(dataset, model.tokenizer, model.spec.schedule.length, count)
+
+
+def _check_whole(name: str, value: Any, *, least: int) -> None:
+    if not (hasattr(value, "__index__") and value >= least):
+        raise UserError(f"{name} must be a whole number from {least} on, but is {value!r}.")
 
 
 def bound_of(model: Pretrained, likelihood: str | None = None) -> Bound | PathLikelihood:
@@ -234,7 +241,12 @@ def measure(
       bound: of `bound_of`.
       draws: for each record; 1 is taken where the bound is exact.
       progress: called with the number of batches done.
+
+    Raises:
+      UserError: if draws, batch size or seed are out of range.
     """
+    _check_whole("draws", draws, least=1)
+    _check_whole("batch_size", batch_size, least=1)
     draws = 1 if is_exact(model.spec, bound) else draws
 
     def batches() -> Iterator[pipeline.Batch]:
