@@ -215,7 +215,7 @@ def _sweep(options: argparse.Namespace, mesh: Mesh) -> None:
                 made.append(pareto.texts_of(
                     point, folder / "pareto", workdir=options.workdir, fingerprint=network,
                     seed=seed, count=options.count, batch_size=options.batch_size,
-                    progress=lambda done, before=before: bar.update(before + done, {}),
+                    progress=functools.partial(_from, bar, before),
                 ))  # fmt: skip
                 before += options.count
             qualities = tuple(scored(one.tokens, settings=one.settings) for one in made)
@@ -268,6 +268,10 @@ def _measure_code(options: argparse.Namespace, mesh: Mesh) -> None:
     say(code.as_markdown(rows))  # first: the disk may be full
     found = {"rows": rows, "functions": given.functions, "lines": given.lines}
     say(f"stored in {folder}: {_store(folder, 'code', found)}")
+
+
+def _from(bar: Progress, before: int, done: int) -> None:
+    bar.update(before + done, {})
 
 
 def _human_texts(

@@ -21,7 +21,7 @@ from hybrid_jax.generation import driver, generator, requests
 from hybrid_jax.generation.generator import Generator
 from hybrid_jax.generation.requests import Request, Samples
 from hybrid_jax.runtime.json_text import file_name
-from hybrid_jax.runtime.processes import is_process0, of_process0, raise_on_all
+from hybrid_jax.runtime.processes import of_process0, on_process0, raise_on_all
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training.pretrained import Pretrained
 
@@ -132,7 +132,7 @@ def texts_of(
             own, wanted, seed=seed, batch_size=batch_size,
             on_round=lambda round_: progress(round_.done),
         )  # fmt: skip
-        raise_on_all(lambda: requests.write(file, texts, settings) if is_process0() else None)
+        on_process0(requests.write, file, texts, settings)
     return raise_on_all(requests.read, file, own.model.tokenizer)
 
 
