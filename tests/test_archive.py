@@ -169,6 +169,9 @@ def test_what_an_archive_cannot_be_asked_for(file, unpacked, tmp_path, capsys):
     assert "holds step 8 alone" in refused(capsys, generate.main, f"--workdir={file}", "--step=4")
     said = f"{file} is an archive, and this needs a folder: unpack it with python -m zipfile -e"
     assert said in refused(capsys, evaluate.main, f"--workdir={file}")
+    other = file.parent / "notes.txt"
+    other.write_text("no archive", encoding="utf-8")
+    assert "is no archive of a model" in refused(capsys, evaluate.main, f"--workdir={other}")
     start = [f"--init={file}", f"--workdir={tmp_path}/new", "--config.train.steps=1"]
     assert said in refused(capsys, main.main, *start)
     error = refused(capsys, main.main, f"--workdir={unpacked}")

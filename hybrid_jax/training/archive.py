@@ -90,7 +90,7 @@ def opened(path: Path) -> Iterator[Path]:
 
 def require_folder(path: Path) -> None:
     """Raises UserError for an archive, where a workdir is to be written or read for long."""
-    if path.is_file():
+    if path.is_file() and zipfile.is_zipfile(path):
         raise UserError(
             f"{path} is an archive, and this needs a folder: unpack it with "
             f"python -m zipfile -e {path} FOLDER, and name that."

@@ -19,7 +19,7 @@ from hybrid_jax.data.tokenizers.base import Tokenizer
 from hybrid_jax.errors import UserError
 from hybrid_jax.models.settings import FORM
 from hybrid_jax.runtime.decode import from_values, parse_json
-from hybrid_jax.runtime.files import expanded, write_atomic, writing
+from hybrid_jax.runtime.files import expanded, one_line, write_atomic, writing
 from hybrid_jax.runtime.json_text import write_json
 from hybrid_jax.runtime.scratch import locked
 from hybrid_jax.runtime.weights import WEIGHTS, read_json
@@ -259,7 +259,7 @@ def load(workdir: str | Path) -> Experiment:
     except FileNotFoundError as error:
         raise UserError(f"{workdir} holds no run: there is no config.json in it.") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
+        raise UserError(f"{path} cannot be read: {one_line(error)}.") from error
     except UserError as error:
         raise UserError(f"{path} describes no run that can be opened: {error}") from error
 
