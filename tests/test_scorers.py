@@ -406,6 +406,7 @@ def test_texts_of_a_sweep_end_as_the_texts_of_the_run(epsilon):
         (["--scorer=run:{ar}", "--texts=a", "--pareto"], "--texts has no effect with --pareto"),
         (["--scorer=run:{ar}", "--pareto", "--rho=3"], "rho=3 does not divide the window of 4"),
         (["--scorer=run:{ar}", "--pareto", "--rho=0"], "rho=0 does not divide"),
+        (["--scorer=run:{ar}", "--pareto", "--rho=1e-320"], "does not divide the window"),
         (["--scorer=run:{ar}", "--pareto", "--rho=x"], "no list of numbers"),
         (["--scorer=run:{ar}", "--pareto", "--rho=,"], "--rho names no number: for example"),
         (["--scorer=run:{ar}", "--pareto", "--rules="], "--rules names no rule: for example"),

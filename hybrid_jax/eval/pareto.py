@@ -59,7 +59,8 @@ def grid(model: Pretrained, rules: Sequence[str], rhos: Sequence[float]) -> list
     width = _width(model)
     points = []
     for rho in rhos:
-        levels = round(width / rho) if rho > 0 else 0
+        steps = width / rho if rho > 0 else math.nan
+        levels = round(steps) if math.isfinite(steps) else 0
         if levels < 1 or not math.isclose(levels * rho, width):
             raise UserError(
                 f"rho={rho:g} does not divide the window of {width} positions into steps."
