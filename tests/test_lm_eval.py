@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import sys
 
 import pytest
@@ -147,6 +148,20 @@ def test_what_is_cut_is_said_once(harness, ar, caplog):
         "Contexts are cut on the left to the model's 16 tokens.",
         "The rule greedy answers, without the task's top_p.",
     ]
+
+
+def test_noise_without_a_mask_has_scores_and_answers(harness, gamma, tmp_path):
+    """But no greedy text, which is one of masks that are filled."""
+    copy = shutil.copytree(gamma, tmp_path / "uniform")
+    values = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    values["noise"] = {"kernel": "uniform"}
+    (copy / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(hj.UserError, match="choose ancestral"):
+        harness.Harness(workdir=copy)
+    own = harness.Harness(workdir=copy, rule="ancestral", draws=2)
+    ((bound, is_greedy),) = own.loglikelihood([asked("1 plus ", "1")])
+    assert bound < 0
+    assert not is_greedy
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,11 @@ class Harness(LM):  # type: ignore[misc]
         mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
         self._model = model = pretrained.load(own.workdir, step=step, mesh=mesh)
         self._length, self._tokenizer = model.spec.schedule.length, model.tokenizer
-        self._greedy, self._writer = (  # an answer ends with its document
-            generator.build(model, SamplingConfig.parse(rule, eos="stop"))
-            for rule in ("greedy", own.rule)
-        )
+        # An answer ends with its document.
+        self._writer = generator.build(model, SamplingConfig.parse(own.rule, eos="stop"))
+        self._greedy = None  # which fills MASK, if the noise has one
+        if model.spec.kernel.masks:
+            self._greedy = generator.build(model, SamplingConfig.parse("greedy", eos="stop"))
 
     def get_model_info(self) -> dict[str, Any]:
         """The entry of the model in the results of lm-eval."""
@@ -88,21 +89,23 @@ class Harness(LM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """For each (context, continuation), a bound on log p, and whether the rule `greedy` writes
-        just this; not, where it is longer than the model's L tokens."""
+        just this; not, where it is longer than the model's L tokens, or under uniform noise."""
         pairs = [self._fitting(*request.args) for request in requests]
         bounds, wanted = self._bounds(pairs), []
         for prompt, text in pairs:
             ids, given = tokens_behind(self._tokenizer, prompt, text)
             wanted.append((tuple(ids[:given].tolist()), tuple(ids.tolist())))
-        asked = {  # once for choices of one length
-            (start, len(whole)): Request(prompt="", ids=list(start), stop=len(whole))
-            for start, whole in wanted
-            if len(start) < len(whole) <= self._length
-        }
-        texts = driver.run(
-            self._greedy, list(asked.values()), seed=0, batch_size=self._own.batch_size
-        )
-        found = {key: text.tokens for key, text in zip(asked, texts, strict=True)}
+        found = {}
+        if self._greedy is not None:
+            asked = {  # once for choices of one length
+                (start, len(whole)): Request(prompt="", ids=list(start), stop=len(whole))
+                for start, whole in wanted
+                if len(start) < len(whole) <= self._length
+            }
+            texts = driver.run(
+                self._greedy, list(asked.values()), seed=0, batch_size=self._own.batch_size
+            )
+            found = {key: text.tokens for key, text in zip(asked, texts, strict=True)}
         greedy = [found.get((start, len(whole)), start) == whole for start, whole in wanted]
         return list(zip(bounds, greedy, strict=True))
 
