@@ -251,9 +251,9 @@ def test_perplexity_is_that_of_the_command(epsilon, capsys):
     assert few.nll_se == pytest.approx(stored["estimate"]["nll_se"], rel=1e-5)
     for wrong, said in (
         (dict(dataset="nowhere"), "There is no data set 'nowhere'"),
-        (dict(records=-1), "records must be a whole number from 0 on, but is -1"),
-        (dict(draws=0), "draws must be a whole number from 1 on, but is 0"),
-        (dict(batch_size=2.5), "batch_size must be a whole number from 1 on, but is 2.5"),
+        (dict(records=-1), "records must be at least 0, but is -1"),
+        (dict(draws=0), "draws must be at least 1, but is 0"),
+        (dict(batch_size=2.5), "batch_size must be a whole number, but is 2.5"),
     ):
         with pytest.raises(hj.UserError, match=said):
             model.perplexity(**wrong)

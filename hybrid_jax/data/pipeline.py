@@ -14,7 +14,7 @@ import numpy as np
 
 from hybrid_jax.data import content, mixture, pairs
 from hybrid_jax.data.manifest import Manifest
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_count
 from hybrid_jax.runtime.files import expanded
 
 Batch = dict[str, np.ndarray]
@@ -172,8 +172,7 @@ class Stream:
         rows: np.ndarray | None = None,
         weights: str = "",
     ):
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, but is {batch_size}.")
+        check_count(batch_size, "batch_size")
         if seed < 0:
             raise UserError(f"The seed of the data must be 0 or more, but is {seed}.")
         self._records = records

@@ -13,7 +13,7 @@ from hybrid_jax.data import manifest as manifests
 from hybrid_jax.data import pipeline, prepare, sources
 from hybrid_jax.data.splits import cut
 from hybrid_jax.data.tokenizers.base import Tokenizer
-from hybrid_jax.errors import UserError, check_seed
+from hybrid_jax.errors import UserError, check_count, check_seed
 from hybrid_jax.eval.datasets import EvaluationSet, validation_set
 from hybrid_jax.eval.detokenize import detokenizer
 from hybrid_jax.generation import generator
@@ -197,15 +197,10 @@ def held_out(model: Pretrained, records: int = 0) -> Packed:
 def records_of(model: Pretrained, dataset: EvaluationSet, count: int = 0) -> Packed:
     """Records of a text, at most `count` (0: all). Raises as `held_out` and `pack`, and UserError
     for a count below 0."""
-    _check_whole("records", count, least=0)
+    check_count(count, "records", least=0)
     if dataset == validation_set(model.experiment):
         return held_out(model, count)
     return pack(dataset, model.tokenizer, model.spec.schedule.length, count)
-
-
-def _check_whole(name: str, value: Any, *, least: int) -> None:
-    if not (hasattr(value, "__index__") and value >= least):
-        raise UserError(f"{name} must be a whole number from {least} on, but is {value!r}.")
 
 
 def bound_of(model: Pretrained, likelihood: str | None = None) -> Bound | PathLikelihood:
@@ -245,8 +240,8 @@ def measure(
     Raises:
       UserError: if draws, batch size or seed are out of range.
     """
-    _check_whole("draws", draws, least=1)
-    _check_whole("batch_size", batch_size, least=1)
+    check_count(draws, "draws")
+    check_count(batch_size, "batch_size")
     draws = 1 if is_exact(model.spec, bound) else draws
 
     def batches() -> Iterator[pipeline.Batch]:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from hybrid_jax.errors import UserError
+from hybrid_jax.errors import UserError, check_count
 from hybrid_jax.models.transformer import Params, Transformer
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.sharding import constrain
@@ -195,8 +195,7 @@ def _windows(number: int, text: np.ndarray, scorer: Scorer) -> Iterator[_Window]
 def _check(scorer: Scorer, texts: Sequence[np.ndarray], batch_size: int) -> None:
     if not scorer.context > 1:
         raise UserError("A scorer with a context of one token cannot score texts.")
-    if batch_size < 1:
-        raise UserError(f"The scorer's batch_size must be at least 1, but is {batch_size}.")
+    check_count(batch_size, "The scorer's batch_size")
     if not len(texts):
         raise UserError("There are no texts to score.")
     for number, text in enumerate(texts):
