@@ -160,7 +160,7 @@ class Run:
         return root / file_name(f"{self.method}-{self.seed}", [*values, len(text.train), text.size])
 
     def found(self, root: Path, text: Text) -> dict[str, Any]:
-        """What is known by now: evaluations by step."""
+        """The evaluations so far, by step."""
         file = self.folder(root, text) / "found.json"
         return json.loads(file.read_text("utf-8")) if file.exists() else {}
 

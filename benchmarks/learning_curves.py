@@ -1,4 +1,4 @@
-"""When runs of a table begin to learn, and how far they get: curves over the training as a picture.
+"""A picture of when runs of a table begin to learn, and how far they get.
 
     python benchmarks/learning_curves.py --table=benchmarks/results/table1.json --out=curves.png
     python benchmarks/learning_curves.py --table=table1-long.json --show=bounds --out=bounds.png

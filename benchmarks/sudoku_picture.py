@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
 
 def points(path: str) -> tuple[str, list[Point]]:
-    """What a table is of, and its lines. Raises UserError for another file."""
+    """The subject of a table, and its lines. Raises UserError for another file."""
     found = []
     try:
         text = Path(path).read_text("utf-8")

@@ -161,7 +161,7 @@ class Reader:
         return jnp.tanh(held + level[..., None] * params["level"][None, None])
 
     def empty_cache(self, batch, slots):
-        """What seen rows are read by, before each of the two rounds."""
+        """The marks that seen rows are read by, before each of the two rounds."""
         return jnp.zeros((2, batch, 1, slots, self.width))
 
     def extend(self, params, cache, tokens, position, mask, level):
@@ -182,7 +182,7 @@ class Reader:
 
 
 def _shares(mask):
-    """What each row takes from each row it may see: their mean."""
+    """The mean of what each row may see."""
     seen = mask.astype(jnp.float32)
     return seen / jnp.maximum(seen.sum(-1, keepdims=True), 1.0)
 

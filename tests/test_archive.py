@@ -200,7 +200,7 @@ def test_what_is_not_archived(run, gamma, file, tmp_path, capsys):
 
 @pytest.mark.parametrize("named", ["saved:/gone/runs/demo-ar", "gpt2:/gone/gpt2"])
 def test_a_start_elsewhere_finds_the_tokenizer_in_the_model(unpacked, tmp_path, named):
-    """Where the folder that the run took it from is not there."""
+    """The folder that the run took it from is not there."""
     copy = shutil.copytree(unpacked, tmp_path / "sums")
     settings = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     settings["data"]["tokenizer"] = named

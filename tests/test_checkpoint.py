@@ -119,7 +119,7 @@ def truncate(step_directory):
 
 
 def hollow(step_directory):
-    """What a kill during the deletion of an old step leaves behind."""
+    """The remains of an old step whose deletion was killed."""
     for path in sorted(step_directory.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
 

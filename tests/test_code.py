@@ -134,7 +134,7 @@ def records(text, length=16):
 
 
 def test_tasks_are_of_functions_that_fit():
-    """What is drawn is different, fits, and is the same for the same seed."""
+    """Tasks that are drawn differ, fit, and are the same for the same seed."""
     text = "".join(
         f"def f{n}():\n" + "".join(f"    {'x' * k} = {n}\n" for k in range(n, n + 3)) + "\n"
         for n in range(1, 10)

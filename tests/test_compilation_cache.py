@@ -76,7 +76,7 @@ def programs(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("variables", [{}, {"JAX_FIRST": "1"}], ids=["light", "with JAX"])
 def test_the_second_command_reads_what_the_first_compiled(home, variables):
-    """Whether a command has imported JAX or not when it begins."""
+    """A command that has imported JAX, or has not, when it begins."""
     read, written = finish(start(home, **variables))
     assert read == 0
     assert written == len(programs(home)) >= 3

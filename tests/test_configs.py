@@ -141,7 +141,7 @@ def test_settings_of_a_later_version_are_refused(version):
 
 @functools.cache
 def moved(optimizer: OptimizerConfig, steps: int) -> str:
-    """What three updates do to some parameters."""
+    """The changes that three updates make to some parameters."""
     rng = np.random.default_rng(0)
 
     def draw(scale: float) -> dict:
@@ -160,7 +160,7 @@ def moved(optimizer: OptimizerConfig, steps: int) -> str:
 
 @functools.cache
 def built(made: Experiment) -> dict:
-    """What the settings of an experiment make, in values that compare."""
+    """All that the settings of an experiment make, in values that compare."""
     spec, *others = (own.spec(258, bos=256, eos=257) for own in made.each)
     network = made.network(258)
     setup = TrainSetup(experiment=made, spec=spec, network=network, optimizer=None)

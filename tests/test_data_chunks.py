@@ -65,7 +65,7 @@ def story(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def whole(story, tmp_path_factory) -> Path:
-    """What one process makes of it in one go."""
+    """The records that one process makes of it in one go."""
     out = tmp_path_factory.mktemp("whole") / "out"
     prepare.prepare(**story, out=out)
     return out

@@ -40,7 +40,7 @@ def records(folder) -> Records:
 
 
 def numbers(tokens: np.ndarray) -> list[int]:
-    """Which record each row is: their texts begin with it."""
+    """The record that each row is: their texts begin with it."""
     return [int(bytes(row[:3].astype(np.uint8))) for row in tokens]
 
 

@@ -153,7 +153,7 @@ def flags():
 
 @functools.cache
 def resolves(dotted):
-    """Whether a name such as `method.noising.corrupt` is a module or something in one."""
+    """True if a name such as `method.noising.corrupt` is a module or something in one."""
     try:
         return importlib.import_module(f"hybrid_jax.{dotted}")
     except ModuleNotFoundError:

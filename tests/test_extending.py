@@ -23,7 +23,7 @@ from hybrid_jax.sampling.state import Sampler
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What the blocks of the document define."""
+    """The names that the blocks of the document define."""
     text = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
     file = tmp_path_factory.mktemp("extending") / "extending.py"
     file.write_text("\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)), "utf-8")

@@ -41,7 +41,7 @@ every_schedule = each_schedule(*SCHEDULES)
 
 
 class Facts(NamedTuple):
-    """What a schedule says of itself at all steps, positions and for many phases."""
+    """All that a schedule says of itself, at all steps, positions and for many phases."""
 
     table: np.ndarray  # [S + 1, L]
     settled: np.ndarray  # [S + 1]
@@ -283,7 +283,7 @@ def test_a_tiling_of_an_arbitrary_table_is_one_step():
 
 @every_schedule
 def test_mean_over_phases_times_their_number_is_the_sum_over_active_steps(schedule):
-    """What makes one drawn tiling an unbiased estimate, for any function of step and position."""
+    """One drawn tiling is an unbiased estimate, for any function of step and position."""
     table = facts(schedule).table
     active = table[:-1] > table[1:]
     values = np.where(active, np.random.default_rng(1).normal(size=active.shape), 0.0)

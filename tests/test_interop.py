@@ -108,7 +108,7 @@ def logits(network, params, tokens, mask, level):
 
 
 def seen(network, params):
-    """What a network says of some tokens at some levels under a causal mask, [2, L, N]."""
+    """The output of a network for some tokens at some levels under a causal mask, [2, L, N]."""
     tokens = jax.random.randint(
         jax.random.key(2), (2, LENGTH), 0, network.vocab_size + 1, jnp.int32
     )

@@ -105,7 +105,7 @@ class Fake:
         return [words for first, *words in (c.split("\x1f")[:-1] for c in every) if first == name]
 
     def steps(self) -> str:
-        """What was asked of gcloud, without the questions."""
+        """The commands that gcloud was given, without the questions."""
         calls = [call for call in self.calls("gcloud") if call[3] != "describe"]
         ssh = ["train" if "train ()" in call[-1] else "install" for call in calls]
         return " ".join(w if c[3] == "ssh" else c[3] for c, w in zip(calls, ssh, strict=True))

@@ -243,13 +243,13 @@ COMBINATIONS = [
 
 
 def held(rows, index):
-    """What a row holds: the position of its token, and whether that token is a noisy one."""
+    """The content of a row: the position of its token, and whether that token is a noisy one."""
     position, first = int(rows.position[index]), int(rows.first[index])
     return position, bool(rows.noisy[index]) and position >= first
 
 
 def seen(rows, mask, index):
-    """What the row at `index` may look at, in no particular order."""
+    """The rows that the one at `index` may look at, in no particular order."""
     return sorted((*held(rows, i), bool(rows.noisy[i])) for i in np.flatnonzero(mask[index]))
 
 

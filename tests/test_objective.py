@@ -44,7 +44,7 @@ def log_scores_of(kernel, prior, level):
 
 
 def logits_of(parameterisation, kernel, prior, level):
-    """What a network must output, [z, N], to hold exactly this belief about the clean token."""
+    """Logits [z, N] of a network that holds exactly this belief about the clean token."""
     if parameterisation == "mean":
         return np.log(np.maximum(posterior_of(kernel, prior, level), 1e-30))
     if parameterisation == "context":

@@ -61,7 +61,7 @@ def rule_of(text):
 
 
 def agrees(found, chance):
-    """Whether counts are as probable as they should be, by χ²; rare outcomes together."""
+    """Asserts that counts are as probable as they should be, by χ²; rare outcomes together."""
     expected = chance * found.sum()
     likely = expected > 5
     found, expected = (np.append(x[likely], x[~likely].sum()) for x in (found, expected))

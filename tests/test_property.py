@@ -1,4 +1,4 @@
-"""What people write (settings, flags, prompts, files, JSON) is read, or refused in one sentence.
+"""Settings, flags, prompts, files and JSON of people are read, or refused in one sentence.
 
 `CASES=2000 pytest tests/test_property.py` tries that many cases of each kind, new ones every time.
 """
@@ -56,7 +56,7 @@ cases = hypothesis.settings(
 
 @contextlib.contextmanager
 def one_sentence():
-    """What is done in it succeeds, or is refused in one line that a terminal can show."""
+    """A context for what succeeds, or is refused in one line that a terminal can show."""
     try:
         yield
     except UserError as error:

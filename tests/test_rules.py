@@ -416,7 +416,7 @@ def test_remdm_forgets_what_was_drawn_with_little_confidence():
 
 
 def revealed(rule, level_next, *, probability, entropy):
-    """Which of three masked positions a rule reveals."""
+    """The one of three masked positions that a rule reveals."""
     window = Window(
         tokens=jnp.full(3, MASK),
         level=jnp.ones(3),

@@ -24,7 +24,7 @@ SMALL = [f"--config.{name}" for name in (
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """What the blocks of the document define, after a few steps of training."""
+    """The names that the blocks of the document define, after a few steps of training."""
     text = (REPOSITORY / "docs" / "tokens.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S))
     steps = '"--config.train.steps=500"'
