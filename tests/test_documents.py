@@ -182,7 +182,7 @@ def test_names_in_the_text_exist(document):
             assert names(span.split()) <= flags(), span
         elif PATH.fullmatch(span):
             assert any((REPOSITORY / at / span).exists() for at in ("", "hybrid_jax")), span
-        elif span.endswith(".json"):
+        elif span.endswith((".json", ".png")):
             continue  # files, not modules
         elif DOTTED.fullmatch(dotted) and dotted.partition(".")[0] in modules:
             assert dotted in settings() or resolves(dotted), span
