@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from hybrid_jax.figures.palette import INK
 from hybrid_jax.method.settings import ScheduleConfig
 from hybrid_jax.runtime import sharding
 from hybrid_jax.runtime.checkpoint import Checkpointer
-from hybrid_jax.runtime.command_line import read_config
+from hybrid_jax.runtime.command_line import Parser, read_config, within
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import file_name, json_text, write_json
 from hybrid_jax.runtime.progress import Progress
@@ -262,6 +262,28 @@ def work(runs: Sequence[Run], root: Path, text: Text) -> Iterator[Run]:
             yield run
 
 
+def add_first_seed(parser: Parser) -> None:
+    """A flag for seeds that have run before, perhaps on another machine."""
+    parser.add_argument(
+        "--first_seed", type=within(0), default=0, help="to run; rows of earlier ones stay in --out"
+    )
+
+
+def earlier_rows(
+    out: Path, first_seed: int, read: Callable[[str], Iterable[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Rows of a file of results with seeds before `first_seed`; none for 0."""
+    if first_seed == 0:
+        return []
+    try:
+        return [row for row in read(out.read_text("utf-8")) if row["seed"] < first_seed]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{out} has no results of the seeds before {first_seed} ({error}): leave --first_seed "
+            "out."
+        ) from error
+
+
 def publish(
     runs: Sequence[Run],
     root: Path,
@@ -270,17 +292,22 @@ def publish(
     rows_of: Callable[[], list[dict[str, Any]]],
     as_markdown: Callable[[list[dict[str, Any]]], str],
     pictures: Mapping[str, Callable[[list[dict[str, Any]]], bytes]],
+    first_seed: int,
 ) -> None:
-    """Does what is left of some runs, and stores after each what is known by then.
+    """Does what is left of the runs of `first_seed` and later ones, and stores after each what is
+    known by then.
 
     Args:
-      out: file for the rows, a line each; their table stands beside it as .md.
+      out: file for the rows, a line each; their table stands beside it as .md. Its rows of seeds
+        before `first_seed` stay.
       rows_of: the rows, none where too little is known.
       pictures: by the path of a PNG file, which makes it of the rows.
     """
+    earlier = earlier_rows(out, first_seed, lambda text: map(json.loads, text.splitlines()))
+    runs = [run for run in runs if run.seed >= first_seed]
 
     def store() -> None:
-        if rows := rows_of():
+        if rows := [*earlier, *(row for row in rows_of() if row["seed"] >= first_seed)]:
             write_atomic(out, "".join(json_text(row) + "\n" for row in rows))
             write_atomic(out.with_suffix(".md"), f"{device.origin()}\n{as_markdown(rows)}\n")
             for path, draw in pictures.items():

@@ -96,7 +96,7 @@ def _run(options: argparse.Namespace) -> None:
     ]
     char_runs.publish(
         runs, expanded(options.folder), text, out, lambda: rows_of(runs, options, text),
-        as_markdown, {options.picture: draw} if options.picture else {},
+        as_markdown, {options.picture: draw} if options.picture else {}, options.first_seed,
     )  # fmt: skip
 
 
@@ -107,6 +107,7 @@ def main() -> int:
     add("--characters", type=within(1000), default=50_000, help="of training (%(default)s)")
     add("--epochs", type=within(1), default=64, help="at most (default: %(default)s)")
     add("--seeds", type=within(1), default=2, help="default: %(default)s")
+    char_runs.add_first_seed(parser)
     add("--folder", type=path_of, default="runs/epochs", help="of runs (%(default)s)")
     add("--out", required=True, help="a run a line, .jsonl; the table beside it as .md")
     add("--picture", help="PNG file")

@@ -162,7 +162,7 @@ def _run(options: argparse.Namespace) -> None:
     runs = [run for _, run in planned]
     char_runs.publish(
         runs, root, text, out, lambda: rows_of(planned, root, text), as_markdown,
-        {options.picture: draw} if options.picture else {},
+        {options.picture: draw} if options.picture else {}, options.first_seed,
     )  # fmt: skip
 
 
@@ -173,6 +173,7 @@ def main() -> int:
     add("--runs", choices=list(RUNS), default="mixed", help="default: %(default)s")
     add("--steps", type=within(2), default=2000, help="default: %(default)s")
     add("--seeds", type=within(1), default=2, help="default: %(default)s")
+    char_runs.add_first_seed(parser)
     add("--folder", type=path_of, default="runs/shakespeare", help="of runs (%(default)s)")
     add("--out", required=True, help="a run a line, .jsonl; the table beside it as .md")
     add("--picture", help="PNG file: the bound under blocks of 16 over the training")

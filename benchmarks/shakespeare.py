@@ -170,7 +170,7 @@ def _run(options: argparse.Namespace) -> None:
 
     char_runs.publish(
         [run for _, run in planned], root, text, out, rows, as_markdown,
-        {options.picture: draw} if options.picture else {},
+        {options.picture: draw} if options.picture else {}, options.first_seed,
     )  # fmt: skip
 
 
@@ -180,6 +180,7 @@ def main() -> int:
     add("--text", type=path_of, required=True, help="tiny Shakespeare, input.txt")
     add("--steps", type=within(2), default=STEPS, help="of AR (default: %(default)s)")
     add("--seeds", type=within(1), default=3, help="default: %(default)s")
+    char_runs.add_first_seed(parser)
     add("--folder", type=path_of, default="runs/shakespeare", help="of runs (%(default)s)")
     add("--out", required=True, help="a run a line, .jsonl; the table beside it as .md")
     add("--picture", help="PNG file")

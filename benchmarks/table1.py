@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import char_runs
 import command
 import device
 from tqdm import tqdm
@@ -359,15 +360,18 @@ def main() -> int:
     add("--rows", default="", help="names of rows separated by ';' (default: all of the group)")
     add("--shards", default="train-00000.jsonl.xz", help="of gutenberg to train on")
     add("--steps", type=int, default=0, help="another budget than the size's")
+    char_runs.add_first_seed(parser)
     add("--records", type=int, default=1024, help="of each data set")
     add("--draws", type=int, default=4, help="of noise for each record")
     return command.run(parser, _run)
 
 
 def _run(options: argparse.Namespace) -> None:
-    todo = jobs(options)
+    todo = [job for job in jobs(options) if job.seed >= options.first_seed]
     begun = time.monotonic()
-    rows = []
+    rows = char_runs.earlier_rows(Path(options.out), options.first_seed, json.loads)
+    for row in rows:
+        row["bounds"] = {int(step): nats for step, nats in row["bounds"].items()}
     for number, job in enumerate(todo):
         run(job, options)
         rows.append(measured(job))

@@ -12,6 +12,7 @@ import shakespeare
 from char_runs import CONTEXT, Run, Text
 from nanogpt import NanoGPT
 
+from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.progress import Progress
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -89,6 +90,32 @@ def test_a_run_that_was_killed_goes_on_as_if_it_was_not(tmp_path):
     assert whole == cut
     assert whole["2"]["nats"] != whole["4"]["nats"]
     assert whole["4"]["bound"] == "absorbing, continuous time"
+
+
+def test_rows_of_earlier_seeds_stay_as_another_machine_left_them(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 5, 400).astype(np.int32)
+    text, out = Text(train=ids, valid=ids, size=5), tmp_path / "rows.jsonl"
+    runs = [Run(method="AR", seed=seed, marks=(2,), settings=SMALL) for seed in (0, 1)]
+
+    def publish(machine, seeds, first_seed):
+        root = tmp_path / machine
+
+        def rows_of():
+            return [
+                {"seed": run.seed, **run.found(root, text)} for run in runs if run.done(root, text)
+            ]
+
+        char_runs.publish(runs[:seeds], root, text, out, rows_of, str, {}, first_seed)
+        return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+
+    (first,) = publish("one", 1, 0)
+    both = publish("two", 2, 1)
+    assert both[0] == first
+    assert [row["seed"] for row in both] == [0, 1]
+    assert both[1]["2"]["nats"] != first["2"]["nats"]
+    assert not runs[0].done(tmp_path / "two", text)
+    with pytest.raises(UserError, match="no results of the seeds before 1"):
+        char_runs.earlier_rows(tmp_path / "none.jsonl", 1, json.loads)
 
 
 def test_stored_tables_are_those_of_the_stored_runs():
