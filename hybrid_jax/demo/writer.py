@@ -19,7 +19,6 @@ from hybrid_jax.generation.player import changes
 from hybrid_jax.runtime import decode
 from hybrid_jax.sampling import rules
 from hybrid_jax.sampling.settings import RuleOptions, given
-from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.training.pretrained import Pretrained
 
 MOST_CHARACTERS = 20_000
@@ -145,7 +144,7 @@ class Writer:
                 }
                 for setting in named.settings.values()
             ]
-            levels = named.kind is not Speculative  # whether it takes them
+            levels = named.kind.takes_levels
             yield {"name": name, "about": named.about, "settings": settings, "levels": levels}
 
     def job(self, values: Mapping[str, Any]) -> Job:

@@ -8,7 +8,6 @@ from typing import Any
 from hybrid_jax.errors import UserError
 from hybrid_jax.sampling import loop
 from hybrid_jax.sampling.settings import SamplingConfig
-from hybrid_jax.sampling.speculative import Speculative
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.update_rule import Rule
 from hybrid_jax.training.pretrained import Pretrained
@@ -70,7 +69,7 @@ def build(
                 "The levels are the steps of a window, and this model has no windows: leave them "
                 "as they are."
             )
-        if isinstance(rule, Speculative):
+        if not rule.takes_levels:
             raise UserError(
                 "The levels are the steps of a window, and speculative writes one in a single "
                 "draft: leave them as they are."

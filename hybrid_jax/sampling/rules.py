@@ -297,7 +297,7 @@ class NamedRule:
       without: settings of all rules that have no effect on it.
     """
 
-    kind: type
+    kind: type[Any]
     about: str
     fixed: Mapping[str, float] = dataclasses.field(default_factory=dict)
     without: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ window that is revealed in several calls would not do.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,8 @@ from hybrid_jax.sampling.update_rule import Moved, OneKey, Rule, Window
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Speculative(Rule):
     """Autoregression whose tokens are drafted in windows of the schedule's width."""
+
+    takes_levels: ClassVar[bool] = False
 
     @property
     def free_windows(self) -> bool:

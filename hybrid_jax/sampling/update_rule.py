@@ -66,12 +66,14 @@ class Rule(abc.ABC):
       windows: the choice of their widths.
       adaptive: whether a text moves on as soon as its window holds no MASK.
       needs_mask: whether it goes only with noise that masks.
+      takes_levels: whether the number of steps of a window says anything to it.
     """
 
     warp: Warp = Warp()
     windows: Windows = Windows()  # noqa: RUF009 - frozen
     adaptive: ClassVar[bool] = False
     needs_mask: ClassVar[bool] = True
+    takes_levels: ClassVar[bool] = True
 
     @property
     def sweeps(self) -> int:
