@@ -16,9 +16,12 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +32,15 @@ from tqdm import tqdm
 
 import hybrid_jax as hj
 from hybrid_jax.errors import UserError
-from hybrid_jax.runtime.command_line import Parser
+from hybrid_jax.runtime.command_line import Parser, within
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.runtime.json_text import json_text
 from hybrid_jax.training import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What all rows of a size share. "cpu" is for two processor cores, "gpu" for one accelerator.
+# What all rows of a size share. "cpu" and "mini" are for two processor cores, "gpu" for minutes of
+# one accelerator that all rows share (--at_once).
 SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "cpu": (
         "tiny",
@@ -72,10 +76,19 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpu": (
         "small",
         {
+            "data.tokenizer": "byte",
+            "data.length": 256,
             "objective.levels": "uniform",
-            "train.steps": 20_000,
-            "train.eval_every": 20_000,
-            "evaluation.final_records": 1024,
+            "model.layers": 4,
+            "model.width": 256,
+            "model.heads": 4,
+            "optimizer.learning_rate": 0.005,
+            "optimizer.warmup_steps": 100,
+            "train.steps": 3000,
+            "train.eval_every": 3000,
+            "train.checkpoint_every": 1000,
+            "evaluation.records": 256,
+            "evaluation.final_records": 256,
         },
     ),
 }
@@ -211,6 +224,8 @@ def jobs(options: argparse.Namespace) -> list[Job]:
     for name in wanted:
         row = rows[name]
         settings = common | row.settings
+        every = min(settings["train.eval_every"], settings["train.steps"])
+        settings["train.eval_every"] = every
         for seed in range(row.seeds):
             folder = "".join(c if c.isalnum() else "-" for c in name).strip("-")
             flags = [f"--config=configs/{row.config}.py:{size}"]
@@ -264,6 +279,22 @@ def _call(module: str, *arguments: str, log: Path) -> None:
         out.write(f"{module} took {time.monotonic() - begun:.0f} s\n")
     if done.returncode:
         raise UserError(f"{module} ended with status {done.returncode}: see {file}.")
+
+
+def results(todo: list[Job], options: argparse.Namespace) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Runs, as they end, with their numbers; no other begins after one that failed."""
+
+    def one(job: Job) -> dict[str, Any]:
+        run(job, options)
+        return measured(job)
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        begun = {pool.submit(one, job): job for job in todo}
+        try:
+            for done in as_completed(begun):
+                yield begun[done], done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def is_flat(row: Row) -> bool:
@@ -363,23 +394,29 @@ def main() -> int:
     char_runs.add_first_seed(parser)
     add("--records", type=int, default=1024, help="of each data set")
     add("--draws", type=int, default=4, help="of noise for each record")
+    add(
+        "--at_once", type=within(1), default=1, help="runs beside each other (default: %(default)s)"
+    )
     return command.run(parser, _run)
 
 
 def _run(options: argparse.Namespace) -> None:
+    # Processes that share an accelerator, this one too, take of its memory only what they need.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     todo = [job for job in jobs(options) if job.seed >= options.first_seed]
     begun = time.monotonic()
-    rows = char_runs.earlier_rows(Path(options.out), options.first_seed, json.loads)
-    for row in rows:
+    earlier = char_runs.earlier_rows(Path(options.out), options.first_seed, json.loads)
+    for row in earlier:
         row["bounds"] = {int(step): nats for step, nats in row["bounds"].items()}
-    for number, job in enumerate(todo):
-        run(job, options)
-        rows.append(measured(job))
+    found: dict[Path, dict[str, Any]] = {}
+    for number, (job, row) in enumerate(results(todo, options)):
+        found[job.workdir] = row
+        rows = earlier + [found[job.workdir] for job in todo if job.workdir in found]
         spent = time.monotonic() - begun
         left = spent / (number + 1) * (len(todo) - number - 1)
         print(
             f"{number + 1}/{len(todo)} {job.name}, seed {job.seed}: "
-            f"{math.exp(rows[-1]['gutenberg']):.2f} on gutenberg; "
+            f"{math.exp(row['gutenberg']):.2f} on gutenberg; "
             f"elapsed {tqdm.format_interval(spent)}, ETA {tqdm.format_interval(left)}",
             file=sys.stderr,
             flush=True,

@@ -135,8 +135,10 @@ def measured_peak(size: int = 2048) -> float:
 
 def measure(name: str, peak: float, options: argparse.Namespace) -> dict:
     experiment = experiment_of(name, options)
-    fast, slow = Steps(experiment, options), Steps(plain(experiment), options)
-    times = in_turn.milliseconds({"plain": slow.run, "default": fast.run}, repeats=options.repeats)
+    variants = {"plain": Steps(plain(experiment), options)} if options.plain else {}
+    fast = variants["default"] = Steps(experiment, options)
+    runs = {variant: steps.run for variant, steps in variants.items()}
+    times = in_turn.milliseconds(runs, repeats=options.repeats)
     times = {variant: [t / options.steps for t in values] for variant, values in times.items()}
     parts = {}
     if options.parts:
@@ -147,9 +149,8 @@ def measure(name: str, peak: float, options: argparse.Namespace) -> dict:
     return {
         "layout": f"{name}: {fast.setup.spec.schedule.name}",
         "milliseconds": times,
-        "ratios": in_turn.ratios(times["plain"], times["default"]),
-        "megabytes": {"plain": slow.megabytes, "default": fast.megabytes},
-        "compiling": {"plain": slow.seconds_to_compile, "default": fast.seconds_to_compile},
+        "megabytes": {variant: steps.megabytes for variant, steps in variants.items()},
+        "compiling": {variant: steps.seconds_to_compile for variant, steps in variants.items()},
         "parts": {part: statistics.median(values) for part, values in parts.items()},
         "teraflops": work / 1e12,
         "mfu": work / (median * 1e-3) / peak if peak else math.nan,
@@ -164,12 +165,19 @@ def as_markdown(rows: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        times = row["milliseconds"]
+        shown = {"plain": "–"} | {name: in_turn.spread(ms, 1) for name, ms in times.items()}
+        faster = "–"
+        if "plain" in times:
+            faster = in_turn.spread(in_turn.ratios(times["plain"], times["default"]), 2)
+        needs, compiling = (
+            {"plain": "–"} | {name: f"{value:.0f}" for name, value in row[key].items()}
+            for key in ("megabytes", "compiling")
+        )
         lines.append(
-            f"| {row['layout']} | {in_turn.spread(row['milliseconds']['plain'], 0)} | "
-            f"{in_turn.spread(row['milliseconds']['default'], 0)} | "
-            f"{in_turn.spread(row['ratios'], 2)} | {row['megabytes']['plain']:.0f} | "
-            f"{row['megabytes']['default']:.0f} | {row['compiling']['plain']:.0f} | "
-            f"{row['compiling']['default']:.0f} | {row['tokens_per_second']:.0f} | "
+            f"| {row['layout']} | {shown['plain']} | {shown['default']} | {faster} | "
+            f"{needs['plain']} | {needs['default']} | {compiling['plain']} | "
+            f"{compiling['default']} | {row['tokens_per_second']:.0f} | "
             f"{row['teraflops']:.3f} | {row['mfu']:.2f} |"
         )
     names = list(rows[0]["parts"])
@@ -195,6 +203,7 @@ def main() -> int:
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--repeats", type=int, default=5)
     add("--parts", action=argparse.BooleanOptionalAction, default=True, help="time them as well")
+    add("--plain", action=argparse.BooleanOptionalAction, default=True, help="for comparison")
     add("--out", default="benchmarks/results", metavar="DIR")
     return command.run(parser, _run, folder=True)
 
@@ -207,7 +216,7 @@ def _run(options: argparse.Namespace) -> None:
     shape["peak FLOP/s"] = f"{peak:.3g}" if peak else "unknown"
     for name in options.layouts.split(","):
         rows.append(measure(name, peak or 0.0, options))
-        in_turn.note(f"{name}: {statistics.median(rows[-1]['ratios']):.2f} times faster")
+        in_turn.note(f"{name}: {rows[-1]['tokens_per_second']:.0f} tokens/s")
         kind = f"train-step-{options.size}"
         report = in_turn.store(kind, options.out, as_markdown(rows), **shape)
     print(report)
