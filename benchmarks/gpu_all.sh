@@ -26,7 +26,7 @@ if [[ -n ${TRIAL:-} ]]; then
   part 120 sampling --size=tiny --cases=2 --repeats=2 --no-rounds
 else
   part 80 attention --batch=8 --heads=12 --dtype=bfloat16 --repeats=5 --backends=dense,fused
-  part 260 train_step --size=base --batch_size=32 --dtype=bfloat16 --steps=5 --repeats=3 --no-parts
+  part 260 train_step --size=base --batch_size=32 --dtype=bfloat16 --steps=5 --repeats=3 --no-parts --no-plain
   part 50 vocab --batch=4 --width=768 --repeats=5
   part 90 sampling --size=base --dtype=bfloat16 --cases=3 --repeats=3 --no-rounds
 fi

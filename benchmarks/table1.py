@@ -17,6 +17,7 @@ import dataclasses
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -322,6 +323,8 @@ def is_evaluated(job: Job, dataset: str, options: argparse.Namespace) -> bool:
 def measured(job: Job) -> dict[str, Any]:
     """The numbers of a finished run that the table and the learning curves are drawn from."""
     row: dict[str, Any] = {"name": job.name, "seed": job.seed, "flat": is_flat(job.row)}
+    ended = json.loads((job.workdir / "result.json").read_text())
+    row["validation"], row["validation_error"] = ended["nll"], ended["nll_se"]
     for dataset in SOURCES:
         values = evaluation(job, dataset)["values"]
         error = values["nll_se"]  # null for one record
@@ -340,16 +343,20 @@ def as_json(rows: list[dict[str, Any]]) -> str:
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """One line a method: perplexity with its error; of several runs also the least and the most."""
+    """One line a method: perplexity with its error; of several runs also the least and the most.
+
+    Columns are the texts on which all runs were measured.
+    """
     names = list(dict.fromkeys(row["name"] for row in rows))
-    lines = [f"| method | seeds | {' | '.join(SOURCES)} |", f"|---|---|{'---|' * len(SOURCES)}"]
+    texts = [text for text in ("validation", *SOURCES) if all(text in row for row in rows)]
+    lines = [f"| method | seeds | {' | '.join(texts)} |", f"|---|---|{'---|' * len(texts)}"]
     for name in names:
         runs = [row for row in rows if row["name"] == name]
         cells = []
-        for dataset in SOURCES:
-            nats = [row[dataset] for row in runs]
+        for text in texts:
+            nats = [row[text] for row in runs]
             mean = sum(nats) / len(nats)
-            error = math.sqrt(sum(row[f"{dataset}_error"] ** 2 for row in runs)) / len(runs)
+            error = math.sqrt(sum(row[f"{text}_error"] ** 2 for row in runs)) / len(runs)
             spread = ""
             if len(nats) > 1:
                 low, high = (math.exp(x) for x in (min(nats), max(nats)))
@@ -360,12 +367,16 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def curves_as_markdown(rows: list[dict[str, Any]], every: int = 1000) -> str:
-    """One line a method: validation perplexity after numbers of steps, the mean and each run."""
-    marks = sorted({step for row in rows for step in row["bounds"] if step % every == 0})
+def curves_as_markdown(rows: list[dict[str, Any]]) -> str:
+    """One line a method: validation perplexity at every doubling of the training and at its end,
+    the mean and each run; and the nats that a doubling gains."""
+    steps = sorted({step for row in rows for step in row["bounds"]})
+    marks = [step for step in steps[:-1] if (step / steps[0]).is_integer()]
+    marks = [step for step in marks if (step // steps[0]).bit_count() == 1] + steps[-1:]
     lines = [
-        f"| method | TFLOP a step | {' | '.join(f'{step:,} steps' for step in marks)} |",
-        "|---" * (2 + len(marks)) + "|",
+        f"| method | TFLOP a step | {' | '.join(f'{step:,} steps' for step in marks)} | "
+        "nats gained a doubling |",
+        "|---" * (3 + len(marks)) + "|",
     ]
     for name in dict.fromkeys(row["name"] for row in rows):
         runs = [row for row in rows if row["name"] == name]
@@ -376,8 +387,19 @@ def curves_as_markdown(rows: list[dict[str, Any]], every: int = 1000) -> str:
             mean = f"{math.exp(sum(nats) / len(nats)):.2f} ({each})" if len(nats) > 1 else each
             cells.append(mean or "–")
         cost = runs[0]["tflop"] / max(runs[0]["bounds"])
-        lines.append(f"| {name} | {cost:.4f} | {' | '.join(cells)} |")
+        gains = ", ".join(f"{gained_a_doubling(row['bounds']):.3f}" for row in runs)
+        lines.append(f"| {name} | {cost:.4f} | {' | '.join(cells)} | {gains} |")
     return "\n".join(lines)
+
+
+def gained_a_doubling(bounds: dict[int, float]) -> float:
+    """Nats by which a bound falls as the training doubles: the slope of the line through the last
+    two doublings, by least squares; not a number for fewer than two points."""
+    late = {step: nats for step, nats in bounds.items() if step >= max(bounds) / 4}
+    if len(late) < 2:
+        return math.nan
+    across = [math.log2(step) for step in late]
+    return -statistics.linear_regression(across, list(late.values())).slope
 
 
 def main() -> int:
