@@ -323,12 +323,11 @@ def is_evaluated(job: Job, dataset: str, options: argparse.Namespace) -> bool:
 def measured(job: Job) -> dict[str, Any]:
     """The numbers of a finished run that the table and the learning curves are drawn from."""
     row: dict[str, Any] = {"name": job.name, "seed": job.seed, "flat": is_flat(job.row)}
-    ended = json.loads((job.workdir / "result.json").read_text())
-    row["validation"], row["validation_error"] = ended["nll"], ended["nll_se"]
-    for dataset in SOURCES:
-        values = evaluation(job, dataset)["values"]
+    measurements = {"validation": json.loads((job.workdir / "result.json").read_text())}
+    measurements |= {dataset: evaluation(job, dataset)["values"] for dataset in SOURCES}
+    for text, values in measurements.items():
         error = values["nll_se"]  # null for one record
-        row[dataset], row[f"{dataset}_error"] = values["nll"], math.nan if error is None else error
+        row[text], row[f"{text}_error"] = values["nll"], math.nan if error is None else error
     lines = map(json.loads, (job.workdir / "metrics.jsonl").read_text().splitlines())
     logged = list(lines)
     row["losses"] = {line["step"]: line["loss"] for line in logged if "tokens_per_second" in line}
