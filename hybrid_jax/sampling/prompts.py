@@ -50,12 +50,11 @@ def build(
       UserError: if a prompt leaves no room, has nothing to generate, or holds an unknown id.
     """
     stops = check(rows, length=length, vocab_size=vocab_size, stop=stop)
-    given = np.zeros((len(rows), length), np.int32)
-    frozen = np.zeros((len(rows), length), bool)
-    for number, row in enumerate(rows):
-        ids = np.asarray(row, np.int32).reshape(-1)
-        given[number, : len(ids)] = np.where(ids == GAP, 0, ids)
-        frozen[number, : len(ids)] = ids != GAP
+    lengths, ids = _joined(rows)
+    shown = np.arange(length) < lengths[:, None]
+    given = np.zeros(shown.shape, np.int32)
+    frozen = np.zeros(shown.shape, bool)
+    given[shown], frozen[shown] = np.where(ids == GAP, 0, ids), ids != GAP
     return Prompts(given, frozen, stops.astype(np.int32))
 
 
@@ -73,27 +72,38 @@ def check(
     stops = np.broadcast_to(length if stop is None else np.asarray(stop), batch)
     if not np.issubdtype(stops.dtype, np.integer):
         raise UserError(f"Texts have whole numbers of tokens, and not {stop}.")
-    for number, (row, wanted) in enumerate(zip(rows, stops, strict=True)):
-        ids = np.asarray(row, np.int64).reshape(-1)
-        name = f"Prompt {number + 1}" if batch > 1 else "The prompt"
-        if not 1 <= wanted <= length:
-            raise UserError(
-                f"{name} asks for a text of {wanted} tokens, but the model writes 1 to {length}."
-            )
-        if len(ids) > wanted:
-            raise UserError(
-                f"{name} has {len(ids)} tokens, which does not fit a text of {wanted}: shorten it"
-                + (", or ask for a longer text." if wanted < length else ".")
-            )
-        unknown = ids[(ids != GAP) & ((ids < 0) | (ids >= vocab_size))]
-        if len(unknown):
-            raise UserError(
-                f"{name} holds the token id {unknown[0]}, which is outside 0 … {vocab_size - 1}: "
-                "it comes from another tokenizer, or is MASK."
-            )
-        if len(ids) == wanted and not np.any(ids == GAP):
-            raise UserError(
-                f"{name} fills all {wanted} tokens and leaves nothing to generate: shorten it, or "
-                "put a gap into it."
-            )
-    return stops
+    lengths, ids = _joined(rows)
+    owners = np.repeat(np.arange(batch), lengths)
+    unknown = (ids != GAP) & ((ids < 0) | (ids >= vocab_size))
+    holds_unknown = np.bincount(owners[unknown], minlength=batch) > 0
+    is_full = (lengths == stops) & (np.bincount(owners[ids == GAP], minlength=batch) == 0)
+    wrong = (stops < 1) | (stops > length) | (lengths > stops) | holds_unknown | is_full
+    if not wrong.any():
+        return stops
+    first = int(np.argmax(wrong))
+    name = f"Prompt {first + 1}" if batch > 1 else "The prompt"
+    wanted, given = stops[first], lengths[first]
+    if not 1 <= wanted <= length:
+        raise UserError(
+            f"{name} asks for a text of {wanted} tokens, but the model writes 1 to {length}."
+        )
+    if given > wanted:
+        raise UserError(
+            f"{name} has {given} tokens, which does not fit a text of {wanted}: shorten it"
+            + (", or ask for a longer text." if wanted < length else ".")
+        )
+    if holds_unknown[first]:
+        raise UserError(
+            f"{name} holds the token id {ids[unknown][0]}, which is outside 0 … {vocab_size - 1}: "
+            "it comes from another tokenizer, or is MASK."
+        )
+    raise UserError(
+        f"{name} fills all {wanted} tokens and leaves nothing to generate: shorten it, or "
+        "put a gap into it."
+    )
+
+
+def _joined(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The length of each row, and the ids of all, one after another."""
+    lengths = np.array([len(row) for row in rows])
+    return lengths, np.concatenate([np.asarray(row, np.int64) for row in rows])
