@@ -49,8 +49,8 @@ def build(
     Raises:
       UserError: if a prompt leaves no room, has nothing to generate, or holds an unknown id.
     """
-    stops = check(rows, length=length, vocab_size=vocab_size, stop=stop)
     lengths, ids = _joined(rows)
+    stops = _checked(lengths, ids, length, vocab_size, stop)
     shown = np.arange(length) < lengths[:, None]
     given = np.zeros(shown.shape, np.int32)
     frozen = np.zeros(shown.shape, bool)
@@ -66,13 +66,28 @@ def check(
     stop: Sequence[int] | int | None = None,
 ) -> Int[np.ndarray, "B"]:
     """The tokens wanted of each text. Arguments and errors are those of `build`."""
-    batch = len(rows)
-    if not batch:
+    return _checked(*_joined(rows), length, vocab_size, stop)
+
+
+def _joined(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The length of each row, and the ids of all, one after another."""
+    if not len(rows):
         raise UserError("There are no prompts: give at least one, which may be empty.")
+    flat = [np.asarray(row, np.int64).reshape(-1) for row in rows]
+    return np.array([len(ids) for ids in flat]), np.concatenate(flat)
+
+
+def _checked(
+    lengths: np.ndarray,
+    ids: np.ndarray,
+    length: int,
+    vocab_size: int,
+    stop: Sequence[int] | int | None,
+) -> np.ndarray:
+    batch = len(lengths)
     stops = np.broadcast_to(length if stop is None else np.asarray(stop), batch)
     if not np.issubdtype(stops.dtype, np.integer):
         raise UserError(f"Texts have whole numbers of tokens, and not {stop}.")
-    lengths, ids = _joined(rows)
     owners = np.repeat(np.arange(batch), lengths)
     unknown = (ids != GAP) & ((ids < 0) | (ids >= vocab_size))
     holds_unknown = np.bincount(owners[unknown], minlength=batch) > 0
@@ -101,9 +116,3 @@ def check(
         f"{name} fills all {wanted} tokens and leaves nothing to generate: shorten it, or "
         "put a gap into it."
     )
-
-
-def _joined(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """The length of each row, and the ids of all, one after another."""
-    lengths = np.array([len(row) for row in rows])
-    return lengths, np.concatenate([np.asarray(row, np.int64) for row in rows])
