@@ -78,6 +78,33 @@ except UserError as error:
 """
 
 
+FULL_DISK_OF_SOME = """
+import os, resource, sys
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax
+jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
+from jax.sharding import AxisType, NamedSharding
+from hybrid_jax.errors import UserError
+from hybrid_jax.runtime.checkpoint import Checkpointer
+mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(AxisType.Auto,))
+make = lambda: {"w": jax.random.normal(jax.random.key(0), (1 << 18,))}
+state = jax.jit(make, out_shardings=NamedSharding(mesh, jax.P("fsdp")))()
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for full in "0", "1", "01":
+    with Checkpointer(f"{sys.argv[1]}/{full}") as checkpointer:
+        checkpointer.save(1, state)
+        checkpointer.wait()
+        limit = 100_000 if sys.argv[3] in full else hard  # bytes in one file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        checkpointer.save(2, state)
+        try:
+            checkpointer.wait()
+        except UserError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+"""
+
+
 def test_killed_during_saves(tmp_path):
     """SIGKILL at random moments: the steps reported before the running one are intact."""
     wait = random.Random(0)
@@ -121,15 +148,14 @@ def test_a_full_disk_is_reported(tmp_path):
     assert latest_step(tmp_path) is None
 
 
-def test_two_processes_agree_to_fall_back(tmp_path):
-    """Only one of them meets the damage; neither may wait for the other for ever."""
+def of_two_processes(program, directory):
+    """What each of two processes of a program prints."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    directory = tmp_path / "checkpoints"
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(directory), address, str(index)],
+            [sys.executable, "-c", program, str(directory), address, str(index)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -137,10 +163,25 @@ def test_two_processes_agree_to_fall_back(tmp_path):
         for index in range(2)
     ]
     try:
-        outputs = [child.communicate(timeout=120)[0] for child in children]
+        return [child.communicate(timeout=120)[0] for child in children]
     finally:
         for child in children:
             child.kill()
-    for output in outputs:
+
+
+def test_two_processes_agree_to_fall_back(tmp_path):
+    """Only one of them meets the damage; neither may wait for the other for ever."""
+    for output in of_two_processes(TWO_PROCESSES, tmp_path):
         assert "RESULT 1 True 2" in output
-    assert (directory / "quarantine" / "2").is_dir()
+    assert (tmp_path / "quarantine" / "2").is_dir()
+
+
+def test_a_disk_that_is_full_for_one_process_stops_both(tmp_path):
+    """At once: by Orbax they would wait for one another for twenty minutes."""
+    for index, output in enumerate(of_two_processes(FULL_DISK_OF_SOME, tmp_path)):
+        errors = [line for line in output.splitlines() if "Cannot write " in line]
+        assert len(errors) == 3, output
+        for full, error in zip(("0", "1", "01"), errors, strict=True):
+            elsewhere = f"On process {full[0]}: " * (full[0] != str(index))
+            assert error.startswith(f"{elsewhere}Cannot write {tmp_path / full} ("), error
+            assert latest_step(tmp_path / full) == 1

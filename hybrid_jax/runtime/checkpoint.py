@@ -11,6 +11,7 @@ compared with its checksum, and a step that fails is moved to ``<directory>/quar
 older one has been restored. Nothing is deleted because it could not be read.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -33,10 +34,12 @@ from jax.experimental import multihost_utils
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.files import expanded, one_line, unwritable, writing
 from hybrid_jax.runtime.json_text import json_text
+from hybrid_jax.runtime.processes import Barriers, PartedError, raise_on_all
 
 logger = logging.getLogger(__name__)
 
 _HANDLERS = {"state": ocp.PyTreeCheckpointHandler, "meta": ocp.JsonCheckpointHandler}
+_openings = itertools.count()  # of folders to be written, the same on every process
 FORMAT = 1  # of the layout above; raise it when older readers would misread a new layout
 _UNRATED = sys.float_info.max  # the worst score that is a number in JSON
 
@@ -81,11 +84,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         self._config = config
         self._read_only = read_only
         if not read_only:
-            probe = self.directory / f".probe.{uuid.uuid4().hex}"
-            with writing(self.directory):
-                self.directory.mkdir(parents=True, exist_ok=True)
-                probe.write_bytes(b"probe")
-                probe.unlink()
+            self._probe()
         # Orbax's own read_only only turns off the same settings, and warns of it.
         best = managers.BestN(
             get_metric_fn=_score,
@@ -94,11 +93,17 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
             keep_checkpoints_without_metrics=False,
         )
         policy = managers.AnyPreservationPolicy([managers.LatestN(n=keep), best])
+        waiting = None
+        if jax.process_count() > 1 and not read_only:
+            client = ocp.multihost.get_jax_distributed_client()
+            barriers = Barriers(client, f"hybrid_jax/checkpoints/{next(_openings)}")
+            waiting = ocp.options.AsyncOptions(barrier_sync_fn=barriers.wait)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else policy,
             best_fn=None if read_only else _score,  # Orbax writes no scores without it
             create=not read_only,
             enable_async_checkpointing=background,
+            async_options=waiting,
             # What a killed save left behind; a reader must not remove a save in progress.
             cleanup_tmp_directories=not read_only,
         )
@@ -126,6 +131,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         if self._read_only:
             raise RuntimeError("save() on a read-only Checkpointer")
         self.wait()
+        raise_on_all(self._probe)  # a folder that Orbax cannot make is waited for
         leaves = named_leaves(state)
         # Taken now, from these very buffers: the next training step may overwrite them.
         sums = _digest(leaves)
@@ -142,18 +148,39 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
             raise RuntimeError(f"Orbax skipped the checkpoint of step {step}; newest is {newest}")
 
     def wait(self) -> None:
-        """Blocks until the running save is on disk. Raises `UserError` if it failed."""
-        try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:  # TensorStore makes a full disk a ValueError
-            raise unwritable(self.directory, error) from error
+        """Blocks until the running save is on disk. Raises `UserError` if it failed anywhere."""
+        if not raise_on_all(self._finished):
+            # The process that failed has raised at its end, and will not come here again.
+            raise UserError(f"Another process could not write {self.directory}: see what it says.")
 
     def close(self) -> None:
-        """Waits for the running save, then releases Orbax's threads. Raises as `wait` does."""
+        """Waits for the running save, then releases Orbax's threads. Raises if it failed here."""
         try:
-            self.wait()
+            self._finished()
         finally:
             self._manager.close()
+
+    def _probe(self) -> None:
+        """Raises `UserError` if nothing can be written."""
+        probe = self.directory / f".probe.{uuid.uuid4().hex}"
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"probe")
+            probe.unlink()
+
+    def _finished(self) -> bool:
+        """Waits for the own part of the running save: False if another process's part failed."""
+        try:
+            self._manager.wait_until_finished()
+        # TensorStore makes a full disk a ValueError.
+        except (OSError, ValueError, PartedError) as error:
+            cause: BaseException | None = error
+            while isinstance(cause, PartedError):
+                cause = cause.__context__
+            if cause is None:
+                return False
+            raise unwritable(self.directory, cause) from error
+        return True
 
     def steps(self) -> list[int]:
         """All listed steps, oldest first; a listed step may still prove to be damaged."""

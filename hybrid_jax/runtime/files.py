@@ -161,7 +161,7 @@ def writing(path: Path) -> Iterator[None]:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: Exception) -> UserError:
+def unwritable(path: Path, error: BaseException) -> UserError:
     """The error to raise when `path` could not be written."""
     return UserError(
         f"Cannot write {path} ({one_line(error)}); "

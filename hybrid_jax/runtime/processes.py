@@ -9,13 +9,14 @@ process they do nothing.
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import os
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TextIO, TypeVar
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 import jax
 import numpy as np
@@ -166,6 +167,39 @@ def assert_same(
 def of_process0(text: str) -> str:
     """The text that process 0 has."""
     return text if jax.process_count() == 1 else _gather(text)[0]
+
+
+class PartedError(RuntimeError):
+    """Another process is at another place of the program, where something has failed."""
+
+
+class Barriers:
+    """Places where all processes wait for one another, in any thread, but one after the other.
+
+    They are counted, and each process says which one it takes it for. A process that leaves some
+    out because it has failed thus meets the others at the next. By their names, as Orbax has them,
+    both sides would wait until their time is up.
+    """
+
+    def __init__(self, client: Any, name: str):
+        """Of the coordination service's `client`, under a name that all processes give."""
+        self._client, self._name = client, name
+        self._numbers = itertools.count()
+        self._parted = False
+
+    def wait(self, *, key: str, timeout_ms: int) -> None:
+        """Blocks until all are here. Raises PartedError if one says another `key`, then always."""
+        if self._parted:
+            raise PartedError(key)
+        number = next(self._numbers)
+        place, own = f"{self._name}/{number}", jax.process_index()
+        self._client.key_value_set(f"{place}/{own}", key)
+        self._client.wait_at_barrier(f"{place}/all", timeout_ms)
+        if number:  # which all have read, since they are here
+            self._client.key_value_delete(f"{self._name}/{number - 1}/{own}")
+        self._parted = {said for _, said in self._client.key_value_dir_get(f"{place}/")} != {key}
+        if self._parted:
+            raise PartedError(key)
 
 
 def check_shared(folder: Path) -> None:
