@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(autouse=True)
 def collect_abandoned_reads():
+    gc.freeze()  # what was there before is not looked through
     yield
     gc.collect()
 

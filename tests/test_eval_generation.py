@@ -34,7 +34,7 @@ def random_scorer(vocab_size, *, width=24, context=64, scale=0.3):
         positions=context, tied=True, head_bias=False,
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = network.shapes
     params = jax.tree.map(
         lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), shapes
     )

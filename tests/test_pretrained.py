@@ -171,7 +171,7 @@ def random_model(family, tokens=TOKENS):
         model=ModelConfig(**form),
     )
     network = experiment.network(tokens)
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = network.shapes
     rng = np.random.default_rng(0)
     noise = [
         jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
@@ -334,7 +334,7 @@ def test_sizes_of_published_models(config, rows, count):
     """GPT-2, SmolLM2-135M, Qwen2.5-0.5B, Qwen3-0.6B and Llama 3.2 1B."""
     form, found = family_config.read_config(config, "config.json")
     network = Transformer(vocab_size=rows, **form)
-    shapes = jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0)))
+    shapes = jax.tree.leaves(network.shapes)
     padding = (network.rows - rows) * network.width
     assert (found, sum(x.size for x in shapes) - padding) == (rows, count)
 

@@ -207,7 +207,7 @@ def test_vocabulary_has_room_for_mask_and_is_padded(tokens, rows):
 
 
 def test_parameters_have_padded_rows_and_stacked_layers():
-    shapes = jax.tree.map(jnp.shape, jax.eval_shape(SMALL.init, jax.random.key(0)))
+    shapes = jax.tree.map(jnp.shape, SMALL.shapes)
     assert shapes["embedding"] == (128, 16)
     assert shapes["head"]["kernel"] == (16, 128)
     assert shapes["layers"]["qkv"] == (2, 16, 3, 16)
@@ -224,7 +224,7 @@ def test_every_parameter_says_what_its_axes_are():
         {**BIASED, "kv_heads": 1, "gated": True, "activation": "silu"},
     ):
         network = dataclasses.replace(SMALL, **change)
-        found |= named_leaves(jax.eval_shape(network.init, jax.random.key(0)))
+        found |= named_leaves(network.shapes)
     assert {name: leaf.ndim for name, leaf in found.items()} == {
         name: len(axes) for name, axes in SMALL.axes.items()
     }
@@ -237,7 +237,7 @@ def test_a_tied_head_is_the_embedding_and_learns_with_it():
     rows = jax.random.normal(jax.random.key(4), (3, SMALL.width))
     wanted = rows @ params["embedding"].T
     np.testing.assert_allclose(network.logits(params, rows), wanted, rtol=1e-5, atol=1e-5)
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = network.shapes
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
 
 

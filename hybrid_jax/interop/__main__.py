@@ -52,7 +52,7 @@ def _import(options: argparse.Namespace) -> None:
                 "released HDLM model."
             )
         network = workdir_from_family(family, options.workdir, settings=options.settings)
-        shapes = jax.eval_shape(network.init, jax.random.key(0))
+        shapes = network.shapes
         size, workdir = sum(x.size for x in jax.tree.leaves(shapes)), options.workdir
         print(
             f"{workdir} holds an autoregressive model of {size:,} parameters; generate with\n"

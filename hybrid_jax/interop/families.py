@@ -80,7 +80,7 @@ def _sources(network: Transformer, leaf: str) -> tuple[tuple[str, ...], bool, bo
 
 def _shapes(network: Transformer, rows: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the tensors of a folder whose embedding has so many rows."""
-    for leaf, x in named_leaves(jax.eval_shape(network.init, jax.random.key(0))).items():
+    for leaf, x in named_leaves(network.shapes).items():
         names, turned, parted = _sources(network, leaf)
         stacked = leaf.startswith("layers/")
         shape = list(x.shape[1:] if stacked else x.shape)
@@ -117,7 +117,6 @@ def parameters(network: Transformer, folder: Path, rows: int, mesh: jax.sharding
                     f"In {folder} the head is not tied to the embedding, as its config says: fetch "
                     "it again."
                 )
-    abstract = jax.eval_shape(network.init, jax.random.key(0))
 
     def read(name: str, shape: Sequence[int], index: Sequence[slice]) -> np.ndarray:
         found = _read(network, table, name, shape, index)
@@ -125,12 +124,12 @@ def parameters(network: Transformer, folder: Path, rows: int, mesh: jax.sharding
             raise UserError(f"The weights in {folder} are not finite: fetch them again.")
         return found
 
-    places = jax.tree.leaves(sharding.like_parameters(mesh, abstract, network.axes))
+    places = jax.tree.leaves(sharding.like_parameters(mesh, network.shapes, network.axes))
     leaves = []
-    for (name, x), place in zip(named_leaves(abstract).items(), places, strict=True):
+    for (name, x), place in zip(named_leaves(network.shapes).items(), places, strict=True):
         part = functools.partial(read, name, x.shape)
         leaves.append(jax.make_array_from_callback(x.shape, place, part))
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    return jax.tree.unflatten(jax.tree.structure(network.shapes), leaves)
 
 
 def _read(

@@ -163,8 +163,8 @@ def parameters(network: Transformer, folder: Path) -> Any:
     Raises:
       UserError: as `Tensors.check`, or for other rotary frequencies than ours.
     """
-    abstract = jax.eval_shape(network.init, jax.random.key(0))
-    leaves = {name: np.zeros(x.shape, np.float32) for name, x in named_leaves(abstract).items()}
+    shapes = network.shapes
+    leaves = {name: np.zeros(x.shape, np.float32) for name, x in named_leaves(shapes).items()}
     places, table = tensors(network, leaves), Tensors(folder)
     table.check({name: place.shape for name, place in places.items()}, _UNNEEDED)
     for name, place in places.items():
@@ -176,7 +176,7 @@ def parameters(network: Transformer, folder: Path) -> Any:
         raise UserError(
             f"In {folder} the tensor {_FREQUENCIES} is not that of a rotary base 10000."
         )
-    return jax.tree.unflatten(jax.tree.structure(abstract), map(jnp.asarray, leaves.values()))
+    return jax.tree.unflatten(jax.tree.structure(shapes), map(jnp.asarray, leaves.values()))
 
 
 def _frequencies(head: int) -> np.ndarray:

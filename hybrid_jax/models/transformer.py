@@ -112,6 +112,11 @@ class Transformer(ModelConfig):
         return {**params["params"], **({"head": head} if head else {})}
 
     @property
+    def shapes(self) -> Params:
+        """Shapes and types of the parameters."""
+        return cast(Params, jax.tree.map(lambda shape: shape, _shapes(self)))  # dicts of its own
+
+    @property
     def axes(self) -> dict[str, tuple[str, ...]]:
         """Logical axes of each parameter by its path, "layers/qkv"."""
         layers = {f"layers/{name}": ("whole", *axes) for name, axes in _LAYER_AXES.items()}
@@ -190,6 +195,12 @@ class Transformer(ModelConfig):
         if self.head_bias:
             out = out + params["head"]["bias"][None]
         return out.reshape(*features.shape[:-1], -1)
+
+
+@functools.lru_cache
+def _shapes(network: Transformer) -> Params:
+    shapes: Params = jax.eval_shape(network.init, jax.random.key(0))
+    return shapes
 
 
 def _body(params: Params) -> Params:

@@ -58,7 +58,7 @@ def forward_flops(network: Transformer, spec: Spec) -> Flops:
     Computes masks on the default device, so call it outside of a mesh.
     """
     rows, pairs = _rows_and_pairs(spec)
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    shapes = network.shapes
     # Every entry of a weight matrix takes one multiplication and one addition for each row.
     weights = [x for name, x in named_leaves(shapes).items() if is_hidden_matrix(name, x)]
     weights += [leaf for leaf in jax.tree.leaves(shapes.get("level", ())) if leaf.ndim > 1]

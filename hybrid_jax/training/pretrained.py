@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import jax
 from jax.sharding import Mesh
 
 from hybrid_jax.config import Experiment
@@ -81,9 +80,9 @@ class Pretrained:
                 experiment = _on(experiment, schedule, strict=strict)
             network = experiment.network(tokenizer.vocab_size)
             mesh = mesh or sharding.one_device()
-            shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
-            places = sharding.like_parameters(mesh, shapes, network.axes)
-            found, params = _parameters(folder, step, sharding.with_shardings(shapes, places))
+            places = sharding.like_parameters(mesh, network.shapes, network.axes)
+            wanted = sharding.with_shardings(network.shapes, places)
+            found, params = _parameters(folder, step, wanted)
         return cls(
             experiment=experiment,
             tokenizer=tokenizer,

@@ -75,14 +75,16 @@ class TrainSetup:
     ) -> Self:
         """The setup for N = `vocab_size` real tokens; for `bos` and `eos` see `Spec`."""
         network = experiment.network(vocab_size)
-        params = jax.eval_shape(network.init, jax.random.key(0))
         spec, *others = (own.spec(vocab_size, bos, eos) for own in experiment.each)
+        steps, shapes = experiment.train.steps, network.shapes
         return cls(
             experiment=experiment,
             spec=spec,
             others=tuple(others),
             network=network,
-            optimizer=optim.make_optimizer(experiment.optimizer, experiment.train.steps, params),
+            optimizer=optim.make_optimizer(
+                experiment.optimizer, experiment.train.steps, network.shapes
+            ),
         )
 
     @property
@@ -133,7 +135,7 @@ class TrainSetup:
 
     def abstract_state(self, mesh: Mesh) -> TrainState:
         """Shapes, types and places of the state's leaves on a mesh."""
-        shapes = jax.eval_shape(self.init)
+        shapes = jax.eval_shape(self.init, self.network.shapes)
         places = sharding.like_parameters(mesh, shapes, self.network.axes)
         return cast(TrainState, sharding.with_shardings(shapes, places))
 
