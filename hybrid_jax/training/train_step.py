@@ -82,9 +82,7 @@ class TrainSetup:
             spec=spec,
             others=tuple(others),
             network=network,
-            optimizer=optim.make_optimizer(
-                experiment.optimizer, experiment.train.steps, network.shapes
-            ),
+            optimizer=optim.make_optimizer(experiment.optimizer, steps, shapes),
         )
 
     @property
