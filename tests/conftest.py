@@ -52,10 +52,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cases", choices=["all", "first", "others"], default="all",
         help="of each parametrised test run all cases, only the first, or only the others; a test "
-        "that has no others always runs, but one that takes minutes not with 'first'",
+        "without cases runs with both, or in a slow module with one of them",
     )  # fmt: skip
-    parser.addoption("--no-skips", action="store_true", help="fail if anything is skipped but "
-                     "tests that need an optional folder")  # fmt: skip
+    parser.addoption(
+        "--no-skips", choices=["all", "slow"],
+        help="fail if any test is skipped, or any of a slow module, which may be left out of the "
+        "run beside this one; tests that need an optional folder may be",
+    )  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,10 +67,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     left_out: set[pytest.Item] = set()
+    turns = itertools.cycle(("others", "first"))
     for first, *others in cases.values():
         if wanted == "first":
-            left_out |= {*others, *([first] if first.get_closest_marker("minutes") else [])}
+            left_out |= set(others)
         elif wanted == "others" and others:
+            left_out.add(first)
+        if not others and first.get_closest_marker("slow") and wanted not in ("all", next(turns)):
             left_out.add(first)
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
@@ -82,12 +88,14 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is None or not session.config.getoption("--no-skips"):
+    if reporter is None:
         return  # only the process that reports sees all
-    reasons = [report.longrepr[2] for report in reporter.stats.get("skipped", [])]
-    if any("optional folder" not in reason for reason in reasons):
-        reporter.write_line("\nskipped, which --no-skips forbids: see below", red=True)
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    forbidden = session.config.getoption("--no-skips")
+    for report in reporter.stats.get("skipped", []):
+        of_those = forbidden == "all" or forbidden in report.keywords
+        if of_those and "optional folder" not in report.longrepr[2]:
+            reporter.write_line(f"\n{report.nodeid} may not be skipped: see below", red=True)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def optional_folder(path: Path) -> Path:

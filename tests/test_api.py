@@ -23,6 +23,8 @@ from hybrid_jax.eval.score import score
 from hybrid_jax.generation import requests
 from hybrid_jax.method import hyperschedule
 
+pytestmark = pytest.mark.slow
+
 AR_TEXT = "12 plus 12 makes 24."
 
 

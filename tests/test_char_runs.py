@@ -15,6 +15,8 @@ from nanogpt import NanoGPT
 from hybrid_jax.errors import UserError
 from hybrid_jax.runtime.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 SMALL = {
     "model.layers": "1",

@@ -27,6 +27,8 @@ from hybrid_jax.runtime.decode import listed
 from hybrid_jax.runtime.files import write_atomic
 from hybrid_jax.training import loop, workdir
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),

@@ -12,6 +12,8 @@ import pytest
 
 from hybrid_jax.runtime import compilation_cache, processes
 
+pytestmark = pytest.mark.slow
+
 # A command that compiles as many programs as its words say, and prints how many it read from disk
 # and how many it wrote.
 COMMAND = """

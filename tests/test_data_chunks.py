@@ -16,6 +16,8 @@ from hybrid_jax.errors import Interrupted, UserError
 from hybrid_jax.runtime import workers
 from hybrid_jax.runtime.scratch import locked, resumed_folder
 
+pytestmark = pytest.mark.slow
+
 CHARACTERS = 150  # of a chunk here: there are many more than signals below
 # Prepares with small chunks, and sends signal NUMBER, after AFTER of them, to TARGET: "all" for
 # itself, or "worker". Prints the numbers of its workers before.

@@ -35,6 +35,8 @@ from hybrid_jax.sampling import loop, rules
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 24
 
 

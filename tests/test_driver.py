@@ -21,6 +21,8 @@ from hybrid_jax.runtime.sharding import MeshConfig
 from hybrid_jax.sampling import rules
 from hybrid_jax.training import pretrained
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["", "12 plus", "7", "", "a b", "33 plus 33 ma", "", "5 plus", "", "1", "", "22"]
 MESH = MeshConfig(data=4, fsdp=1, tensor=2)
 

@@ -21,6 +21,8 @@ from hybrid_jax.eval.detokenize import NAMES, detokenizer
 from hybrid_jax.training import pretrained
 from hybrid_jax.training.likelihood import BoundEstimate
 
+pytestmark = pytest.mark.slow
+
 
 def measured(folder, dataset, **settings):
     model = pretrained.load(folder)

@@ -20,6 +20,8 @@ from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.rules import ACS, Ancestral
 from hybrid_jax.sampling.state import Sampler
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -12,6 +12,8 @@ import runs
 
 from hybrid_jax import main
 
+pytestmark = pytest.mark.slow
+
 SUM = "the same command continues from the newest checkpoint"
 
 
@@ -69,7 +71,6 @@ def flip_a_byte(step_folder):
     file.write_bytes(content)
 
 
-@pytest.mark.minutes
 def test_interrupted_is_uninterrupted_bit_for_bit(config, whole, tmp_path):
     """Killed during a save, stopped in both clean ways, and damaged."""
     chance = random.Random(0)

@@ -32,6 +32,8 @@ from hybrid_jax.sampling import cache_feed, loop, prompts, rules
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training import pretrained
 
+pytestmark = pytest.mark.slow
+
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
 # ---------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ from hybrid_jax.sampling.setting import check_ranges, setting, settings_of
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 24
 
 

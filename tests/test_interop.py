@@ -43,6 +43,8 @@ from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import loop, pretrained
 from hybrid_jax.training import workdir as workdirs
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 16
 ADAMW = OptimizerConfig(
     name="adamw", learning_rate=1e-3, beta2=0.95, weight_decay=0.1, final_fraction=0.13

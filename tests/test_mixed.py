@@ -25,6 +25,8 @@ from hybrid_jax.runtime import sharding
 from hybrid_jax.training import flops, pretrained
 from hybrid_jax.training.train_step import TrainSetup
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "1/2,1/4,1/4 8:0,0,1"
 MIXED = {
     "schedule": ScheduleConfig(

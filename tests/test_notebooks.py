@@ -16,13 +16,14 @@ pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 pytest.importorskip("matplotlib")
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = {path.stem: path for path in sorted((REPOSITORY / "colab").glob("*.ipynb"))}
 each_notebook = pytest.mark.parametrize("name", NOTEBOOKS)
 # One device, and programs that other tests and runs have compiled.
 MACHINE = {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": "1",
-    "XLA_FLAGS": "",  # these programs do run for a while
     "JAX_COMPILATION_CACHE_DIR": str(REPOSITORY / ".pytest_cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
 }
@@ -70,7 +71,6 @@ def text_file(folder):
     return f"files:{file}"
 
 
-@pytest.mark.minutes
 def test_quickstart(tmp_path):
     said = run(
         "quickstart", tmp_path, STEPS=20, SOURCE=text_file(tmp_path), TOKENIZER="byte", LENGTH=32,
@@ -140,7 +140,6 @@ def test_pretrained_with_a_released_model(reference, tmp_path):
     assert str(tmp_path) not in str(said)
 
 
-@pytest.mark.minutes
 def test_adapt(tmp_path):
     pytest.importorskip("tokenizers")
     from test_pretrained import folder_of

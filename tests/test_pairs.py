@@ -24,6 +24,8 @@ from hybrid_jax.training import flops, pretrained, workdir
 from hybrid_jax.training.likelihood import evaluate_bound
 from hybrid_jax.training.train_step import KeyPurpose, TrainSetup, train_step
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 16
 PAIRS = [(f"{a}+{b}=", str(a + b) * (1 + a % 3)) for a in range(12) for b in range(12)]
 PAIRS += [(prompt, answer + "?") for prompt, answer in PAIRS[::5]]  # other answers to the same

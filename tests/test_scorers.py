@@ -29,6 +29,8 @@ from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
 from hybrid_jax.training.likelihood import evaluate_bound
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------------------------------
 # An autoregressive run as scorer.
 

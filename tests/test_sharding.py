@@ -24,6 +24,8 @@ from hybrid_jax.sampling.loop import generate
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training.train_step import TrainSetup
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH, LENGTH, TOKENS = 10, 32, 16, 60
 MESHES = {
     "2 x 4": MeshConfig(data=2, fsdp=4),

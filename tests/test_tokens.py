@@ -16,6 +16,8 @@ from hybrid_jax import evaluate, generate
 from hybrid_jax import score as scoring
 from hybrid_jax.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SMALL = [f"--config.{name}" for name in (
     "train.steps=4", "model.layers=1", "model.width=16", "evaluation.final_records=8",
     "sampling.count=0", "schedule.levels=2",

@@ -36,6 +36,8 @@ from hybrid_jax.training import loop as train
 from hybrid_jax.training import workdir
 from hybrid_jax.training.train_step import TrainState, train_step
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory) -> Experiment:
