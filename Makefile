@@ -7,7 +7,7 @@
 # make docs   venv + install + the documentation site, in build/docs
 # make bench  venv + install + the benchmarks that a processor can run, about twenty minutes
 # Choose an interpreter with PYTHON=python3.12, a place for the environment with VENV=folder, and
-# what pytest is told with ARGS=..., such as ARGS=--cases=first (one case of each test, and half of
+# what pytest is told with ARGS=..., such as ARGS=--cases=first (one case of each test, and few of
 # the slow ones). Tests skip what needs a package or a program that is missing, and say so at the end.
 
 PYTHON ?= python3

@@ -21,6 +21,8 @@ from hybrid_jax.interop import card as cards
 from hybrid_jax.interop.__main__ import main as interop
 from hybrid_jax.training import pretrained
 
+pytestmark = pytest.mark.slow
+
 RESULT = {
     "step": 8, "bound": "gamma, continuous time", "records": 16, "draws": 2, "nll": 1.5,
     "nll_se": 0.25, "bits_per_byte": None, "unigram_perplexity": 21.5,

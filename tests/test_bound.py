@@ -30,7 +30,7 @@ from hybrid_jax.method import loss as estimator
 from hybrid_jax.method.objective import Draw
 from hybrid_jax.models.transformer import Transformer
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = [pytest.mark.usefixtures("strict_promotion"), pytest.mark.slow]
 
 
 @functools.cache

@@ -23,6 +23,8 @@ from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.training import pretrained
 
+pytestmark = pytest.mark.slow
+
 BYTES = ByteTokenizer()
 TEXT = '''\
 half of a body

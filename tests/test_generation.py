@@ -25,7 +25,7 @@ from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.rules import ACS, Ancestral, EntropyBound, Psi, ReMDM, Threshold
 from hybrid_jax.sampling.state import Sampler
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = [pytest.mark.usefixtures("strict_promotion"), pytest.mark.slow]
 
 N, LENGTH = 13, 12
 

@@ -21,7 +21,7 @@ from hybrid_jax.sampling.rules import ACS
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.windows import Windows
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = [pytest.mark.usefixtures("strict_promotion"), pytest.mark.slow]
 
 N, LENGTH = 13, 14
 ROWS = [[], [3], [1, 2, 3, 4, 5, 6, 7], [4, GAP, GAP, 6, 7, 8, 9, 1, 2, 3, GAP], [5] * 13]

@@ -26,6 +26,8 @@ from hybrid_jax.runtime.decode import from_values
 from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.training import pretrained
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------------------------------
 # A language in which a digit says how many letters come before the full stop: "3abc.", and what
 # comes behind that cannot be predicted.

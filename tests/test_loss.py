@@ -15,7 +15,7 @@ from hybrid_jax.method import loss as estimator
 from hybrid_jax.method import objective as objectives
 from hybrid_jax.method.objective import Bound, Draw, Objective
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = [pytest.mark.usefixtures("strict_promotion"), pytest.mark.slow]
 
 TOKENS = 5
 KERNELS = kernels(TOKENS)

@@ -13,6 +13,8 @@ from hybrid_jax.data.settings import DataConfig
 from hybrid_jax.errors import UserError
 from hybrid_jax.training import workdir
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 8
 STAGES = "0.7,0.2,0.1 6:1/3,0,2/3 12:0,1,0"
 STEPS, BATCH = 40, 12

@@ -17,6 +17,8 @@ from hybrid_jax.optim import (
     make_optimizer,
 )
 
+pytestmark = pytest.mark.slow
+
 LAYERS, WIDTH, VOCABULARY = 3, 8, 20
 SHAPES = {
     "embedding": (VOCABULARY, WIDTH),

@@ -25,7 +25,7 @@ from hybrid_jax.method.objective import Objective
 from hybrid_jax.sampling import prompts, rules
 from hybrid_jax.sampling.loop import generate
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = [pytest.mark.usefixtures("strict_promotion"), pytest.mark.slow]
 
 TOKENS, LENGTH, DRAWS = 3, 4, 30_000
 CHAIN = chains.of_step(np.array([[0.7, 0.2, 0.1], [0.05, 0.15, 0.8], [0.5, 0.4, 0.1]]))

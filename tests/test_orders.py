@@ -38,6 +38,8 @@ from hybrid_jax.sampling.settings import SamplingConfig
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.training.likelihood import evaluate_bound
 
+pytestmark = pytest.mark.slow
+
 N = 3
 MASK = N
 DRAWS = 6000

@@ -19,7 +19,7 @@ from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.state import Sampler
 from hybrid_jax.sampling.windows import Windows
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = [pytest.mark.usefixtures("strict_promotion"), pytest.mark.slow]
 
 
 def spec_of(schedule, tokens, kernel="gamma .7", **layout):

@@ -15,7 +15,7 @@ from hybrid_jax.models import attention, rotary
 from hybrid_jax.models.transformer import Transformer
 from hybrid_jax.runtime.checkpoint import named_leaves
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = [pytest.mark.usefixtures("strict_promotion"), pytest.mark.slow]
 
 SMALL = Transformer(vocab_size=11, layers=2, width=16, heads=2, condition=6)
 BATCH, ROWS = 2, 5

@@ -23,7 +23,7 @@ from hybrid_jax.sampling.prompts import GAP
 from hybrid_jax.sampling.state import Place, Sampler
 from hybrid_jax.sampling.windows import Windows
 
-pytestmark = pytest.mark.usefixtures("strict_promotion")
+pytestmark = [pytest.mark.usefixtures("strict_promotion"), pytest.mark.slow]
 
 N, LENGTH, WIDTH = 13, 12, 5
 BLOCKS = hyperschedule.block(length=LENGTH, width=WIDTH, levels=3)
