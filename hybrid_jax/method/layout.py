@@ -74,10 +74,6 @@ class Layout:
         """
         return bool(self.shift) and schedule.width == 1 and schedule.levels == 1
 
-    def in_order(self, schedule: Hyperschedule) -> bool:
-        """True if no other than the first L training rows predict, each its own of L positions."""
-        return not self.shift or self.plain(schedule)
-
 
 class Rows(NamedTuple):
     """Attributes of the rows fed to the network (see the module text)."""

@@ -239,11 +239,7 @@ def _predicting(
     features = network.features(params, held, shared.position, pattern, level, dropout_keys)
     source, exists = jax.vmap(lambda r: layouts.predictors(r, schedule.length))(rows)
     draw = draw._replace(active=draw.active & exists)
-    if layout.in_order(schedule):  # whose gradient is no sum over an index
-        features = features[:, : schedule.length]
-    else:
-        features = jnp.take_along_axis(features, source[..., None], axis=1)
-    return features, (tokens, noisy, draw)
+    return jnp.take_along_axis(features, source[..., None], axis=1), (tokens, noisy, draw)
 
 
 def _of_examples(key: Key[Array, ""], places: Int[Array, "b"]) -> Key[Array, "b"]:

@@ -150,8 +150,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
     def wait(self) -> None:
         """Blocks until the running save is on disk. Raises `UserError` if it failed anywhere."""
         if not raise_on_all(self._finished):
-            # The process that failed has raised at its end, and will not come here again.
-            raise UserError(f"Another process could not write {self.directory}: see what it says.")
+            raise UserError(f"Not every process could write {self.directory}: see what each says.")
 
     def close(self) -> None:
         """Waits for the running save, then releases Orbax's threads. Raises if it failed here."""
