@@ -79,9 +79,10 @@ except UserError as error:
 
 
 FULL_DISK_OF_SOME = """
-import os, resource, sys
+import os, resource, shutil, sys
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
+from jax.experimental import multihost_utils
 jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
 from jax.sharding import AxisType, NamedSharding
 from hybrid_jax.errors import UserError
@@ -102,6 +103,17 @@ for full in "0", "1", "01":
         except UserError as error:
             print(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+folder = f"{sys.argv[1]}/gone"
+with Checkpointer(folder) as checkpointer:
+    multihost_utils.sync_global_devices("before")
+    if sys.argv[3] == "0":
+        shutil.rmtree(folder)
+        open(folder, "w").close()
+    multihost_utils.sync_global_devices("after")
+    try:
+        checkpointer.save(1, state)
+    except UserError as error:
+        print(error)
 """
 
 
@@ -180,8 +192,9 @@ def test_a_disk_that_is_full_for_one_process_stops_both(tmp_path):
     """At once: by Orbax they would wait for one another for twenty minutes."""
     for index, output in enumerate(of_two_processes(FULL_DISK_OF_SOME, tmp_path)):
         errors = [line for line in output.splitlines() if "Cannot write " in line]
-        assert len(errors) == 3, output
-        for full, error in zip(("0", "1", "01"), errors, strict=True):
+        *of_full, of_gone = errors
+        assert f"Cannot write {tmp_path}/gone (" in of_gone, output
+        for full, error in zip(("0", "1", "01"), of_full, strict=True):
             elsewhere = f"On process {full[0]}: " * (full[0] != str(index))
             assert error.startswith(f"{elsewhere}Cannot write {tmp_path / full} ("), error
             assert latest_step(tmp_path / full) == 1

@@ -52,8 +52,7 @@ def _import(options: argparse.Namespace) -> None:
                 "released HDLM model."
             )
         network = workdir_from_family(family, options.workdir, settings=options.settings)
-        shapes = network.shapes
-        size, workdir = sum(x.size for x in jax.tree.leaves(shapes)), options.workdir
+        size, workdir = sum(x.size for x in jax.tree.leaves(network.shapes)), options.workdir
         print(
             f"{workdir} holds an autoregressive model of {size:,} parameters; generate with\n"
             f"  python -m hybrid_jax.generate --workdir={workdir}\nand start a training with\n"

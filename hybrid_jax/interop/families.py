@@ -124,12 +124,13 @@ def parameters(network: Transformer, folder: Path, rows: int, mesh: jax.sharding
             raise UserError(f"The weights in {folder} are not finite: fetch them again.")
         return found
 
-    places = jax.tree.leaves(sharding.like_parameters(mesh, network.shapes, network.axes))
+    shapes = network.shapes
+    places = jax.tree.leaves(sharding.like_parameters(mesh, shapes, network.axes))
     leaves = []
-    for (name, x), place in zip(named_leaves(network.shapes).items(), places, strict=True):
+    for (name, x), place in zip(named_leaves(shapes).items(), places, strict=True):
         part = functools.partial(read, name, x.shape)
         leaves.append(jax.make_array_from_callback(x.shape, place, part))
-    return jax.tree.unflatten(jax.tree.structure(network.shapes), leaves)
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def _read(

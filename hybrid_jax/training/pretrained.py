@@ -80,9 +80,9 @@ class Pretrained:
                 experiment = _on(experiment, schedule, strict=strict)
             network = experiment.network(tokenizer.vocab_size)
             mesh = mesh or sharding.one_device()
-            places = sharding.like_parameters(mesh, network.shapes, network.axes)
-            wanted = sharding.with_shardings(network.shapes, places)
-            found, params = _parameters(folder, step, wanted)
+            shapes = network.shapes
+            places = sharding.like_parameters(mesh, shapes, network.axes)
+            found, params = _parameters(folder, step, sharding.with_shardings(shapes, places))
         return cls(
             experiment=experiment,
             tokenizer=tokenizer,
